@@ -1,0 +1,17 @@
+# A piece of native work: runs once, without the GIL, on any thread; its end is told on the loop's thread.
+#
+# A subclass sets `work` and `state` in its constructor; `state` points into C fields of the subclass itself, which must
+# not change and must own all the memory that the work touches until the job has ended. Whoever hands a job over keeps
+# a reference to it meanwhile (the executor does).
+
+from libc.stdint cimport int64_t
+
+cdef int64_t monotonic_ns() noexcept nogil
+
+
+cdef class Job:
+    cdef void (*work)(void* state) noexcept nogil
+    cdef void* state
+    cdef readonly int64_t started_ns    # CLOCK_MONOTONIC; 0 before
+    cdef readonly int64_t ended_ns
+    cdef public object done             # Callable[[Job], None] or None; called on the loop's thread

@@ -1,0 +1,20 @@
+# A piece of native work: see job.pxd.
+
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef class Job:
+    def run(self):
+        cdef int64_t started, ended
+        with nogil:
+            started = monotonic_ns()
+            self.work(self.state)
+            ended = monotonic_ns()
+        self.started_ns = started
+        self.ended_ns = ended

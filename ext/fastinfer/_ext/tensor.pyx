@@ -1,0 +1,252 @@
+# Tensors and their memory: see tensor.pxd.
+
+import numpy as np
+
+cimport cython
+cimport numpy as cnp
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy
+from posix.stdlib cimport posix_memalign
+
+from fastinfer._ext.datatype cimport BYTES, from_str, name_of, row
+
+cnp.import_array()
+
+cdef enum:
+    ALIGNMENT = 64      # a cache line, and the widest vector register
+
+
+cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
+    cdef void* block = NULL
+    if nbytes < 0 or posix_memalign(&block, ALIGNMENT, <size_t>nbytes if nbytes > 0 else 1) != 0:
+        return NULL
+    return <char*>block
+
+
+cdef void free_block(char* block) noexcept nogil:
+    free(block)
+
+
+cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
+    cdef int64_t count = 1
+    cdef int i
+    cdef bint empty = False
+    for i in range(rank):
+        if dims[i] < 0:
+            return -1
+        if dims[i] == 0:
+            empty = True
+    if empty:
+        return 0
+    for i in range(rank):
+        if count > (<int64_t>0x7FFFFFFFFFFFFFFF) // dims[i]:
+            return -1
+        count *= dims[i]
+    return count
+
+
+@cython.final
+cdef class Memory:
+    def __dealloc__(self):
+        free_block(self.data)
+
+    @staticmethod
+    cdef Memory allocate(Py_ssize_t nbytes):
+        cdef char* block = allocate_block(nbytes)
+        if block == NULL:
+            raise MemoryError(f"no memory for {nbytes} bytes")
+        return Memory.adopt(block, nbytes)
+
+    @staticmethod
+    cdef Memory adopt(char* block, Py_ssize_t nbytes):
+        cdef Memory memory = Memory.__new__(Memory)
+        memory.data = block
+        memory.nbytes = nbytes
+        return memory
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.nbytes, 0, flags)
+
+
+@cython.final
+cdef class TensorSpec:
+    def __init__(self, str name not None, str datatype not None, shape, symbols=()):
+        self.name = name
+        self.datatype_id = from_str(datatype)
+        self.shape = tuple(shape)
+        self.rank = <int>len(self.shape)
+        if self.rank > MAX_RANK:
+            raise ValueError(f"'{name}' has {self.rank} dimensions, at most {MAX_RANK} are supported")
+        self.symbols = tuple(symbols) or ("",) * self.rank
+        cdef int i
+        for i in range(self.rank):
+            self.dims[i] = self.shape[i]
+
+    @property
+    def datatype(self):
+        return name_of(self.datatype_id)
+
+    def __eq__(self, other):
+        if not isinstance(other, TensorSpec):
+            return NotImplemented
+        cdef TensorSpec that = other
+        return self.name == that.name and self.datatype_id == that.datatype_id and self.shape == that.shape
+
+    def __hash__(self):
+        return hash((self.name, self.datatype_id, self.shape))
+
+    def __repr__(self):
+        return f"TensorSpec({self.name!r}, {self.datatype!r}, {list(self.shape)})"
+
+
+@cython.final
+cdef class Tensor:
+    @staticmethod
+    cdef Tensor wrap(str name, int datatype_id, int rank, const int64_t* dims, char* data, Py_ssize_t nbytes,
+                     object owner):
+        cdef Tensor tensor = Tensor.__new__(Tensor)
+        tensor.name = name
+        tensor.datatype_id = datatype_id
+        tensor.rank = rank
+        memcpy(tensor.dims, dims, rank * sizeof(int64_t))
+        tensor.count = element_count(dims, rank)
+        tensor.data = data
+        tensor.nbytes = nbytes
+        tensor.owner = owner
+        return tensor
+
+    @staticmethod
+    def from_numpy(str name not None, array, str datatype=None):
+        array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
+        if array.ndim > MAX_RANK:
+            raise ValueError(f"'{name}' has {array.ndim} dimensions, at most {MAX_RANK} are supported")
+        cdef int datatype_id = from_str(datatype if datatype is not None else _v2_name(array.dtype))
+        cdef int64_t[MAX_RANK] dims
+        cdef int i
+        for i in range(array.ndim):
+            dims[i] = array.shape[i]
+        if datatype_id == BYTES:
+            return _from_strings(name, array, dims)
+        array = array.astype(row(datatype_id).numpy.decode(), copy=False, casting="equiv")
+        return Tensor.wrap(name, datatype_id, array.ndim, dims, <char*>cnp.PyArray_DATA(array), array.nbytes, array)
+
+    @property
+    def datatype(self):
+        return name_of(self.datatype_id)
+
+    @property
+    def shape(self):
+        return tuple([self.dims[i] for i in range(self.rank)])
+
+    def numpy(self):
+        cdef cnp.npy_intp[MAX_RANK] dims
+        cdef int i
+        for i in range(self.rank):
+            dims[i] = self.dims[i]
+        if self.datatype_id == BYTES:
+            return _strings(self)
+        dtype = np.dtype(row(self.datatype_id).numpy.decode())
+        cdef cnp.ndarray array = cnp.PyArray_SimpleNewFromData(self.rank, dims, dtype.num, self.data)
+        Py_INCREF(self)
+        cnp.PyArray_SetBaseObject(array, self)      # steals the reference just taken
+        array.flags.writeable = False
+        return array
+
+    cdef Tensor rows(self, int64_t start, int64_t count):
+        cdef Py_ssize_t first = self.row_offset(start)
+        cdef Py_ssize_t end = self.row_offset(start + count)
+        cdef int64_t[MAX_RANK] dims
+        memcpy(dims, self.dims, self.rank * sizeof(int64_t))
+        dims[0] = count
+        return Tensor.wrap(self.name, self.datatype_id, self.rank, dims, self.data + first, end - first, self.owner)
+
+    cdef Py_ssize_t row_offset(self, int64_t row_index) noexcept:
+        cdef int64_t elements = row_index * element_count(self.dims + 1, self.rank - 1)
+        cdef Py_ssize_t at = 0
+        cdef uint32_t size
+        cdef int64_t i
+        if self.datatype_id != BYTES:
+            return elements * row(self.datatype_id).itemsize
+        for i in range(elements):
+            memcpy(&size, self.data + at, 4)
+            at += 4 + <Py_ssize_t>size
+        return at
+
+    def slice_rows(self, int64_t start, int64_t count):
+        if self.rank == 0 or start < 0 or count < 0 or start + count > self.dims[0]:
+            raise IndexError(f"rows {start}..{start + count} of {self.shape}")
+        return self.rows(start, count)
+
+    def reshaped(self, shape):
+        cdef int64_t[MAX_RANK] dims
+        cdef int rank = <int>len(shape)
+        cdef int i
+        if rank > MAX_RANK:
+            raise ValueError(f"at most {MAX_RANK} dimensions are supported")
+        for i in range(rank):
+            dims[i] = shape[i]
+        if element_count(dims, rank) != self.count:
+            raise ValueError(f"{self.count} elements do not fit the shape {list(shape)}")
+        return Tensor.wrap(self.name, self.datatype_id, rank, dims, self.data, self.nbytes, self.owner)
+
+    def renamed(self, str name not None):
+        return Tensor.wrap(name, self.datatype_id, self.rank, self.dims, self.data, self.nbytes, self.owner)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a tensor's memory is read-only")
+        PyBuffer_FillInfo(view, self, self.data, self.nbytes, 1, flags)
+
+    def __repr__(self):
+        return f"Tensor({self.name!r}, {self.datatype!r}, {list(self.shape)})"
+
+
+cdef object _strings(Tensor tensor):
+    cdef list elements = []
+    cdef Py_ssize_t at = 0
+    cdef uint32_t size
+    cdef int64_t i
+    for i in range(tensor.count):
+        memcpy(&size, tensor.data + at, 4)
+        elements.append((tensor.data + at + 4)[:size])
+        at += 4 + <Py_ssize_t>size
+    array = np.empty(tensor.count, dtype=object)
+    array[:] = elements
+    return array.reshape(tensor.shape)
+
+
+cdef Tensor _from_strings(str name, array, const int64_t* dims):
+    cdef list elements = [e.encode() if isinstance(e, str) else bytes(e) for e in array.reshape(-1)]
+    cdef Py_ssize_t nbytes = 0
+    cdef Py_ssize_t at = 0
+    cdef bytes element
+    cdef uint32_t size
+    for element in elements:
+        nbytes += 4 + len(element)
+    cdef Memory memory = Memory.allocate(nbytes)
+    for element in elements:
+        size = <uint32_t>len(element)
+        memcpy(memory.data + at, &size, 4)
+        memcpy(memory.data + at + 4, <const char*>element, size)
+        at += 4 + <Py_ssize_t>size
+    return Tensor.wrap(name, BYTES, array.ndim, dims, memory.data, nbytes, memory)
+
+
+cdef dict _V2_NAMES = {
+    np.dtype(code): name for code, name in [
+        ("?", "BOOL"), ("u1", "UINT8"), ("u2", "UINT16"), ("u4", "UINT32"), ("u8", "UINT64"), ("i1", "INT8"),
+        ("i2", "INT16"), ("i4", "INT32"), ("i8", "INT64"), ("f2", "FP16"), ("f4", "FP32"), ("f8", "FP64"),
+    ]
+}
+
+
+cdef str _v2_name(dtype):
+    if dtype.kind in "OSU":
+        return "BYTES"
+    found = _V2_NAMES.get(dtype.newbyteorder("="))
+    if found is None:
+        raise ValueError(f"no v2 datatype for numpy's {dtype}")
+    return found

@@ -1,0 +1,61 @@
+"""The records that travel through the server: what a client asked for, and what it is answered."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastinfer._ext.tensor import Tensor
+
+class RequestedOutput:
+    """One entry of a request's ``outputs``; ``binary`` is 1, 0, or -1 where the client did not say."""
+
+    name: str
+    binary: int
+    classification: int
+    def __init__(self, name: str, binary: int = -1, classification: int = 0) -> None: ...
+
+class InferRequest:
+    """An inference request: decoded, then checked against a signature, then queued."""
+
+    id: bytes
+    inputs: list[Tensor]
+    outputs: list[RequestedOutput]
+    binary_output: bool
+    raw: bool
+    timeout_us: int
+    priority: int
+
+    rows: int
+    implicit_batch: bool
+    shape_key: Any
+
+    enqueued_ns: int
+    state: int
+    complete: Callable[[InferRequest, Any], None] | None
+    timer: Any
+    def __init__(
+        self,
+        inputs: list[Tensor],
+        outputs: list[RequestedOutput] | None = None,
+        id: bytes = b"",
+        binary_output: bool = False,
+        raw: bool = False,
+        timeout_us: int = 0,
+        priority: int = 0,
+    ) -> None: ...
+
+class InferResponse:
+    """An answer: its outputs in order, and for each whether it leaves as bytes behind the JSON."""
+
+    model_name: str
+    model_version: str
+    id: bytes
+    outputs: list[Tensor]
+    binary: tuple[bool, ...]
+    def __init__(
+        self,
+        model_name: str,
+        model_version: str,
+        outputs: list[Tensor],
+        id: bytes = b"",
+        binary: tuple[bool, ...] = (),
+    ) -> None: ...

@@ -1,0 +1,60 @@
+"""Tensors: a name, a datatype, a shape, and memory with its owner.
+
+Elements are little-endian and row-major. BYTES elements lie one behind the other, each a uint32 length and its bytes.
+"""
+
+from collections.abc import Buffer, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Memory(Buffer):
+    """One block of native memory, 64-byte aligned; freed with its last reference."""
+
+    nbytes: int
+
+class TensorSpec:
+    """What a model says of one input or output.
+
+    Args:
+        name: the tensor's name.
+        datatype: a v2 name such as ``"FP32"``; ValueError for an unknown one.
+        shape: dimensions, -1 for a variable one; ValueError past 16 dimensions.
+        symbols: the symbolic name of each dimension, ``""`` where it has none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    symbols: tuple[str, ...]
+    def __init__(self, name: str, datatype: str, shape: Sequence[int], symbols: Sequence[str] = ()) -> None: ...
+    @property
+    def datatype(self) -> str: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class Tensor(Buffer):
+    """A named tensor. The buffer protocol gives its bytes, read-only."""
+
+    name: str
+    nbytes: int
+    owner: object
+    @staticmethod
+    def from_numpy(name: str, array: Any, datatype: str | None = None) -> Tensor:
+        """A tensor over ``array``'s memory (copied only where it is not contiguous; BYTES are always copied).
+
+        ``datatype`` is needed for BF16, which numpy has no dtype for (give uint16). ValueError or TypeError where the
+        array's dtype does not fit.
+        """
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def numpy(self) -> NDArray[Any]:
+        """A read-only array over the tensor's memory; BF16 as uint16; BYTES as a new object array of ``bytes``."""
+    def slice_rows(self, start: int, count: int) -> Tensor:
+        """Rows ``start`` to ``start + count`` of the first dimension, sharing the memory. IndexError outside."""
+    def reshaped(self, shape: Sequence[int]) -> Tensor:
+        """The same memory under another shape. ValueError where the number of elements differs."""
+    def renamed(self, name: str) -> Tensor:
+        """The same memory under another name."""

@@ -1,0 +1,58 @@
+"""One error type, with its HTTP status.
+
+Every failure that a client may see is an :class:`ApiError`; whatever else is raised while a request is handled is a bug
+and is answered with a bare 500.
+"""
+
+from __future__ import annotations
+
+import re
+
+import orjson
+
+MAX_MESSAGE_BYTES = 512
+"""An error's sentence is cut here, at a character's border (contract §0)."""
+
+_PATH = re.compile(r"(?<![\w.])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+
+
+class ApiError(Exception):
+    """A refusal or a failure that is told to the client.
+
+    Args:
+        status: the HTTP status code, 4xx or 5xx.
+        message: one sentence that names the place; no file paths, no Python type names.
+        retry_after_s: seconds for ``Retry-After`` (503 only).
+        headers: further headers of the answer, as pairs of bytes.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        if retry_after_s is not None:
+            headers = (*headers, (b"Retry-After", str(retry_after_s).encode()))
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """The answer's body: ``{"error": "<sentence>"}``, compact."""
+        return orjson.dumps({"error": clip(self.message)})
+
+
+def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
+    """``message`` as one line of at most ``limit`` bytes of UTF-8, cut at a character's border."""
+    line = " ".join(message.split())
+    encoded = line.encode("utf-8", "replace")
+    return line if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "..."
+
+
+def without_paths(message: str) -> str:
+    """``message`` with every file path reduced to its last part; ONNX Runtime puts paths into its own texts."""
+    return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message)
