@@ -1,0 +1,31 @@
+# What a model takes and gives, and the check of a request against it.
+# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.message cimport InferRequest, InferResponse
+from fastinfer._ext.tensor cimport Tensor, TensorSpec
+
+
+cdef class Signature:
+    cdef readonly tuple inputs              # tuple[TensorSpec, ...]
+    cdef readonly tuple outputs
+    cdef readonly bint batched              # the first dimension of everything is the batch
+    cdef readonly int64_t max_batch_size    # rows; 0 where it is not batched
+    cdef readonly bint max_batch_size_configured
+    cdef readonly bint positional           # inputs are taken by position, their names are free
+    cdef readonly bint anything             # any inputs at all
+    cdef dict _input_index                  # name -> position
+    cdef dict _output_index
+    cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
+
+    # Puts the inputs in the model's order, gives them the batch dimension where the client left it out, sets rows,
+    # implicit_batch and shape_key. ApiError 400 where the request does not fit.
+    cpdef int check(self, InferRequest request, str model) except -1
+    # Picks what the request asked for out of all outputs (in the model's order).
+    cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
+
+    cdef int _order_inputs(self, InferRequest request, str model) except -1
+    cdef int _check_outputs(self, InferRequest request, str model) except -1
+    cdef int _check_batched(self, InferRequest request, str model) except -1
+    cdef Tensor _raw_input(self, Tensor body, str model)

@@ -1,0 +1,215 @@
+# What a model takes and gives, and the check of a request against it: see signature.pxd.
+
+cimport cython
+from libc.string cimport memcpy
+
+from fastinfer._ext.datatype cimport BYTES, name_of, row
+from fastinfer._ext.message cimport InferRequest, InferResponse, RequestedOutput
+from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec, element_count
+
+from fastinfer.errors import ApiError
+
+
+@cython.final
+cdef class Signature:
+    def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
+                 bint max_batch_size_configured=False, bint positional=False, bint anything=False):
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.batched = batched
+        self.max_batch_size = max_batch_size
+        self.max_batch_size_configured = max_batch_size_configured
+        self.positional = positional
+        self.anything = anything
+        self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
+        self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
+        cdef TensorSpec spec
+        self._static_rows = True
+        for spec in self.inputs:
+            if any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
+                self._static_rows = False
+
+    cpdef int check(self, InferRequest request, str model) except -1:
+        cdef TensorSpec spec
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        if not self.anything:
+            self._order_inputs(request, model)
+            for i in range(len(self.inputs)):
+                spec = <TensorSpec>self.inputs[i]
+                tensor = <Tensor>request.inputs[i]
+                if tensor.datatype_id != spec.datatype_id:
+                    raise ApiError(400, f"inference input '{tensor.name}' data-type is '{name_of(tensor.datatype_id)}'"
+                                        f", but model '{model}' expects '{name_of(spec.datatype_id)}'")
+        self._check_outputs(request, model)
+        if self.batched:
+            return self._check_batched(request, model)
+        request.rows = 1
+        if not self.anything:
+            for i in range(len(self.inputs)):
+                spec = <TensorSpec>self.inputs[i]
+                tensor = <Tensor>request.inputs[i]
+                if not _fits(tensor, spec, 0):
+                    raise _unexpected_shape(tensor, spec, model)
+        return 0
+
+    cdef int _order_inputs(self, InferRequest request, str model) except -1:
+        cdef list given = request.inputs
+        cdef Py_ssize_t wanted = len(self.inputs)
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        cdef bint in_order = len(given) == wanted
+        if request.raw:
+            request.inputs = [self._raw_input(<Tensor>given[0], model)]
+            return 0
+        if self.positional:
+            if not in_order:
+                raise ApiError(400, f"expected {wanted} inputs but got {len(given)} inputs for model '{model}'")
+            return 0
+        for i in range(len(given)):
+            if not in_order:
+                break
+            in_order = (<Tensor>given[i]).name == (<TensorSpec>self.inputs[i]).name
+        if in_order:            # the common case
+            return 0
+        cdef list ordered = [None] * wanted
+        for tensor in given:
+            index = self._input_index.get(tensor.name)
+            if index is None:
+                raise ApiError(400, f"unexpected inference input '{tensor.name}' for model '{model}'")
+            ordered[index] = tensor
+        missing = [f"'{spec.name}'" for i, spec in enumerate(self.inputs) if ordered[i] is None]
+        if missing:
+            names = ",".join([f"'{(<Tensor>t).name}'" for t in given])
+            raise ApiError(400, f"expected {wanted} inputs but got {len(given)} inputs for model '{model}'. "
+                                f"Got input(s) [{names}], but missing required input(s) [{','.join(missing)}]. "
+                                "Please provide all required input(s).")
+        request.inputs = ordered
+        return 0
+
+    cdef Tensor _raw_input(self, Tensor body, str model):
+        # The whole body is the only input's bytes, one row of it; at most one dimension may be open.
+        if len(self.inputs) != 1:
+            raise ApiError(400, f"a raw request needs a model with exactly 1 input, but model '{model}' has "
+                                f"{len(self.inputs)}")
+        cdef TensorSpec spec = <TensorSpec>self.inputs[0]
+        cdef int64_t[MAX_RANK] dims
+        cdef int64_t size = row(spec.datatype_id).itemsize
+        cdef int open_dim = -1
+        cdef int i
+        if spec.datatype_id == BYTES:
+            raise ApiError(400, f"a raw request cannot carry BYTES, the datatype of input '{spec.name}' of model "
+                                f"'{model}'")
+        for i in range(spec.rank):
+            dims[i] = 1 if (i == 0 and self.batched) else spec.dims[i]
+            if dims[i] < 0:
+                if open_dim >= 0:
+                    raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be told from a "
+                                        "raw request")
+                open_dim = i
+            else:
+                size *= dims[i]
+        if open_dim >= 0 and size > 0 and body.nbytes % size == 0:
+            dims[open_dim] = body.nbytes // size
+            size = body.nbytes
+        if size != body.nbytes:
+            raise ApiError(400, f"input byte size mismatch for input '{spec.name}' for model '{model}'. "
+                                f"Expected {size}, got {body.nbytes}")
+        return Tensor.wrap(spec.name, spec.datatype_id, spec.rank, dims, body.data, body.nbytes, body.owner)
+
+    cdef int _check_outputs(self, InferRequest request, str model) except -1:
+        cdef RequestedOutput wanted
+        for wanted in request.outputs:
+            if wanted.name not in self._output_index and not self.anything:
+                raise ApiError(400, f"unexpected inference output '{wanted.name}' for model '{model}'")
+            if wanted.classification:
+                raise ApiError(400, f"classification of output '{wanted.name}' is not supported")
+        return 0
+
+    cdef int _check_batched(self, InferRequest request, str model) except -1:
+        cdef Py_ssize_t count = len(self.inputs)
+        cdef Py_ssize_t i
+        cdef TensorSpec spec
+        cdef Tensor tensor
+        cdef Py_ssize_t without = 0
+        for i in range(count):
+            if (<Tensor>request.inputs[i]).rank == (<TensorSpec>self.inputs[i]).rank - 1:
+                without += 1
+        request.implicit_batch = without == count
+        if request.implicit_batch:
+            for i in range(count):
+                request.inputs[i] = _with_batch(<Tensor>request.inputs[i])
+        request.rows = -1
+        for i in range(count):
+            spec = <TensorSpec>self.inputs[i]
+            tensor = <Tensor>request.inputs[i]
+            if not _fits(tensor, spec, 1):
+                raise _unexpected_shape(tensor, spec, model)
+            if request.rows < 0:
+                request.rows = tensor.dims[0]
+            elif tensor.dims[0] != request.rows:
+                raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
+        if request.rows > self.max_batch_size and self.max_batch_size_configured:
+            raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
+        if not self._static_rows:
+            request.shape_key = _row_shapes(request.inputs)
+        return 0
+
+    cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version):
+        cdef list chosen = outputs
+        cdef RequestedOutput wanted
+        cdef tuple binary = ()
+        if request.outputs:
+            if self.anything:
+                by_name = {(<Tensor>t).name: t for t in outputs}
+                chosen = [by_name[wanted.name] for wanted in request.outputs if wanted.name in by_name]
+            else:
+                chosen = [outputs[self._output_index[wanted.name]] for wanted in request.outputs]
+                binary = tuple([wanted.binary == 1 or (wanted.binary == -1 and request.binary_output)
+                                for wanted in request.outputs])
+        elif request.binary_output or request.raw:
+            binary = (True,) * len(outputs)
+        if request.implicit_batch:
+            chosen = [_without_batch(<Tensor>t) for t in chosen]
+        return InferResponse(model, version, chosen, request.id, binary)
+
+
+cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
+    cdef int i
+    if tensor.rank != spec.rank:
+        return False
+    for i in range(first, tensor.rank):
+        if spec.dims[i] >= 0 and spec.dims[i] != tensor.dims[i]:
+            return False
+    return True
+
+
+cdef object _unexpected_shape(Tensor tensor, TensorSpec spec, str model):
+    return ApiError(400, f"unexpected shape for input '{tensor.name}' for model '{model}'. "
+                         f"Expected {_text(spec.shape)}, got {_text(tensor.shape)}")
+
+
+cdef str _text(shape):
+    return "[" + ",".join([str(dim) for dim in shape]) + "]"
+
+
+cdef bytes _row_shapes(list inputs):
+    # The dimensions behind the batch of all inputs, as bytes: ranks are the model's, so this is unambiguous.
+    cdef Tensor tensor
+    key = b""
+    for tensor in inputs:
+        key += (<char*>(tensor.dims + 1))[:(tensor.rank - 1) * sizeof(int64_t)]
+    return key
+
+
+cdef Tensor _with_batch(Tensor tensor):
+    cdef int64_t[MAX_RANK + 1] dims
+    dims[0] = 1
+    memcpy(dims + 1, tensor.dims, tensor.rank * sizeof(int64_t))
+    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank + 1, dims, tensor.data, tensor.nbytes,
+                       tensor.owner)
+
+
+cdef Tensor _without_batch(Tensor tensor):
+    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank - 1, tensor.dims + 1, tensor.data, tensor.nbytes,
+                       tensor.owner)

@@ -1,0 +1,46 @@
+"""What a model takes and gives, and the check of a request against it."""
+
+from collections.abc import Sequence
+
+from fastinfer._ext.message import InferRequest, InferResponse
+from fastinfer._ext.tensor import Tensor, TensorSpec
+
+class Signature:
+    """A model's inputs and outputs.
+
+    Args:
+        inputs: in the order in which the model takes them.
+        outputs: in the order in which it gives them.
+        batched: the first dimension of every input and output is the batch.
+        max_batch_size: rows of one batch; 0 where the model is not batched.
+        max_batch_size_configured: a request of more rows is refused (else the caller runs it in slices).
+        positional: inputs are taken by position, their names are free.
+        anything: any inputs at all are accepted.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    max_batch_size: int
+    max_batch_size_configured: bool
+    positional: bool
+    anything: bool
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        batched: bool = False,
+        max_batch_size: int = 0,
+        max_batch_size_configured: bool = False,
+        positional: bool = False,
+        anything: bool = False,
+    ) -> None: ...
+    def check(self, request: InferRequest, model: str) -> int:
+        """Makes ``request`` ready to run.
+
+        Puts its inputs in the model's order, adds the batch dimension where all inputs lack it, and sets ``rows``,
+        ``implicit_batch`` and ``shape_key``. ApiError 400, with Triton's sentence, where it does not fit.
+        """
+    def respond(self, request: InferRequest, outputs: list[Tensor], model: str, version: str) -> InferResponse:
+        """The answer: the wanted ones of all ``outputs`` (given in the model's order), in the wanted order."""
