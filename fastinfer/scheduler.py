@@ -64,6 +64,7 @@ Start = Callable[[list[InferRequest], Callable[[BatchResult], None]], Run | None
 
 
 _Head = tuple[int, int, int, Any]  # priority, when the group's oldest request came, a unique number, the group's key
+_TURN_NS = 500_000  # batches run inline for at most about so long before the loop turns
 _HEADS_ASKED = 16  # groups that are asked for a batch while the most urgent one waits for company
 
 
@@ -183,6 +184,7 @@ class Scheduler:
     def _dispatch(self) -> None:
         self._dispatch_due = False
         self._dispatching = True
+        began_ns = monotonic_ns()
         try:
             while self._free_instances and self._queued:
                 batch = self._take()
@@ -193,10 +195,11 @@ class Scheduler:
                 run = self._run(batch)
                 if run is not None:
                     batch.run = run
-                elif self._queued and not self._dispatch_due:
-                    # It ran on this thread: let others have a turn of the loop before the next one.
-                    self._dispatch_due = True
-                    self._loop.call_soon(self._dispatch)
+                elif self._queued and monotonic_ns() - began_ns > _TURN_NS:
+                    # These ran on this thread: let others have a turn of the loop before the next one.
+                    if not self._dispatch_due:
+                        self._dispatch_due = True
+                        self._loop.call_soon(self._dispatch)
                     break
         finally:
             self._dispatching = False
