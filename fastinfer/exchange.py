@@ -6,10 +6,15 @@ answers once, now or later: :meth:`Exchange.respond` or :meth:`Exchange.fail`. L
 
 from __future__ import annotations
 
-from collections.abc import Buffer, Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from typing_extensions import Buffer
+
 from fastinfer.errors import ApiError
+
+log = logging.getLogger(__name__)
 
 JSON = b"application/json"
 Fields = Sequence[tuple[bytes, bytes]]
@@ -67,3 +72,13 @@ class Exchange:
     def fail(self, error: ApiError) -> None:
         """Answers with an error's status and sentence."""
         self.respond(error.status, error.body(), JSON, error.headers)
+
+    def guard(self, step: Callable[..., object], *arguments: object) -> None:
+        """Calls a step towards the answer; whatever it raises is the answer."""
+        try:
+            step(*arguments)
+        except ApiError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("a request could not be answered")
+            self.fail(ApiError(500, "internal error"))

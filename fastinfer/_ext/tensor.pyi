@@ -3,11 +3,12 @@
 Elements are little-endian and row-major. BYTES elements lie one behind the other, each a uint32 length and its bytes.
 """
 
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 class Memory(Buffer):
     """One block of native memory, 64-byte aligned; freed with its last reference."""
@@ -46,6 +47,9 @@ class Tensor(Buffer):
         ``datatype`` is needed for BF16, which numpy has no dtype for (give uint16). ValueError or TypeError where the
         array's dtype does not fit.
         """
+    @staticmethod
+    def empty(name: str, datatype: str, shape: Sequence[int]) -> Tensor:
+        """A tensor over new memory that is not initialised; BYTES only without elements. ValueError, MemoryError."""
     @property
     def datatype(self) -> str: ...
     @property

@@ -133,6 +133,20 @@ cdef class Tensor:
         array = array.astype(row(datatype_id).numpy.decode(), copy=False, casting="equiv")
         return Tensor.wrap(name, datatype_id, array.ndim, dims, <char*>cnp.PyArray_DATA(array), array.nbytes, array)
 
+    @staticmethod
+    def empty(str name not None, str datatype not None, shape):
+        cdef int64_t[MAX_RANK] dims
+        cdef int rank = <int>len(shape)
+        cdef int i
+        for i in range(rank):
+            dims[i] = shape[i]
+        cdef int64_t count = element_count(dims, rank)
+        cdef int datatype_id = from_str(datatype)
+        if count < 0 or (datatype_id == BYTES and count > 0):
+            raise ValueError(f"no empty {datatype} tensor of shape {list(shape)}")
+        cdef Memory memory = Memory.allocate(count * row(datatype_id).itemsize)
+        return Tensor.wrap(name, datatype_id, rank, dims, memory.data, memory.nbytes, memory)
+
     @property
     def datatype(self):
         return name_of(self.datatype_id)

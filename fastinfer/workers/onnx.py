@@ -1,0 +1,137 @@
+"""The ``onnx`` worker: runs batches in ONNX Runtime, on native threads or, when they are tiny, on the loop's thread.
+
+A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted time
+is below ``INLINE_RUN_US`` runs at once on the loop's thread. Predictions come from measured runs of the same model with
+about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastinfer import limits
+from fastinfer._ext.batchrun import BatchRun
+from fastinfer._ext.executor import Executor
+from fastinfer._ext.message import InferRequest
+from fastinfer._ext.ort import OrtError, Session
+from fastinfer._ext.signature import Signature
+from fastinfer.errors import ApiError, without_paths
+from fastinfer.scheduler import BatchResult, Outcome, Run
+
+_SMOOTHING = 1 / 8  # weight of the newest run in the prediction; TCP's choice for round-trip times
+
+
+class OnnxWorker:
+    """A session that runs batches.
+
+    Args:
+        session: the loaded model.
+        signature: what it takes and gives.
+        executor: the native threads, shared by all models.
+    """
+
+    platform = "onnxruntime_onnx"
+
+    def __init__(self, session: Session, signature: Signature, executor: Executor) -> None:
+        self.signature = signature
+        self._session = session
+        self._executor = executor
+        self._prediction = RunTimes() if not session.may_loop else None
+
+    def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
+        batch = _Batch(self, requests, done)
+        return None if batch.finished else batch
+
+    def close(self) -> None:
+        # The session itself is freed with its last reference: an answer may still be written from its memory.
+        del self._session
+
+
+class RunTimes:
+    """Predicts how long a run takes from the runs measured so far, by the size of the input in powers of two."""
+
+    def __init__(self) -> None:
+        self._ns: dict[int, float] = {}
+
+    def observe(self, nbytes: int, ns: int) -> None:
+        """Learns of a run."""
+        size = nbytes.bit_length()
+        known = self._ns.get(size)
+        self._ns[size] = ns if known is None else known + (ns - known) * _SMOOTHING
+
+    def predict_ns(self, nbytes: int) -> float:
+        """The time of a run on so many bytes, never too hopeful: infinite where nothing smaller was measured."""
+        size = nbytes.bit_length()
+        known = self._ns.get(size)
+        if known is not None:
+            return known
+        smaller = [other for other in self._ns if other < size]
+        if not smaller:
+            return min(self._ns.values(), default=float("inf"))
+        nearest = max(smaller)
+        return self._ns[nearest] * 2.0 ** (size - nearest)
+
+
+class _Batch:
+    """One batch under way. Where it fails and holds several requests, each half is run again by itself, so that one
+    bad request does not fail its mates."""
+
+    __slots__ = ("_attempt", "_done", "_given_up", "_input_ns", "_infer_ns", "_output_ns", "_outcomes", "_todo", "_worker",
+                 "finished")
+
+    def __init__(self, worker: OnnxWorker, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> None:
+        self._worker = worker
+        self._done = done
+        self._outcomes: dict[InferRequest, Outcome] = {}
+        self._todo = [requests]
+        self._attempt: BatchRun | None = None
+        self._given_up = False
+        self._input_ns = self._infer_ns = self._output_ns = 0
+        self.finished = False
+        self._go_on(requests)
+
+    def terminate(self) -> None:
+        """Nobody waits any more."""
+        self._given_up = True
+        if self._attempt is not None:
+            self._attempt.terminate()
+
+    def _go_on(self, requests: list[InferRequest]) -> None:
+        """Runs what is left to run: inline as long as that is short, else the next attempt on a native thread."""
+        while self._todo:
+            members = self._todo.pop()
+            attempt = self._attempt = BatchRun(self._worker._session, members, self._worker.signature.batched)
+            prediction = self._worker._prediction
+            nbytes = attempt.input_bytes
+            if prediction is None or prediction.predict_ns(nbytes) > limits.INLINE_RUN_US * 1000:
+                self._worker._executor.submit(attempt, lambda run: self._ended(requests, members, run))
+                return
+            attempt.run()
+            self._take(members, attempt)
+        self.finished = True
+        outcomes = [self._outcomes[request] for request in requests]
+        self._done(BatchResult(outcomes, self._input_ns, self._infer_ns, self._output_ns))
+
+    def _ended(self, requests: list[InferRequest], members: list[InferRequest], attempt: BatchRun) -> None:
+        self._take(members, attempt)
+        self._go_on(requests)
+
+    def _take(self, members: list[InferRequest], attempt: BatchRun) -> None:
+        self._attempt = None
+        self._input_ns += attempt.compute_input_ns
+        self._infer_ns += attempt.compute_infer_ns
+        self._output_ns += attempt.compute_output_ns
+        if attempt.error is None:
+            if self._worker._prediction is not None:
+                self._worker._prediction.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
+            self._outcomes.update(zip(members, attempt.split(), strict=True))
+        elif len(members) == 1 or self._given_up:
+            self._outcomes.update(dict.fromkeys(members, failure(attempt.error)))
+        else:
+            half = len(members) // 2
+            self._todo += [members[half:], members[:half]]
+
+
+def failure(error: OrtError) -> ApiError:
+    """What a client is told of a run that failed."""
+    return ApiError(500, f"the model failed: {without_paths(str(error))}")
