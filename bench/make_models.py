@@ -1,0 +1,109 @@
+"""Makes the models that only benchmarks and slow tests need: `python bench/make_models.py DIRECTORY [NAME...]`.
+
+About 50 MB, so they are not committed. Needs the `models` extra. Deterministic, like the bundled ones.
+
+    mlp              FP32 [-1,64] through 256 and 256 to 10: a run of a few microseconds
+    mlp_large        FP32 [-1,1024] through three layers of 2048 to 1000: batching pays tenfold
+    identity_<type>  [-1,-1], one for each datatype: bool, uint8, ... bf16, fp32, fp64, bytes
+    slow             FP32 [-1,1], answers its input after about 200 ms of one core's work, whatever the number of rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+
+ROOT = Path(__file__).resolve().parent.parent
+bundled = SimpleNamespace(**runpy.run_path(str(ROOT / "model-repository" / "make_models.py")))
+
+DATATYPES = {
+    "bool": TensorProto.BOOL,
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
+    "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "fp32": TensorProto.FLOAT,
+    "fp64": TensorProto.DOUBLE,
+    "bytes": TensorProto.STRING,
+}
+SLOW_STEPS, SLOW_SIZE = 190, 384  # matrix products, each of 57 million multiplications: near 1 ms on a recent core
+
+
+def perceptron(name: str, *sizes: int) -> ModelProto:
+    """An untrained multi-layer perceptron of these layer sizes."""
+    layers: list[tuple[Any, Any]] = [
+        (bundled.weights([inner, outer], seed), np.arange(outer, dtype=np.float32) / outer)
+        for seed, (inner, outer) in enumerate(pairwise(sizes))
+    ]
+    nodes, values = bundled.mlp("layer", layers, "input", "output")
+    return bundled.model(
+        name,
+        [bundled.Spec("input", TensorProto.FLOAT, [bundled.BATCH, sizes[0]])],
+        [bundled.Spec("output", TensorProto.FLOAT, [bundled.BATCH, sizes[-1]])],
+        nodes,
+        values,
+    )
+
+
+def slow() -> ModelProto:
+    """A chain of matrix products that starts from the number of rows, so that no optimiser can do it beforehand."""
+    node = bundled.node
+    nodes = [
+        node("Shape", "input", "rows", start=0, end=1),
+        node("Cast", "rows", "rows_fp32", to=TensorProto.FLOAT),
+        node("Mul", "rows_fp32 zero", "nothing"),
+        node("Add", "matrix nothing", "state_0"),
+    ]
+    for i in range(SLOW_STEPS):
+        nodes += [node("MatMul", f"state_{i} matrix", f"product_{i}"), node("Tanh", f"product_{i}", f"state_{i + 1}")]
+    nodes += [
+        node("ReduceMean", f"state_{SLOW_STEPS}", "mean", keepdims=0),
+        node("Mul", "mean zero", "still_nothing"),
+        node("Add", "input still_nothing", "output"),
+    ]
+    return bundled.model(
+        "slow",
+        [bundled.Spec("input", TensorProto.FLOAT, [bundled.BATCH, 1])],
+        [bundled.Spec("output", TensorProto.FLOAT, [bundled.BATCH, 1])],
+        nodes,
+        {"matrix": bundled.weights([SLOW_SIZE, SLOW_SIZE], 7), "zero": np.array([0], np.float32)},
+    )
+
+
+MODELS: dict[str, Callable[[], ModelProto]] = {
+    "mlp": partial(perceptron, "mlp", 64, 256, 256, 10),
+    "mlp_large": partial(perceptron, "mlp_large", 1024, 2048, 2048, 2048, 1000),
+    "slow": slow,
+    **{f"identity_{name}": partial(bundled.identity, f"identity_{name}", kind) for name, kind in DATATYPES.items()},
+}
+
+
+def make(directory: Path, names: list[str] | None = None) -> None:
+    """Writes the named models, or all, into `directory`, which then is a model repository."""
+    for name in names or MODELS:
+        bundled.save(MODELS[name](), directory / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Makes the models that benchmarks and slow tests need.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(MODELS)}")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(MODELS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    make(arguments.directory, arguments.names)

@@ -1,0 +1,192 @@
+"""Keeps the floors: a file imports only from floors below its own, or, on its own floor, what its row allows.
+
+Reads the imports of fastinfer/**/*.py and the imports, cimports and includes of ext/**; nothing is imported. A file
+that is not in FLOORS fails, so whoever adds one says where it stands.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The lowest first. Each row: a file, and what it may import from its own floor (and, through those, what they may).
+FLOORS: list[dict[str, str]] = [
+    {
+        "__init__": "",
+        "errors": "",
+        "limits": "",
+        "_ext.__init__": "",
+        "_ext.buffer": "number.h",
+        "_ext.datatype": "_ext.buffer number.h",
+        "number.h": "number_parse.h number_print.h number_power.h",
+        "number_parse.h": "number_power.h",
+        "number_print.h": "number_power.h",
+        "number_power.h": "",
+    },
+    {
+        "config": "",
+        "model_config": "",
+        "logs": "",
+        "exchange": "",
+        "head": "exchange",
+        "upload": "exchange head",
+        "stats": "_ext.histogram",
+        "_ext.histogram": "",
+        "_ext.job": "",
+        "_ext.message": "_ext.tensor",
+        "_ext.tensor": "",
+    },
+    {
+        "policy": "",
+        "model_files": "",
+        "hardware": "",
+        "_ext.batch": "",
+        "_ext.decode": "",
+        "_ext.encode": "",
+        "_ext.executor": "",
+        "_ext.ort": "",
+        "_ext.signature": "",
+    },
+    {
+        "scheduler": "",
+        "_ext.batchrun": "",
+        "workers.__init__": "",
+        "workers.base": "scheduler",
+    },
+    {
+        "repository": "endpoints loader model",
+        "service": "endpoints loader metrics model repository",
+        "loader": "endpoints model workers.echo workers.fake workers.image workers.onnx",
+        "endpoints": "model",
+        "metrics": "model",
+        "model": "",
+        "workers.onnx": "",
+        "workers.item": "",
+        "workers.echo": "workers.item",
+        "workers.fake": "workers.item",
+        "workers.image": "workers.item",
+    },
+    {
+        "protocol": "routes.router",
+        "routes.__init__": "routes.health routes.metadata routes.infer routes.repository routes.workers "
+        "routes.hardware routes.docs routes.metrics",
+        "routes.docs": "routes.router",
+        "routes.hardware": "routes.router",
+        "routes.health": "routes.router",
+        "routes.infer": "routes.router",
+        "routes.metadata": "routes.router",
+        "routes.metrics": "routes.router",
+        "routes.repository": "routes.router",
+        "routes.workers": "routes.router",
+        "routes.router": "",
+    },
+    {
+        "__main__": "cli",
+        "cli": "supervisor server",
+        "supervisor": "server",
+        "server": "",
+    },
+]
+FLOOR_OF = {name: floor for floor, rows in enumerate(FLOORS) for name in rows}
+
+CIMPORT = re.compile(
+    r"^\s*(?:from\s+(fastinfer[\w.]*)\s+c?import\s+\(?\s*([\w, ]*)|c?import\s+(fastinfer[\w.]*))", re.M
+)
+INCLUDE = re.compile(r'^\s*(?:cdef extern from|#\s*include)\s+"([\w/]+\.h)"', re.M)
+
+
+def source_files() -> dict[str, list[Path]]:
+    """Every file by the name of its row: `_ext.decode` is decode.pyx, decode.pxd and decode.pyi."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted([*ROOT.glob("fastinfer/**/*.py*"), *ROOT.glob("ext/fastinfer/**/*.p[xy]*")]):
+        if path.suffix in (".py", ".pyi", ".pyx", ".pxd"):
+            inside = path.relative_to(ROOT / "ext" if path.is_relative_to(ROOT / "ext") else ROOT)
+            found.setdefault(".".join(inside.with_suffix("").parts[1:]), []).append(path)
+    for path in ROOT.glob("ext/fastinfer/**/*.h"):
+        found[path.name] = [path]
+    return found
+
+
+FILES = source_files()
+
+
+def row_of(module: str) -> str | None:
+    """The row of a module, by its dotted name below `fastinfer`; None if it names no module that has a floor."""
+    return next((row for row in (module, f"{module}.__init__".lstrip(".")) if row in FLOOR_OF), None)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The rows that a file imports."""
+    text = path.read_text()
+    names: list[tuple[str, list[str]]] = []
+    if path.suffix in (".py", ".pyi"):
+        for statement in ast.walk(ast.parse(text)):
+            if isinstance(statement, ast.ImportFrom):
+                assert statement.level == 0, f"{path.name}: write imports in full"
+                names.append((statement.module or "", [alias.name for alias in statement.names]))
+            elif isinstance(statement, ast.Import):
+                names += [(alias.name, []) for alias in statement.names]
+    else:
+        for module, members, alone in CIMPORT.findall(text):
+            names.append((module or alone, [member.strip().split(" ")[0] for member in members.split(",")]))
+        yield from {Path(header).name for header in INCLUDE.findall(text)} & FLOOR_OF.keys()
+    for module, members in names:
+        head, _, rest = module.partition(".")
+        if head != "fastinfer":
+            continue
+        inside = [row_of(f"{rest}.{member}".strip(".")) for member in members]
+        yield from (row for row in inside if row)  # "from fastinfer import limits"
+        if not all(inside) or not inside:
+            row = row_of(rest)
+            assert row, f"{path.relative_to(ROOT)} imports {module}, which has no floor"
+            yield row
+
+
+def allowed(name: str) -> set[str]:
+    """What a file may import from its own floor."""
+    rows = FLOORS[FLOOR_OF[name]]
+    reached: set[str] = set()
+    ahead = rows[name].split()
+    while ahead:
+        if (other := ahead.pop()) not in reached:
+            reached.add(other)
+            ahead += rows[other].split()
+    return reached
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_down(name: str) -> None:
+    assert name in FLOOR_OF, f"{name} has no floor yet: add it to FLOORS"
+    for path in FILES[name]:
+        for other in imports(path):
+            if other == name:
+                continue
+            if FLOOR_OF[other] == FLOOR_OF[name]:
+                assert other in allowed(name), f"{path.name} imports {other}, on its own floor"
+            else:
+                assert FLOOR_OF[other] < FLOOR_OF[name], f"{path.name} imports {other}, on a higher floor"
+
+
+def test_no_floor_goes_in_circles() -> None:
+    for rows in FLOORS:
+        TopologicalSorter({name: others.split() for name, others in rows.items()}).prepare()  # raises CycleError
+
+
+def test_each_file_has_one_floor() -> None:
+    assert len(FLOOR_OF) == sum(len(rows) for rows in FLOORS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_onnxruntime_is_only_reached_through_its_c_api(name: str) -> None:
+    """Its Python module would bring a second session, its telemetry, and runs that hold the GIL."""
+    for path in FILES[name]:
+        text = path.read_text()
+        assert not re.search(r"^\s*(?:import|from)\s+onnxruntime\b", text, re.M), path.name
+        assert not re.search(r"\bInferenceSession\b|import_module\(.onnxruntime", text), path.name
