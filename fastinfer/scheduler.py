@@ -285,7 +285,7 @@ class Scheduler:
         if self._queued and not self._dispatching:
             self._dispatch()  # the next batch starts before the answers of this one are written
         now = monotonic_ns()
-        rows = 0
+        rows = answered = 0
         for request, result in zip(batch.requests, done.outputs, strict=True):
             rows += request.rows
             if request.state == ENDED:
@@ -294,7 +294,8 @@ class Scheduler:
             if isinstance(result, ApiError):
                 self._stats.record_failure("model" if result.status >= 500 else "client", total_ns)
             else:
-                self._stats.record_success(total_ns, batch.started_ns - request.enqueued_ns)
+                answered += 1
+                self._stats.record_success(total_ns, batch.started_ns - request.enqueued_ns, request.rows)
             complete = request.complete
             self._forget(request)
             if complete is not None:
@@ -302,7 +303,7 @@ class Scheduler:
                     complete(request, result)
                 except Exception:
                     log.exception("an answer could not be given")
-        self._stats.record_batch(rows, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
+        self._stats.record_batch(rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
         if self._retired is not None and not self._queued and not self._running:
             self._retired()
 
