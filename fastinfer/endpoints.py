@@ -16,7 +16,7 @@ import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.model import Model
-from fastinfer.workers.parameters import LoadParameters
+from fastinfer.workers.parameters import Parameters
 
 MODEL, WORKER = "model", "worker"
 Identity = tuple[str, str, bytes]
@@ -44,7 +44,7 @@ class Endpoint:
 
     name: str
     identity: Identity
-    parameters: LoadParameters
+    parameters: Parameters
     loads: int = 1
     versions: dict[int, Model] = field(default_factory=dict)
     sources: dict[int, object] = field(default_factory=dict)

@@ -9,24 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from fastinfer import limits, workers
 from fastinfer._ext.executor import Executor
 from fastinfer.config import ServerConfig
-from fastinfer.errors import ApiError
 from fastinfer.model import Model
 from fastinfer.model_config import ModelConfig
 from fastinfer.model_files import ModelFiles
 from fastinfer.policy import BatchingPolicy
 from fastinfer.scheduler import Scheduler
 from fastinfer.stats import ModelStats
-from fastinfer.workers import onnx_load
+from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation
-from fastinfer.workers.onnx import OnnxWorker
-from fastinfer.workers.parameters import LoadParameters
+from fastinfer.workers.item import WorkerContext
+from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
+from fastinfer.workers.parameters import Parameters
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +49,7 @@ class Loader:
         self._config = config
         self._executor = executor
         self._loop = loop
+        self._workers = WorkerContext(loop)
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,30 +62,33 @@ class Loader:
         files: ModelFiles,
         version: int,
         config: ModelConfig,
-        parameters: LoadParameters,
+        parameters: Parameters,
         successor: Successor,
     ) -> Model:
         """One version of a model of the repository, loaded, checked and warm. ApiError 400 with the reason."""
-        config = parameters.applied_to(config)
+        config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
-        options = parameters.session_options(config)
-        session, signature = await self.in_thread(onnx_load.load, path, config, files.name, options)
-        config = config.effective(signature)
-        implementation = OnnxWorker(session, signature, self._executor)
-        return self._model(name, str(version), implementation, config, successor)
+        options = parameters.session_options() if isinstance(parameters, OnnxParameters) else {}
+        session, signature = await self.in_thread(onnx_load.load, path, config, files.name, options, self._config)
+        implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
+        # One native thread is always left to the other models.
+        instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
+        return self._model(name, str(version), implementation, config, instances, successor)
 
-    def check_worker(self, name: str, parameters: LoadParameters) -> str | None:
-        """The model that a worker load names (``onnx`` only). ApiError 400 for an unknown worker or bad parameters."""
-        return workers.check(name, parameters)
-
-    def worker(self, name: str, worker: str, parameters: LoadParameters, successor: Successor) -> Model:
+    def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
-        implementation = workers.create(worker, parameters, self._loop)
-        config = ModelConfig(name=name, platform=implementation.platform).effective(implementation.signature)
-        return self._model(name, "1", implementation, parameters.applied_to(config), successor)
+        implementation = kind.factory(parameters, self._workers)
+        config = _with_parameters(ModelConfig(name=name, platform=implementation.platform), parameters)
+        return self._model(name, "1", implementation, config, parameters.instances or kind.instances, successor)
 
     def _model(
-        self, name: str, version: str, implementation: Implementation, config: ModelConfig, successor: Successor
+        self,
+        name: str,
+        version: str,
+        implementation: Implementation,
+        config: ModelConfig,
+        instances: int,
+        successor: Successor,
     ) -> Model:
         signature = implementation.signature
         batching = config.dynamic_batching
@@ -97,8 +100,7 @@ class Loader:
                 preferred_batch_size=tuple(sorted(batching.preferred_batch_size)),
                 max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
             ),
-            # One native thread is always left to the other models.
-            instances=min(config.instances, max(1, self._executor.threads - 1)),
+            instances=instances,
             max_queue_size=batching.max_queue_size or self._config.max_queue_size,
             timeout_s=batching.default_timeout_microseconds * 1e-6 or self._config.request_timeout_s,
             stats=stats,

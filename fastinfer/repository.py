@@ -16,17 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastinfer import model_files
+from fastinfer import model_files, workers
 from fastinfer.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
 from fastinfer.errors import ApiError
 from fastinfer.loader import Loader
 from fastinfer.model import Model
 from fastinfer.model_config import ConfigError, ModelConfig
 from fastinfer.model_files import ModelFiles
-from fastinfer.workers.parameters import LoadParameters
+from fastinfer.workers import WorkerKind
+from fastinfer.workers.onnx import OnnxParameters
+from fastinfer.workers.parameters import Parameters, parse
 
 log = logging.getLogger(__name__)
 
+ONNX = "onnx"
 _ATTEMPTS = 3  # a load whose files change meanwhile is begun again
 _Versions = Mapping[int, tuple[Model, object]]  # each with what it was made from
 
@@ -177,20 +180,28 @@ class Repository:
         Raises:
             ApiError: 400 with the reason. Nothing has changed then.
         """
+        if any(key.startswith("file:") for key in parameters):
+            raise ApiError(400, "files cannot be given with a load; of a model only 'config' can be overridden")
         counted = {key: value for key, value in parameters.items() if key != "config"}
         wanted = identity(MODEL, name, counted)
-        return await self._load(wanted, name, version, LoadParameters.parse(counted), parameters.get("config"))
+        return await self._load(wanted, name, version, parse(OnnxParameters, counted), parameters.get("config"))
 
     async def load_worker(self, name: str, parameters: Mapping[str, Any]) -> str:
         """Loads a built-in worker, or ``onnx`` with a ``model``, and returns its endpoint's name. ApiError 400."""
         name = name.lower()
-        parsed = LoadParameters.parse(parameters)
-        model = self._loader.check_worker(name, parsed)
-        return await self._load(identity(WORKER, name, parameters), model, None, parsed, None)
+        wanted = identity(WORKER, name, parameters)
+        if name != ONNX:
+            kind, parsed = workers.resolve(name, parameters)
+            return await self._load(wanted, kind, None, parsed, None)
+        options = parse(OnnxParameters, parameters)
+        if options.model is None:
+            raise ApiError(400, "worker 'onnx' needs the parameter 'model', the name of a model of the repository")
+        return await self._load(wanted, options.model, None, options, None)
 
     async def _load(
-        self, wanted: Identity, model: str | None, version: int | None, parameters: LoadParameters, override: object
+        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
     ) -> str:
+        """Loads a model of the repository, or a built-in worker, for an identity."""
         versions: _Versions
         async with self._exclusive(wanted[1]):
             endpoint = self._table.same(wanted)
@@ -201,10 +212,10 @@ class Repository:
             successor = self._successor(parameters.next)
             self._loading.add(name)
             try:
-                if model is not None:
-                    versions = await self._prepare(endpoint, model, version, parameters, override, successor)
+                if isinstance(made_of, str):
+                    versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
                 elif new:
-                    versions = {1: (self._loader.worker(name, wanted[1], parameters, successor), None)}
+                    versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
                 else:
                     versions = {1: (endpoint.versions[1], None)}
             except ApiError as error:
@@ -229,7 +240,7 @@ class Repository:
         endpoint: Endpoint,
         model: str,
         version: int | None,
-        parameters: LoadParameters,
+        parameters: Parameters,
         override: object,
         successor: Callable[[], Model] | None,
     ) -> _Versions:
