@@ -5,6 +5,9 @@ Sizes are bytes, times are seconds unless the name says otherwise.
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
+
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -20,6 +23,8 @@ MAX_CONTROL_BODY_BYTES = 1 * MIB  # load, unload, index, hardware: small objects
 MAX_CHUNKS = 65_536
 CHUNK_FRAMING_BYTES = 16 * KIB  # framing a chunked body may add, plus ...
 CHUNK_FRAMING_BYTES_PER_CHUNK = 16
+MIN_COMPRESSED_BYTES = 1 * KIB  # smaller answers are not worth compressing
+MAX_SKIPPED_BODY_BYTES = 64 * KIB  # of a refused request: read and thrown away, so that the connection stays usable
 
 # --- Connections ------------------------------------------------------------------------------------------------------
 MAX_CONNECTIONS = 16_000
@@ -31,6 +36,11 @@ UPLOAD_TIMEOUT_S = 600.0  # 408
 KEEP_ALIVE_TIMEOUT_S = 75.0  # nginx
 WRITE_TIMEOUT_S = 60.0  # no progress of the reader: close
 LINGER_S = 2.0  # after an error, so that the client can read the answer
+DRAIN_IDLE_S = 1.0  # while draining: an idle connection is given this long to send one more request
+HALF_CLOSED_PROBE_S = 0.25  # a client that closed its side and waits this long is asked whether it is still there
+READ_BUFFER_BYTES = 64 * KIB  # shared by all connections; libuv's suggestion
+MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
+MAX_CACHED_HEAD_BYTES = 1 * KIB  # ... of at most this size
 IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 
 # --- JSON and tensors (mirrored by ext/fastinfer/_ext/tensor.pxd and decode.pxd) --------------------------------------
@@ -44,5 +54,32 @@ REQUEST_TIMEOUT_S = 30.0  # 504
 DRAIN_TIMEOUT_S = 30.0
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
+LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 MAX_NAME_LENGTH = 128
+
+
+def in_flight_bytes() -> int:
+    """The budget for bodies received and not yet answered, of this process."""
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * IN_FLIGHT_MEMORY_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """The HTTP limits as one parcel; the names are those of the constants above."""
+
+    max_head_bytes: int = MAX_HEAD_BYTES
+    max_headers: int = MAX_HEADERS
+    max_target_bytes: int = MAX_TARGET_BYTES
+    max_body_bytes: int = MAX_BODY_BYTES
+    max_chunks: int = MAX_CHUNKS
+    max_connections: int = MAX_CONNECTIONS
+    max_pipelined: int = MAX_PIPELINED
+    head_timeout_s: float = HEAD_TIMEOUT_S
+    body_idle_timeout_s: float = BODY_IDLE_TIMEOUT_S
+    body_min_bytes_per_s: int = BODY_MIN_BYTES_PER_S
+    upload_timeout_s: float = UPLOAD_TIMEOUT_S
+    keep_alive_timeout_s: float = KEEP_ALIVE_TIMEOUT_S
+    write_timeout_s: float = WRITE_TIMEOUT_S
+    linger_s: float = LINGER_S
+    in_flight_bytes: int = field(default_factory=in_flight_bytes)

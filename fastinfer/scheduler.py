@@ -64,6 +64,7 @@ Start = Callable[[list[InferRequest], Callable[[BatchResult], None]], Run | None
 
 
 _Head = tuple[int, int, int, Any]  # priority, when the group's oldest request came, a unique number, the group's key
+_TURN_NS = 500_000  # batches run inline for at most about so long before the loop turns
 _HEADS_ASKED = 16  # groups that are asked for a batch while the most urgent one waits for company
 
 
@@ -183,6 +184,7 @@ class Scheduler:
     def _dispatch(self) -> None:
         self._dispatch_due = False
         self._dispatching = True
+        began_ns = monotonic_ns()
         try:
             while self._free_instances and self._queued:
                 batch = self._take()
@@ -193,10 +195,11 @@ class Scheduler:
                 run = self._run(batch)
                 if run is not None:
                     batch.run = run
-                elif self._queued and not self._dispatch_due:
-                    # It ran on this thread: let others have a turn of the loop before the next one.
-                    self._dispatch_due = True
-                    self._loop.call_soon(self._dispatch)
+                elif self._queued and monotonic_ns() - began_ns > _TURN_NS:
+                    # These ran on this thread: let others have a turn of the loop before the next one.
+                    if not self._dispatch_due:
+                        self._dispatch_due = True
+                        self._loop.call_soon(self._dispatch)
                     break
         finally:
             self._dispatching = False
@@ -282,7 +285,7 @@ class Scheduler:
         if self._queued and not self._dispatching:
             self._dispatch()  # the next batch starts before the answers of this one are written
         now = monotonic_ns()
-        rows = 0
+        rows = answered = 0
         for request, result in zip(batch.requests, done.outputs, strict=True):
             rows += request.rows
             if request.state == ENDED:
@@ -291,7 +294,8 @@ class Scheduler:
             if isinstance(result, ApiError):
                 self._stats.record_failure("model" if result.status >= 500 else "client", total_ns)
             else:
-                self._stats.record_success(total_ns, batch.started_ns - request.enqueued_ns)
+                answered += 1
+                self._stats.record_success(total_ns, batch.started_ns - request.enqueued_ns, request.rows)
             complete = request.complete
             self._forget(request)
             if complete is not None:
@@ -299,7 +303,9 @@ class Scheduler:
                     complete(request, result)
                 except Exception:
                     log.exception("an answer could not be given")
-        self._stats.record_batch(rows, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
+        self._stats.record_batch(
+            rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns
+        )
         if self._retired is not None and not self._queued and not self._running:
             self._retired()
 

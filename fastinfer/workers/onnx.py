@@ -1,15 +1,17 @@
 """The ``onnx`` worker: runs batches in ONNX Runtime, on native threads or, when they are tiny, on the loop's thread.
 
 A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted time
-is below ``INLINE_RUN_US`` runs at once on the loop's thread. Predictions come from measured runs of the same model with
+is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
 about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from fastinfer import limits
+from pydantic import Field
+
 from fastinfer._ext.batchrun import BatchRun
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import InferRequest
@@ -17,6 +19,39 @@ from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer.errors import ApiError, without_paths
 from fastinfer.scheduler import BatchResult, Outcome, Run
+from fastinfer.workers.parameters import Integer, Name, Parameters
+
+class OnnxParameters(Parameters):
+    """Of a model's load.
+
+    Attributes:
+        model: of a load of the worker ``onnx``: the model of the repository.
+        intra_op_threads: threads of a pool of its own; by default all models share the process's.
+        inter_op_threads: more than 1 also runs independent operators side by side.
+        execution_providers: names separated by commas, the most wanted first.
+        graph_optimization_level: ``none``, ``basic``, ``extended``, ``layout`` or ``all``.
+        allow_spinning: idle threads of the own pool burn their cores for a while, for a lower latency.
+    """
+
+    model: Name | None = None
+    intra_op_threads: Annotated[Integer, Field(ge=1, le=1024)] | None = None
+    inter_op_threads: Annotated[Integer, Field(ge=1, le=1024)] | None = None
+    execution_providers: str | None = None
+    graph_optimization_level: Literal["none", "basic", "extended", "layout", "all"] | None = None
+    allow_spinning: bool | None = None
+
+    def session_options(self) -> dict[str, Any]:
+        """The keyword arguments of :class:`Session`."""
+        options: dict[str, Any] = {
+            "intra_op_threads": self.intra_op_threads,
+            "inter_op_threads": self.inter_op_threads,
+            "graph_optimization_level": self.graph_optimization_level,
+            "allow_spinning": self.allow_spinning,
+        }
+        if self.execution_providers is not None:
+            options["execution_providers"] = [name.strip() for name in self.execution_providers.split(",")]
+        return options
+
 
 _SMOOTHING = 1 / 8  # weight of the newest run in the prediction; TCP's choice for round-trip times
 
@@ -28,14 +63,16 @@ class OnnxWorker:
         session: the loaded model.
         signature: what it takes and gives.
         executor: the native threads, shared by all models.
+        inline_run_us: a batch predicted to run for longer goes to a native thread.
     """
 
     platform = "onnxruntime_onnx"
 
-    def __init__(self, session: Session, signature: Signature, executor: Executor) -> None:
+    def __init__(self, session: Session, signature: Signature, executor: Executor, inline_run_us: int) -> None:
         self.signature = signature
         self._session = session
         self._executor = executor
+        self._inline_run_ns = inline_run_us * 1000
         self._prediction = RunTimes() if not session.may_loop else None
 
     def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
@@ -103,7 +140,7 @@ class _Batch:
             attempt = self._attempt = BatchRun(self._worker._session, members, self._worker.signature.batched)
             prediction = self._worker._prediction
             nbytes = attempt.input_bytes
-            if prediction is None or prediction.predict_ns(nbytes) > limits.INLINE_RUN_US * 1000:
+            if prediction is None or prediction.predict_ns(nbytes) >= self._worker._inline_run_ns:
                 self._worker._executor.submit(attempt, lambda run: self._ended(requests, members, run))
                 return
             attempt.run()

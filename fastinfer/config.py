@@ -1,0 +1,373 @@
+"""The server's configuration: each option is defined here once, with its default, its bounds and its help.
+
+From the fields of :class:`ServerConfig` come the option of the command line (``--max-body-bytes``), the variable of the
+environment (``FASTINFER_MAX_BODY_BYTES``) and the key of the configuration file (``max_body_bytes``). Precedence:
+command line, environment, file, default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fastinfer import limits
+from fastinfer.machine import memory_bytes, usable_cores
+from fastinfer.validation import place, reason, shown, suggestion
+
+ENV_PREFIX = "FASTINFER_"
+_MAX_FILE_BYTES = limits.MIB
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "kb": 10**3, "mb": 10**6}
+_UNITS |= {"gb": 10**9, "tb": 10**12, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")  # Kubernetes sets FASTINFER_PORT so for a service called "fastinfer"
+
+
+class OptionError(Exception):
+    """The configuration cannot be used; each line of the text is one sentence that names the option and its source."""
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from ``65536``, ``"64KiB"`` or ``"1.5 GiB"``; what is not text is left for the next check."""
+    if not isinstance(value, str):
+        return _no_bool(value)
+    found = _SIZE.fullmatch(value.strip())
+    if found is None or found[2].lower() not in _UNITS:
+        raise ValueError(f"must be a size such as 65536, 64KiB or 1.5GiB, got {shown(value)}")
+    unit = _UNITS[found[2].lower()]
+    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+
+
+def format_size(size: int) -> str:
+    """``67108864`` as ``64MiB``; what is not a whole number of a unit stays in bytes."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size and size % _UNITS[unit.lower()] == 0:
+            return f"{size // _UNITS[unit.lower()]}{unit}"
+    return str(size)
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {shown(value)}")
+    return value
+
+
+def _share_of_memory(value: Any) -> Any:
+    if isinstance(value, str) and (percent := re.fullmatch(r"(\d{1,3})\s*%", value.strip())):
+        if not 1 <= int(percent[1]) <= 100:
+            raise ValueError(f"must be from 1% to 100% of the memory, got {shown(value)}")
+        return memory_bytes() * int(percent[1]) // 100
+    return parse_size(value)
+
+
+def _list(value: Any) -> Any:
+    """One value, or several with commas between them, is a list too."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return (value,) if isinstance(value, Path) else value
+
+
+def _names(value: Any) -> Any:
+    value = _list(value)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return value
+    names = tuple(dict.fromkeys(part for name in value for part in _list(name)))
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{shown(name)} is not a model's name")
+    if len(names) > 1 and (word := next((word for word in ("all", "none") if word in names), None)):
+        raise ValueError(f"'{word}' cannot be combined with anything else")
+    return names
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=1_000_000_000)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=1 << 50)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+def _option(default: Any, help: str, group: str, *, shown_default: str | None = None, metavar: str = "") -> Any:
+    """A field that is an option.
+
+    Args:
+        default: the value, or a callable that makes it.
+        help: what it does, as prose; the default is added by who prints it.
+        group: the heading it stands under.
+        shown_default: the default in words, where the value does not tell.
+        metavar: what stands for the value in the help.
+    """
+    extra: dict[str, Any] = {"group": group, "shown_default": shown_default, "metavar": metavar}
+    if callable(default):
+        return Field(default_factory=default, description=help, json_schema_extra=extra)
+    return Field(default, description=help, json_schema_extra=extra)
+
+
+# --- The options ------------------------------------------------------------------------------------------------------
+
+_MODELS, _NETWORK, _COMPUTE, _INFERENCE = "models", "network", "compute", "inference"
+_LOGGING, _HTTP, _TIMES = "logging and the rest", "limits of requests and connections", "times of connections"
+
+
+class ServerConfig(BaseSettings):
+    """Every option of the server. Immutable; made by :func:`load_config`, or directly with keyword arguments."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=False
+    )
+
+    config: Path | None = _option(
+        None, "Read options from this TOML file; its keys are the options' names with underscores.", _LOGGING,
+        metavar="FILE",
+    )
+
+    # Models
+    model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list), Field(min_length=1)] = _option(
+        (Path("model-repository"),), "A directory of models. May be given several times.", _MODELS, metavar="DIR",
+    )
+    load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
+        ("all",), "Which models to load at start: all, none, or the names of some.", _MODELS, metavar="NAME",
+    )
+    model_control: Literal["explicit", "none", "poll"] = _option(
+        "explicit",
+        "Whether models may be loaded and unloaded while serving: on request (explicit), not at all (none: such "
+        "requests are answered with 403), or on request and whenever the repository changes (poll).",
+        _MODELS,
+    )
+    poll_interval_s: Annotated[Seconds, Field(ge=0.1)] = _option(
+        2.0, "Seconds between two looks at the repository, with --model-control poll.", _MODELS
+    )
+    default_max_batch_size: Count = _option(
+        limits.DEFAULT_MAX_BATCH_SIZE, "Rows in a batch of a model that does not configure max_batch_size.", _MODELS
+    )
+    load_run_timeout_s: Seconds = _option(
+        limits.LOAD_RUN_TIMEOUT_S, "Seconds that one trial or warm-up run may take while a model is loaded.", _MODELS
+    )
+
+    # Network
+    host: Annotated[str, Field(min_length=1, max_length=253)] = _option(
+        "127.0.0.1",
+        "The address to listen on. Whoever can reach it can load and unload models, unless --model-control is none.",
+        _NETWORK, metavar="ADDRESS",
+    )
+    port: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)] = _option(
+        8000, "The TCP port to listen on; 0 takes a free one, which is told in the log.", _NETWORK
+    )
+    server_name: Annotated[str, Field(pattern=r"^[ -~]{1,128}$")] = _option(
+        "fastinfer", "The name that GET /v2 answers.", _NETWORK, metavar="TEXT"
+    )
+
+    # Compute
+    threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
+        lambda: 2 * usable_cores(),
+        "Native threads that run batches and long conversions, shared by all models.",
+        _COMPUTE, shown_default="twice the usable cores",
+    )
+    intra_op_threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
+        usable_cores,
+        "Threads of ONNX Runtime's pool, which one run may spread over; shared by all models.",
+        _COMPUTE, shown_default="the usable cores",
+    )
+    off_loop_bytes: Size = _option(
+        limits.OFF_LOOP_BYTES,
+        "Requests and answers above this size are converted on the native threads, not on the event loop's.", _COMPUTE,
+    )
+    inline_run_us: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=1_000_000)] = _option(
+        limits.INLINE_RUN_US,
+        "Batches that are predicted to run for fewer microseconds run at once, without a change of threads; 0: none.",
+        _COMPUTE,
+    )
+
+    # Inference
+    max_queue_size: Count = _option(
+        limits.MAX_QUEUE_SIZE, "Requests that may wait for one model; further ones are answered with 503.", _INFERENCE
+    )
+    request_timeout_s: Seconds = _option(
+        limits.REQUEST_TIMEOUT_S, "Seconds until a request that is not answered gets 504.", _INFERENCE
+    )
+    drain_timeout_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = _option(
+        limits.DRAIN_TIMEOUT_S, "Seconds that requests in flight get to finish after SIGTERM.", _INFERENCE
+    )
+    json_nonfinite: Literal["literal", "null", "error"] = _option(
+        "literal",
+        "How JSON answers write NaN and infinities: as the words NaN, Infinity and -Infinity (literal), as null, or "
+        "not at all (error: the answer is 500).",
+        _INFERENCE,
+    )
+
+    # Requests and connections
+    max_body_bytes: Size = _option(
+        limits.MAX_BODY_BYTES, "The largest body of a request, also after decompression; larger ones get 413.", _HTTP
+    )
+    max_control_body_bytes: Size = _option(
+        limits.MAX_CONTROL_BODY_BYTES, "The largest body of a request that is not an inference.", _HTTP
+    )
+    max_head_bytes: Size = _option(
+        limits.MAX_HEAD_BYTES, "The largest head (request line and header fields); larger ones get 431.", _HTTP
+    )
+    max_headers: Count = _option(limits.MAX_HEADERS, "Header fields of one request; more get 431.", _HTTP)
+    max_target_bytes: Size = _option(
+        limits.MAX_TARGET_BYTES, "The longest request target (path and query); longer ones get 414.", _HTTP
+    )
+    max_chunks: Count = _option(limits.MAX_CHUNKS, "Chunks of one chunked body; more get 400.", _HTTP)
+    max_connections: Count = _option(
+        limits.MAX_CONNECTIONS, "Open connections; further ones wait in the kernel's queue.", _HTTP
+    )
+    max_pipelined: Count = _option(
+        limits.MAX_PIPELINED, "Requests of one connection that may wait for answers before reading pauses.", _HTTP
+    )
+    in_flight_bytes: Annotated[int, BeforeValidator(_share_of_memory), Field(ge=limits.MIB, le=1 << 50)] = _option(
+        lambda: int(memory_bytes() * limits.IN_FLIGHT_MEMORY_SHARE),
+        "Received bytes that the process may hold for unanswered requests, as a size or as a share of the memory "
+        "(25%); further requests get 503.",
+        _HTTP, shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}",
+    )
+
+    # Times
+    head_timeout_s: Seconds = _option(
+        limits.HEAD_TIMEOUT_S, "Seconds that a client may take to send a request's head; then 408.", _TIMES
+    )
+    body_idle_timeout_s: Seconds = _option(
+        limits.BODY_IDLE_TIMEOUT_S, "Seconds without progress of a body; then 408.", _TIMES
+    )
+    body_min_bytes_per_s: Size = _option(
+        limits.BODY_MIN_BYTES_PER_S, "The slowest body that counts as progress, in bytes a second.", _TIMES
+    )
+    upload_timeout_s: Seconds = _option(
+        limits.UPLOAD_TIMEOUT_S, "Seconds that a whole body may take; then 408.", _TIMES
+    )
+    keep_alive_timeout_s: Seconds = _option(
+        limits.KEEP_ALIVE_TIMEOUT_S, "Seconds that a connection without a request is kept open.", _TIMES
+    )
+    write_timeout_s: Seconds = _option(
+        limits.WRITE_TIMEOUT_S, "Seconds without progress of an answer's reader; then it is cut off.", _TIMES
+    )
+    linger_s: Seconds = _option(
+        limits.LINGER_S, "Seconds that a connection is kept after an error, so that the client can read it.", _TIMES
+    )
+
+    # Logging and the rest
+    log_format: Literal["text", "json"] = _option("text", "How log lines are written, to the standard error.", _LOGGING)
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "The least important messages that are logged.", _LOGGING
+    )
+    telemetry: bool = _option(False, "Let ONNX Runtime send telemetry, on platforms where it can.", _LOGGING)
+
+    @property
+    def load_all(self) -> bool:
+        """Whether everything in the repository is loaded at start."""
+        return self.load == ("all",)
+
+    @property
+    def load_names(self) -> tuple[str, ...]:
+        """The models to load at start, where not everything is; empty for ``none``."""
+        return () if self.load in (("all",), ("none",)) else self.load
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given, environment = init_settings(), env_settings()
+        if _SERVICE_LINK.match(str(environment.get("port", ""))):
+            del environment["port"]
+        file = given.get("config") or environment.get("config")
+        sources = [InitSettingsSource(settings_cls, given), InitSettingsSource(settings_cls, environment)]
+        if file:
+            sources.append(InitSettingsSource(settings_cls, _read_file(Path(file))))
+        return tuple(sources)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    name = path.name
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise OptionError(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    if len(text) > _MAX_FILE_BYTES:
+        raise OptionError(f"{name}: is larger than {format_size(_MAX_FILE_BYTES)}")
+    try:
+        values = tomllib.loads(text.decode())
+    except UnicodeDecodeError:
+        raise OptionError(f"{name}: is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{name}: {error}") from None
+    except RecursionError:
+        raise OptionError(f"{name}: is nested too deeply") from None
+    for key in values:
+        if key not in ServerConfig.model_fields or key == "config":
+            raise OptionError(f"{name}: there is no option '{key[:60]}'{suggestion(key, ServerConfig.model_fields)}")
+    return values
+
+
+def load_config(arguments: Mapping[str, Any] | None = None) -> ServerConfig:
+    """Makes the configuration from the command line's options, the environment, the file and the defaults.
+
+    Args:
+        arguments: the options that were given on the command line, by field name.
+
+    Raises:
+        OptionError: with a sentence for each thing that is wrong.
+    """
+    given = dict(arguments or {})
+    try:
+        return ServerConfig(**given)
+    except ValidationError as error:
+        found: dict[str, str] = {}
+        for details in error.errors():
+            name = str(details["loc"][0])
+            found.setdefault(name, f"{_source(name, given)}{place(details['loc'][1:])}: {reason(details)}")
+        raise OptionError("\n".join(found.values())) from None
+
+
+def _source(name: str, given: Mapping[str, Any]) -> str:
+    """An option, written as in the place its value came from."""
+    if name in given:
+        return f"--{name.replace('_', '-')}"
+    variable = f"{ENV_PREFIX}{name.upper()}"
+    environment = {key.upper(): value for key, value in os.environ.items()}
+    if environment.get(variable):
+        return f"environment variable {variable}"
+    file = given.get("config") or environment.get(f"{ENV_PREFIX}CONFIG") or "configuration file"
+    return f"{Path(file).name}: {name}"
+
+
+def default_text(field: FieldInfo) -> str:
+    """The default of an option as one would write it on the command line; in words where it depends on the machine."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and extra.get("shown_default"):
+        return str(extra["shown_default"])
+    value = field.default
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "on" if value else "off"
+        case tuple():
+            return ", ".join(str(part) for part in value)
+        case float():
+            return f"{value:g}"
+        case int() if is_size(field):
+            return format_size(value)
+        case _:
+            return str(value)
+
+
+def is_size(field: FieldInfo) -> bool:
+    """Whether an option's value is a number of bytes, which may be written with a unit."""
+    readers = [item.func for item in field.metadata if isinstance(item, BeforeValidator)]
+    return parse_size in readers or _share_of_memory in readers

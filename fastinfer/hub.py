@@ -1,0 +1,216 @@
+"""What all HTTP connections of one event loop share: limits, read buffer, counters, and the clock that ends slow ones.
+
+Loop's thread only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeVar
+
+from fastinfer import limits as constants
+from fastinfer.errors import ApiError
+from fastinfer.exchange import Exchange
+from fastinfer.head import Head, Router
+from fastinfer.limits import HttpLimits
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SLOTS: Final = 16
+_PERIOD_S: Final = 4.0
+
+
+class Connection(Protocol):
+    """What the hub needs of a connection."""
+
+    def check(self, now: float) -> None:
+        """Ends what takes too long."""
+
+    def probe(self) -> None:
+        """Sends something harmless to a client that has closed its side."""
+
+    def socket_error(self) -> int:
+        """The error that the system has noted for the socket, 0 for none."""
+
+    def abort(self) -> None:
+        """Ends at once."""
+
+
+class Hub:
+    """The connections of a loop.
+
+    Attributes:
+        buffer, view: where every connection reads; valid until the callback returns.
+        heads: request heads seen lately, understood. Clients repeat theirs: 64 connections of a load generator or a
+            client library need one entry for each size of body.
+        now: the loop's clock, read a few times a second: good enough for limits of seconds.
+        draining: answers end their connections.
+        connections, connections_total: open now; accepted so far.
+        answers: answers so far by the status's first digit.
+        in_flight_bytes: bodies received and not answered yet, without those that lie in the read buffer.
+        half_closed: connections whose client has closed its side and waits for answers, and since when.
+    """
+
+    __slots__ = (
+        "_pool",
+        "_slots",
+        "_tasks",
+        "_tick_s",
+        "_ticks",
+        "_timer",
+        "_when_empty",
+        "answers",
+        "buffer",
+        "buffer_kept",
+        "connections",
+        "connections_total",
+        "draining",
+        "half_closed",
+        "heads",
+        "in_flight_bytes",
+        "limits",
+        "loop",
+        "now",
+        "router",
+        "view",
+    )
+
+    def __init__(self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+        self.router = router
+        self.limits = limits
+        self.loop = loop
+        self.renew_buffer()
+        self.heads: dict[bytes, Head] = {}
+        self.draining = False
+        self.connections = 0
+        self.connections_total = 0
+        self.answers = [0] * 6
+        self.in_flight_bytes = 0
+        self.half_closed: dict[Connection, tuple[float, bool]] = {}
+        self._slots: list[set[Connection]] = [set() for _ in range(_SLOTS)]
+        self._ticks = 0
+        shortest = min(limits.head_timeout_s, limits.body_idle_timeout_s, limits.keep_alive_timeout_s,
+                       limits.write_timeout_s, limits.upload_timeout_s)  # fmt: skip
+        self._tick_s = min(_PERIOD_S, shortest / 2) / _SLOTS
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._when_empty: list[asyncio.Future[None]] = []
+        self.now = loop.time()
+        self._tick()
+
+    def renew_buffer(self) -> None:
+        """A new read buffer: somebody still looks into the old one."""
+        # Two heads fit, so that there is always room behind a started one.
+        self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
+        self.view = memoryview(self.buffer)
+        self.buffer_kept = False
+
+    def remember(self, raw: bytes, head: Head) -> None:
+        """Keeps the meaning of a head; a flood of different ones empties the memory and cannot fill it."""
+        if len(raw) <= constants.MAX_CACHED_HEAD_BYTES:
+            if len(self.heads) >= constants.MAX_CACHED_HEADS:
+                self.heads.clear()
+            self.heads[raw] = head
+
+    # --- Connections --------------------------------------------------------------------------------------------------
+
+    def connected(self, connection: Connection) -> set[Connection]:
+        """A connection is open; it keeps what is returned for :meth:`disconnected`."""
+        slot = self._slots[self.connections_total % _SLOTS]
+        slot.add(connection)
+        self.connections += 1
+        self.connections_total += 1
+        return slot
+
+    def disconnected(self, connection: Connection, slot: set[Connection]) -> None:
+        """A connection is gone."""
+        slot.discard(connection)
+        self.half_closed.pop(connection, None)
+        self.connections -= 1
+        if not self.connections:
+            self._wake_waiters()
+
+    async def empty(self) -> None:
+        """Returns when no connection is open."""
+        if self.connections:
+            waiter = self.loop.create_future()
+            self._when_empty.append(waiter)
+            await waiter
+
+    def _wake_waiters(self) -> None:
+        waiters, self._when_empty = self._when_empty, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def abort_all(self) -> None:
+        """Ends every connection at once."""
+        for slot in self._slots:
+            for connection in list(slot):
+                connection.abort()
+
+    def close(self) -> None:
+        """Stops the clock and the threads; no connection is open any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+    # --- The clock ----------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Looks at a sixteenth of the connections: each is seen every few seconds, and no tick is long."""
+        self.now = now = self.loop.time()
+        self._timer = self.loop.call_later(self._tick_s, self._tick)
+        for connection in list(self._slots[self._ticks % _SLOTS]):
+            connection.check(now)
+        self._ticks += 1
+        if self.half_closed:
+            self._look_at_half_closed(now)
+
+    def _look_at_half_closed(self, now: float) -> None:
+        """A client that has gone and one that only has nothing more to say look the same until something is sent."""
+        for connection, (since, probed) in list(self.half_closed.items()):
+            if probed:
+                if connection.socket_error():
+                    connection.abort()
+                elif now - since > 4 * constants.HALF_CLOSED_PROBE_S:
+                    del self.half_closed[connection]  # it is there
+            elif now - since >= constants.HALF_CLOSED_PROBE_S:
+                connection.probe()
+                self.half_closed[connection] = (since, True)
+
+    # --- Work that is not done at once --------------------------------------------------------------------------------
+
+    def spawn(self, exchange: Exchange, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs the rest of a handler as a task; what it raises is the answer."""
+
+        def done(task: asyncio.Future[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():
+                exchange.fail(ApiError(503, "the server is ending"))
+            else:
+                exchange.guard(task.result)
+
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
+    def on_thread(self, exchange: Exchange, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Calls ``work`` on a thread, then ``then`` with its result on the loop's; what they raise is the answer."""
+
+        def done(future: asyncio.Future[T]) -> None:
+            self._tasks.discard(future)
+            exchange.guard(lambda: then(future.result()))
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "compression")
+        future = self.loop.run_in_executor(self._pool, work)
+        self._tasks.add(future)
+        future.add_done_callback(done)

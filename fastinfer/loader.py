@@ -1,0 +1,117 @@
+"""Makes models: from files and parameters to a :class:`~fastinfer.model.Model` that is ready to be published.
+
+What takes long (reading, making a session, trial and warm-up runs) is done on load threads of low priority, so that a
+load never delays inference; what belongs to the loop (queue, statistics) is made on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from fastinfer._ext.executor import Executor
+from fastinfer.config import ServerConfig
+from fastinfer.model import Model
+from fastinfer.model_config import ModelConfig
+from fastinfer.model_files import ModelFiles
+from fastinfer.policy import BatchingPolicy
+from fastinfer.scheduler import Scheduler
+from fastinfer.stats import ModelStats
+from fastinfer.workers import WorkerKind, onnx_load
+from fastinfer.workers.base import Implementation
+from fastinfer.workers.item import WorkerContext
+from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
+from fastinfer.workers.parameters import Parameters
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOAD_THREADS = 2
+_NICENESS = 10  # of load threads; the kernel then prefers the loop's and the executor's
+
+Successor = Callable[[], Model] | None
+
+
+class Loader:
+    """Makes models for the repository.
+
+    Args:
+        config: the server's.
+        executor: the native threads on which sessions run.
+        loop: on whose thread models live.
+    """
+
+    def __init__(self, config: ServerConfig, executor: Executor, loop: asyncio.AbstractEventLoop) -> None:
+        self._config = config
+        self._executor = executor
+        self._loop = loop
+        self._workers = WorkerContext(loop)
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function on a load thread."""
+        return await self._loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    async def model(
+        self,
+        name: str,
+        files: ModelFiles,
+        version: int,
+        config: ModelConfig,
+        parameters: Parameters,
+        successor: Successor,
+    ) -> Model:
+        """One version of a model of the repository, loaded, checked and warm. ApiError 400 with the reason."""
+        config = _with_parameters(config, parameters)
+        path = await self.in_thread(files.model_file, version, config)
+        options = parameters.session_options() if isinstance(parameters, OnnxParameters) else {}
+        session, signature = await self.in_thread(onnx_load.load, path, config, files.name, options, self._config)
+        implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
+        # One native thread is always left to the other models.
+        instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
+        return self._model(name, str(version), implementation, config, instances, successor)
+
+    def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor) -> Model:
+        """A built-in worker. ApiError 400 for bad parameters."""
+        implementation = kind.factory(parameters, self._workers)
+        config = _with_parameters(ModelConfig(name=name, platform=implementation.platform), parameters)
+        return self._model(name, "1", implementation, config, parameters.instances or kind.instances, successor)
+
+    def _model(
+        self,
+        name: str,
+        version: str,
+        implementation: Implementation,
+        config: ModelConfig,
+        instances: int,
+        successor: Successor,
+    ) -> Model:
+        signature = implementation.signature
+        batching = config.dynamic_batching
+        stats = ModelStats()
+        scheduler = Scheduler(
+            implementation.start,
+            BatchingPolicy(
+                max_batch_size=signature.max_batch_size if signature.batched else 1,
+                preferred_batch_size=tuple(sorted(batching.preferred_batch_size)),
+                max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
+            ),
+            instances=instances,
+            max_queue_size=batching.max_queue_size or self._config.max_queue_size,
+            timeout_s=batching.default_timeout_microseconds * 1e-6 or self._config.request_timeout_s,
+            stats=stats,
+            loop=self._loop,
+        )
+        return Model(name, version, implementation, scheduler, stats, config, successor)
+
+    def close(self) -> None:
+        """Ends the load threads; what is being loaded is finished first."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _lower_priority() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

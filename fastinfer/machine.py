@@ -1,0 +1,88 @@
+"""What of this machine the process may use: cores and memory, by CPU affinity and cgroup limits (v1 and v2).
+
+In a container the machine's own numbers are too large: threads made for 64 cores with a quota of two are throttled
+together, and a budget counted from the host's memory ends with the process being killed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_MAX_MEMORY = 1 << 62  # cgroup v1 says "unlimited" as a number near 2^63
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """How many cores may be kept busy: affinity, lowered by the cgroup's quota (rounded up); at least 1.
+
+    Args:
+        root: where ``proc`` and ``sys`` are looked for.
+    """
+    cores = len(os.sched_getaffinity(0))
+    for directory in _cgroups(root, "cpu"):
+        quota = _quota(directory)
+        if quota is not None:
+            cores = min(cores, quota)
+    return max(cores, 1)
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """How much memory the process may use: the machine's, lowered by the cgroup's limit.
+
+    Args:
+        root: where ``proc`` and ``sys`` are looked for.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for directory in _cgroups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _integer(_read(directory / name))
+            if limit is not None and 0 < limit < _MAX_MEMORY:
+                memory = min(memory, limit)
+    return memory
+
+
+def _quota(directory: Path) -> int | None:
+    """The cores of one cgroup's quota, rounded up; None where there is none."""
+    both = (_read(directory / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
+    if len(both) != 2:
+        both = [_read(directory / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]  # v1: -1 is no quota
+    quota, period = (_integer(text) for text in both)
+    if quota is None or period is None or quota <= 0 or period <= 0:
+        return None
+    return -(-quota // period)
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The directories of this process's cgroup and of those around it; a limit anywhere above counts as well.
+
+    Inside a container the path that the kernel tells may be the host's; then only the mount's own directory exists,
+    which is the container's.
+    """
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            mount = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / controllers
+            if not mount.exists():
+                mount = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text("ascii", "replace").strip()
+    except OSError:
+        return None
+
+
+def _integer(text: str | None) -> int | None:
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None

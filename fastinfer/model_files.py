@@ -1,0 +1,116 @@
+"""A model's directory: its versions, its configuration, and a fingerprint that tells when something changed.
+
+    digits/
+        config.toml | config.pbtxt      optional
+        1/model.onnx                    a version is a directory named by a positive integer
+
+Reads the disk and nothing else. Names must have been checked before they come here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastinfer import model_config
+from fastinfer.errors import ApiError
+from fastinfer.model_config import ConfigError, ModelConfig
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_CONFIG_FILES = ("config.toml", "config.pbtxt")
+RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an end-point of its own
+
+Stamp = tuple[tuple[str, int, int, int], ...]  # files by relative path: inode, size, mtime in ns
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What lies on the disk for one model.
+
+    Attributes:
+        name: the directory's name.
+        directory: where it is.
+        versions: the stamp of each version directory's files, by version.
+        config: the stamp of the configuration file; empty: there is none.
+    """
+
+    name: str
+    directory: Path
+    versions: dict[int, Stamp]
+    config: Stamp
+
+    def read_config(self) -> ModelConfig:
+        """The model's configuration, all defaults where it has none. ApiError 400 with the reason."""
+        try:
+            return model_config.load(self.directory, self.name) or ModelConfig(name=self.name)
+        except ConfigError as error:
+            raise ApiError(400, f"model '{self.name}': {error}") from error
+
+    def model_file(self, version: int, config: ModelConfig) -> Path:
+        """The ``.onnx`` file of a version. ApiError 400 where there is not exactly one."""
+        directory = self.directory / str(version)
+        if config.default_model_filename:
+            path = directory / config.default_model_filename
+            if path.is_file():
+                return path
+            raise ApiError(400, f"model '{self.name}' version {version} has no file '{config.default_model_filename}'")
+        found = sorted(path for path in directory.glob("*.onnx") if path.is_file())
+        if len(found) == 1:
+            return found[0]
+        problem = "no .onnx file" if not found else "several .onnx files and no default_model_filename"
+        raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
+
+
+def names(directories: Iterable[Path]) -> list[str]:
+    """The models in the repositories' directories, sorted; what cannot be a model's name is passed over."""
+    found = set()
+    for directory in directories:
+        if directory.is_dir():
+            found |= {entry.name for entry in os.scandir(directory) if entry.is_dir() and _NAME.fullmatch(entry.name)}
+    return sorted(found)
+
+
+def find(directories: Sequence[Path], name: str) -> ModelFiles:
+    """A model's files; the first repository that has the name wins.
+
+    Raises:
+        ApiError: 400 where there is no such model, or where it has no version.
+    """
+    if name in RESERVED_NAMES:
+        raise ApiError(400, f"a model cannot be called '{name}'")
+    for directory in directories:
+        path = directory / name
+        if _NAME.fullmatch(name) and path.is_dir():
+            files = ModelFiles(
+                name,
+                path,
+                {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)},
+                _stamp(*(path / file for file in _CONFIG_FILES)),
+            )
+            if not files.versions:
+                raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
+            return files
+    raise ApiError(400, f"no model '{name}' in the repository")
+
+
+def _is_version(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and _VERSION.fullmatch(entry.name) is not None
+
+
+def _stamp(*paths: Path) -> Stamp:
+    """Files, and the files in directories, with what changes when they are written or replaced."""
+    entries: list[tuple[str, int, int, int]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+            if path.is_dir():
+                entries += [(f"{path.name}/{name}", *rest) for name, *rest in _stamp(*path.iterdir())]
+            else:
+                entries.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            continue  # it went away between listing and looking
+    return tuple(sorted(entries))

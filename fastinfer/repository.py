@@ -1,0 +1,388 @@
+"""The repository: what is on the disk, what is loaded, and the way from one to the other.
+
+A load is prepared (files read, session made, checked and warmed up, on a load thread), then published (on the loop, all
+at once), then answered; whatever fails before leaves everything as it was. What is replaced or unloaded takes no more
+requests and is released when those in flight have ended. Loads and unloads of one model wait for each other; those of
+different models do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastinfer import model_files, workers
+from fastinfer.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
+from fastinfer.errors import ApiError
+from fastinfer.loader import Loader
+from fastinfer.model import Model
+from fastinfer.model_config import ConfigError, ModelConfig
+from fastinfer.model_files import ModelFiles
+from fastinfer.workers import WorkerKind
+from fastinfer.workers.onnx import OnnxParameters
+from fastinfer.workers.parameters import Parameters, parse
+
+log = logging.getLogger(__name__)
+
+ONNX = "onnx"
+_ATTEMPTS = 3  # a load whose files change meanwhile is begun again
+_Versions = Mapping[int, tuple[Model, object]]  # each with what it was made from
+
+
+@dataclass(slots=True)
+class _Lock:
+    """Orders the loads and unloads of one name; forgotten when nobody wants it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    wanted: int = 0
+
+
+class Repository:
+    """Models and workers, loaded and to be loaded.
+
+    Args:
+        directories: where models lie; the first that has a name wins.
+        loader: makes models out of files and parameters.
+    """
+
+    def __init__(self, directories: Sequence[Path], loader: Loader) -> None:
+        self.directories = tuple(directories)
+        self._loader = loader
+        self._table = EndpointTable()
+        self._locks: dict[str, _Lock] = {}
+        self._wanted: set[str] = set()  # asked for at start and not ready yet
+        self._loading: set[str] = set()
+        self._failures: dict[str, str] = {}
+        self._retiring: set[Model] = set()
+
+    # --- Looking up ---------------------------------------------------------------------------------------------------
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """The model for a request.
+
+        Raises:
+            ApiError: 404 where there is no such model or version, 503 where it is known but not ready.
+        """
+        model = self._table.model(name, version)
+        if model is None:
+            raise self._not_there(name, version)
+        return model
+
+    def _not_there(self, name: str, version: str | None) -> ApiError:
+        if self._table.get(name) is not None:
+            return ApiError(404, f"Request for unknown model: '{name}' version {version} is not found")
+        if name in self._loading:
+            return ApiError(503, f"model '{name}' is loading", retry_after_s=1)
+        if name in self._wanted:
+            return ApiError(503, f"model '{name}' is not ready: {self._failures.get(name, 'it waits to be loaded')}")
+        return ApiError(404, f"Request for unknown model: '{name}' is not found")
+
+    def names(self) -> list[str]:
+        """All endpoints, sorted."""
+        return sorted(endpoint.name for endpoint in self._table)
+
+    def versions(self, name: str) -> list[str]:
+        """The ready versions of an endpoint, ascending."""
+        endpoint = self._table.get(name)
+        return [] if endpoint is None else [str(version) for version in sorted(endpoint.versions)]
+
+    def models(self) -> list[Model]:
+        """Every ready version of every endpoint, in order."""
+        return [
+            endpoint.versions[version]
+            for endpoint in sorted(self._table, key=lambda endpoint: endpoint.name)
+            for version in sorted(endpoint.versions)
+        ]
+
+    def why_not_ready(self) -> str | None:
+        """What keeps the server from being ready; None where everything asked for at start has been ready once."""
+        if not self._wanted:
+            return None
+        reasons = [
+            f"'{name}' failed: {self._failures[name]}" if name in self._failures else f"'{name}' is loading"
+            for name in sorted(self._wanted)
+        ]
+        return "models are not ready: " + "; ".join(reasons)
+
+    # --- Starting and following ---------------------------------------------------------------------------------------
+
+    async def start(self, wanted: Iterable[str] | None) -> None:
+        """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
+        found = await asyncio.to_thread(model_files.names, self.directories)
+        names = found if wanted is None else list(dict.fromkeys(wanted))
+        self._wanted = set(names)
+        await asyncio.gather(*(self._load_quietly(name) for name in names))
+
+    async def _load_quietly(self, name: str) -> None:
+        try:
+            await self.load_model(name, None, {})
+        except ApiError as error:
+            log.error("model '%s' is not served: %s", name, error.message)
+
+    async def follow(self, interval_s: float) -> None:
+        """Polls the disk for ever: loads what is new or changed, unloads what is gone.
+
+        A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
+        """
+        done = seen = await asyncio.to_thread(self._look)
+        while True:
+            await asyncio.sleep(interval_s)
+            now = await asyncio.to_thread(self._look)
+            for name in sorted(now.keys() | done.keys()):
+                files = now.get(name)
+                if seen.get(name) == files != done.get(name):
+                    await self._follow(name, known=name in done, gone=files is None)
+                    done = {key: value for key, value in {**done, name: files}.items() if value is not None}
+            seen = now
+
+    async def _follow(self, name: str, *, known: bool, gone: bool) -> None:
+        endpoints = [endpoint for endpoint in self._table if (endpoint.kind, endpoint.base) == (MODEL, name)]
+        if gone:
+            async with self._exclusive(name):
+                for endpoint in endpoints:
+                    if self._table.get(endpoint.name) is endpoint:
+                        self._remove(endpoint)
+            return
+        try:
+            for endpoint in endpoints:
+                again = endpoint.parameters.model_copy(update={"share": True})
+                await self._load(endpoint.identity, name, None, again, None)
+            if not endpoints and (not known or name in self._wanted):
+                await self.load_model(name, None, {})
+        except ApiError as error:
+            log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+
+    def _look(self) -> dict[str, ModelFiles | None]:
+        found: dict[str, ModelFiles | None] = {}
+        for name in model_files.names(self.directories):
+            try:
+                found[name] = model_files.find(self.directories, name)
+            except ApiError:
+                continue  # no version in it yet
+        return found
+
+    # --- Loading ------------------------------------------------------------------------------------------------------
+
+    async def load_model(self, name: str, version: int | None, parameters: Mapping[str, Any]) -> str:
+        """Loads a model of the repository and returns its endpoint's name.
+
+        Args:
+            name: its directory.
+            version: one version alone, beside those that are loaded; None: those that the version policy names.
+            parameters: of the load (see :mod:`fastinfer.load_parameters`); ``config`` replaces the configuration and
+                is not part of the identity.
+
+        Raises:
+            ApiError: 400 with the reason. Nothing has changed then.
+        """
+        if any(key.startswith("file:") for key in parameters):
+            raise ApiError(400, "files cannot be given with a load; of a model only 'config' can be overridden")
+        counted = {key: value for key, value in parameters.items() if key != "config"}
+        wanted = identity(MODEL, name, counted)
+        return await self._load(wanted, name, version, parse(OnnxParameters, counted), parameters.get("config"))
+
+    async def load_worker(self, name: str, parameters: Mapping[str, Any]) -> str:
+        """Loads a built-in worker, or ``onnx`` with a ``model``, and returns its endpoint's name. ApiError 400."""
+        name = name.lower()
+        wanted = identity(WORKER, name, parameters)
+        if name != ONNX:
+            kind, parsed = workers.resolve(name, parameters)
+            return await self._load(wanted, kind, None, parsed, None)
+        options = parse(OnnxParameters, parameters)
+        if options.model is None:
+            raise ApiError(400, "worker 'onnx' needs the parameter 'model', the name of a model of the repository")
+        return await self._load(wanted, options.model, None, options, None)
+
+    async def _load(
+        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
+    ) -> str:
+        """Loads a model of the repository, or a built-in worker, for an identity."""
+        versions: _Versions
+        async with self._exclusive(wanted[1]):
+            endpoint = self._table.same(wanted)
+            new = endpoint is None
+            if endpoint is None:
+                endpoint = Endpoint(self._table.free_name(wanted), wanted, parameters)
+            name = endpoint.name
+            successor = self._successor(parameters.next)
+            self._loading.add(name)
+            try:
+                if isinstance(made_of, str):
+                    versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
+                elif new:
+                    versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
+                else:
+                    versions = {1: (endpoint.versions[1], None)}
+            except ApiError as error:
+                if not new or name in self._wanted:
+                    self._failures[name] = error.message
+                raise
+            finally:
+                self._loading.discard(name)
+            self._failures.pop(name, None)
+            self._wanted.discard(name)
+            if version is not None:
+                endpoint.chosen.add(version)
+            if new and parameters.next is not None:
+                self._hold(parameters.next)
+            elif not new and not parameters.share:
+                endpoint.loads += 1
+            self._publish(endpoint, versions)
+            return name
+
+    async def _prepare(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        version: int | None,
+        parameters: Parameters,
+        override: object,
+        successor: Callable[[], Model] | None,
+    ) -> _Versions:
+        """The versions that the endpoint is to have, each with what it was made from.
+
+        What has not changed is kept. Files that change while they are read are read again: the model is wholly the old
+        or wholly the new one.
+        """
+        for _ in range(_ATTEMPTS):
+            files = await self._loader.in_thread(model_files.find, self.directories, model)
+            config = await self._loader.in_thread(_configuration, files, override)
+            selected = _selection(endpoint, files, config, version)
+            made_of = {number: (files.config, override, files.versions[number]) for number in selected}
+            kept = {
+                number: (endpoint.versions[number], made_of[number])
+                for number in selected
+                if number in endpoint.versions and endpoint.sources[number] == made_of[number]
+            }
+            made: dict[int, tuple[Model, object]] = {}
+            try:
+                for number in sorted(selected - kept.keys()):
+                    built = await self._loader.model(endpoint.name, files, number, config, parameters, successor)
+                    made[number] = (built, made_of[number])
+                if await self._loader.in_thread(model_files.find, self.directories, model) == files:
+                    return kept | made
+            except ApiError:
+                self._discard(made)
+                raise
+            self._discard(made)
+        raise ApiError(400, f"the files of model '{model}' keep changing")
+
+    def _discard(self, made: _Versions) -> None:
+        for model, _ in made.values():
+            self._retire(model)
+
+    def _publish(self, endpoint: Endpoint, versions: _Versions) -> None:
+        before = set(endpoint.versions.values())
+        after = {model for model, _ in versions.values()}
+        endpoint.versions = {number: model for number, (model, _) in versions.items()}
+        endpoint.sources = {number: source for number, (_, source) in versions.items()}
+        self._table.publish(endpoint)
+        for model in before - after:
+            self._retire(model)
+        if before != after:
+            log.info("'%s' serves version %s", endpoint.name, ", ".join(map(str, sorted(endpoint.versions))))
+
+    # --- Chains -------------------------------------------------------------------------------------------------------
+
+    def _successor(self, name: str | None) -> Callable[[], Model] | None:
+        if name is None:
+            return None
+        if self._table.get(name) is None:
+            raise ApiError(400, f"the next endpoint '{name}' is not loaded")
+        return lambda: self.find(name)
+
+    def _hold(self, name: str) -> None:
+        """An endpoint whose successor this is keeps it loaded, as one more load."""
+        held = self._table.get(name)
+        if held is None:
+            raise ApiError(400, f"the next endpoint '{name}' was unloaded")
+        held.loads += 1
+
+    # --- Unloading ----------------------------------------------------------------------------------------------------
+
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Takes one load, or one version, away; an unknown name is no error. In-flight requests are finished."""
+        endpoint = self._table.get(name)
+        async with self._exclusive(name if endpoint is None else endpoint.base):
+            self._wanted.discard(name)
+            self._failures.pop(name, None)
+            endpoint = self._table.get(name)
+            if endpoint is None or (version is not None and version not in endpoint.versions):
+                return
+            if version is None:
+                self._take_load(endpoint)
+            elif len(endpoint.versions) == 1:
+                self._remove(endpoint)
+            else:
+                endpoint.chosen.discard(version)
+                rest = {n: (endpoint.versions[n], endpoint.sources[n]) for n in endpoint.versions if n != version}
+                self._publish(endpoint, rest)
+
+    def _take_load(self, endpoint: Endpoint) -> None:
+        endpoint.loads -= 1
+        if endpoint.loads == 0:
+            self._remove(endpoint)
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        self._table.remove(endpoint)
+        for model in endpoint.versions.values():
+            self._retire(model)
+        log.info("'%s' is unloaded", endpoint.name)
+        held = None if endpoint.parameters.next is None else self._table.get(endpoint.parameters.next)
+        if held is not None:
+            self._take_load(held)
+
+    def _retire(self, model: Model) -> None:
+        self._retiring.add(model)
+        model.retire(lambda: self._retiring.discard(model))
+
+    async def close(self) -> None:
+        """Unloads everything and waits until it is released."""
+        for endpoint in list(self._table):
+            if self._table.get(endpoint.name) is endpoint:
+                endpoint.loads = 1
+                self._take_load(endpoint)
+        while self._retiring:
+            await asyncio.sleep(0.01)
+
+    @asynccontextmanager
+    async def _exclusive(self, base: str) -> AsyncIterator[None]:
+        entry = self._locks.setdefault(base, _Lock())
+        entry.wanted += 1
+        try:
+            async with entry.lock:
+                yield
+        finally:
+            entry.wanted -= 1
+            if not entry.wanted:
+                self._locks.pop(base, None)
+
+
+def _selection(endpoint: Endpoint, files: ModelFiles, config: ModelConfig, version: int | None) -> set[int]:
+    """The versions that an endpoint is to have after a load."""
+    if version is None:
+        wanted = {*config.select_versions(sorted(files.versions)), *endpoint.chosen}
+    elif version in files.versions:
+        wanted = {version, *endpoint.versions}
+    else:
+        raise ApiError(400, f"model '{files.name}' has no version {version}")
+    selected = wanted & files.versions.keys()
+    if not selected:
+        raise ApiError(400, f"model '{files.name}' has none of the versions that its version_policy names")
+    return selected
+
+
+def _configuration(files: ModelFiles, override: object) -> ModelConfig:
+    if override is None:
+        return files.read_config()
+    if not isinstance(override, str):
+        raise ApiError(400, "parameters.config must be a string that holds JSON")
+    try:
+        return ModelConfig.from_json(override, files.name)
+    except ConfigError as error:
+        raise ApiError(400, f"model '{files.name}': {error}") from error

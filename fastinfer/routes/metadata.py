@@ -1,0 +1,52 @@
+"""Metadata: the server, the list of models, a model's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from fastinfer import __version__
+from fastinfer._ext.tensor import TensorSpec
+from fastinfer.exchange import Exchange
+from fastinfer.routes.router import Route
+
+if TYPE_CHECKING:
+    from fastinfer.service import Service
+
+EXTENSIONS = ("model_repository", "binary_tensor_data", "parameters")
+"""What of Triton's extensions really works."""
+
+
+def routes(service: Service) -> list[Route]:
+    """``/v2``, ``/v2/models`` and a model's metadata."""
+
+    def server(exchange: Exchange) -> None:
+        body = {"name": service.config.server_name, "version": __version__, "extensions": EXTENSIONS}
+        exchange.respond(200, orjson.dumps(body))
+
+    def models(exchange: Exchange) -> None:
+        exchange.respond(200, orjson.dumps({"models": service.repository.names()}))
+
+    def model(exchange: Exchange) -> None:
+        found = service.repository.find(*exchange.arguments)
+        body = {
+            "name": found.name,
+            "versions": service.repository.versions(found.name),
+            "platform": found.platform,
+            "inputs": _tensors(found.signature.inputs),
+            "outputs": _tensors(found.signature.outputs),
+        }
+        exchange.respond(200, orjson.dumps(body))
+
+    return [
+        Route(("GET",), "/v2", server),
+        Route(("GET",), "/v2/models", models),
+        Route(("GET",), "/v2/models/{model}", model),
+        Route(("GET",), "/v2/models/{model}/versions/{version}", model),
+    ]
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]

@@ -1,0 +1,258 @@
+"""Sockets and lifecycle: listening, accepting within limits, draining, signals.
+
+A server is started once and drained once. Draining: what is in the accept queue is still accepted, then the listeners
+close; every answer ends its connection; idle connections may send one more request for a moment; then all is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+import uvloop
+
+from fastinfer import limits as constants
+from fastinfer.errors import ApiError
+from fastinfer.head import Router
+from fastinfer.hub import Hub
+from fastinfer.limits import HttpLimits
+from fastinfer.protocol import HttpProtocol
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_BACKLOG: Final = 4096
+_ACCEPTED_AT_ONCE: Final = 64  # then the connections that exist have their turn
+_ACCEPT_PAUSE_S: Final = 0.1
+_REFUSED_AT_ONCE: Final = 128  # connections above the limit that are told so; further ones wait in the queue
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+class Server:
+    """One process's HTTP server.
+
+    Args:
+        router: see :class:`fastinfer.head.Router`.
+        host, port: where to listen; port 0 takes a free one.
+        sockets: listening sockets to use instead, which the server takes over.
+        limits: the HTTP limits.
+        on_drain: called once when draining starts, so that readiness can turn.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        sockets: Sequence[socket.socket] = (),
+        limits: HttpLimits | None = None,
+        on_drain: Callable[[], None] | None = None,
+    ) -> None:
+        self._router = router
+        self._host = host
+        self._port = port
+        self._listeners = list(sockets)
+        self._limits = limits or HttpLimits()
+        self._on_drain = on_drain
+        self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
+        self._pause: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._hub: Hub | None = None
+
+    @property
+    def hub(self) -> Hub:
+        """What the connections share; its counters are for the metrics."""
+        if self._hub is None:
+            raise RuntimeError("the server is not started")
+        return self._hub
+
+    @property
+    def port(self) -> int:
+        """The port of the first listener."""
+        port: int = self._listeners[0].getsockname()[1]
+        return port
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to end."""
+        return self._hub is not None and self._hub.draining
+
+    async def start(self) -> None:
+        """Listens and accepts.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        raise_file_limit()
+        if not self._listeners:
+            self._listeners = await self._bind()
+        self._hub = Hub(self._router, self._limits, loop)
+        for listener in self._listeners:
+            listener.setblocking(False)
+            # Accepted sockets inherit it.
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.listen(_BACKLOG)
+        self._resume_accepting()
+
+    async def serve(self, drain_timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
+        """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+
+        Returns:
+            Whether every request that was accepted is answered.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        if self._hub is None:
+            await self.start()
+        # What exists now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        try:
+            await self._stop.wait()
+            return await self.drain(drain_timeout_s)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """What a signal does: the first one lets :meth:`serve` drain, the second one ends it."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def drain(self, timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
+        """Stops accepting, lets requests in flight finish, and ends.
+
+        Returns:
+            Whether all connections ended by themselves within the time.
+        """
+        hub = self.hub
+        if hub.draining:
+            raise RuntimeError("the server is draining already")
+        hub.draining = True
+        if self._on_drain is not None:
+            self._on_drain()
+        self._pause_accepting()
+        for listener in self._listeners:
+            while self._accept(listener):
+                pass
+            listener.close()
+        ended = asyncio.ensure_future(self._ended())
+        stopped = asyncio.ensure_future(self._stop_now.wait())
+        await asyncio.wait((ended, stopped), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        clean = ended.done()
+        if not clean:
+            hub.abort_all()
+            await ended
+        hub.close()
+        return clean
+
+    async def _ended(self) -> None:
+        while self._accepting:
+            await asyncio.wait(self._accepting)
+        await self.hub.empty()
+
+    async def _bind(self) -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        listeners: list[socket.socket] = []
+        port = self._port
+        try:
+            found = await loop.getaddrinfo(self._host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                listener = socket.socket(family, kind, protocol)
+                listeners.append(listener)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # With port 0 all addresses of the host share the port that the first one got.
+                listener.bind((address[0], port, *address[2:]))
+                port = listener.getsockname()[1]
+        except BaseException:
+            for listener in listeners:
+                listener.close()
+            raise
+        return listeners
+
+    # --- Accepting ----------------------------------------------------------------------------------------------------
+
+    def _resume_accepting(self) -> None:
+        self._pause = None
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.add_reader(listener, self._ready, listener)
+
+    def _pause_accepting(self, seconds: float | None = None) -> None:
+        """Leaves further connections in the accept queue; without this, a full process would spin on them."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener)
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if seconds is not None:
+            self._pause = loop.call_later(seconds, self._resume_accepting)
+
+    def _ready(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if not self._accept(listener):
+                return
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Accepts one connection; returns whether there may be more."""
+        hub = self.hub
+        open_now = hub.connections + len(self._accepting)
+        if open_now >= self._limits.max_connections + _REFUSED_AT_ONCE:
+            if not hub.draining:
+                self._pause_accepting(_ACCEPT_PAUSE_S)
+            return False
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                return True  # that connection was gone before it was accepted
+            if not hub.draining:
+                self._pause_accepting(_ACCEPT_PAUSE_S)
+            return False
+        accepted.setblocking(False)
+        refusal = None
+        if open_now >= self._limits.max_connections:
+            refusal = ApiError(503, "too many connections", retry_after_s=1)
+        task = hub.loop.create_task(self._open(accepted, refusal))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+        return True
+
+    async def _open(self, accepted: socket.socket, refusal: ApiError | None) -> None:
+        hub = self.hub
+        try:
+            await hub.loop.connect_accepted_socket(lambda: HttpProtocol(hub, refusal), accepted)
+        except OSError:
+            accepted.close()  # the client is gone already
+
+
+def raise_file_limit() -> None:
+    """Lets the process have as many files, and so connections, as the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a program on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)

@@ -1,0 +1,188 @@
+"""Request bodies on their way in: of announced length, or chunked; and inflating them. No socket, no clock.
+
+Memory is taken for bytes really received, never for announced ones, so that a promise costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import numpy as np
+
+from fastinfer.errors import ApiError
+from fastinfer.head import Head, too_large
+from fastinfer.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
+
+_FIRST_BYTES = 4096
+_GROWTH = 8
+"""A buffer is replaced by one this many times larger: an eighth of the body is copied, and less than ten times what was
+received is reserved. Pages that were not written to do not exist yet."""
+
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+
+
+class Upload:
+    """What both kinds have: the head they belong to, and how they get on.
+
+    Attributes:
+        received: bytes of the body so far.
+        complete: all of it is here.
+        started, window_started: when it and its current window of measured progress began.
+        window_received: ``received`` at that time.
+        wants_continue: the client waits for ``100 Continue``, which was not sent yet.
+    """
+
+    __slots__ = ("complete", "head", "received", "started", "wants_continue", "window_received", "window_started")
+
+    def __init__(self, head: Head, now: float) -> None:
+        self.head = head
+        self.received = 0
+        self.complete = False
+        self.started = now
+        self.window_started = now
+        self.window_received = 0
+        self.wants_continue = False
+
+
+class SizedUpload(Upload):
+    """A body of announced length: the socket writes straight into its own buffer, never past its end."""
+
+    __slots__ = ("_view",)
+
+    def __init__(self, head: Head, now: float, first: memoryview) -> None:
+        super().__init__(head, now)
+        self._view = memoryview(b"")
+        self.received = len(first)
+        self._reserve()
+        self._view[: len(first)] = first
+
+    def _reserve(self) -> None:
+        size = min(self.head.body_size, max(_FIRST_BYTES, _GROWTH * self.received))
+        larger = np.empty(size, np.uint8).data
+        larger[: len(self._view)] = self._view
+        self._view = larger
+
+    def space(self) -> memoryview:
+        """Where the next bytes go; not empty while the body is incomplete."""
+        if self.received == len(self._view):
+            self._reserve()
+        return self._view[self.received :]
+
+    def written(self, size: int) -> None:
+        """``size`` bytes were written to what :meth:`space` returned."""
+        self.received += size
+        self.complete = self.received == self.head.body_size
+
+    def body(self) -> memoryview:
+        """The whole body; its buffer is exactly as long, since growth stops at the announced length."""
+        return self._view
+
+
+class ChunkedUpload(Upload):
+    """A chunked body: the law of its framing, byte for byte.
+
+    httptools tells no one how many bytes it took, so that the next message could not be found; and extensions and
+    trailers reach none of its callbacks, so that they could not be counted. Trailers are checked and dropped.
+    """
+
+    __slots__ = ("_body", "_chunks", "_framing", "_in_trailers", "_left", "_limits", "_line")
+
+    def __init__(self, head: Head, now: float, limits: HttpLimits) -> None:
+        super().__init__(head, now)
+        self._limits = limits
+        self._body = bytearray()
+        self._left = 0  # bytes of the current chunk still to come, with its CR LF
+        self._chunks = 0
+        self._framing = 0  # bytes that are not body
+        self._line = b""  # a started line of framing
+        self._in_trailers = False
+
+    def feed(self, buffer: bytearray, start: int, end: int) -> int:
+        """Takes what belongs to the body and returns where it stopped: ``end``, unless the body is complete."""
+        while start < end and not self.complete:
+            if self._left > 2:
+                stop = min(start + self._left - 2, end)
+                with memoryview(buffer) as view:
+                    self._body += view[start:stop]
+                self._left -= stop - start
+                self.received += stop - start
+            elif self._left:
+                if buffer[start] != b"\n\r"[self._left - 1]:
+                    raise ApiError(400, "malformed chunk")
+                stop = start + 1
+                self._left -= 1
+                self._framing += 1
+            else:
+                stop = buffer.find(b"\n", start, end) + 1
+                line = self._line + buffer[start : stop or end]
+                self._framing += (stop or end) - start
+                allowed = CHUNK_FRAMING_BYTES + CHUNK_FRAMING_BYTES_PER_CHUNK * self._chunks
+                if self._framing > allowed or len(line) > CHUNK_FRAMING_BYTES:
+                    raise ApiError(400, "too much framing in a chunked body")
+                if stop:
+                    self._line = b""
+                    self._take(line)
+                else:
+                    self._line = line
+                    stop = end
+            start = stop
+        return start
+
+    def _take(self, line: bytes) -> None:
+        if self._in_trailers:
+            if line == b"\r\n":
+                self.complete = True
+            elif not _TRAILER.fullmatch(line):
+                raise ApiError(400, "malformed trailer")
+            return
+        found = _CHUNK_SIZE.fullmatch(line)
+        if found is None:
+            raise ApiError(400, "malformed chunk size")
+        size = int(found[1], 16)
+        if size == 0:
+            self._in_trailers = True
+            return
+        self._chunks += 1
+        if self._chunks > self._limits.max_chunks:
+            raise ApiError(400, f"more than {self._limits.max_chunks} chunks")
+        if size > self.head.max_body_bytes - self.received:
+            raise too_large(self.head.max_body_bytes)
+        self._left = size + 2
+
+    def body(self) -> memoryview:
+        """The whole body."""
+        return memoryview(self._body)
+
+
+def inflate(coding: bytes, data: memoryview, limit: int) -> bytes:
+    """A compressed body, inflated; never more than ``limit`` bytes of memory are filled.
+
+    Args:
+        coding: ``gzip`` (one member) or ``deflate`` (zlib's format, or raw as some clients send it).
+
+    Raises:
+        ApiError: 400 for bad data, 413 above the limit.
+    """
+    wbits = 31
+    if coding == b"deflate":
+        wbits = 15 if len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0 else -15
+    stream = zlib.decompressobj(wbits)
+    try:
+        body = stream.decompress(data, limit + 1)
+    except zlib.error:
+        raise ApiError(400, f"the body is not in {coding.decode()} format") from None
+    if len(body) > limit:
+        raise too_large(limit)
+    if not stream.eof:
+        raise ApiError(400, f"the body ends inside its {coding.decode()} stream")
+    if stream.unused_data:
+        raise ApiError(400, f"the body goes on after its {coding.decode()} stream")
+    return body
+
+
+def deflate(coding: bytes, data: bytes) -> bytes:
+    """An answer, compressed: fast rather than small."""
+    stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
+    return stream.compress(data) + stream.flush()

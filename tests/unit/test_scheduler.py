@@ -1,0 +1,313 @@
+"""The scheduler: who shares a batch, who goes first, who is never run."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+
+from fastinfer._ext.message import InferRequest
+from fastinfer._ext.tensor import Tensor
+from fastinfer.errors import ApiError
+from fastinfer.policy import BatchingPolicy
+from fastinfer.scheduler import BatchResult, Scheduler
+from fastinfer.stats import ModelStats
+
+
+class Model:
+    """A model whose batches end when the test says so; each request's output is its own input."""
+
+    def __init__(self, policy=BatchingPolicy(8), *, inline=False, **options):  # noqa: B008
+        self.batches = []  # (requests, done) under way
+        self.sizes = []
+        self.terminated = 0
+        self.inline = inline
+        self.stats = ModelStats()
+        defaults = {"instances": 1, "max_queue_size": 100, "timeout_s": 30.0}
+        self.scheduler = Scheduler(
+            self.start, policy, **{**defaults, **options}, stats=self.stats, loop=asyncio.get_running_loop()
+        )
+
+    def start(self, requests, done):
+        self.sizes.append(len(requests))
+        if self.inline:
+            done(BatchResult([request.inputs for request in requests]))
+            return None
+        self.batches.append((requests, done))
+        return self
+
+    def terminate(self):
+        self.terminated += 1
+
+    def finish(self, error=None):
+        requests, done = self.batches.pop(0)
+        done(BatchResult([error or request.inputs for request in requests]))
+
+    def submit(self, value=0, **options):
+        return Ticket(self, value, **options)
+
+
+class Ticket:
+    """A submitted request and what came of it."""
+
+    def __init__(self, model, value, *, rows=1, key=None, timeout_us=0, priority=0):
+        tensor = Tensor.from_numpy("x", np.full((rows,), value))
+        self.request = InferRequest([tensor], timeout_us=timeout_us, priority=priority)
+        self.request.rows = rows
+        self.request.shape_key = key
+        self.request.complete = self.complete
+        self.outcomes = []
+        model.scheduler.submit(self.request)
+
+    def complete(self, request, outcome):
+        assert request is self.request
+        self.outcomes.append(outcome)
+
+    @property
+    def status(self):
+        (outcome,) = self.outcomes
+        return outcome.status if isinstance(outcome, ApiError) else 200
+
+
+def run(test):
+    """Runs a coroutine test on a loop of its own."""
+
+    def runner():
+        asyncio.run(test())
+
+    runner.__name__ = test.__name__
+    return runner
+
+
+async def turn():
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+@run
+async def test_requests_of_one_turn_are_one_batch():
+    model = Model()
+    tickets = [model.submit(value) for value in range(5)]
+    await turn()
+    assert model.sizes == [5]
+    model.finish()
+    assert [ticket.outcomes[0][0].numpy()[0] for ticket in tickets] == [0, 1, 2, 3, 4]
+
+
+@run
+async def test_a_batch_is_what_waits_when_the_model_becomes_free():
+    model = Model()
+    model.submit()
+    await turn()
+    for _ in range(20):
+        model.submit()
+    await turn()
+    assert model.sizes == [1]
+    model.finish()
+    model.finish()
+    model.finish()
+    await turn()
+    assert model.sizes == [1, 8, 8, 4]
+
+
+@run
+async def test_rows_are_counted_not_requests():
+    model = Model()
+    for _ in range(3):
+        model.submit(rows=3)
+    await turn()
+    assert model.sizes == [2]
+
+
+@run
+async def test_only_compatible_requests_share_a_batch_and_the_oldest_goes_first():
+    model = Model(instances=3)
+    model.submit(key=b"a")
+    model.submit(key=b"b")
+    model.submit(key=b"a")
+    model.submit(key=b"c", priority=2)
+    model.submit(key=b"c", priority=1)
+    await turn()
+    assert [[r.shape_key for r in requests] for requests, _ in model.batches] == [[b"a", b"a"], [b"b"], [b"c"]]
+    assert model.batches[2][0][0].priority == 1
+
+
+@run
+async def test_every_instance_is_used():
+    model = Model(BatchingPolicy(1), instances=2)
+    for _ in range(3):
+        model.submit()
+    await turn()
+    assert model.sizes == [1, 1]
+    assert (model.scheduler.running, model.scheduler.queued) == (2, 1)
+
+
+@run
+async def test_a_configured_delay_waits_for_company_and_no_longer():
+    model = Model(BatchingPolicy(8, (), 20_000_000))
+    model.submit()
+    await turn()
+    model.submit()
+    await turn()
+    assert model.sizes == []
+    await asyncio.sleep(0.05)
+    assert model.sizes == [2]
+
+
+@run
+async def test_a_waiting_group_does_not_hold_up_a_full_one():
+    model = Model(BatchingPolicy(2, (), 10_000_000_000))
+    model.submit(key=b"a")
+    model.submit(key=b"b")
+    model.submit(key=b"b")
+    await turn()
+    assert model.sizes == [2]
+
+
+@run
+async def test_a_full_queue_refuses_with_retry_after():
+    model = Model(max_queue_size=2)
+    model.submit()
+    await turn()
+    model.submit()
+    model.submit()
+    with pytest.raises(ApiError) as caught:
+        model.submit()
+    assert caught.value.status == 503
+    assert dict(caught.value.headers)[b"Retry-After"]
+    assert "Exceeds maximum queue size" in caught.value.message
+
+
+@run
+async def test_expired_requests_are_answered_at_once_and_never_run():
+    model = Model()
+    model.submit()
+    await turn()
+    late = model.submit(timeout_us=5_000)
+    await asyncio.sleep(0.03)
+    assert late.status == 504
+    assert "Request timeout expired" in late.outcomes[0].message
+    model.finish()
+    await turn()
+    assert model.sizes == [1]
+
+
+@run
+async def test_the_default_timeout_holds_for_everybody_else():
+    model = Model(timeout_s=0.01)
+    first = model.submit()
+    await turn()
+    waiting = [model.submit() for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert [ticket.status for ticket in [first, *waiting]] == [504] * 4
+    assert model.terminated == 1
+    model.finish()
+    assert model.sizes == [1]
+    assert len(first.outcomes) == 1
+
+
+@run
+async def test_cancelled_requests_are_never_run_and_never_answered():
+    model = Model()
+    model.submit()
+    await turn()
+    gone, kept = model.submit(), model.submit()
+    model.scheduler.cancel(gone.request)
+    model.scheduler.cancel(gone.request)
+    model.finish()
+    await turn()
+    assert [requests for requests, _ in model.batches] == [[kept.request]]
+    model.finish()
+    assert gone.outcomes == []
+    assert kept.status == 200
+
+
+@run
+async def test_a_run_for_nobody_is_terminated():
+    model = Model()
+    tickets = [model.submit(), model.submit()]
+    await turn()
+    model.scheduler.cancel(tickets[0].request)
+    assert model.terminated == 0
+    model.scheduler.cancel(tickets[1].request)
+    assert model.terminated == 1
+
+
+@run
+async def test_cancelled_requests_do_not_pile_up_behind_a_stalled_model():
+    model = Model(max_queue_size=10)
+    model.submit()
+    await turn()
+    for round_ in range(1000):
+        model.scheduler.cancel(model.submit(key=round_ % 7).request)
+    assert model.scheduler.queued == 0
+    assert sum(len(group) for group in model.scheduler._groups.values()) <= 80
+    kept = [model.submit(key=key) for key in range(7)]
+    for _ in range(8):
+        model.finish()
+        await turn()
+    assert [ticket.status for ticket in kept] == [200] * 7
+
+
+@run
+async def test_a_model_that_fails_fails_the_request_not_the_server():
+    model = Model()
+    ticket = model.submit()
+    await turn()
+    model.finish(ApiError(500, "the model failed"))
+    assert ticket.status == 500
+    again = model.submit()
+    await turn()
+    model.finish()
+    assert again.status == 200
+
+
+@run
+async def test_a_start_that_raises_answers_500():
+    model = Model()
+    model.scheduler._start = None
+    ticket = model.submit()
+    await turn()
+    assert ticket.status == 500
+    assert model.scheduler.running == 0
+
+
+@run
+async def test_inline_batches_leave_the_loop_its_turn_and_all_are_answered():
+    model = Model(BatchingPolicy(1), inline=True)
+    tickets = [model.submit() for _ in range(100)]
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), 0.05)
+    assert [ticket.status for ticket in tickets] == [200] * 100
+
+
+@run
+async def test_retiring_finishes_what_was_taken_and_takes_no_more():
+    model = Model(BatchingPolicy(1))
+    retired = []
+    tickets = [model.submit(), model.submit()]
+    await turn()
+    model.scheduler.retire(lambda: retired.append(True))
+    with pytest.raises(ApiError):
+        model.submit()
+    model.finish()
+    assert retired == []
+    model.finish()
+    assert retired == [True]
+    assert [ticket.status for ticket in tickets] == [200, 200]
+
+
+@run
+async def test_statistics_add_up():
+    model = Model(max_queue_size=3)
+    model.submit(rows=3)
+    model.submit(rows=2)
+    await turn()
+    model.finish()
+    gone = model.submit()
+    model.scheduler.cancel(gone.request)
+    entry = model.stats.to_triton("m", "1")
+    assert entry["inference_count"] == 5
+    assert entry["execution_count"] == 1
+    assert entry["inference_stats"]["success"]["count"] == 2
+    assert entry["inference_stats"]["fail"]["count"] == 1

@@ -1,0 +1,162 @@
+"""Requests against a model's signature: order, names, datatypes, shapes, the batch dimension."""
+
+import numpy as np
+import pytest
+
+from fastinfer._ext.message import InferRequest, RequestedOutput
+from fastinfer._ext.signature import Signature
+from fastinfer._ext.tensor import Tensor, TensorSpec
+from fastinfer.errors import ApiError
+
+PAIR = Signature(
+    [TensorSpec("A", "INT32", [-1, 4]), TensorSpec("B", "INT32", [-1, 4])],
+    [TensorSpec("X", "INT32", [-1, 4]), TensorSpec("Y", "INT32", [-1, 4])],
+    batched=True,
+    max_batch_size=8,
+    max_batch_size_configured=True,
+)
+FREE = Signature(
+    [TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [-1, -1])], batched=True, max_batch_size=64
+)
+PLAIN = Signature([TensorSpec("A", "FP32", [2, -1])], [TensorSpec("X", "FP32", [2])])
+SCALAR = Signature([TensorSpec("A", "INT64", [])], [TensorSpec("X", "INT64", [])])
+
+
+def tensor(name, shape, dtype="i4", datatype=None):
+    return Tensor.from_numpy(name, np.zeros(shape, dtype), datatype)
+
+
+def request(*tensors, outputs=(), **kwargs):
+    return InferRequest(list(tensors), [RequestedOutput(name) for name in outputs], **kwargs)
+
+
+def refused(signature, wanted):
+    with pytest.raises(ApiError) as caught:
+        signature.check(wanted, "M")
+    assert caught.value.status == 400
+    return caught.value.message
+
+
+def test_inputs_are_put_in_the_models_order():
+    wanted = request(tensor("B", (2, 4)), tensor("A", (2, 4)))
+    PAIR.check(wanted, "M")
+    assert [t.name for t in wanted.inputs] == ["A", "B"]
+    assert (wanted.rows, wanted.implicit_batch, wanted.shape_key) == (2, False, None)
+
+
+def test_the_batch_dimension_may_be_left_out_of_all_inputs_and_then_of_the_answer():
+    wanted = request(tensor("A", (4,)), tensor("B", (4,)))
+    PAIR.check(wanted, "M")
+    assert wanted.rows == 1
+    assert wanted.implicit_batch
+    assert wanted.inputs[0].shape == (1, 4)
+    answer = PAIR.respond(wanted, [tensor("X", (1, 4)), tensor("Y", (1, 4))], "M", "1")
+    assert [output.shape for output in answer.outputs] == [(4,), (4,)]
+
+
+def test_requests_share_a_batch_only_when_their_rows_have_the_same_shape():
+    keys = []
+    for shape in ((1, 3), (5, 3), (1, 4), (3,)):
+        wanted = request(tensor("A", shape, "f4"))
+        FREE.check(wanted, "M")
+        keys.append(wanted.shape_key)
+    assert keys[0] == keys[1] == keys[3] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("signature", "wanted", "sentence"),
+    [
+        (
+            PAIR, request(tensor("A", (1, 4))),
+            "expected 2 inputs but got 1 inputs for model 'M'. Got input(s) ['A'], but missing required input(s) "
+            "['B']. Please provide all required input(s).",
+        ),
+        (
+            PAIR, request(),
+            "expected 2 inputs but got 0 inputs for model 'M'. Got input(s) [], but missing required input(s) "
+            "['A','B']. Please provide all required input(s).",
+        ),
+        (PAIR, request(tensor("A", (1, 4)), tensor("Z", (1, 4))), "unexpected inference input 'Z' for model 'M'"),
+        (
+            PAIR, request(tensor("A", (1, 4)), tensor("B", (1, 4)), tensor("C", (1, 4))),
+            "unexpected inference input 'C' for model 'M'",
+        ),
+        (
+            PAIR, request(tensor("A", (1, 4), "f4"), tensor("B", (1, 4))),
+            "inference input 'A' data-type is 'FP32', but model 'M' expects 'INT32'",
+        ),
+        (
+            PAIR, request(tensor("A", (1, 8)), tensor("B", (1, 4))),
+            "unexpected shape for input 'A' for model 'M'. Expected [-1,4], got [1,8]",
+        ),
+        (
+            PAIR, request(tensor("A", (4,)), tensor("B", (1, 4))),
+            "unexpected shape for input 'A' for model 'M'. Expected [-1,4], got [4]",
+        ),
+        (
+            PAIR, request(tensor("A", (1, 1, 4)), tensor("B", (1, 4))),
+            "unexpected shape for input 'A' for model 'M'. Expected [-1,4], got [1,1,4]",
+        ),
+        (PAIR, request(tensor("A", (9, 4)), tensor("B", (9, 4))), "inference request batch-size must be <= 8 for 'M'"),
+        (
+            PAIR, request(tensor("A", (1, 4)), tensor("B", (2, 4))),
+            "input 'B' batch size does not match other inputs for 'M'",
+        ),
+        (
+            PAIR, request(tensor("A", (1, 4)), tensor("B", (1, 4)), outputs=["Q"]),
+            "unexpected inference output 'Q' for model 'M'",
+        ),
+        (
+            PLAIN, request(tensor("A", (3, 1), "f4")),
+            "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [3,1]",
+        ),
+        (PLAIN, request(tensor("A", (2,), "f4")), "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [2]"),
+        (SCALAR, request(tensor("A", (1,), "i8")), "unexpected shape for input 'A' for model 'M'. Expected [], got [1]"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_a_sentence(signature, wanted, sentence):
+    assert refused(signature, wanted) == sentence
+
+
+def test_more_rows_than_a_batch_are_refused_only_where_the_limit_was_configured():
+    wanted = request(tensor("A", (65, 3), "f4"))
+    FREE.check(wanted, "M")
+    assert wanted.rows == 65
+
+
+def test_a_model_without_a_batch_dimension():
+    wanted = request(tensor("A", (2, 7), "f4"))
+    PLAIN.check(wanted, "M")
+    assert (wanted.rows, wanted.implicit_batch) == (1, False)
+    SCALAR.check(request(tensor("A", (), "i8")), "M")
+
+
+def test_positional_inputs_have_free_names():
+    signature = Signature([TensorSpec("input", "UINT32", [1])], [TensorSpec("output", "UINT32", [1])], positional=True)
+    signature.check(request(tensor("whatever", (1,), "u4")), "M")
+    assert refused(signature, request()) == "expected 1 inputs but got 0 inputs for model 'M'"
+
+
+def test_anything_goes():
+    signature = Signature([], [], anything=True)
+    wanted = request(tensor("a", (3,)), tensor("b", (2, 2), "f8"), outputs=["b"])
+    signature.check(wanted, "M")
+    answer = signature.respond(wanted, wanted.inputs, "M", "1")
+    assert [output.name for output in answer.outputs] == ["b"]
+
+
+def test_the_answer_has_the_wanted_outputs_in_the_wanted_order():
+    wanted = request(tensor("A", (1, 4)), tensor("B", (1, 4)), outputs=["Y", "X"], id=b"42")
+    PAIR.check(wanted, "M")
+    answer = PAIR.respond(wanted, [tensor("X", (1, 4)), tensor("Y", (1, 4))], "M", "3")
+    assert [output.name for output in answer.outputs] == ["Y", "X"]
+    assert (answer.model_name, answer.model_version, answer.id, answer.binary) == ("M", "3", b"42", (False, False))
+
+
+def test_binary_outputs_are_those_that_were_asked_for():
+    tensors = tensor("A", (1, 4)), tensor("B", (1, 4))
+    given = [tensor("X", (1, 4)), tensor("Y", (1, 4))]
+    everything = InferRequest(list(tensors), binary_output=True)
+    assert PAIR.respond(everything, given, "M", "1").binary == (True, True)
+    mixed = InferRequest(list(tensors), [RequestedOutput("X", 0), RequestedOutput("Y")], binary_output=True)
+    assert PAIR.respond(mixed, given, "M", "1").binary == (False, True)
