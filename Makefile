@@ -11,7 +11,7 @@
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DONE := .venv/done
 FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE TRACE,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
 BUILT := $(DONE)/built$(FLAVOUR:%=-%)
@@ -80,7 +80,7 @@ $(DONE)/dependencies: pyproject.toml | $(DONE)/venv
 	@touch $@
 
 $(BUILT): $(SOURCES) $(DONE)/dependencies
-	@echo "==> compiling the extensions $(FLAVOUR:%=(%)) (a minute or two)"
+	@echo "==> compiling the extensions (a minute or two)$(if $(FLAVOUR), with $(FLAVOUR))"
 	@test -e $@ || rm -rf build fastinfer/_ext/*.so ext/fastinfer/_ext/*.cpp $(DONE)/built*
 	@if test $(DONE)/installed -nt $(DONE)/dependencies; then $(BIN)/python setup.py -q build_ext --inplace; \
 		else $(PIP) install --no-deps --no-build-isolation -e . && touch $(DONE)/installed; fi
