@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import fields
 
 from fastinfer import __version__, routes
 from fastinfer._ext import ort
 from fastinfer.config import ServerConfig
+from fastinfer.limits import HttpLimits
 from fastinfer.server import Server, run
 from fastinfer.service import Service
 
@@ -23,7 +25,7 @@ async def _serve(config: ServerConfig) -> int:
     ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
     server = service.server = Server(
-        routes.build(service), host=config.host, port=config.port, limits=config.http_limits()
+        routes.build(service), host=config.host, port=config.port, limits=_http_limits(config)
     )
     try:
         await server.start()
@@ -39,3 +41,7 @@ async def _serve(config: ServerConfig) -> int:
     await service.close()
     log.info("ended" if clean else "ended; some requests were given up")
     return 0
+
+
+def _http_limits(config: ServerConfig) -> HttpLimits:
+    return HttpLimits(**{field.name: getattr(config, field.name) for field in fields(HttpLimits)})
