@@ -1,3 +1,8 @@
 """fastinfer serves ONNX models over the KServe v2 REST protocol."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("fastinfer")
+except PackageNotFoundError:  # a source tree that was built in place and never installed
+    __version__ = "0+source"

@@ -1,0 +1,356 @@
+"""A model's configuration: ``config.toml`` or ``config.pbtxt``, with Triton's and AMD's field names.
+
+One schema (:mod:`fastinfer.model_schema`) reads all three notations: TOML, protobuf's text format, Triton's JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, Self
+
+import orjson
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+
+from fastinfer import limits, pbtxt
+from fastinfer.errors import ApiError, clip
+from fastinfer.model_schema import (
+    NOT_SUPPORTED,
+    DynamicBatching,
+    FileName,
+    InputConfig,
+    InstanceGroup,
+    Latest,
+    Never,
+    Optimization,
+    OutputConfig,
+    Parameter,
+    ParameterValue,
+    ResponseCache,
+    Table,
+    TensorConfig,
+    Text,
+    Transactions,
+    VersionPolicy,
+    Warmup,
+    Whole,
+    read_parameters,
+    triton_datatype,
+)
+from fastinfer.pbtxt import PbtxtError, Written, names_of
+from fastinfer.validation import place, reason, shown, suggestion
+
+__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load"]
+
+MAX_FILE_BYTES = limits.MIB
+_MAX_TOML_LINE_BYTES = 4 * limits.KIB  # the parser's time for a dotted key is quadratic in its length
+FILES = ("config.toml", "config.pbtxt")
+PLATFORMS = ("onnxruntime_onnx", "onnx_onnxv1", "onnx")
+BACKENDS = ("onnxruntime", "onnx")
+
+_NO_STRINGS: Any = Field(default={}, max_length=0)
+
+_GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disable"}
+_TRITON_PARAMETERS = {"intra_op_thread_count": "intra_op_threads", "inter_op_thread_count": "inter_op_threads"}
+
+
+class ConfigError(ApiError):
+    """A configuration that cannot be used, told in one sentence (status 400)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, clip(message))
+
+
+class Spec(Protocol):
+    """A tensor of a loaded model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+class LoadedSignature(Protocol):
+    """What a loaded model takes and gives."""
+
+    @property
+    def inputs(self) -> Sequence[Spec]: ...
+    @property
+    def outputs(self) -> Sequence[Spec]: ...
+    @property
+    def batched(self) -> bool: ...
+    @property
+    def max_batch_size(self) -> int: ...
+
+
+class ModelConfig(Table):
+    """The configuration of one model."""
+
+    name: Text = ""
+    platform: Text = ""
+    backend: Text = ""
+    runtime: Literal[""] = ""
+    version_policy: VersionPolicy = VersionPolicy(latest=Latest())
+    max_batch_size: Annotated[Whole, Field(le=1_000_000)] | None = None
+    """Rows of a batch; 0: not batched; None: not configured, the graph decides."""
+    inputs: Annotated[tuple[InputConfig, ...], Field(max_length=limits.MAX_INPUTS)] = Field(
+        default=(), validation_alias=AliasChoices("input", "inputs")
+    )
+    outputs: Annotated[tuple[OutputConfig, ...], Field(max_length=limits.MAX_INPUTS)] = Field(
+        default=(), validation_alias=AliasChoices("output", "outputs")
+    )
+    batch_input: Never = ()
+    batch_output: Never = ()
+    optimization: Optimization = Optimization()
+    dynamic_batching: DynamicBatching = DynamicBatching()
+    instance_group: Annotated[tuple[InstanceGroup, ...], Field(max_length=64)] = ()
+    default_model_filename: FileName = ""
+    cc_model_filenames: dict[str, str] = _NO_STRINGS
+    metric_tags: dict[str, str] = _NO_STRINGS
+    parameters: Annotated[
+        dict[Annotated[str, Field(max_length=1024)], Annotated[Any, Field()]],
+        BeforeValidator(read_parameters),
+        Written((("parameters", dict[str, ParameterValue]),)),
+    ] = Field(default={})
+    model_warmup: Annotated[tuple[Warmup, ...], Field(max_length=1024)] = ()
+    model_transaction_policy: Transactions = Transactions()
+    response_cache: ResponseCache = ResponseCache()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for what, tensors in (("input", self.inputs), ("output", self.outputs)):
+            names = [tensor.name for tensor in tensors]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what} '{twice[:60]}' is there twice")
+        largest = max(self.dynamic_batching.preferred_batch_size, default=0)
+        if self.max_batch_size is not None and largest > self.max_batch_size:
+            raise ValueError(
+                f"dynamic_batching.preferred_batch_size {largest} is above max_batch_size {self.max_batch_size}"
+            )
+        return self
+
+    # --- What the fields come to ---
+
+    @property
+    def instances(self) -> int:
+        """How many batches may run at once."""
+        return sum(group.count for group in self.instance_group) or 1
+
+    @property
+    def worker_parameters(self) -> dict[str, Parameter]:
+        """``parameters`` under the names that a load uses, with what Triton says in other fields."""
+        merged: dict[str, Parameter] = {}
+        if self.optimization.graph.level in _GRAPH_LEVELS:
+            merged["graph_optimization_level"] = _GRAPH_LEVELS[self.optimization.graph.level]
+        for key, value in self.parameters.items():
+            merged[_TRITON_PARAMETERS.get(key, key)] = value
+        return merged
+
+    def select_versions(self, versions: Iterable[int]) -> list[int]:
+        """Those of the existing ``versions`` that the version policy names, ascending."""
+        return self.version_policy.select(versions)
+
+    def effective(self, signature: LoadedSignature) -> ModelConfig:
+        """The configuration with what was found out when the model was loaded."""
+        labels = {output.name: output.label_filename for output in self.outputs}
+        formats = {given.name: given.format for given in self.inputs}
+        start = 1 if signature.batched else 0
+        inputs = tuple(
+            InputConfig.model_construct(
+                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[start:]),
+                format=formats.get(spec.name, "FORMAT_NONE"),
+            )
+            for spec in signature.inputs
+        )  # fmt: skip
+        outputs = tuple(
+            OutputConfig.model_construct(
+                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[start:]),
+                label_filename=labels.get(spec.name, ""),
+            )
+            for spec in signature.outputs
+        )  # fmt: skip
+        rows = signature.max_batch_size if signature.batched else 0
+        return self.model_copy(update={"inputs": inputs, "outputs": outputs, "max_batch_size": rows})
+
+    def to_triton_json(self) -> bytes:
+        """The configuration in Triton's field names, compact, in Triton's order."""
+        onnx = self.platform in ("", *PLATFORMS)
+        batching = self.dynamic_batching.model_dump(
+            exclude={"default_queue_policy", "max_queue_size", "default_timeout_microseconds", "priority_queue_policy"}
+        )
+        if self.dynamic_batching.max_queue_size or self.dynamic_batching.default_timeout_microseconds:
+            batching["default_queue_policy"] = {
+                "timeout_action": "REJECT",
+                "default_timeout_microseconds": self.dynamic_batching.default_timeout_microseconds,
+                "allow_timeout_override": True,
+                "max_queue_size": self.dynamic_batching.max_queue_size,
+            }
+        groups = self.instance_group or (InstanceGroup(name=f"{self.name}_0", kind="KIND_CPU"),)
+        body = {
+            "name": self.name,
+            "platform": "onnxruntime_onnx" if onnx else self.platform,
+            "backend": "onnxruntime" if onnx else self.backend,
+            "runtime": "",
+            "version_policy": self.version_policy.model_dump(exclude_none=True),
+            "max_batch_size": self.max_batch_size or 0,
+            "input": [_tensor_json(tensor) for tensor in self.inputs],
+            "output": [_tensor_json(tensor) for tensor in self.outputs],
+            "batch_input": [],
+            "batch_output": [],
+            "optimization": self.optimization.model_dump(),
+            "dynamic_batching": batching,
+            "instance_group": [group.model_dump() for group in groups],
+            "default_model_filename": self.default_model_filename,
+            "cc_model_filenames": {},
+            "metric_tags": {},
+            "parameters": {key: {"string_value": _as_text(value)} for key, value in self.parameters.items()},
+            "model_warmup": [_warmup_json(sample) for sample in self.model_warmup],
+            "model_transaction_policy": {"decoupled": False},
+        }
+        if not self.max_batch_size and self.dynamic_batching == DynamicBatching():
+            del body["dynamic_batching"]
+        return orjson.dumps(body)
+
+    # --- Reading ---
+
+    @classmethod
+    def from_json(cls, text: str, name: str) -> ModelConfig:
+        """The configuration in Triton's JSON, as a load's ``config`` parameter gives it.
+
+        Raises:
+            ConfigError: with the field that is wrong.
+        """
+        where = "config"
+        if len(text) > MAX_FILE_BYTES:
+            raise ConfigError(f"{where}: is larger than 1 MiB")
+        try:
+            values = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise ConfigError(f"{where}, line {error.lineno}: is not JSON: {error.msg}") from None
+        return _validated(values, name, where)
+
+
+def load(directory: Path, name: str) -> ModelConfig | None:
+    """The configuration of the model in ``directory``; None where it has none.
+
+    Args:
+        directory: the model's; its ``config.toml`` or ``config.pbtxt`` is read.
+        name: the model's, which the configuration may repeat but not change.
+
+    Raises:
+        ConfigError: with the file's name, the line where it is known, and the field that is wrong.
+    """
+    found = [file for file in FILES if os.path.lexists(directory / file)]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ConfigError(f"{found[0]}: there is a {found[1]} as well; keep one of them")
+    text = _read(directory / found[0])
+    values = _parse_toml(text) if found[0] == FILES[0] else _parse_pbtxt(text)
+    return _validated(values, name, found[0])
+
+
+def _read(path: Path) -> str:
+    """The file's text; a symbolic link is followed, what is no regular file is refused and never waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(f"{path.name}: is not a regular file")
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path.name}: is larger than 1 MiB")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path.name}, line {line}: is not UTF-8 text") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    name = FILES[0]
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > _MAX_TOML_LINE_BYTES:
+            raise ConfigError(f"{name}, line {number}: is longer than 4 KiB")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message, _, position = str(error).rpartition(" (at ")
+        where = re.search(r"line (\d+)", position)
+        raise ConfigError(f"{name}, line {where[1]}: {message}" if where else f"{name}: {error}") from None
+    except (RecursionError, ValueError):  # ValueError: an integer of more digits than Python reads
+        raise ConfigError(f"{name}: is nested too deeply, or holds a number of too many digits") from None
+
+
+def _parse_pbtxt(text: str) -> dict[str, Any]:
+    name = FILES[1]
+    try:
+        return pbtxt.parse(text, ModelConfig)
+    except PbtxtError as error:
+        message = _unknown(error.unknown) if error.unknown in NOT_SUPPORTED else str(error)
+        raise ConfigError(f"{name}, line {error.line}: {message}" if error.line else f"{name}: {message}") from None
+
+
+def _validated(values: Any, name: str, where: str) -> ModelConfig:
+    """What was read, checked. ConfigError tells the first thing that is wrong."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: must be a table of fields")
+    for kind, known in (("platform", PLATFORMS), ("backend", BACKENDS)):
+        given = values.get(kind)
+        if given and given not in known:
+            raise ConfigError(f"{where}: {kind}: {shown(given)} is not served here; use {known[0]}")
+    if values.get("name") not in (None, "", name):
+        raise ConfigError(f"{where}: name: {shown(values['name'])} is not the name of the model's directory, '{name}'")
+    try:
+        return ModelConfig.model_validate({**values, "name": name})
+    except ValidationError as error:
+        details = error.errors()[0]
+    location = details["loc"]
+    path = place(location)
+    if details["type"] == "extra_forbidden":
+        raise ConfigError(f"{where}: {_unknown(path)}{_suggestion(location)}")
+    raise ConfigError(f"{where}: {path[:120]}{': ' if path else ''}{reason(details)}")
+
+
+def _unknown(path: str) -> str:
+    if path.rsplit(".", 1)[-1] in NOT_SUPPORTED:
+        return f"field '{path[:120]}' is not supported"
+    return f"unknown field '{path[:120]}'"
+
+
+def _suggestion(location: Sequence[int | str]) -> str:
+    """A field with a like name, where the unknown one is at the top."""
+    if len(location) != 1 or location[0] in NOT_SUPPORTED:
+        return ""
+    known = [alias for name, field in ModelConfig.model_fields.items() for alias in names_of(name, field)]
+    return suggestion(str(location[0]), known)
+
+
+# --- Triton's JSON ----------------------------------------------------------------------------------------------------
+
+
+def _tensor_json(tensor: TensorConfig) -> dict[str, Any]:
+    body = {"name": tensor.name, "data_type": triton_datatype(tensor.datatype), "dims": tensor.dims}
+    rest = tensor.model_dump(exclude={"name", "datatype", "dims"})
+    return body | rest
+
+
+def _warmup_json(sample: Warmup) -> dict[str, Any]:
+    inputs = {}
+    for name, given in sample.inputs.items():
+        values = given.model_dump(include={"zero_data", "random_data", "input_data_file"}, exclude_defaults=True)
+        inputs[name] = {"data_type": triton_datatype(given.datatype), "dims": given.dims} | values
+    return {"name": sample.name, "batch_size": sample.batch_size, "inputs": inputs, "count": sample.count}
+
+
+def _as_text(value: Parameter) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,359 @@
+"""The tables of a model's configuration, with Triton's and AMD's field names.
+
+A field is here only if it has an effect, or with the values that change nothing; what else Triton knows is listed in
+``NOT_SUPPORTED`` and refused by name, so that nobody relies on what does not happen. The whole is put together in
+:mod:`fastinfer.model_config`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    model_validator,
+)
+
+from fastinfer import limits
+from fastinfer.pbtxt import Written, names_of
+from fastinfer.validation import shown, suggestion
+
+NOT_SUPPORTED = frozenset(
+    {
+        "control_input", "cpu_execution_accelerator", "cuda", "ensemble_scheduling", "execution_accelerators",
+        "gpu_execution_accelerator", "initial_state", "model_metrics", "model_operations", "model_repository_agents",
+        "models", "rate_limiter", "reshape", "sequence_batching",
+    }
+)  # fmt: skip
+"""Fields that Triton or AMD know, and that are not served here."""
+
+DATATYPES = (
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "BF16", "FP32", "FP64", "BYTES",
+)  # fmt: skip
+_FILE_NAME = re.compile(r"[^/\\\0]{1,255}")
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a whole number, got {shown(value)}")
+    return value
+
+
+def _tensor_name(value: str) -> str:
+    if not value or not value.isprintable():
+        raise ValueError("must be a name of printable characters")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if value and (not _FILE_NAME.fullmatch(value) or value in (".", "..")):
+        raise ValueError("must be a file's name, without a directory")
+    return value
+
+
+def _datatype(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name = value.removeprefix("TYPE_")
+    name = "BYTES" if name == "STRING" else name
+    if name not in DATATYPES:
+        raise ValueError(f"{shown(value)} is not a data type{suggestion(name, DATATYPES)}")
+    return name
+
+
+def triton_datatype(name: str) -> str:
+    return "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}"
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def read_parameters(value: Any) -> Any:
+    """Parameters as plain values; Triton writes ``{"string_value": x}``, AMD ``{"int64_param": x}`` and the like."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _parameter(key, item) for key, item in value.items()}
+
+
+def _parameter(key: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        if len(value) != 1 or next(iter(value)) not in ParameterValue.model_fields:
+            raise ValueError(f"'{str(key)[:60]}' must have one of {', '.join(ParameterValue.model_fields)}")
+        value = next(iter(value.values()))
+    if not isinstance(value, str | bool | int | float):
+        raise ValueError(f"'{str(key)[:60]}' must be text, a number, true or false")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise ValueError(f"'{str(key)[:60]}' must be a finite number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**62)]
+Dimension = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2**62)]
+Text = Annotated[str, Field(max_length=1024)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+Name = Annotated[str, Field(max_length=1024), AfterValidator(_tensor_name)]
+_TritonType = Literal[
+    "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8", "TYPE_INT16",
+    "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING", "TYPE_BF16",
+]  # fmt: skip
+Datatype = Annotated[
+    str, BeforeValidator(_datatype), Written((("data_type", _TritonType), ("datatype", str)))
+]
+Dims = Annotated[tuple[Dimension, ...], Field(max_length=limits.MAX_RANK)]
+_DATATYPE: Any = Field(validation_alias=AliasChoices("data_type", "datatype"))
+_DIMS: Any = Field(validation_alias=AliasChoices("dims", "shape"))
+
+
+class Table(BaseModel):
+    """A table of the configuration; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, field in cls.model_fields.items():
+                given = [alias for alias in names_of(name, field) if alias in value]
+                if len(given) > 1:
+                    raise ValueError(f"{' and '.join(given)} are the same field; keep one of them")
+        return value
+
+
+class Nothing(Table):
+    """A table in which nothing can be set."""
+
+
+Never = Annotated[tuple[Nothing, ...], Field(max_length=0)]
+NoText = Annotated[tuple[str, ...], Field(max_length=0)]
+
+
+# --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+class TensorConfig(Table):
+    """An input or an output; ``dims`` is without the batch dimension where ``max_batch_size`` is above 0."""
+
+    name: Name
+    datatype: Datatype = _DATATYPE
+    dims: Dims = _DIMS
+    is_shape_tensor: Literal[False] = False
+    is_non_linear_format_io: Literal[False] = False
+
+
+class InputConfig(TensorConfig):
+    """An input."""
+
+    format: Literal["FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW"] = "FORMAT_NONE"
+    allow_ragged_batch: Literal[False] = False
+    optional: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format != "FORMAT_NONE" and len(self.dims) != 3:
+            raise ValueError(f"the format {self.format} needs three dims")
+        return self
+
+
+class OutputConfig(TensorConfig):
+    """An output."""
+
+    label_filename: FileName = ""
+
+
+# --- Versions ---------------------------------------------------------------------------------------------------------
+
+
+class Latest(Table):
+    num_versions: Annotated[Whole, Field(ge=1)] = 1
+
+
+class Specific(Table):
+    versions: Annotated[tuple[Annotated[Whole, Field(ge=1)], ...], Field(min_length=1, max_length=1024)]
+
+
+class VersionPolicy(Table):
+    """Which of a model's versions are loaded."""
+
+    latest: Latest | None = None
+    all: Nothing | None = None
+    specific: Specific | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if value in ("all", "latest"):
+            return {value: {}}
+        if isinstance(value, str):
+            raise ValueError(f'must be "all", "latest" or a table, got {shown(value)}')
+        return {"latest": {}} if value == {} else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sum(choice is not None for choice in (self.latest, self.all, self.specific)) != 1:
+            raise ValueError("must have one of latest, all and specific")
+        return self
+
+    def select(self, versions: Iterable[int]) -> list[int]:
+        """Those of ``versions`` that are to be loaded, ascending."""
+        ordered = sorted(versions)
+        if self.specific is not None:
+            return [version for version in ordered if version in self.specific.versions]
+        return ordered if self.latest is None else ordered[-self.latest.num_versions :]
+
+
+# --- Batching and queueing --------------------------------------------------------------------------------------------
+
+
+class QueuePolicy(Table):
+    """Triton's place for what may also be said directly in ``dynamic_batching``."""
+
+    timeout_action: Literal["REJECT"] = "REJECT"
+    default_timeout_microseconds: Whole = 0
+    allow_timeout_override: Literal[True] = True
+    max_queue_size: Whole = 0
+
+
+class DynamicBatching(Table):
+    """How requests share batches, and how long they may wait."""
+
+    preferred_batch_size: Annotated[
+        tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_one_or_more), Field(max_length=1024)
+    ] = ()
+    max_queue_delay_microseconds: Annotated[Whole, Field(le=3_600_000_000)] = 0
+    max_queue_size: Whole = 0
+    """Requests that may wait; 0: as many as the server allows."""
+    default_timeout_microseconds: Annotated[Whole, Field(le=86_400_000_000)] = 0
+    """Until a request without a timeout of its own is given up; 0: the server's."""
+    priority_levels: Annotated[Whole, Field(le=1_000_000)] = 0
+    default_priority_level: Whole = 0
+    preserve_ordering: Literal[False] = False
+    priority_queue_policy: Annotated[dict[int, Nothing], Field(max_length=0)] = {}
+    default_queue_policy: QueuePolicy | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flatten(cls, value: Any) -> Any:
+        """Takes what ``default_queue_policy`` sets."""
+        policy = value.get("default_queue_policy") if isinstance(value, dict) else None
+        if not isinstance(policy, dict):
+            return value
+        flat = dict(value)
+        for name in ("max_queue_size", "default_timeout_microseconds"):
+            if name in policy and flat.setdefault(name, policy[name]) != policy[name]:
+                raise ValueError(f"{name} is set twice, to different values")
+        return flat
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.default_priority_level > self.priority_levels:
+            raise ValueError(
+                f"default_priority_level {self.default_priority_level} is above priority_levels {self.priority_levels}"
+            )
+        if self.priority_levels and not self.default_priority_level:
+            raise ValueError(f"default_priority_level must be from 1 to {self.priority_levels}")
+        return self
+
+
+class InstanceGroup(Table):
+    """How many batches may run at once."""
+
+    name: Text = ""
+    kind: Literal["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
+    count: Annotated[Whole, Field(ge=1, le=64)] = 1
+    gpus: Annotated[tuple[int, ...], Field(max_length=0)] = ()
+    secondary_devices: Never = ()
+    profile: NoText = ()
+    passive: Literal[False] = False
+    host_policy: Literal[""] = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "KIND_GPU":
+            raise ValueError(
+                "KIND_GPU cannot be had; use KIND_CPU or KIND_AUTO, and the parameter execution_providers for devices"
+            )
+        return self
+
+
+# --- The rest ---------------------------------------------------------------------------------------------------------
+
+
+class WarmupInput(Table):
+    """The values of one input of a warm-up run: exactly one of the three."""
+
+    datatype: Datatype = _DATATYPE
+    dims: Dims = _DIMS
+    zero_data: StrictBool = False
+    random_data: StrictBool = False
+    input_data_file: FileName = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.zero_data + self.random_data + bool(self.input_data_file) != 1:
+            raise ValueError("must have exactly one of zero_data, random_data and input_data_file")
+        if any(dim < 0 for dim in self.dims):
+            raise ValueError("dims must not hold -1 here")
+        return self
+
+
+class Warmup(Table):
+    """A request that is run before the model becomes ready."""
+
+    name: Text = ""
+    batch_size: Annotated[Whole, Field(le=1_000_000)] = 0
+    count: Annotated[Whole, Field(le=10_000)] = 1
+    inputs: Annotated[dict[Name, WarmupInput], Field(max_length=limits.MAX_INPUTS)] = {}
+
+
+class Graph(Table):
+    level: Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2)] = 0
+
+
+class PinnedMemory(Table):
+    enable: StrictBool = False
+
+
+class Optimization(Table):
+    """Only ``graph.level`` has an effect; pinned memory has none on a CPU, in Triton either."""
+
+    graph: Graph = Graph()
+    priority: Literal["PRIORITY_DEFAULT"] = "PRIORITY_DEFAULT"
+    input_pinned_memory: PinnedMemory = PinnedMemory()
+    output_pinned_memory: PinnedMemory = PinnedMemory()
+    gather_kernel_buffer_threshold: Literal[0] = 0
+    eager_batching: Literal[False] = False
+
+
+class Transactions(Table):
+    decoupled: Literal[False] = False
+
+
+class ResponseCache(Table):
+    enable: Literal[False] = False
+
+
+class ParameterValue(Table):
+    """The notations of a parameter's value: Triton's, then AMD's."""
+
+    string_value: str = ""
+    bool_param: bool = False
+    int64_param: int = 0
+    double_param: float = 0.0
+    string_param: str = ""
+
+
+Parameter = str | bool | int | float
