@@ -22,8 +22,12 @@ def serve(config: ServerConfig) -> int:
 async def _serve(config: ServerConfig) -> int:
     ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
-    server = service.server = Server(
-        routes.build(service), host=config.host, port=config.port, limits=config.http_limits()
+    server = Server(
+        routes.build(service),
+        host=config.host,
+        port=config.port,
+        limits=config.http_limits(),
+        on_drain=service.drain,
     )
     try:
         await server.start()
