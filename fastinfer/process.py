@@ -24,8 +24,12 @@ def serve(config: ServerConfig) -> int:
 async def _serve(config: ServerConfig) -> int:
     ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
-    server = service.server = Server(
-        routes.build(service), host=config.host, port=config.port, limits=_http_limits(config)
+    server = Server(
+        routes.build(service),
+        host=config.host,
+        port=config.port,
+        limits=_http_limits(config),
+        on_drain=service.drain,
     )
     try:
         await server.start()

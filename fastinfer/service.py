@@ -6,16 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
 from fastinfer.config import ServerConfig
 from fastinfer.loader import Loader
 from fastinfer.repository import Repository
-
-if TYPE_CHECKING:
-    from fastinfer.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +37,13 @@ class Service:
         self._loader = Loader(config, self.executor, loop)
         self.repository = Repository(config.model_repository, self._loader)
         self.nonfinite = _NONFINITE[config.json_nonfinite]
-        self.server: Server | None = None
+        self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
         loop.add_reader(self.executor.fileno(), self.executor.drain)
 
-    @property
-    def draining(self) -> bool:
-        return self.server is not None and self.server.draining
+    def drain(self) -> None:
+        """The server begins to end: it is not ready any more; what is in flight is answered."""
+        self.draining = True
 
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready, or None."""
