@@ -11,8 +11,9 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -125,11 +126,6 @@ class ServerConfig(BaseSettings):
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=False
     )
 
-    config: Path | None = _option(
-        None, "Read options from this TOML file; its keys are the options' names with underscores.", _LOGGING,
-        metavar="FILE",
-    )
-
     # Models
     model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list), Field(min_length=1)] = _option(
         (Path("model-repository"),), "A directory of models. May be given several times.", _MODELS, metavar="DIR",
@@ -220,7 +216,7 @@ class ServerConfig(BaseSettings):
     )
     max_chunks: Count = _option(limits.MAX_CHUNKS, "Chunks of one chunked body; more get 400.", _HTTP)
     max_connections: Count = _option(
-        limits.MAX_CONNECTIONS, "Open connections; further ones wait in the kernel's queue.", _HTTP
+        limits.MAX_CONNECTIONS, "Open connections; further ones wait, or are refused with 503.", _HTTP
     )
     max_pipelined: Count = _option(
         limits.MAX_PIPELINED, "Requests of one connection that may wait for answers before reading pauses.", _HTTP
@@ -256,6 +252,10 @@ class ServerConfig(BaseSettings):
     )
 
     # Logging and the rest
+    config: Path | None = _option(
+        None, "Read options from this TOML file; its keys are the options' names with underscores.", _LOGGING,
+        metavar="FILE",
+    )
     log_format: Literal["text", "json"] = _option("text", "How log lines are written, to the standard error.", _LOGGING)
     log_level: Literal["debug", "info", "warning", "error"] = _option(
         "info", "The least important messages that are logged.", _LOGGING
@@ -271,6 +271,11 @@ class ServerConfig(BaseSettings):
     def load_names(self) -> tuple[str, ...]:
         """The models to load at start, where not everything is; empty for ``none``."""
         return () if self.load in (("all",), ("none",)) else self.load
+
+    @property
+    def http_limits(self) -> limits.HttpLimits:
+        """The limits of the HTTP server, as one parcel."""
+        return limits.HttpLimits(**{field.name: getattr(self, field.name) for field in fields(limits.HttpLimits)})
 
     @classmethod
     def settings_customise_sources(
@@ -371,3 +376,13 @@ def is_size(field: FieldInfo) -> bool:
     """Whether an option's value is a number of bytes, which may be written with a unit."""
     readers = [item.func for item in field.metadata if isinstance(item, BeforeValidator)]
     return parse_size in readers or _share_of_memory in readers
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Whether an option takes several values."""
+    return get_origin(field.annotation) is tuple
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words that an option can be; empty where it is not one of a few."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

@@ -1,0 +1,10 @@
+"""``python -m fastinfer``."""
+
+from __future__ import annotations
+
+import sys
+
+from fastinfer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

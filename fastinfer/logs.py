@@ -1,0 +1,174 @@
+"""Log lines to the standard error, written by a thread of its own.
+
+Whoever logs only puts a record into a bounded queue: a full disk or a reader that has stopped never makes the server
+wait. What does not fit is dropped and counted, and the count is logged when there is room again. Text from clients
+cannot forge lines or drive a terminal: control characters are written as escapes.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import queue
+import re
+import select
+import threading
+import time
+from typing import Any, Literal
+
+import orjson
+
+MAX_QUEUED = 10_000
+_STOP_S = 2.0  # how long a stop waits for a slow sink
+_POLL_MS = 1000
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: line breaks, control and direction characters and lone surrogates as escapes."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-01-31 12:00:00.000 WARNING  message``, in local time; the lines of a traceback are indented."""
+
+    def __init__(self, colours: bool = False) -> None:
+        super().__init__()
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        level = f"{record.levelname:<8}"
+        if self._colours and record.levelname in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
+        line = f"{stamp}.{int(record.msecs):03d} {level} {printable(record.getMessage())}"
+        trace = _traceback(self, record)
+        return "\n    ".join([line, *(printable(part) for part in trace.splitlines())]) if trace else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``, and ``exception`` if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        body: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": _encodable(record.getMessage()),
+        }
+        trace = _traceback(self, record)
+        if trace:
+            body["exception"] = _encodable(trace)
+        return orjson.dumps(body).decode()
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return formatter.formatException(record.exc_info) if record.exc_info else ""
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class Logs(logging.Handler):
+    """The queue, and the thread that empties it.
+
+    Args:
+        descriptor: the file descriptor to write to; it stays open. Written to directly: a thread that is stuck in a
+            stream object would hold the stream's lock while the interpreter ends.
+        formatter: makes the lines.
+        size: records that may wait.
+
+    Attributes:
+        dropped: how many records were lost so far.
+    """
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter, size: int = MAX_QUEUED) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._told = 0
+        self._descriptor = descriptor
+        self.setFormatter(formatter)
+        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(size)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="fastinfer-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Any thread: queues the record, its arguments already put into the text."""
+        try:
+            record.msg, record.args = record.getMessage(), None
+        except Exception:  # a message that does not fit its arguments must not end a request
+            record.msg, record.args = f"{record.msg!s} (bad arguments)", None
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1  # under the handler's lock
+
+    def stop(self) -> None:
+        """Writes what waits, but does not wait long for a sink that takes nothing."""
+        deadline = time.monotonic() + _STOP_S
+        self._stopped = True
+        try:
+            self._queue.put(None, timeout=_STOP_S)
+        except queue.Full:
+            return
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        while (record := self._queue.get()) is not None:
+            self._write(record)
+            if self.dropped > self._told and self._queue.empty():
+                self._tell()
+        if self.dropped > self._told:
+            self._tell()
+
+    def _tell(self) -> None:
+        missing, self._told = self.dropped - self._told, self.dropped
+        text = f"{missing} log lines were dropped, because they could not be written fast enough"
+        self._write(logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            left = memoryview(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+                    while not poll.poll(_POLL_MS):
+                        if self._stopped:
+                            return
+        except Exception:  # disk full, pipe closed, a record that cannot be formatted: the next one may fare better
+            with self.lock or threading.RLock():
+                self.dropped += 1
+                self._told += 1  # telling would fail as well
+
+
+def start(level: str = "info", form: Literal["text", "json"] = "text", descriptor: int = 2) -> Logs:
+    """Sets logging up for this process; call it once in each, after a fork.
+
+    Args:
+        level: the least important level that is logged: debug, info, warning, error.
+        form: lines for people, or JSON.
+        descriptor: where the lines go; colours are used if it is a terminal.
+
+    Returns:
+        The handler; ``stop()`` it at the end.
+    """
+    coloured = os.isatty(descriptor) and "NO_COLOR" not in os.environ
+    handler = Logs(descriptor, JsonFormatter() if form == "json" else TextFormatter(coloured))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        if isinstance(old, Logs):
+            old.stop()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    return handler
