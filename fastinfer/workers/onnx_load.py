@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ def load(
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
     return model.session, signature
+
+
+class _TooLongError(OrtError):
+    """A run that was ended."""
 
 
 class _Loaded:
@@ -139,6 +143,8 @@ class _Loaded:
                     if reason is not None:
                         return reason
                 return None
+            except _TooLongError:
+                return f"a trial run took longer than {self._server.load_run_timeout_s:g} s"
             except OrtError as error:
                 problem = without_paths(str(error))
         return f"it could not be run on trial inputs: {problem}"
@@ -168,7 +174,13 @@ class _Loaded:
             for spec, array in zip(self.session.inputs, arrays, strict=True)
         ]
         run = BatchRun(self.session, [InferRequest(tensors)], False)
-        watchdog = Timer(self._server.load_run_timeout_s, run.terminate)
+        too_long = Event()
+
+        def end() -> None:
+            too_long.set()
+            run.terminate()
+
+        watchdog = Timer(self._server.load_run_timeout_s, end)
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -176,7 +188,7 @@ class _Loaded:
         finally:
             watchdog.cancel()
         if run.error is not None:
-            raise run.error
+            raise _TooLongError("a run at load took too long") if too_long.is_set() else run.error
         return [tensor.numpy() for tensor in run.split()[0]]
 
     # --- Warm-up ------------------------------------------------------------------------------------------------------
