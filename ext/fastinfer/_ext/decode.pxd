@@ -9,7 +9,6 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.buffer cimport Cursor, Text
 from fastinfer._ext.job cimport Job
-from fastinfer._ext.message cimport InferRequest
 from fastinfer._ext.tensor cimport MAX_RANK
 
 cdef enum:
@@ -94,5 +93,3 @@ cdef class DecodeJob(Job):
     cdef bint has_body
     cdef bint raw
     cdef str model
-
-cpdef InferRequest decode(body, Py_ssize_t json_size=*, bint stable=*, str model=*)

@@ -1109,7 +1109,7 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
     return 0
 
 
-cpdef InferRequest decode(body, Py_ssize_t json_size=-1, bint stable=False, str model=""):
+def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=""):
     cdef Py_buffer view
     cdef Decoder decoder
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
@@ -1145,7 +1145,7 @@ cdef void run_nothing(void* state) noexcept nogil:
 
 @cython.final
 cdef class DecodeJob(Job):
-    def __cinit__(self, body, Py_ssize_t json_size=-1, str model=""):
+    def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None=""):
         PyObject_GetBuffer(body, &self.body, PyBUF_SIMPLE)
         self.has_body = True
         check_json_size(json_size, self.body.len)

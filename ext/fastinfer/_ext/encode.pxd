@@ -54,5 +54,3 @@ cdef class Encoded:
 cdef class EncodeJob(Job):
     cdef Plan plan
     cdef InferResponse response     # keeps what the plan borrows
-
-cpdef Encoded encode(InferResponse response, int nonfinite=*, Py_ssize_t headroom=*)

@@ -284,7 +284,7 @@ cdef class Encoded:
         return memoryview(self._memory)[self._headroom - size:].toreadonly()
 
 
-cpdef Encoded encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
     cdef Plan plan
     cdef Py_ssize_t nbytes = 0
     cdef Tensor tensor
