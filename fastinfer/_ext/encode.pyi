@@ -1,6 +1,6 @@
 """An InferResponse as text, straight from the outputs' memory."""
 
-from collections.abc import Buffer
+from typing_extensions import Buffer
 from typing import Final
 
 from fastinfer._ext.job import Job
