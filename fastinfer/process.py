@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import fields
 
-from fastinfer import __version__, routes
+from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
 from fastinfer.config import ServerConfig
 from fastinfer.limits import HttpLimits
@@ -18,7 +18,11 @@ log = logging.getLogger(__name__)
 
 def serve(config: ServerConfig) -> int:
     """Serves until a signal ends it; returns the process's exit status."""
-    return run(_serve(config))
+    written = logs.start(config.log_level, config.log_format)
+    try:
+        return run(_serve(config))
+    finally:
+        written.stop()
 
 
 async def _serve(config: ServerConfig) -> int:
