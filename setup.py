@@ -49,6 +49,7 @@ extensions = [
 ]
 
 setup(
+    options={"build_ext": {"parallel": True}},
     ext_modules=cythonize(
         extensions,
         include_path=["ext"],

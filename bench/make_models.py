@@ -23,7 +23,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 ROOT = Path(__file__).resolve().parent.parent
-bundled = SimpleNamespace(**runpy.run_path(str(ROOT / "model-repository" / "make_models.py")))
+bundled: Any = SimpleNamespace(**runpy.run_path(str(ROOT / "model-repository" / "make_models.py")))
 
 DATATYPES = {
     "bool": TensorProto.BOOL,

@@ -94,7 +94,7 @@ def _serve(arguments: Sequence[str]) -> int:
     except OptionError as error:
         raise _Refused(_safe_lines(str(error))) from None
     try:
-        from fastinfer.service import serve
+        from fastinfer.process import serve
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
     return serve(config)
@@ -162,10 +162,11 @@ def _check(arguments: Sequence[str]) -> int:
     if not given.directory.is_dir():
         raise _Refused(f"there is no directory '{_safe(str(given.directory))}'")
     try:
-        from fastinfer.repository import check
+        from fastinfer.check import check
+        from fastinfer.config import load_config
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
-    results = check([given.directory], given.names)
+    results = list(check(load_config(), [given.directory], given.names))
     if not results:
         print(f"fastinfer: there is no model in '{_safe(str(given.directory))}'", file=sys.stderr)
         return FAILED

@@ -19,6 +19,9 @@ from fastinfer.limits import HttpLimits
 CHUNKED = -1
 """``Head.body_size`` of a body whose size is not announced."""
 
+LINE_BYTES = 64
+"""What a request line may hold beside its target."""
+
 _METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT")
 }
@@ -71,7 +74,7 @@ class Head:
         max_body_bytes: the route's limit, also for chunked and for inflated bodies.
         keep_alive: whether the client wants the connection to stay open.
         version_10: the client speaks HTTP/1.0.
-        expects_continue: it waits for ``100 Continue``.
+        expects_continue: it may wait for ``100 Continue`` before it sends the body.
         coding: ``gzip`` or ``deflate`` if the body is compressed.
         accepted: ``gzip`` or ``deflate`` if the answer may be compressed.
         plain: an HTTP/1.1 request with nothing unusual to its answer: the common case.
@@ -154,14 +157,21 @@ def request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes]:
     """Checks the first line of a head, which may be incomplete after it."""
     line = _REQUEST_LINE.match(raw)
     if line is None:
+        if len(raw.partition(b"\r\n")[0]) > limits.max_target_bytes + LINE_BYTES:
+            raise target_too_long(limits)
         raise ApiError(400, "malformed request line")
     if line[3] != b"1" or line[4] not in b"01":
         raise ApiError(505, "the server speaks HTTP/1.1 and HTTP/1.0")
     if line[1] not in _METHODS:
         raise ApiError(501, "unknown method")
     if len(line[2]) > limits.max_target_bytes:
-        raise ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
+        raise target_too_long(limits)
     return line
+
+
+def target_too_long(limits: HttpLimits) -> ApiError:
+    """The answer to a target, or to a request line that may still be going on."""
+    return ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
 
 
 class _Fields:
@@ -251,9 +261,9 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
     headers = head.headers
     expectation = headers.get(b"expect")
     if expectation is not None and not head.version_10:
+        head.expects_continue = head.body_size != 0
         if expectation.lower() != b"100-continue":
             return ApiError(417, "the only expectation understood is 100-continue")
-        head.expects_continue = head.body_size != 0
     if path == b"*":
         return ApiError(405, "method OPTIONS is not allowed here", headers=((b"Allow", b"GET, HEAD, POST"),))
     try:

@@ -66,7 +66,6 @@ class Hub:
         "_when_empty",
         "answers",
         "buffer",
-        "buffer_kept",
         "connections",
         "connections_total",
         "draining",
@@ -109,7 +108,6 @@ class Hub:
         # Two heads fit, so that there is always room behind a started one.
         self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
         self.view = memoryview(self.buffer)
-        self.buffer_kept = False
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Keeps the meaning of a head; a flood of different ones empties the memory and cannot fill it."""

@@ -25,7 +25,7 @@ from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext
 from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
-from fastinfer.workers.parameters import Parameters
+from fastinfer.workers.parameters import Parameters, parse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,19 +66,22 @@ class Loader:
         successor: Successor,
     ) -> Model:
         """One version of a model of the repository, loaded, checked and warm. ApiError 400 with the reason."""
+        given = parameters.model_dump(exclude_unset=True)
+        parameters = parse(OnnxParameters, {**config.worker_parameters, **given})
         config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
-        options = parameters.session_options() if isinstance(parameters, OnnxParameters) else {}
+        options = parameters.session_options()
         session, signature = await self.in_thread(onnx_load.load, path, config, files.name, options, self._config)
         implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
-        return self._model(name, str(version), implementation, config, instances, successor)
+        return self._model(name, str(version), implementation, config.effective(signature), instances, successor)
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
         implementation = kind.factory(parameters, self._workers)
-        config = _with_parameters(ModelConfig(name=name, platform=implementation.platform), parameters)
+        config = ModelConfig.model_construct(name=name, platform=implementation.platform)
+        config = _with_parameters(config.effective(implementation.signature), parameters)
         return self._model(name, "1", implementation, config, parameters.instances or kind.instances, successor)
 
     def _model(
@@ -101,6 +104,8 @@ class Loader:
                 max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
             ),
             instances=instances,
+            priority_levels=batching.priority_levels,
+            default_priority=batching.default_priority_level,
             max_queue_size=batching.max_queue_size or self._config.max_queue_size,
             timeout_s=batching.default_timeout_microseconds * 1e-6 or self._config.request_timeout_s,
             stats=stats,
@@ -111,6 +116,16 @@ class Loader:
     def close(self) -> None:
         """Ends the load threads; what is being loaded is finished first."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig:
+    """The configuration with what the load's parameters say instead."""
+    if parameters.batch_size is not None:
+        config = config.model_copy(update={"max_batch_size": parameters.batch_size})
+    if parameters.timeout:
+        batching = {"max_queue_delay_microseconds": int(parameters.timeout * 1000)}
+        config = config.model_copy(update={"dynamic_batching": config.dynamic_batching.model_copy(update=batching)})
+    return config
 
 
 def _lower_priority() -> None:

@@ -19,6 +19,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
+from sys import getrefcount
 from typing import Any, Final, cast
 
 from typing_extensions import Buffer
@@ -26,7 +27,7 @@ from typing_extensions import Buffer
 from fastinfer import limits as constants
 from fastinfer.errors import ApiError
 from fastinfer.exchange import JSON, Body, Exchange, Fields
-from fastinfer.head import CHUNKED, Head, parse, request_line
+from fastinfer.head import CHUNKED, LINE_BYTES, Head, parse, request_line, target_too_long
 from fastinfer.hub import Connection, Hub
 from fastinfer.reply import OK_JSON, reply_head
 from fastinfer.upload import ChunkedUpload, SizedUpload, Upload, deflate, inflate
@@ -200,6 +201,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """Takes the messages in the first ``end`` bytes of the hub's buffer; keeps what is left."""
         hub = self._hub
         buffer = hub.buffer
+        users = getrefcount(buffer)
         start = 0
         self._reading = True
         while start < end and not self._deaf:
@@ -237,8 +239,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._reading = False
         if self._out:
             self._flush()
-        if hub.buffer_kept:
-            hub.renew_buffer()
+        if getrefcount(buffer) != users:
+            hub.renew_buffer()  # a handler kept a view of its body; it shall not see other clients' bytes
 
     def _skip_empty_lines(self, start: int, end: int) -> int:
         """Where the request line starts; -1 if that is not known yet or the client sends too many empty lines."""
@@ -269,8 +271,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 raise ApiError(400, "malformed request head: lines end with CR LF")
             if lines:
                 request_line(raw, limits)
-            elif len(raw) > limits.max_target_bytes + 64:
-                raise ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
+            elif len(raw) > limits.max_target_bytes + LINE_BYTES:
+                raise target_too_long(limits)
             if len(raw) > limits.max_head_bytes:
                 raise ApiError(431, f"the request head is larger than {limits.max_head_bytes} bytes")
         except ApiError as error:
@@ -310,14 +312,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if head.coding is not None:
                 self._inflate(head, memoryview(bytes(hub.view[start : start + size])), 0)
                 return start + size
-            body = hub.view[start : start + size]
+            body = memoryview(hub.buffer)[start : start + size]
             exchange = HttpExchange(self, head, body, False)
             self._enqueue(exchange)
             self._handle(exchange)
             try:
-                body.release()  # whoever kept it gets an error, and not another client's bytes
+                body.release()  # whoever comes back to it gets an error, not the bytes of another client
             except BufferError:
-                hub.buffer_kept = True
+                pass  # _read will notice
             return start + size
         if hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse(_out_of_memory(), head)
@@ -478,24 +480,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         head = exchange.head
         # The common case comes first.
         if status == 200 and content_type is JSON and head.plain and not fields and not hub.draining:
-            if type(body) is bytes:
-                size = len(body)
+            single = type(body) is bytes or not isinstance(body, (list, tuple))
+            if single:
+                size = len(body) if type(body) is bytes else memoryview(cast(Buffer, body)).nbytes
                 if head.accepted is None or size < constants.MIN_COMPRESSED_BYTES:
-                    start = OK_JSON % size
-                    if size <= _JOINED_BYTES:
-                        self._out.append(start + body)
-                    else:
-                        self._out += (start, body)
-                    self._out_size += size
+                    self._put(OK_JSON % size, (cast(Buffer, body),), size)
                     self._retire(exchange, 2)
                     return
-            elif head.accepted is None and hasattr(body, "with_head"):
-                # The encoder left room for the head before its text.
-                out = body.with_head(OK_JSON % body.size)
-                self._out.append(out)
-                self._out_size += len(out)
-                self._retire(exchange, 2)
-                return
         self._emit_any(exchange, status, content_type, body, fields)
 
     def _retire(self, exchange: HttpExchange, status_class: int) -> None:
@@ -534,9 +525,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if last:
             self._deaf = True
         start = reply_head(status, content_type, size, fields, last, head.version_10)
-        if head.method == "HEAD":
-            self._out.append(start)
-        elif size <= _JOINED_BYTES:
+        self._put(start, () if head.method == "HEAD" else parts, size)
+
+    def _put(self, start: bytes, parts: Sequence[Buffer], size: int) -> None:
+        """Collects an answer; a large body is not copied."""
+        if size <= _JOINED_BYTES:
             self._out.append(b"".join((start, *parts)))
         else:
             self._out.append(start)

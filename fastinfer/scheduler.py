@@ -88,6 +88,8 @@ class Scheduler:
         policy: how large a batch should be.
         instances: batches that may run at once.
         max_queue_size: requests that may wait; one more is refused with 503.
+        priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
+        default_priority: of a request that has none.
         timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504.
         stats: told of every batch and of every request's end.
     """
@@ -100,6 +102,8 @@ class Scheduler:
         instances: int,
         max_queue_size: int,
         timeout_s: float,
+        priority_levels: int = 0,
+        default_priority: int = 0,
         stats: ModelStats,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -107,6 +111,8 @@ class Scheduler:
         self._start = start
         self._policy = policy
         self._max_queue_size = max_queue_size
+        self._priority_levels = priority_levels
+        self._default_priority = default_priority
         self._timeout_ns = int(timeout_s * 1e9)
         self._stats = stats
         self._loop = loop
@@ -149,7 +155,10 @@ class Scheduler:
             raise ApiError(503, "the model is being unloaded", retry_after_s=1)
         request.state = QUEUED
         request.enqueued_ns = monotonic_ns()
-        key = (request.priority, request.shape_key)
+        priority = 0
+        if self._priority_levels:
+            priority = min(request.priority or self._default_priority, self._priority_levels)
+        key = (priority, request.shape_key)
         group = self._groups.get(key)
         if group is None:
             self._groups[key] = deque((request,))

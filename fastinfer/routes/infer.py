@@ -32,7 +32,7 @@ def routes(service: Service) -> list[Route]:
         json_size = _json_size(exchange)
         body, stable = exchange.body, exchange.body_is_stable
         if stable and memoryview(body).nbytes > limits.OFF_LOOP_BYTES:
-            service.executor.submit(DecodeJob(body, json_size, stable=True, model=inference.name), inference.decoded)
+            service.executor.submit(DecodeJob(body, json_size, inference.name), inference.decoded)
         else:
             inference.start(decode(body, json_size, stable=stable, model=inference.name))
 

@@ -6,22 +6,24 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer import limits
 from fastinfer._ext.batchrun import BatchRun
+from fastinfer._ext.datatype import numpy_dtype
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
+from fastinfer.config import ServerConfig
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.model_config import ModelConfig, TensorConfig
+from fastinfer.model_config import ModelConfig
+from fastinfer.model_schema import TensorConfig, WarmupInput
 
 log = logging.getLogger(__name__)
 
@@ -30,201 +32,227 @@ _TRIALS = 2  # draws of random rows that must agree
 _TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relative to the row's largest magnitude
 
 
-def load(path: Path, config: ModelConfig, name: str, options: dict[str, Any]) -> tuple[Session, Signature]:
+def load(
+    path: Path, config: ModelConfig, name: str, options: dict[str, Any], server: ServerConfig
+) -> tuple[Session, Signature]:
     """Loads a model file.
 
     Args:
-        path: the ``.onnx`` file.
-        config: the effective configuration.
-        name: for messages.
+        path: the ``.onnx`` file, in the directory of its version.
+        config: the model's configuration.
+        name: the model's, for messages.
         options: keyword arguments of :class:`Session`.
+        server: the server's configuration.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
     """
     try:
-        session = Session(str(path), **options)
-        signature = _signature(session, config, name)
-        _warm_up(session, signature, config, name)
+        model = _Loaded(name, Session(path, **options), server)
+        signature = model.signature(config)
+        model.warm_up(signature, config, path.parent.parent / "warmup")
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
-    return session, signature
+    return model.session, signature
 
 
-# --- Signature --------------------------------------------------------------------------------------------------------
+class _TooLongError(OrtError):
+    """A run that was ended."""
 
 
-def _signature(session: Session, config: ModelConfig, name: str) -> Signature:
-    configured = config.max_batch_size
-    batched = configured is not None and configured > 0
-    for given, specs, what in ((config.inputs, session.inputs, "input"), (config.outputs, session.outputs, "output")):
-        _check_tensors(given, specs, what, name, batched)
-    if configured == 0:
-        return Signature(session.inputs, session.outputs)
-    if configured is not None:
-        _check_first_dimension(session, name)
-        reason = _why_rows_depend(session)
+class _Loaded:
+    """A session that is being looked at."""
+
+    def __init__(self, name: str, session: Session, server: ServerConfig) -> None:
+        self.name = name
+        self.session = session
+        self._server = server
+
+    # --- Signature ----------------------------------------------------------------------------------------------------
+
+    def signature(self, config: ModelConfig) -> Signature:
+        """What the graph says, checked against the configuration."""
+        inputs, outputs, configured = self.session.inputs, self.session.outputs, config.max_batch_size
+        self._check_tensors("input", config.inputs, inputs, bool(configured))
+        self._check_tensors("output", config.outputs, outputs, bool(configured))
+        if configured == 0:
+            return Signature(inputs, outputs)
+        if configured is not None:
+            self._check_first_dimensions()
+            reason = self._why_rows_depend()
+            if reason is not None:
+                log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
+            return Signature(
+                inputs, outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
+            )
+        reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
-            log.warning("model '%s': max_batch_size is %d, but %s", name, configured, reason)
-        return Signature(
-            session.inputs, session.outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
-        )
-    reason = _why_not_batched(session) or _why_rows_depend(session)
-    if reason is not None:
-        log.info("model '%s' is not batched: %s", name, reason)
-        return Signature(session.inputs, session.outputs)
-    return Signature(
-        session.inputs, session.outputs, batched=True, max_batch_size=limits.DEFAULT_MAX_BATCH_SIZE
-    )
+            log.info("model '%s' is not batched: %s", self.name, reason)
+            return Signature(inputs, outputs)
+        return Signature(inputs, outputs, batched=True, max_batch_size=self._server.default_max_batch_size)
 
-
-def _check_tensors(
-    given: Sequence[TensorConfig], specs: Sequence[TensorSpec], what: str, name: str, batched: bool
-) -> None:
-    """The configuration's inputs or outputs against the graph's."""
-    by_name = {spec.name: spec for spec in specs}
-    for tensor in given:
-        spec = by_name.get(tensor.name)
-        if spec is None:
-            raise ApiError(400, f"model '{name}': the configuration names {what} '{tensor.name}', the graph does not")
-        if tensor.datatype != spec.datatype:
-            raise ApiError(
-                400, f"model '{name}': {what} '{tensor.name}' is {spec.datatype}, configured as {tensor.datatype}"
+    def _check_tensors(
+        self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], batched: bool
+    ) -> None:
+        """The configuration's inputs or outputs against the graph's."""
+        by_name = {spec.name: spec for spec in specs}
+        for tensor in given:
+            spec = by_name.get(tensor.name)
+            if spec is None:
+                raise self._refusal(f"the configuration names {what} '{tensor.name}', the graph does not")
+            if tensor.datatype != spec.datatype:
+                raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
+            shape = spec.shape[1:] if batched else spec.shape
+            fits = len(tensor.dims) == len(shape) and all(
+                configured == dim or -1 in (configured, dim)
+                for configured, dim in zip(tensor.dims, shape, strict=True)
             )
-        shape = spec.shape[1:] if batched else spec.shape
-        dims = tuple(tensor.dims)
-        if len(dims) != len(shape) or any(a != b and a != -1 and b != -1 for a, b in zip(dims, shape, strict=True)):
-            raise ApiError(
-                400, f"model '{name}': {what} '{tensor.name}' has the shape {list(shape)}, configured as {list(dims)}"
-            )
+            if not fits:
+                raise self._refusal(
+                    f"{what} '{tensor.name}' has the shape {list(shape)}, but is configured as {list(tensor.dims)}"
+                )
 
+    def _check_first_dimensions(self) -> None:
+        for spec in (*self.session.inputs, *self.session.outputs):
+            if not spec.shape or spec.shape[0] != -1:
+                raise self._refusal(
+                    f"max_batch_size needs an open first dimension, but '{spec.name}' has the shape {list(spec.shape)}"
+                )
 
-def _check_first_dimension(session: Session, name: str) -> None:
-    for spec in (*session.inputs, *session.outputs):
-        if not spec.shape or spec.shape[0] != -1:
-            raise ApiError(
-                400,
-                f"model '{name}': max_batch_size needs an open first dimension, but '{spec.name}' has the shape "
-                f"{list(spec.shape)}",
-            )
+    def _refusal(self, sentence: str) -> ApiError:
+        return ApiError(400, f"model '{self.name}': {sentence}")
 
-
-def _why_not_batched(session: Session) -> str | None:
-    """Why the graph alone does not promise a batch dimension; None where it does."""
-    symbols = {spec.symbols[0] if spec.shape and spec.shape[0] == -1 else "" for spec in session.inputs}
-    symbols |= {spec.symbols[0] if spec.shape and spec.shape[0] == -1 else "" for spec in session.outputs}
-    if len(symbols) == 1 and symbols != {""}:
-        return None
-    return "its inputs and outputs do not all have the same symbolic first dimension"
-
-
-# --- The proof that rows are independent ------------------------------------------------------------------------------
-
-
-def _why_rows_depend(session: Session) -> str | None:
-    """Runs random rows alone and together (1, 2 and 3); None where each row's answer is the same."""
-    random = np.random.default_rng(0)
-    problem = "it could not be run on trial inputs"
-    for open_dimension in _OPEN_DIMENSIONS:
-        try:
-            for _ in range(_TRIALS):
-                rows = [[_trial_row(spec, open_dimension, random) for spec in session.inputs] for _ in range(3)]
-                alone = [_run(session, [rows[i]]) for i in range(3)]
-                for together in (1, 2, 3):
-                    different = _difference(session, alone, _run(session, rows[:together]), together)
-                    if different is not None:
-                        return different
+    def _why_not_batched(self) -> str | None:
+        """Why the graph alone does not promise a batch dimension; None where it does."""
+        specs = (*self.session.inputs, *self.session.outputs)
+        first = {spec.symbols[0] if spec.shape and spec.shape[0] == -1 else "" for spec in specs}
+        if len(first) == 1 and first != {""}:
             return None
-        except OrtError as error:
-            problem = f"it could not be run on trial inputs ({without_paths(str(error))})"
-    return problem
+        return "its inputs and outputs do not all have the same symbolic first dimension"
+
+    # --- The proof that rows are independent --------------------------------------------------------------------------
+
+    def _why_rows_depend(self) -> str | None:
+        """Runs random rows alone and together (1, 2 and 3); None where each row's answer is the same."""
+        random = np.random.default_rng(0)
+        problem = ""
+        for open_dimension in _OPEN_DIMENSIONS:
+            try:
+                for _ in range(_TRIALS):
+                    reason = self._trial(open_dimension, random)
+                    if reason is not None:
+                        return reason
+                return None
+            except _TooLongError:
+                return f"a trial run took longer than {self._server.load_run_timeout_s:g} s"
+            except OrtError as error:
+                problem = without_paths(str(error))
+        return f"it could not be run on trial inputs: {problem}"
+
+    def _trial(self, open_dimension: int, random: np.random.Generator) -> str | None:
+        rows = [
+            [_values(spec.datatype, [1, *_closed(spec.shape[1:], open_dimension)], random)
+             for spec in self.session.inputs]
+            for _ in range(3)
+        ]  # fmt: skip
+        alone = [self._run(row) for row in rows]
+        for count in (1, 2, 3):
+            together = self._run([np.concatenate(column) for column in zip(*rows[:count], strict=True)])
+            for position, spec in enumerate(self.session.outputs):
+                joined = together[position]
+                if joined.ndim == 0 or joined.shape[0] != count:
+                    return f"output '{spec.name}' of {count} rows has the shape {list(joined.shape)}"
+                for row in range(count):
+                    if not _agree(spec.datatype, alone[row][position], joined[row : row + 1]):
+                        return f"output '{spec.name}' of a row depends on the rows beside it"
+        return None
+
+    def _run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """A run that is ended when it takes too long; a model may loop for ever. OrtError."""
+        tensors = [
+            Tensor.from_numpy(spec.name, array, spec.datatype)
+            for spec, array in zip(self.session.inputs, arrays, strict=True)
+        ]
+        run = BatchRun(self.session, [InferRequest(tensors)], False)
+        too_long = Event()
+
+        def end() -> None:
+            too_long.set()
+            run.terminate()
+
+        watchdog = Timer(self._server.load_run_timeout_s, end)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            run.run()
+        finally:
+            watchdog.cancel()
+        if run.error is not None:
+            raise _TooLongError("a run at load took too long") if too_long.is_set() else run.error
+        return [tensor.numpy() for tensor in run.split()[0]]
+
+    # --- Warm-up ------------------------------------------------------------------------------------------------------
+
+    def warm_up(self, signature: Signature, config: ModelConfig, directory: Path) -> None:
+        """The configured warm-up runs; ``directory`` holds their data files."""
+        for sample in config.model_warmup:
+            arrays = []
+            for spec in self.session.inputs:
+                given = sample.inputs.get(spec.name)
+                if given is None:
+                    raise self._refusal(f"warm-up '{sample.name}' lacks input '{spec.name}'")
+                shape = [max(sample.batch_size, 1), *given.dims] if signature.batched else list(given.dims)
+                arrays.append(self._warmup_array(spec, given, shape, directory))
+            for _ in range(sample.count):
+                self._run(arrays)
+
+    def _warmup_array(
+        self, spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path
+    ) -> NDArray[Any]:
+        if given.datatype != spec.datatype:
+            raise self._refusal(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
+        if not given.input_data_file:
+            values = _values(spec.datatype, shape, np.random.default_rng(0))
+            return values if given.random_data else _zeros_like(values)
+        try:
+            data = (directory / given.input_data_file).read_bytes()
+            if spec.datatype == "BYTES":
+                return np.full(shape, data, dtype=object)
+            return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
+        except (OSError, ValueError) as error:
+            raise self._refusal(f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'") from error
 
 
-def _difference(
-    session: Session, alone: list[list[NDArray[Any]]], together: list[NDArray[Any]], rows: int
-) -> str | None:
-    for position, spec in enumerate(session.outputs):
-        joined = together[position]
-        if joined.ndim == 0 or joined.shape[0] != rows:
-            return f"output '{spec.name}' of {rows} rows has the shape {list(joined.shape)}"
-        for row in range(rows):
-            single = alone[row][position]
-            if single.shape != (1, *joined.shape[1:]) or not _close(spec.datatype, single[0], joined[row]):
-                return f"output '{spec.name}' of a row depends on the rows beside it"
-    return None
+def _closed(shape: Sequence[int], open_dimension: int) -> list[int]:
+    return [open_dimension if dim < 0 else dim for dim in shape]
 
 
-def _close(datatype: str, single: NDArray[Any], joined: NDArray[Any]) -> bool:
-    tolerance = _TOLERANCE.get(datatype)
-    if tolerance is None:
-        return bool(np.array_equal(single, joined))
-    if datatype == "BF16":
-        single, joined = ((a.astype(np.uint32) << 16).view(np.float32) for a in (single, joined))
-    finite = np.abs(single[np.isfinite(single)])
-    largest = float(finite.max(initial=0))
-    return bool(np.allclose(joined, single, rtol=tolerance, atol=tolerance * largest, equal_nan=True))
-
-
-def _trial_row(spec: TensorSpec, open_dimension: int, random: np.random.Generator) -> NDArray[Any]:
-    """One row, with the batch dimension: random values for floating point, zeros and ones for the rest."""
-    shape = [1] + [open_dimension if dim < 0 else dim for dim in spec.shape[1:]]
-    return _random_values(spec.datatype, shape, random)
-
-
-def _random_values(datatype: str, shape: Sequence[int], random: np.random.Generator) -> NDArray[Any]:
+def _values(datatype: str, shape: Sequence[int], random: np.random.Generator) -> NDArray[Any]:
+    """Random values for floating point; zeros and ones for the rest, so that indices stay valid."""
     bits = random.integers(0, 2, shape)
     match datatype:
         case "FP16" | "FP32" | "FP64":
-            return random.standard_normal(shape).astype({"FP16": "f2", "FP32": "f4", "FP64": "f8"}[datatype])
+            return random.standard_normal(shape).astype(numpy_dtype(datatype))
         case "BF16":
             return (random.standard_normal(shape).astype("f4").view(np.uint32) >> 16).astype("u2")
         case "BYTES":
             return np.where(bits, b"1", b"0").astype(object)
-        case "BOOL":
-            return bits.astype(bool)
         case _:
-            return bits.astype(datatype.lower())
+            return bits.astype(numpy_dtype(datatype))
 
 
-def _run(session: Session, rows: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
-    joined = [np.concatenate(column) for column in zip(*rows, strict=True)]
-    return [tensor.numpy() for tensor in _timed_run(session, joined)]
+def _zeros_like(values: NDArray[Any]) -> NDArray[Any]:
+    return np.full(values.shape, b"", dtype=object) if values.dtype == object else np.zeros_like(values)
 
 
-def _timed_run(session: Session, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
-    """A run that is ended when it takes too long; a model may loop for ever. OrtError."""
-    tensors = [
-        Tensor.from_numpy(spec.name, array, spec.datatype) for spec, array in zip(session.inputs, arrays, strict=True)
-    ]
-    run = BatchRun(session, [InferRequest(tensors)], False)
-    watchdog = Timer(limits.LOAD_RUN_TIMEOUT_S, run.terminate)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        run.run()
-    finally:
-        watchdog.cancel()
-    if run.error is not None:
-        raise run.error
-    return run.split()[0]
-
-
-# --- Warm-up ----------------------------------------------------------------------------------------------------------
-
-
-def _warm_up(session: Session, signature: Signature, config: ModelConfig, name: str) -> None:
-    for sample in config.model_warmup:
-        arrays = []
-        for spec in session.inputs:
-            if spec.name not in sample.inputs:
-                raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
-            given = sample.inputs[spec.name]
-            shape = [max(sample.batch_size, 1), *given.dims] if signature.batched else list(given.dims)
-            arrays.append(next(_warm_up_values(spec.datatype, shape, given.random_data)))
-        for _ in range(max(sample.count, 1)):
-            _timed_run(session, arrays)
-
-
-def _warm_up_values(datatype: str, shape: list[int], random_data: bool) -> Iterator[NDArray[Any]]:
-    values = _random_values(datatype, shape, np.random.default_rng(0))
-    yield values if random_data else np.zeros_like(values)
+def _agree(datatype: str, alone: NDArray[Any], joined: NDArray[Any]) -> bool:
+    """Whether a row's output is the same alone and in company."""
+    tolerance = _TOLERANCE.get(datatype)
+    if alone.shape != joined.shape:
+        return False
+    if tolerance is None:
+        return bool(np.array_equal(alone, joined))
+    if datatype == "BF16":
+        alone, joined = ((array.astype(np.uint32) << 16).view(np.float32) for array in (alone, joined))
+    largest = float(np.abs(alone[np.isfinite(alone)]).max(initial=0))
+    return bool(np.allclose(joined, alone, rtol=tolerance, atol=tolerance * largest, equal_nan=True))

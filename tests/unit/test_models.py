@@ -14,6 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from fastinfer import model_config
+
 REPOSITORY = Path(__file__).parents[2] / "model-repository"
 MODELS = sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("*/*/model.onnx"))
 maker = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "make_models.py")))
@@ -80,6 +82,15 @@ def test_a_model_is_valid_readable_by_old_runtimes_and_batched(model: str) -> No
     run = session(model)
     for tensor in [*run.get_inputs(), *run.get_outputs()]:
         assert tensor.shape[0] == "batch"
+
+
+@pytest.mark.parametrize("name", sorted({model.split("/")[0] for model in MODELS}))
+def test_a_configuration_is_valid(name: str) -> None:
+    config = model_config.load(REPOSITORY / name, name)
+    assert (config is not None) == (name in ("digits", "two_versions"))
+    if name == "two_versions":
+        assert config is not None
+        assert sorted(config.select_versions([1, 2])) == [1, 2]
 
 
 def test_the_repository_is_small() -> None:

@@ -121,7 +121,7 @@ async def test_rows_are_counted_not_requests():
 
 @run
 async def test_only_compatible_requests_share_a_batch_and_the_oldest_goes_first():
-    model = Model(instances=3)
+    model = Model(instances=3, priority_levels=2, default_priority=1)
     model.submit(key=b"a")
     model.submit(key=b"b")
     model.submit(key=b"a")

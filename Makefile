@@ -1,0 +1,92 @@
+# The verbs. `make serve` and `make test` need nothing but Python 3.11 or later, gcc and g++: all else goes into .venv.
+#
+#   make serve ARGS="--port 9000"      ARGS: more arguments for the verb's command (serve, test, fuzz, bench)
+#   make serve PYTHON=python3.12       PYTHON: the interpreter that .venv is made with
+#   FASTINFER_DEBUG=1 make serve       the switches of setup.py; changing one builds everything again
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test lint format debug sanitize sanitized-test fuzz bench bench-quick models clean
+
+PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
+	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+DONE := .venv/done
+FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE TRACE,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
+BUILT := $(DONE)/built$(FLAVOUR:%=-%)
+SOURCES := setup.py $(wildcard ext/fastinfer/_ext/*.p[yx][xd] ext/fastinfer/_ext/*.h)
+
+help:  ## show the verbs
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+serve: $(BUILT)  ## serve the bundled models on 127.0.0.1:8000
+	@exec $(BIN)/fastinfer serve --model-repository model-repository $(ARGS)
+
+test: $(BUILT) $(DONE)/dev  ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BUILT) $(DONE)/dev  ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/cython-lint ext
+
+format: $(DONE)/dev  ## format the Python files
+	@$(BIN)/ruff check --fix --exit-zero
+	@$(BIN)/ruff format
+
+debug:  ## run the unit tests in a build that checks its invariants
+	@FASTINFER_DEBUG=1 $(MAKE) --no-print-directory test ARGS="tests/unit $(ARGS)"
+
+sanitize:  ## run the unit tests under the address and undefined-behaviour sanitizers
+	@FASTINFER_SANITIZE=1 $(MAKE) --no-print-directory sanitized-test
+
+sanitized-test: $(BUILT) $(DONE)/dev
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/unit --timeout=0 $(ARGS)
+
+fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
+	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+
+bench: $(BUILT) $(DONE)/dev  ## measure against other servers; the result goes to bench/results/
+	@$(BIN)/python bench/load/run.py $(ARGS)
+
+bench-quick: $(BUILT) $(DONE)/dev  ## the same in a minute: one short round
+	@$(BIN)/python bench/load/run.py --quick $(ARGS)
+
+models: $(DONE)/dev  ## make the bundled models again
+	@$(BIN)/python model-repository/make_models.py
+
+clean:  ## remove what was built
+	@rm -rf build dist *.egg-info fastinfer/_ext/*.so ext/fastinfer/_ext/*.cpp $(DONE)/built* $(DONE)/installed
+
+# --- The steps. Each leaves a stamp, so the second time is instant. --------------------------------------------------
+
+# The requirements of pyproject.toml: an expression over p, its contents.
+requirements = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*($(1)), sep="\n")' > $@.txt && $(PIP) install -r $@.txt
+
+$(DONE)/venv:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: make PYTHON=/path/to/it"; exit 1; }
+	@echo "==> making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --upgrade pip
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/dependencies: pyproject.toml | $(DONE)/venv
+	@echo "==> installing the dependencies"
+	@$(call requirements,p["build-system"]["requires"] + p["project"]["dependencies"])
+	@touch $@
+
+$(BUILT): $(SOURCES) $(DONE)/dependencies
+	@echo "==> compiling the extensions (a minute or two)$(if $(FLAVOUR), with $(FLAVOUR))"
+	@test -e $@ || rm -rf build fastinfer/_ext/*.so ext/fastinfer/_ext/*.cpp $(DONE)/built*
+	@if test $(DONE)/installed -nt $(DONE)/dependencies; then $(BIN)/python setup.py -q build_ext --inplace; \
+		else $(PIP) install --no-deps --no-build-isolation -e . && touch $(DONE)/installed; fi
+	@touch $@
+
+$(DONE)/dev: pyproject.toml | $(DONE)/dependencies
+	@echo "==> installing what tests and benchmarks need"
+	@$(call requirements,r for e in p["project"]["optional-dependencies"].values() for r in e if r[:9] != "fastinfer")
+	@touch $@

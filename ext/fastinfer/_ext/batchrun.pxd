@@ -1,0 +1,47 @@
+# One run of a session over the rows of one or more requests, as a Job.
+#
+# Built on the loop's thread; runs anywhere without the GIL, touching only `run_state`, whose pointers lie in memory of
+# this object or in the inputs of its requests, which it keeps; split() afterwards, on the loop's thread again.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.batch cimport Piece
+from fastinfer._ext.job cimport Job
+from fastinfer._ext.ort cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output, Session
+
+cdef struct BatchState:
+    # Configuration.
+    const Handle* handle
+    Py_ssize_t requests
+    bint batched
+    int64_t total_rows
+    const int64_t* rows         # [requests]
+    # Inputs.
+    const Piece* pieces         # [inputs][requests]
+    Feed* feeds                 # [inputs]
+    int64_t* dims               # [inputs][MAX_RANK]: of the feeds
+    char* slab                  # the gathered rows of all inputs; NULL where nothing is gathered
+    # The run.
+    OrtRunOptions* options
+    int terminated              # set by the loop's thread, read by the job's: atomically
+    OrtValue** values           # [inputs + outputs], only while it runs
+    # Results.
+    Output* outputs             # [outputs]
+    Py_ssize_t* bounds          # [outputs][requests + 1]: where each request's rows start
+    int64_t input_ns
+    int64_t infer_ns
+    int64_t output_ns
+    Failure failure
+
+
+cdef class BatchRun(Job):
+    cdef BatchState run_state
+    cdef char* arrays           # one block for all arrays of run_state
+    cdef Session session
+    cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the pieces point into
+    cdef readonly Py_ssize_t input_bytes
+    cdef readonly int64_t rows
+
+    cpdef list split(self)
+    cdef int _lay_out(self) except -1
+    cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1

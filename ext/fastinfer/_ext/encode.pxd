@@ -1,0 +1,56 @@
+# InferResponse -> text, straight from the outputs' memory.
+#
+# A plan (plain C structs, borrowed from the response's tensors) is made with the GIL; writing it needs none: on the
+# loop's thread for small answers, as an EncodeJob on a native thread for large ones. One block is reserved for the
+# most that the text can take, so the loops over elements check nothing.
+# Does not live here: which outputs are answered, and HTTP.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.buffer cimport Writer
+from fastinfer._ext.job cimport Job
+from fastinfer._ext.message cimport InferResponse
+from fastinfer._ext.tensor cimport Memory
+
+
+# What to write of one output. All pointers are borrowed from the response.
+cdef struct PlannedOutput:
+    const char* name        # UTF-8
+    Py_ssize_t name_size
+    int datatype_id
+    int rank
+    const int64_t* dims
+    int64_t count
+    const char* data
+    Py_ssize_t nbytes
+    bint binary
+
+cdef struct Plan:
+    Writer writer           # `begin` is owned by the plan's object
+    Py_ssize_t headroom
+    const char* model_name
+    Py_ssize_t model_name_size
+    const char* model_version
+    Py_ssize_t model_version_size
+    const char* id
+    Py_ssize_t id_size
+    int nonfinite
+    Py_ssize_t output_count
+    PlannedOutput* outputs
+    int failure             # see encode.pyx
+    Py_ssize_t failed_output
+    int64_t failed_element
+
+
+cdef class Encoded:
+    cdef Memory _memory
+    cdef Py_ssize_t _headroom
+    cdef list _tensors              # those that leave as bytes
+    cdef readonly Py_ssize_t json_size
+    cdef readonly Py_ssize_t size   # of the whole body
+    cdef readonly bint binary       # some output leaves as bytes
+
+
+cdef class EncodeJob(Job):
+    cdef Plan plan
+    cdef InferResponse response     # keeps what the plan borrows

@@ -1,0 +1,317 @@
+# InferResponse -> text: see encode.pxd.
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport int64_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from fastinfer._ext.buffer cimport Writer, escaped_size, put, put_escaped
+from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, row
+from fastinfer._ext.message cimport InferResponse
+from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
+
+from fastinfer.errors import ApiError
+
+cdef extern from "number_format.h" namespace "fastinfer::number" nogil:
+    enum Nonfinite "fastinfer::number::Nonfinite":
+        NONFINITE_LITERAL "fastinfer::number::NONFINITE_LITERAL"
+        NONFINITE_NULL "fastinfer::number::NONFINITE_NULL"
+        NONFINITE_ERROR "fastinfer::number::NONFINITE_ERROR"
+    int MAX_BINARY_TEXT "fastinfer::number::MAX_BINARY_TEXT"
+    int MAX_INTEGER_TEXT "fastinfer::number::MAX_INTEGER_TEXT"
+    char* format_signed(int64_t number, char* out) noexcept
+    char* run_bool "fastinfer::number::format_bool_run"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_uint8 "fastinfer::number::format_integer_run<uint8_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_uint16 "fastinfer::number::format_integer_run<uint16_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_uint32 "fastinfer::number::format_integer_run<uint32_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_uint64 "fastinfer::number::format_integer_run<uint64_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_int8 "fastinfer::number::format_integer_run<int8_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_int16 "fastinfer::number::format_integer_run<int16_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_int32 "fastinfer::number::format_integer_run<int32_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_int64 "fastinfer::number::format_integer_run<int64_t>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_fp16 "fastinfer::number::format_binary_run<fastinfer::number::Binary16>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_bf16 "fastinfer::number::format_binary_run<fastinfer::number::BFloat16>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_fp32 "fastinfer::number::format_binary_run<fastinfer::number::Binary32>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+    char* run_fp64 "fastinfer::number::format_binary_run<fastinfer::number::Binary64>"(
+        const char*, int64_t, int, char*, int64_t*) noexcept
+
+ctypedef char* (*RunFunction)(const char*, int64_t, int, char*, int64_t*) noexcept nogil
+
+# How the elements of each datatype are written, by its id; BYTES is written by `put_strings`.
+cdef RunFunction[DATATYPE_COUNT] RUNS = [
+    run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
+    run_fp16, run_bf16, run_fp32, run_fp64, NULL,
+]
+# The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 / -128 / -32768 /
+# -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) / -2.2250738585072014e-308
+cdef int[DATATYPE_COUNT] MAX_TEXT = [6, 4, 6, 11, 21, 5, 7, 12, 21, 14, 21, 21, 25, 0]
+
+cdef enum:
+    SLACK = 64              # what a loop may touch behind its last element (number_format.h's MAX_*)
+    SMALL_ANSWER = 16 * 1024    # bytes of tensors encoded without giving up the GIL
+
+    DONE = 0
+    NO_MEMORY = 1
+    NOT_FINITE = 2
+    BROKEN_BYTES = 3        # a BYTES tensor whose lengths do not add up
+
+LITERAL = NONFINITE_LITERAL
+globals()["NULL"] = NONFINITE_NULL      # in Cython itself the word is the null pointer
+ERROR = NONFINITE_ERROR
+
+
+# --- Sizes ---------------------------------------------------------------------------------------------------------
+
+# The most that a tensor's "data" can take; -1 where a BYTES tensor is broken.
+cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t total = SLACK
+    cdef uint32_t size
+    cdef int64_t i
+    if output.datatype_id != BYTES:
+        return output.count * MAX_TEXT[output.datatype_id] + SLACK
+    for i in range(output.count):
+        if output.nbytes - at < 4:
+            return -1
+        memcpy(&size, output.data + at, 4)
+        if <int64_t>size > output.nbytes - at - 4:
+            return -1
+        total += escaped_size(output.data + at + 4, size) + 3
+        at += 4 + <Py_ssize_t>size
+    return total if at == output.nbytes else -1
+
+
+# The most that the whole text can take; -1 with plan.failure set.
+cdef Py_ssize_t text_size(Plan* plan) noexcept nogil:
+    cdef Py_ssize_t total = 128 + plan.id_size
+    cdef Py_ssize_t size
+    cdef Py_ssize_t i
+    cdef const PlannedOutput* output
+    total += escaped_size(plan.model_name, plan.model_name_size)
+    total += escaped_size(plan.model_version, plan.model_version_size)
+    for i in range(plan.output_count):
+        output = &plan.outputs[i]
+        # Keys and punctuation are 92 bytes; a dimension or a size has 19 digits and a comma.
+        total += 128 + escaped_size(output.name, output.name_size) + (output.rank + 1) * 20 + SLACK
+        if not output.binary:
+            size = data_size(output)
+            if size < 0:
+                plan.failure = BROKEN_BYTES
+                plan.failed_output = i
+                return -1
+            total += size
+    return total
+
+
+# --- Text ------------------------------------------------------------------------------------------------------------
+
+cdef void put_quoted(Writer* writer, const char* text, Py_ssize_t size) noexcept nogil:
+    put(writer, '"', 1)
+    put_escaped(writer, text, size)
+    put(writer, '"', 1)
+
+
+cdef void put_strings(Writer* writer, const PlannedOutput* output) noexcept nogil:
+    cdef Py_ssize_t at = 0
+    cdef uint32_t size
+    cdef int64_t i
+    for i in range(output.count):
+        memcpy(&size, output.data + at, 4)
+        if i > 0:
+            put(writer, ",", 1)
+        put_quoted(writer, output.data + at + 4, size)
+        at += 4 + <Py_ssize_t>size
+
+
+cdef int put_output(Plan* plan, Py_ssize_t index) noexcept nogil:
+    cdef const PlannedOutput* output = &plan.outputs[index]
+    cdef Writer* writer = &plan.writer
+    cdef int64_t fault
+    cdef int i
+    put(writer, '{"name":', 8)
+    put_quoted(writer, output.name, output.name_size)
+    put(writer, ',"datatype":"', 13)
+    put(writer, row(output.datatype_id).name, row(output.datatype_id).name_size)
+    put(writer, '","shape":[', 11)
+    for i in range(output.rank):
+        if i > 0:
+            put(writer, ",", 1)
+        writer.at = format_signed(output.dims[i], writer.at)
+    if output.binary:
+        put(writer, '],"parameters":{"binary_data_size":', 35)
+        writer.at = format_signed(output.nbytes, writer.at)
+        put(writer, "}}", 2)
+        return 0
+    put(writer, '],"data":[', 10)
+    if output.datatype_id == BYTES:
+        put_strings(writer, output)
+    else:
+        writer.at = RUNS[output.datatype_id](output.data, output.count, plan.nonfinite, writer.at, &fault)
+        if fault >= 0:
+            plan.failure = NOT_FINITE
+            plan.failed_output = index
+            plan.failed_element = fault
+            return -1
+    put(writer, "]}", 2)
+    return 0
+
+
+cdef void run_plan(void* state) noexcept nogil:
+    cdef Plan* plan = <Plan*>state
+    cdef Writer* writer = &plan.writer
+    cdef Py_ssize_t size = text_size(plan)
+    cdef Py_ssize_t i
+    if size < 0:
+        return
+    writer.begin = allocate_block(plan.headroom + size)
+    if writer.begin == NULL:
+        plan.failure = NO_MEMORY
+        return
+    writer.end = writer.begin + plan.headroom + size
+    writer.at = writer.begin + plan.headroom
+    put(writer, '{"model_name":', 14)
+    put_quoted(writer, plan.model_name, plan.model_name_size)
+    put(writer, ',"model_version":', 17)
+    put_quoted(writer, plan.model_version, plan.model_version_size)
+    if plan.id_size > 0:
+        put(writer, ',"id":"', 7)
+        put(writer, plan.id, plan.id_size)      # still escaped, as it came
+        put(writer, '"', 1)
+    put(writer, ',"outputs":[', 12)
+    for i in range(plan.output_count):
+        if i > 0:
+            put(writer, ",", 1)
+        if put_output(plan, i) < 0:
+            return
+    put(writer, "]}", 2)
+
+
+# --- Plans: with the GIL -----------------------------------------------------------------------------------------------
+
+cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Py_ssize_t headroom) except -1:
+    cdef PlannedOutput* planned
+    cdef Tensor tensor
+    cdef Py_ssize_t i
+    plan.writer.begin = NULL
+    plan.outputs = NULL
+    plan.headroom = headroom
+    plan.failure = DONE
+    plan.nonfinite = nonfinite
+    plan.model_name = PyUnicode_AsUTF8AndSize(response.model_name, &plan.model_name_size)
+    plan.model_version = PyUnicode_AsUTF8AndSize(response.model_version, &plan.model_version_size)
+    plan.id = PyBytes_AS_STRING(response.id)
+    plan.id_size = PyBytes_GET_SIZE(response.id)
+    plan.output_count = len(response.outputs)
+    plan.outputs = <PlannedOutput*>calloc(plan.output_count + 1, sizeof(PlannedOutput))
+    if plan.outputs == NULL:
+        raise MemoryError
+    for i in range(plan.output_count):
+        tensor = <Tensor?>response.outputs[i]
+        planned = &plan.outputs[i]
+        planned.name = PyUnicode_AsUTF8AndSize(tensor.name, &planned.name_size)
+        planned.datatype_id = tensor.datatype_id
+        planned.rank = tensor.rank
+        planned.dims = tensor.dims
+        planned.count = tensor.count
+        planned.data = tensor.data
+        planned.nbytes = tensor.nbytes
+        planned.binary = bool(response.binary[i]) if response.binary else False
+    return 0
+
+
+cdef void close_plan(Plan* plan) noexcept:
+    if plan.writer.begin != NULL:
+        free_block(plan.writer.begin)
+        plan.writer.begin = NULL
+    free(plan.outputs)
+    plan.outputs = NULL
+
+
+# Takes the text over from the plan.
+cdef Encoded finish_plan(Plan* plan, InferResponse response):
+    cdef Encoded encoded
+    cdef Py_ssize_t i
+    if plan.failure == NO_MEMORY:
+        raise ApiError(503, "out of memory for the answer's text", retry_after_s=1)
+    if plan.failure == NOT_FINITE:
+        raise ApiError(500, f"outputs[{plan.failed_output}].data[{plan.failed_element}]: the model answered with a "
+                            "value that is not finite, which JSON cannot hold")
+    if plan.failure == BROKEN_BYTES:
+        raise ApiError(500, f"outputs[{plan.failed_output}]: the model answered with a broken BYTES tensor")
+    encoded = Encoded.__new__(Encoded)
+    encoded._headroom = plan.headroom
+    encoded.json_size = plan.writer.at - plan.writer.begin - plan.headroom
+    encoded.size = encoded.json_size
+    encoded._memory = Memory.adopt(plan.writer.begin, plan.writer.at - plan.writer.begin)
+    plan.writer.begin = NULL
+    encoded._tensors = []
+    for i in range(plan.output_count):
+        if plan.outputs[i].binary:
+            encoded._tensors.append(response.outputs[i])
+            encoded.size += plan.outputs[i].nbytes
+    encoded.binary = len(encoded._tensors) > 0
+    return encoded
+
+
+@cython.final
+cdef class Encoded:
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self._memory.data + self._headroom, self.json_size, 1, flags)
+
+    def parts(self):
+        return [memoryview(self), *self._tensors]
+
+    def with_head(self, bytes head not None):
+        cdef Py_ssize_t size = len(head)
+        if size > self._headroom:
+            raise ValueError(f"a head of {size} bytes does not fit a headroom of {self._headroom}")
+        memcpy(self._memory.data + self._headroom - size, PyBytes_AS_STRING(head), size)
+        return memoryview(self._memory)[self._headroom - size:].toreadonly()
+
+
+def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+    cdef Plan plan
+    cdef Py_ssize_t nbytes = 0
+    cdef Tensor tensor
+    try:
+        open_plan(&plan, response, nonfinite, headroom)
+        for tensor in response.outputs:
+            nbytes += tensor.nbytes
+        if nbytes <= SMALL_ANSWER:
+            run_plan(&plan)
+        else:
+            with nogil:
+                run_plan(&plan)
+        return finish_plan(&plan, response)
+    finally:
+        close_plan(&plan)
+
+
+@cython.final
+cdef class EncodeJob(Job):
+    def __cinit__(self, InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+        self.response = response
+        open_plan(&self.plan, response, nonfinite, headroom)
+        self.work = run_plan
+        self.state = &self.plan
+
+    def __dealloc__(self):
+        close_plan(&self.plan)
+
+    def result(self):
+        return finish_plan(&self.plan, self.response)

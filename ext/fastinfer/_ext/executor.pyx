@@ -1,0 +1,98 @@
+# Native threads that run Jobs: see executor.pxd and pool.h.
+
+import atexit
+import os
+
+cimport cython
+from cpython.exc cimport PyErr_WriteUnraisable
+
+
+@cython.final
+cdef class Executor:
+    def __cinit__(self, int threads):
+        if threads < 1:
+            raise ValueError("an executor has at least one thread")
+        self._jobs = {}
+        self.pool = new Pool()
+        cdef int error = self.pool.start(threads)
+        if error != 0:
+            self.pool.close()       # joins those that did start
+            raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
+        self.threads = threads
+        # Threads must be gone before the interpreter frees what they work on. This reference also means that an
+        # executor is never collected while it is open.
+        atexit.register(self._exit)
+
+    def __dealloc__(self):
+        del self.pool
+
+    cpdef int submit(self, Job job, object done=None) except -1:
+        if job.work == NULL or job in self._jobs:
+            raise ValueError("a job is submitted once, when it is ready")
+        cdef Task* task = new Task()
+        task.work = job.work
+        task.state = job.state
+        task.owner = <void*>job
+        self._jobs[job] = done if done is not None else job.done
+        if not self.pool.submit(task):
+            del self._jobs[job]
+            del task
+            raise RuntimeError("the executor is closed")
+        return 0
+
+    cpdef int drain(self) except -1:
+        cdef Task* task
+        cdef Task* following
+        cdef Job job
+        stop = None
+        with nogil:
+            task = self.pool.take_done()
+        while task != NULL:
+            following = task.next
+            job = <Job>task.owner
+            job.started_ns = task.started_ns
+            job.ended_ns = task.ended_ns
+            del task
+            task = following
+            done = self._jobs.pop(job)
+            if done is not None:
+                try:
+                    done(job)
+                except Exception:               # the other jobs' ends are told all the same
+                    PyErr_WriteUnraisable(done)
+                except BaseException as wish:   # KeyboardInterrupt and the like: then go on with that
+                    stop = wish
+        if stop is not None:
+            raise stop
+        return 0
+
+    def fileno(self):
+        return self.pool.fd()
+
+    @property
+    def queued(self):
+        return self.pool.queued()
+
+    @property
+    def running(self):
+        return self.pool.running()
+
+    def close(self):
+        cdef Task* task
+        cdef Task* following
+        with nogil:
+            task = self.pool.close()
+        while task != NULL:
+            following = task.next
+            self._jobs.pop(<Job>task.owner)
+            del task
+            task = following
+        self.drain()
+        atexit.unregister(self._exit)
+
+    def _exit(self):
+        for job in self._jobs:
+            terminate = getattr(job, "terminate", None)
+            if terminate is not None:
+                terminate()
+        self.close()

@@ -1,0 +1,354 @@
+// A run of numbers: `n, n, n` up to the closing bracket, straight into a tensor's memory.
+//
+// The commas of a piece of text are found first, 64 bytes at a time; then each number is read backwards from its comma
+// with loads of fixed width. So no number waits for the end of the one before it, and its length costs no branch.
+// What does not have the common form goes to number_parse.h, one element at a time, which also words all errors.
+#pragma once
+
+#include "number_parse.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fastinfer::number {
+
+struct Run {
+    const char* at;         // behind the last element and the white space after it; at the bad element where error is set
+    int64_t count;          // elements written
+    int error;
+};
+
+constexpr int PIECE = 2048;             // bytes whose commas are found in one go: positions stay in the first cache
+
+static inline bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+
+static inline const char* skip_space(const char* at, const char* end) {
+    while (at < end && is_space(*at))
+        at++;
+    return at;
+}
+
+// Bit i is set where byte i of 64 is a comma, or ends the run ('[' or ']'; 'Y' and '_' look alike and are errors).
+static inline void find_separators(const char* at, uint64_t* commas, uint64_t* brackets) {
+#if defined(__SSE2__)
+    uint64_t found_commas = 0, found_brackets = 0;
+    for (int i = 0; i < 4; i++) {
+        __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16 * i));
+        __m128i comma = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(','));
+        __m128i bracket = _mm_cmpeq_epi8(_mm_or_si128(bytes, _mm_set1_epi8(6)), _mm_set1_epi8(0x5F));
+        found_commas |= uint64_t(uint32_t(_mm_movemask_epi8(comma))) << (16 * i);
+        found_brackets |= uint64_t(uint32_t(_mm_movemask_epi8(bracket))) << (16 * i);
+    }
+    *commas = found_commas;
+    *brackets = found_brackets;
+#else
+    uint64_t found_commas = 0, found_brackets = 0;
+    for (int i = 0; i < 64; i++) {
+        found_commas |= uint64_t(at[i] == ',') << i;
+        found_brackets |= uint64_t((at[i] | 6) == 0x5F) << i;
+    }
+    *commas = found_commas;
+    *brackets = found_brackets;
+#endif
+}
+
+// Writes the places of the commas in [at, end), and last that of the first bracket if it is met (*closed).
+// At most PIECE bytes are looked at.
+static inline int index_separators(const char* at, const char* end, uint16_t* places, bool* closed) {
+    uint16_t* to = places;
+    int size = end - at < PIECE ? int(end - at) : PIECE;
+    *closed = false;
+    for (int block = 0; block < size && !*closed; block += 64) {
+        uint64_t commas, brackets;
+        if (size - block >= 64) {
+            find_separators(at + block, &commas, &brackets);
+        } else {
+            char tail[64] = {};
+            memcpy(tail, at + block, size_t(size - block));
+            find_separators(tail, &commas, &brackets);
+        }
+        if (brackets != 0) {
+            commas = (commas & (brackets ^ (brackets - 1))) | (brackets & (0 - brackets));
+            *closed = true;
+        }
+        for (; commas != 0; commas &= commas - 1)
+            *to++ = uint16_t(block + __builtin_ctzll(commas));
+    }
+    return int(to - places);
+}
+
+#if defined(__SSE2__)
+// The value of 16 digits (not characters), the first in the lowest byte.
+static inline uint64_t value_of_16(__m128i digits) {
+    const __m128i pairs = _mm_and_si128(
+        _mm_add_epi16(_mm_mullo_epi16(digits, _mm_set1_epi16(10)), _mm_srli_epi16(digits, 8)), _mm_set1_epi16(0xFF));
+    const __m128i fours = _mm_madd_epi16(pairs, _mm_set1_epi32(100 | 1 << 16));
+    const __m128i eights =
+        _mm_madd_epi16(_mm_packs_epi32(fours, fours), _mm_set1_epi32(10000 | 1 << 16));
+    const uint64_t both = uint64_t(_mm_cvtsi128_si64(eights));
+    return (both & 0xFFFFFFFFu) * 100000000u + (both >> 32);
+}
+
+alignas(64) static const uint8_t LAST_BYTES[48] = {
+    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,
+    0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
+
+// A mask of the last n of 16 bytes.
+static inline __m128i last_bytes(int n) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(LAST_BYTES + n)); }
+
+// Reads [at, end), up to 16 characters without a sign, as digits with at most one dot: word / 10^places.
+// The 17 bytes before `end` must be readable. False where it is anything else.
+static inline bool read_plain(const char* at, const char* end, uint64_t* word, int* places) {
+    int64_t size = end - at;
+    if (size < 1 || size > 16)
+        return false;
+    __m128i ten = _mm_set1_epi8(10);
+    __m128i text = _mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 16));
+    __m128i digits = _mm_sub_epi8(text, _mm_set1_epi8('0'));
+    unsigned window = (0xFFFFu << (16 - size)) & 0xFFFFu;
+    unsigned dots = unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(text, _mm_set1_epi8('.')))) & window;
+    unsigned others = unsigned(_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(digits, ten), digits))) & window;
+    if (others != dots)
+        return false;
+    if (dots == 0) {
+        if (size > 1 && *at == '0')
+            return false;
+        *word = value_of_16(_mm_and_si128(digits, last_bytes(int(size))));
+        *places = 0;
+        return true;
+    }
+    int after = 15 - __builtin_ctz(dots);           // digits behind the dot
+    int before = int(size) - 1 - after;
+    if ((dots & (dots - 1)) != 0 || after == 0 || before == 0 || (before > 1 && *at == '0'))
+        return false;
+    // The same text one byte later has the digits before the dot where they belong.
+    __m128i shifted = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 17)), _mm_set1_epi8('0'));
+    __m128i behind = last_bytes(after);
+    __m128i joined = _mm_or_si128(_mm_and_si128(behind, digits), _mm_andnot_si128(behind, shifted));
+    *word = value_of_16(_mm_and_si128(joined, last_bytes(int(size) - 1)));
+    *places = after;
+    return true;
+}
+#else
+static inline bool read_plain(const char* at, const char* end, uint64_t* word, int* places) {
+    int64_t size = end - at;
+    if (size < 1 || size > 16)
+        return false;
+    uint64_t value = 0;
+    const char* dot = end;
+    for (const char* digit = at; digit < end; digit++) {
+        if (*digit == '.' && dot == end && digit > at) {
+            dot = digit;
+        } else if (is_digit(*digit)) {
+            value = value * 10 + uint64_t(*digit - '0');
+        } else {
+            return false;
+        }
+    }
+    if (dot == end - 1 || (dot - at > 1 && *at == '0'))
+        return false;
+    *word = value;
+    *places = dot == end ? 0 : int(end - dot - 1);
+    return true;
+}
+#endif
+
+static constexpr double EXACT_POW10[16] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                           1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+
+// word / 10^places, for a word of at most 15 digits (16 without a dot).
+// A double holds both exactly, so their quotient is the nearest double. Rounding that again gives the nearest value of
+// a narrower type unless the quotient is exactly the middle of two of them: then the true value may lie on either side.
+template <class F>
+static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
+    constexpr uint64_t EXACT = uint64_t(1) << 53;
+    if (word > EXACT)
+        return false;
+    double quotient = double(int64_t(word)) / EXACT_POW10[places];
+    uint64_t wide;
+    memcpy(&wide, &quotient, 8);
+    if constexpr (F::MANTISSA == 52) {
+        *out = typename F::Bits(wide | uint64_t(negative) << 63);
+        return true;
+    } else {
+        constexpr int LOST = 52 - F::MANTISSA;
+        constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
+        if ((wide & (2 * MIDDLE - 1)) == MIDDLE)
+            return false;
+        if constexpr (F::MANTISSA == 23) {          // 1e-15 .. 1e16 are all normal
+            float narrow = float(quotient);
+            uint32_t bits;
+            memcpy(&bits, &narrow, 4);
+            *out = typename F::Bits(bits | uint32_t(negative) << 31);
+            return true;
+        } else {
+            constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
+            int64_t bits = int64_t((wide + MIDDLE) >> LOST) - REBIAS;
+            if (word == 0)
+                bits = 0;
+            else if (bits < int64_t(F::HIDDEN) || bits >= int64_t(F::INFINITE))
+                return false;                       // subnormal or too large
+            *out = typename F::Bits(uint64_t(bits) | (negative ? F::SIGN : 0));
+            return true;
+        }
+    }
+}
+
+// The common forms of a floating-point element. [at, end) is what lies between two commas.
+template <class F>
+struct BinaryElement {
+    using Value = typename F::Bits;
+
+    static inline bool read(const char* at, const char* end, Value* out) {
+        at += *at == ' ';
+        bool negative = *at == '-';
+        at += negative;
+        uint64_t word;
+        int places;
+        if (read_plain(at, end, &word, &places))
+            return round_plain<F>(word, places, negative, out);
+        return read_long(at, end, negative, out);
+    }
+
+    static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
+        return parse_binary<F>(at, end, out, error, error_at);
+    }
+
+    // One digit, a dot and 15 to 18 digits: what a double looks like.
+    static inline bool read_long(const char* at, const char* end, bool negative, Value* out) {
+        int64_t places = end - at - 2;
+        if (places < 15 || places > 18 || at[1] != '.' || !is_digit(at[0]))
+            return false;
+        uint64_t lead = uint64_t(at[0] - '0');
+        for (const char* digit = at + 2; digit < end - 16; digit++) {
+            if (!is_digit(*digit))
+                return false;
+            lead = lead * 10 + uint64_t(*digit - '0');
+        }
+        uint64_t high = load64(end - 16), low = load64(end - 8);
+        if (places == 15)
+            high = (high & ~uint64_t(0xFF)) | '0';
+        if (!are_digits(high) || !are_digits(low))
+            return false;
+        Decimal number;
+        number.word = lead * (places == 15 ? 1000000000000000u : 10000000000000000u) +
+                      value_of_8(high - 0x3030303030303030u) * 100000000u + value_of_8(low - 0x3030303030303030u);
+        number.exponent = -places;
+        number.negative = negative;
+        number.truncated = false;
+        number.digits = at;
+        number.digits_end = end;
+        uint64_t bits;
+        if (to_binary<F>(number, &bits) != OK)
+            return false;
+        *out = Value(bits);
+        return true;
+    }
+};
+
+// The common forms of an integer element: up to 8 digits at once, up to 16 with the wide load.
+template <class T>
+struct IntegerElement {
+    using Value = T;
+
+    static inline bool read(const char* at, const char* end, Value* out) {
+        constexpr bool SIGNED = T(-1) < T(0);
+        constexpr int64_t MAX = sizeof(T) == 8 ? INT64_MAX : (int64_t(1) << (8 * (sizeof(T) % 8) - SIGNED)) - 1;
+        constexpr int64_t MIN = SIGNED ? -MAX - 1 : 0;
+        at += *at == ' ';
+        bool negative = *at == '-';
+        at += negative;
+        int64_t size = end - at;
+        uint64_t value;
+        if (size >= 1 && size <= 8) {
+            uint64_t digits = (load64(end - 8) ^ 0x3030303030303030u) & (~uint64_t(0) << (64 - 8 * size));
+            if ((((digits + 0x7676767676767676u) | digits) & 0x8080808080808080u) != 0)
+                return false;
+            value = value_of_8(digits);
+        } else {
+            int places;
+            if (!read_plain(at, end, &value, &places) || places != 0)
+                return false;
+        }
+        if (size > 1 && *at == '0')
+            return false;
+        int64_t result = negative ? -int64_t(value) : int64_t(value);
+        *out = T(result);
+        return result >= MIN && result <= MAX;
+    }
+
+    static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
+        return parse_integer<T>(at, end, out, error, error_at);
+    }
+};
+
+struct BoolElement {
+    using Value = uint8_t;
+
+    static inline bool read(const char* at, const char* end, Value* out) {
+        int error;
+        const char* fault;
+        at += *at == ' ';
+        return parse(at, end, out, &error, &fault) == end;
+    }
+
+    static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
+        *error = SYNTAX;
+        *error_at = at;
+        *out = starts_with(at, end, "true", 4);
+        return *out ? at + 4 : starts_with(at, end, "false", 5) ? at + 5 : nullptr;
+    }
+};
+
+// Reads elements from `at` (not at a closing bracket) until one is not followed by a comma, at most `limit` of them.
+// The 17 bytes before `at` must be readable: there is always a key before data.
+template <class Element>
+static Run parse_run(const char* at, const char* end, char* memory, int64_t limit) {
+    using Value = typename Element::Value;
+    uint16_t places[PIECE];
+    int64_t done = 0;
+    int error;
+    const char* fault;
+    for (;;) {
+        const char* piece = at;
+        bool closed;
+        int found = index_separators(piece, end, places, &closed);
+        for (int i = 0; i < found; i++) {
+            const char* separator = piece + places[i];
+            Value value;
+            if (done >= limit)
+                return {at, done, TOO_MANY};
+            if (__builtin_expect(!Element::read(at, separator, &value), 0)) {
+                at = skip_space(at, separator);
+                const char* after = Element::parse(at, separator, &value, &error, &fault);
+                if (after == nullptr)
+                    return {at, done, error};
+                after = skip_space(after, separator);
+                if (after != separator)
+                    return {after, done + 1, OK};       // something else than a comma follows: the caller's error
+            }
+            memcpy(memory + done * int64_t(sizeof(Value)), &value, sizeof(Value));
+            done++;
+            at = separator + 1;
+        }
+        if (closed)
+            return {at - 1, done, OK};
+        // The piece ended in the middle of an element (of any length): read that to its own end.
+        Value value;
+        if (done >= limit)
+            return {at, done, TOO_MANY};
+        at = skip_space(at, end);
+        const char* after = Element::parse(at, end, &value, &error, &fault);
+        if (after == nullptr)
+            return {at, done, error};
+        memcpy(memory + done * int64_t(sizeof(Value)), &value, sizeof(Value));
+        done++;
+        at = skip_space(after, end);
+        if (at == end || *at != ',')
+            return {at, done, OK};
+        at++;
+    }
+}
+
+}  // namespace fastinfer::number

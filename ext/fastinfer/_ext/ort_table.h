@@ -1,0 +1,171 @@
+// ONNX Runtime's C API without its header: the functions that we use, each with its position in the table of function
+// pointers that OrtGetApiBase()->GetApi(version) returns.
+//
+// Positions and argument types of released versions never change (the project only appends); all of these are in API
+// version 16. Lives here: positions and types. Does not: any logic.
+//
+// Every function that returns an OrtStatus* returns NULL for success; else the status is the caller's to release.
+
+#ifndef FASTINFER_ORT_TABLE_H
+#define FASTINFER_ORT_TABLE_H
+
+#include <cstddef>
+#include <cstdint>
+
+struct OrtStatus;
+struct OrtEnv;
+struct OrtThreadingOptions;
+struct OrtSession;
+struct OrtSessionOptions;
+struct OrtRunOptions;
+struct OrtTypeInfo;
+struct OrtTensorInfo;  // OrtTensorTypeAndShapeInfo
+struct OrtValue;
+struct OrtMemoryInfo;
+struct OrtAllocator;
+struct OrtModelMetadata;
+struct OrtCudaOptions;  // OrtCUDAProviderOptionsV2
+
+struct OrtApiBase {
+    void** (*get_api)(uint32_t version);
+    const char* (*get_version_string)();
+};
+
+// The table; set once, before anything below is called.
+static void** ort_table = nullptr;
+
+#define ORT_FUNCTION(position, result, name, parameters, arguments)                        \
+    static inline result name parameters {                                                 \
+        return reinterpret_cast<result(*) parameters>(ort_table[position]) arguments;      \
+    }
+
+// Status
+ORT_FUNCTION(1, int32_t, ort_get_error_code, (const OrtStatus* status), (status))
+ORT_FUNCTION(2, const char*, ort_get_error_message, (const OrtStatus* status), (status))
+ORT_FUNCTION(93, void, ort_release_status, (OrtStatus* status), (status))
+
+// Environment and its threads
+ORT_FUNCTION(119, OrtStatus*, ort_create_env_with_global_thread_pools,
+             (int32_t log_level, const char* log_id, const OrtThreadingOptions* options, OrtEnv** out),
+             (log_level, log_id, options, out))
+ORT_FUNCTION(121, OrtStatus*, ort_create_threading_options, (OrtThreadingOptions** out), (out))
+ORT_FUNCTION(122, void, ort_release_threading_options, (OrtThreadingOptions* options), (options))
+ORT_FUNCTION(147, OrtStatus*, ort_set_global_intra_op_threads, (OrtThreadingOptions* options, int32_t count),
+             (options, count))
+ORT_FUNCTION(148, OrtStatus*, ort_set_global_inter_op_threads, (OrtThreadingOptions* options, int32_t count),
+             (options, count))
+ORT_FUNCTION(149, OrtStatus*, ort_set_global_spinning, (OrtThreadingOptions* options, int32_t allow),
+             (options, allow))
+
+// Session options
+ORT_FUNCTION(10, OrtStatus*, ort_create_session_options, (OrtSessionOptions** out), (out))
+ORT_FUNCTION(13, OrtStatus*, ort_set_execution_mode, (OrtSessionOptions* options, int32_t mode), (options, mode))
+ORT_FUNCTION(17, OrtStatus*, ort_disable_mem_pattern, (OrtSessionOptions* options), (options))
+ORT_FUNCTION(23, OrtStatus*, ort_set_graph_optimization_level, (OrtSessionOptions* options, int32_t level),
+             (options, level))
+ORT_FUNCTION(24, OrtStatus*, ort_set_intra_op_threads, (OrtSessionOptions* options, int32_t count), (options, count))
+ORT_FUNCTION(25, OrtStatus*, ort_set_inter_op_threads, (OrtSessionOptions* options, int32_t count), (options, count))
+ORT_FUNCTION(100, void, ort_release_session_options, (OrtSessionOptions* options), (options))
+ORT_FUNCTION(120, OrtStatus*, ort_disable_per_session_threads, (OrtSessionOptions* options), (options))
+ORT_FUNCTION(124, OrtStatus*, ort_override_free_dimension,
+             (OrtSessionOptions* options, const char* name, int64_t value), (options, name, value))
+ORT_FUNCTION(130, OrtStatus*, ort_add_session_config, (OrtSessionOptions* options, const char* key, const char* value),
+             (options, key, value))
+ORT_FUNCTION(216, OrtStatus*, ort_append_provider,
+             (OrtSessionOptions* options, const char* name, const char* const* keys, const char* const* values,
+              size_t count),
+             (options, name, keys, values, count))
+ORT_FUNCTION(204, OrtStatus*, ort_append_cuda_provider, (OrtSessionOptions* options, const OrtCudaOptions* cuda),
+             (options, cuda))
+ORT_FUNCTION(205, OrtStatus*, ort_create_cuda_options, (OrtCudaOptions** out), (out))
+ORT_FUNCTION(208, void, ort_release_cuda_options, (OrtCudaOptions* cuda), (cuda))
+ORT_FUNCTION(125, OrtStatus*, ort_get_available_providers, (char*** out, int32_t* count), (out, count))
+ORT_FUNCTION(126, OrtStatus*, ort_release_available_providers, (char** names, int32_t count), (names, count))
+
+// Session
+ORT_FUNCTION(8, OrtStatus*, ort_create_session_from_array,
+             (const OrtEnv* env, const void* model, size_t nbytes, const OrtSessionOptions* options, OrtSession** out),
+             (env, model, nbytes, options, out))
+ORT_FUNCTION(9, OrtStatus*, ort_run,
+             (OrtSession* session, const OrtRunOptions* options, const char* const* input_names,
+              const OrtValue* const* inputs, size_t input_count, const char* const* output_names, size_t output_count,
+              OrtValue** outputs),
+             (session, options, input_names, inputs, input_count, output_names, output_count, outputs))
+ORT_FUNCTION(95, void, ort_release_session, (OrtSession* session), (session))
+ORT_FUNCTION(30, OrtStatus*, ort_input_count, (const OrtSession* session, size_t* out), (session, out))
+ORT_FUNCTION(31, OrtStatus*, ort_output_count, (const OrtSession* session, size_t* out), (session, out))
+ORT_FUNCTION(33, OrtStatus*, ort_input_type, (const OrtSession* session, size_t index, OrtTypeInfo** out),
+             (session, index, out))
+ORT_FUNCTION(34, OrtStatus*, ort_output_type, (const OrtSession* session, size_t index, OrtTypeInfo** out),
+             (session, index, out))
+ORT_FUNCTION(36, OrtStatus*, ort_input_name,
+             (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
+             (session, index, allocator, out))
+ORT_FUNCTION(37, OrtStatus*, ort_output_name,
+             (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
+             (session, index, allocator, out))
+
+// Run options
+ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out))
+ORT_FUNCTION(46, OrtStatus*, ort_terminate, (OrtRunOptions* options), (options))
+ORT_FUNCTION(97, void, ort_release_run_options, (OrtRunOptions* options), (options))
+
+// Types and shapes
+ORT_FUNCTION(55, OrtStatus*, ort_tensor_info_of_type, (const OrtTypeInfo* type, const OrtTensorInfo** borrowed),
+             (type, borrowed))
+ORT_FUNCTION(56, OrtStatus*, ort_kind_of_type, (const OrtTypeInfo* type, int32_t* out), (type, out))
+ORT_FUNCTION(60, OrtStatus*, ort_element_type, (const OrtTensorInfo* info, int32_t* out), (info, out))
+ORT_FUNCTION(61, OrtStatus*, ort_rank, (const OrtTensorInfo* info, size_t* out), (info, out))
+ORT_FUNCTION(62, OrtStatus*, ort_dimensions, (const OrtTensorInfo* info, int64_t* dims, size_t count),
+             (info, dims, count))
+ORT_FUNCTION(63, OrtStatus*, ort_symbolic_dimensions, (const OrtTensorInfo* info, const char** borrowed, size_t count),
+             (info, borrowed, count))
+ORT_FUNCTION(65, OrtStatus*, ort_tensor_info_of_value, (const OrtValue* value, OrtTensorInfo** out), (value, out))
+ORT_FUNCTION(67, OrtStatus*, ort_kind_of_value, (const OrtValue* value, int32_t* out), (value, out))
+ORT_FUNCTION(98, void, ort_release_type_info, (OrtTypeInfo* type), (type))
+ORT_FUNCTION(99, void, ort_release_tensor_info, (OrtTensorInfo* info), (info))
+
+// Values
+ORT_FUNCTION(48, OrtStatus*, ort_create_tensor,
+             (OrtAllocator* allocator, const int64_t* dims, size_t rank, int32_t type, OrtValue** out),
+             (allocator, dims, rank, type, out))
+ORT_FUNCTION(49, OrtStatus*, ort_create_tensor_over,
+             (const OrtMemoryInfo* memory, void* data, size_t nbytes, const int64_t* dims, size_t rank, int32_t type,
+              OrtValue** out),
+             (memory, data, nbytes, dims, rank, type, out))
+ORT_FUNCTION(51, OrtStatus*, ort_tensor_data, (OrtValue* value, void** out), (value, out))
+ORT_FUNCTION(53, OrtStatus*, ort_strings_size, (const OrtValue* value, size_t* out), (value, out))
+ORT_FUNCTION(54, OrtStatus*, ort_strings,
+             (const OrtValue* value, void* into, size_t nbytes, size_t* offsets, size_t count),
+             (value, into, nbytes, offsets, count))
+ORT_FUNCTION(252, OrtStatus*, ort_resized_string, (OrtValue* value, size_t index, size_t nbytes, char** borrowed),
+             (value, index, nbytes, borrowed))
+ORT_FUNCTION(96, void, ort_release_value, (OrtValue* value), (value))
+
+// Memory
+ORT_FUNCTION(69, OrtStatus*, ort_create_cpu_memory_info, (int32_t allocator_type, int32_t memory_type,
+                                                          OrtMemoryInfo** out),
+             (allocator_type, memory_type, out))
+ORT_FUNCTION(76, OrtStatus*, ort_free, (OrtAllocator* allocator, void* block), (allocator, block))
+ORT_FUNCTION(78, OrtStatus*, ort_default_allocator, (OrtAllocator** borrowed), (borrowed))
+
+// Metadata
+ORT_FUNCTION(111, OrtStatus*, ort_model_metadata, (const OrtSession* session, OrtModelMetadata** out), (session, out))
+ORT_FUNCTION(112, OrtStatus*, ort_producer_name,
+             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
+ORT_FUNCTION(113, OrtStatus*, ort_graph_name,
+             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
+ORT_FUNCTION(115, OrtStatus*, ort_description,
+             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
+ORT_FUNCTION(116, OrtStatus*, ort_custom_metadata,
+             (const OrtModelMetadata* metadata, OrtAllocator* allocator, const char* key, char** out),
+             (metadata, allocator, key, out))
+ORT_FUNCTION(117, OrtStatus*, ort_model_version, (const OrtModelMetadata* metadata, int64_t* out), (metadata, out))
+ORT_FUNCTION(118, void, ort_release_model_metadata, (OrtModelMetadata* metadata), (metadata))
+ORT_FUNCTION(123, OrtStatus*, ort_custom_metadata_keys,
+             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char*** out, int64_t* count),
+             (metadata, allocator, out, count))
+
+#undef ORT_FUNCTION
+
+#endif

@@ -1,0 +1,42 @@
+"""Native threads that run jobs without the GIL."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastinfer._ext.job import Job
+
+_J = TypeVar("_J", bound=Job)
+
+class Executor:
+    """Native threads with one queue. All methods belong to one thread, the event loop's.
+
+    The loop watches the completions: ``loop.add_reader(executor, executor.drain)``.
+
+    Args:
+        threads: how many; ValueError below 1, OSError where they cannot be started.
+    """
+
+    threads: int
+    def __init__(self, threads: int) -> None: ...
+    def submit(self, job: _J, done: Callable[[_J], Any] | None = None) -> None:
+        """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after its end.
+
+        Raises:
+            RuntimeError: the executor is closed.
+            ValueError: the job is under way already.
+        """
+    def drain(self) -> None:
+        """Tells the ends of all jobs that have ended. What a ``done`` raises goes to ``sys.unraisablehook``."""
+    def fileno(self) -> int:
+        """Readable when a job has ended that :meth:`drain` has not told yet."""
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a thread."""
+    @property
+    def running(self) -> int: ...
+    def close(self) -> None:
+        """Takes no more jobs, waits for those that run, tells their ends, and ends the threads.
+
+        Jobs that wait are given up: their ``done`` is not called. May be called again. An executor that is still open
+        when the interpreter exits is closed then, after ``terminate()`` on its jobs that have it.
+        """

@@ -1,0 +1,70 @@
+"""``fastinfer check``: loads every model of a repository as a server would, without serving it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastinfer import model_files
+from fastinfer._ext.signature import Signature
+from fastinfer._ext.tensor import TensorSpec
+from fastinfer.config import ServerConfig
+from fastinfer.errors import ApiError
+from fastinfer.workers import onnx_load
+from fastinfer.workers.onnx import OnnxParameters
+from fastinfer.workers.parameters import parse
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What came of one version of a model.
+
+    Attributes:
+        name: the model's.
+        version: the version; None where the model as a whole is refused.
+        ok: whether a server would serve it.
+        detail: its signature, or the reason.
+    """
+
+    name: str
+    version: int | None
+    ok: bool
+    detail: str
+
+
+def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str] = ()) -> Iterator[CheckResult]:
+    """Tries the versions that a server would serve, one after the other.
+
+    Args:
+        config: the server's configuration.
+        directories: the repositories.
+        names: the models; empty: all.
+    """
+    for name in names or model_files.names(directories):
+        try:
+            files = model_files.find(directories, name)
+            model_config = files.read_config()
+            versions = model_config.select_versions(files.versions)
+            if not versions:
+                raise ApiError(400, f"model '{name}' has none of the versions that its version_policy names")
+        except ApiError as error:
+            yield CheckResult(name, None, False, error.message)
+            continue
+        for version in versions:
+            try:
+                path = files.model_file(version, model_config)
+                options = parse(OnnxParameters, model_config.worker_parameters).session_options()
+                _, signature = onnx_load.load(path, model_config, name, options, config)
+                yield CheckResult(name, version, True, _text(signature))
+            except ApiError as error:
+                yield CheckResult(name, version, False, error.message)
+
+
+def _text(signature: Signature) -> str:
+    batch = f"batches of up to {signature.max_batch_size}" if signature.batched else "not batched"
+    return f"{_tensors(signature.inputs)} -> {_tensors(signature.outputs)}, {batch}"
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)

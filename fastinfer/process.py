@@ -1,0 +1,55 @@
+"""One serving process: the service, its routes and its HTTP server, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import fields
+
+from fastinfer import __version__, logs, routes
+from fastinfer._ext import ort
+from fastinfer.config import ServerConfig
+from fastinfer.limits import HttpLimits
+from fastinfer.server import Server, run
+from fastinfer.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: ServerConfig) -> int:
+    """Serves until a signal ends it; returns the process's exit status."""
+    written = logs.start(config.log_level, config.log_format)
+    try:
+        return run(_serve(config))
+    finally:
+        written.stop()
+
+
+async def _serve(config: ServerConfig) -> int:
+    ort.configure(config.intra_op_threads)
+    service = Service(config, asyncio.get_running_loop())
+    server = Server(
+        routes.build(service),
+        host=config.host,
+        port=config.port,
+        limits=_http_limits(config),
+        on_drain=service.drain,
+    )
+    try:
+        await server.start()
+    except OSError as error:
+        log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
+        await service.close()
+        return 1
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, server.port, ort.version())
+    log.info("threads: 1 for the loop, %d native, %d of ONNX Runtime's pool", config.threads, config.intra_op_threads)
+    service.start()
+    clean = await server.serve(config.drain_timeout_s)
+    await service.close()
+    log.info("ended" if clean else "ended; some requests were given up")
+    return 0
+
+
+def _http_limits(config: ServerConfig) -> HttpLimits:
+    return HttpLimits(**{field.name: getattr(config, field.name) for field in fields(HttpLimits)})

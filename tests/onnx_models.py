@@ -1,0 +1,198 @@
+"""Small ONNX models for tests, as bytes. Made anew each time, so that no binary lies in the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+ONNX_TYPES: dict[str, int] = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+"""The ONNX element type of each v2 datatype."""
+
+Shape = Sequence[int | str | None]
+
+
+def value(name: str, datatype: str, shape: Shape) -> ValueInfoProto:
+    """An input or output."""
+    return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], shape)
+
+
+def model(
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    initializers: Sequence[TensorProto] = (),
+    metadata: dict[str, str] | None = None,
+    opset: int = 17,
+) -> bytes:
+    """A whole model around a graph."""
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(initializers))
+    made: ModelProto = helper.make_model(
+        graph, ir_version=9, opset_imports=[helper.make_opsetid("", opset)], producer_name="fastinfer tests"
+    )
+    helper.set_model_props(made, metadata or {})
+    return made.SerializeToString()
+
+
+def identity(datatype: str, shape: Shape = ("batch", None)) -> bytes:
+    """``y = x``, through a node."""
+    x, y = value("x", datatype, shape), value("y", datatype, shape)
+    return model([helper.make_node("Identity", ["x"], ["y"])], [x], [y])
+
+
+def passed_through() -> bytes:
+    """Two outputs, the first of which is the input itself."""
+    x, y = value("x", "FP32", ["batch", 4]), value("y", "FP32", ["batch", 4])
+    return model([helper.make_node("Neg", ["x"], ["y"])], [x], [x, y])
+
+
+def constant_output() -> bytes:
+    """``y`` is a weight of the model."""
+    weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "y")
+    return model(
+        [helper.make_node("Neg", ["x"], ["z"])],
+        [value("x", "FP32", [2])],
+        [value("y", "FP32", [2, 3]), value("z", "FP32", [2])],
+        [weight],
+    )
+
+
+def simple() -> bytes:
+    """Triton's ``simple``: OUTPUT0 = INPUT0 + INPUT1, OUTPUT1 = INPUT0 - INPUT1."""
+    return model(
+        [
+            helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+            helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+        ],
+        [value(name, "INT32", ["batch", 16]) for name in ("INPUT0", "INPUT1")],
+        [value(name, "INT32", ["batch", 16]) for name in ("OUTPUT0", "OUTPUT1")],
+        metadata={"author": "nobody", "empty": ""},
+    )
+
+
+def mlp(width: int = 64) -> bytes:
+    """Two dense layers: ``[batch, width] -> [batch, 8]``."""
+    random = np.random.default_rng(7)
+    weights = [
+        numpy_helper.from_array(random.standard_normal((width, width)).astype(np.float32), "w1"),
+        numpy_helper.from_array(random.standard_normal((width, 8)).astype(np.float32), "w2"),
+    ]
+    return model(
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("MatMul", ["b", "w2"], ["y"]),
+        ],
+        [value("x", "FP32", ["batch", width])],
+        [value("y", "FP32", ["batch", 8])],
+        weights,
+    )
+
+
+def endless(trips: int = 2**60) -> bytes:
+    """Adds ``x`` to itself in a Loop, ``trips`` times: without end, for practical purposes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still"]),
+            helper.make_node("Add", ["sum", "x"], ["next"]),
+        ],
+        "body",
+        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "FP32", ["batch", 1])],
+        [value("still", "BOOL", []), value("next", "FP32", ["batch", 1])],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(trips, dtype=np.int64), "trips"),
+        numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    return model(
+        [helper.make_node("Loop", ["trips", "yes", "x"], ["y"], body=body)],
+        [value("x", "FP32", ["batch", 1])],
+        [value("y", "FP32", ["batch", 1])],
+        constants,
+    )
+
+
+def gather_rows() -> bytes:
+    """``y = table[index]``: fails at run time for an index outside of the table's four rows."""
+    table = numpy_helper.from_array(np.arange(8, dtype=np.float32).reshape(4, 2), "table")
+    return model(
+        [helper.make_node("Gather", ["table", "index"], ["y"], axis=0)],
+        [value("index", "INT64", ["batch"])],
+        [value("y", "FP32", ["batch", 2])],
+        [table],
+    )
+
+
+def divide() -> bytes:
+    """``y = a / b`` of INT32; the runtime refuses a division by zero."""
+    return model(
+        [helper.make_node("Div", ["a", "b"], ["y"])],
+        [value(name, "INT32", ["batch", 1]) for name in ("a", "b")],
+        [value("y", "INT32", ["batch", 1])],
+    )
+
+
+def nonzero() -> bytes:
+    """An output whose shape depends on values."""
+    return model(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        [value("x", "FP32", ["batch", 4])],
+        [value("y", "INT64", [2, "found"])],
+    )
+
+
+def batch_mean() -> bytes:
+    """Gives one row for the whole batch."""
+    return model(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1)],
+        [value("x", "FP32", ["batch", 4])],
+        [value("y", "FP32", [1, 4])],
+    )
+
+
+def scalar_sum() -> bytes:
+    """The sum over everything: an output without dimensions."""
+    return model(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+        [value("x", "FP32", ["batch", 4])],
+        [value("y", "FP32", [])],
+    )
+
+
+def sequence_output() -> bytes:
+    """An output that is not a tensor."""
+    output = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    return model([helper.make_node("SplitToSequence", ["x"], ["parts"])], [value("x", "FP32", [4])], [output])
+
+
+def float8_output() -> bytes:
+    """An output of an element type that v2 has no word for."""
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT8E4M3FN, ["batch"])
+    cast = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT8E4M3FN)
+    return model([cast], [value("x", "FP32", ["batch"])], [output], opset=19)
+
+
+def external_weight(location: str) -> bytes:
+    """``y = x + w``, where ``w`` is four FP32 in another file."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", location), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=text)
+    return model(
+        [helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", [4])], [value("y", "FP32", [4])], [weight]
+    )

@@ -1,0 +1,141 @@
+"""A server in a process of its own, and a small client; for tests that look from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 60
+REPOSITORY = Path(__file__).resolve().parents[1] / "model-repository"
+
+
+@dataclass
+class Answer:
+    """An answer, whole."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The sentence of an error; fails where it does not have the one shape that errors have."""
+        assert self.headers["content-type"] == "application/json"
+        assert list(self.json) == ["error"]
+        assert len(self.body) <= 600
+        return self.json["error"]
+
+
+class Server:
+    """``fastinfer serve`` on a free port."""
+
+    def __init__(self, *options: str, repository: Path = REPOSITORY, wait: bool = True, env: Mapping[str, str] = {}):  # noqa: B006
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
+        self.process = subprocess.Popen(
+            [*command, *options], stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **env}
+        )
+        try:
+            self.port = self._wait_for_port()
+            if wait:
+                self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def log(self) -> str:
+        """What the server has printed."""
+        return os.pread(self._log.fileno(), 1 << 20, 0).decode()
+
+    def _wait_for_port(self) -> int:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            found = re.search(r"http://[^ ]*:(\d+)", self.log)
+            if found:
+                return int(found[1])
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"the server did not start:\n{self.log}")
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.get("/v2/health/ready").status != 200:
+            assert time.monotonic() < deadline, f"the server did not become ready:\n{self.log}"
+            time.sleep(0.02)
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}) -> Answer:  # noqa: B006
+        """One request on a connection of its own; ``body`` may be bytes, text, or anything for JSON."""
+        with contextlib.closing(self.connect()) as connection:
+            return exchange(connection, method, path, body, headers)
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Answer:
+        return self.request("POST", path, body, headers)
+
+    def infer(self, model: str, body: Any, version: str | None = None) -> Answer:
+        path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
+        return self.post(path, body)
+
+    def stop(self) -> int:
+        """Lets it drain; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+def exchange(
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}  # noqa: B006
+) -> Answer:
+    if body is not None and not isinstance(body, bytes):
+        body = (body if isinstance(body, str) else json.dumps(body)).encode()
+    connection.request(method, path, body, dict(headers))
+    response = connection.getresponse()
+    fields = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, response.read(), fields)
+
+
+@contextlib.contextmanager
+def serving(*options: str, **kwargs: Any) -> Iterator[Server]:
+    """A server for the length of a ``with`` block."""
+    server = Server(*options, **kwargs)
+    try:
+        yield server
+        server.stop()
+    finally:
+        server.kill()
+
+
+def tensor(name: str, shape: list[int], datatype: str, data: Any, **more: Any) -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data, **more}
+
+
+def inference(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs), **more}
