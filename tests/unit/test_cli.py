@@ -31,7 +31,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder:
-    """Stands for fastinfer.service."""
+    """Stands for fastinfer.process."""
 
     def __init__(self) -> None:
         self.config: ServerConfig | None = None
@@ -44,9 +44,9 @@ class Recorder:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    module = ModuleType("fastinfer.service")
+    module = ModuleType("fastinfer.process")
     module.serve = recorder.serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastinfer.service", module)
+    monkeypatch.setitem(sys.modules, "fastinfer.process", module)
     return recorder
 
 
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line_without_a_traceback() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fastinfer.cli import main; main(['--help']); main(['serve', '--help']) if 0 else None;"
+        "import sys; from fastinfer.cli import main; main(['--help']);"
         "print([name for name in ('pydantic', 'numpy', 'onnxruntime', 'uvloop') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -101,7 +101,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
     assert "fastinfer serve [OPTIONS]" in out
-    assert max(map(len, out.splitlines())) < 110
+    assert max(map(len, out.splitlines())) <= 100
     assert err == ""
 
 
@@ -193,7 +193,7 @@ def test_help_of_serve_tells_every_option_with_its_default(capsys: pytest.Captur
 
 
 def test_a_missing_extension_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "fastinfer.service", None)
+    monkeypatch.setitem(sys.modules, "fastinfer.process", None)
     assert cli.main(["serve"]) == 2
     assert "fastinfer: fastinfer is not completely installed (" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ def test_a_missing_extension_is_told(monkeypatch: pytest.MonkeyPatch, capsys: py
 @dataclass
 class Result:
     name: str
-    version: str
+    version: int | None
     ok: bool
     detail: str
 
@@ -212,25 +212,26 @@ class Result:
 def checked(monkeypatch: pytest.MonkeyPatch, results: list[Result]) -> list[Any]:
     calls: list[Any] = []
 
-    def check(directories: Any, names: Any) -> list[Result]:
+    def check(config: ServerConfig, directories: Any, names: Any) -> list[Result]:
+        assert isinstance(config, ServerConfig)
         calls.append((directories, names))
         return results
 
-    module = ModuleType("fastinfer.repository")
+    module = ModuleType("fastinfer.check")
     module.check = check  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastinfer.repository", module)
+    monkeypatch.setitem(sys.modules, "fastinfer.check", module)
     return calls
 
 
 def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = checked(monkeypatch, [Result("a", "1", True, "x FP32 [-1] -> y"), Result("long", "10", True, "z")])
+    calls = checked(monkeypatch, [Result("a", 1, True, "x FP32 [-1] -> y"), Result("long", 10, True, "z")])
     assert cli.main(["check", str(tmp_path), "a", "long"]) == 0
     assert calls == [([tmp_path], ["a", "long"])]
     assert capsys.readouterr().out == "ok      a/1      x FP32 [-1] -> y\nok      long/10  z\n"
 
 
 def test_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    checked(monkeypatch, [Result("a", "1", True, "fine"), Result("b", "", False, "no\nfile \x1b[2J")])
+    checked(monkeypatch, [Result("a", 1, True, "fine"), Result("b", None, False, "no\nfile \x1b[2J")])
     assert cli.main(["check", str(tmp_path)]) == 1
     assert capsys.readouterr().out == "ok      a/1  fine\nFAILED  b    no\\nfile \\x1b[2J\n"
 
@@ -243,6 +244,15 @@ def test_check_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "there is no directory" in capsys.readouterr().err
     assert cli.main(["check"]) == 2
     assert "DIR" in capsys.readouterr().err
+
+
+def test_check_with_a_wrong_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked(monkeypatch, [])
+    monkeypatch.setenv("FASTINFER_PORT", "x")
+    assert cli.main(["check", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("fastinfer: environment variable FASTINFER_PORT: must be")
 
 
 # --- infer ------------------------------------------------------------------------------------------------------------

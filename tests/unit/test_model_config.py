@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastinfer.model_config import ConfigError, ModelConfig, load
@@ -223,7 +223,8 @@ def test_version_policies(tmp_path: Path, text: str, existing: list[int], chosen
 
 
 def test_a_single_preferred_size_needs_no_list(tmp_path: Path) -> None:
-    assert read(tmp_path, "dynamic_batching = { preferred_batch_size = 4 }").dynamic_batching.preferred_batch_size == (4,)
+    config = read(tmp_path, "dynamic_batching = { preferred_batch_size = 4 }")
+    assert config.dynamic_batching.preferred_batch_size == (4,)
 
 
 # --- Refusals ---------------------------------------------------------------------------------------------------------
@@ -239,7 +240,8 @@ def test_a_single_preferred_size_needs_no_list(tmp_path: Path) -> None:
         ("[optimization.cuda]\ngraphs = true", "field 'optimization.cuda' is not supported"),
         ("name = 'other'", "name: \"other\" is not the name of the model's directory, 'm'"),
         ("name = 3", "name: 3 is not the name"),
-        ("platform = 'tensorflow_graphdef'", 'platform: "tensorflow_graphdef" is not served here; use onnxruntime_onnx'),
+        ("platform = 'tensorflow_graphdef'",
+         'platform: "tensorflow_graphdef" is not served here; use onnxruntime_onnx'),
         ("backend = 'python'", 'backend: "python" is not served here; use onnxruntime'),
         ("platform = ['onnx']", 'platform: ["onnx"] is not served here'),
         ("max_batch_size = -1", "max_batch_size: must be at least 0, got -1"),
@@ -249,7 +251,8 @@ def test_a_single_preferred_size_needs_no_list(tmp_path: Path) -> None:
         ("max_batch_size = 99999999999999999999999999", "max_batch_size: "),
         ("max_batch_size = 4\n[dynamic_batching]\npreferred_batch_size = [2, 8]",
          "dynamic_batching.preferred_batch_size 8 is above max_batch_size 4"),
-        ("[dynamic_batching]\npreferred_batch_size = 0", "dynamic_batching.preferred_batch_size[0]: must be at least 1"),
+        ("[dynamic_batching]\npreferred_batch_size = 0",
+         "dynamic_batching.preferred_batch_size[0]: must be at least 1"),
         ("[dynamic_batching]\npreserve_ordering = true", "dynamic_batching.preserve_ordering: must be False, got true"),
         ("[dynamic_batching]\npriority_levels = 2", "dynamic_batching: default_priority_level must be from 1 to 2"),
         ("[dynamic_batching]\npriority_levels = 2\ndefault_priority_level = 3",
@@ -265,27 +268,33 @@ def test_a_single_preferred_size_needs_no_list(tmp_path: Path) -> None:
         ("version_policy = 'some'", 'version_policy: must be "all", "latest" or a table, got "some"'),
         ("version_policy = { all = {}, latest = {} }", "version_policy: must have one of latest, all and specific"),
         ("version_policy = { specific = { versions = [] } }", "version_policy.specific.versions: has 0 entries"),
-        ("version_policy = { specific = { versions = [0] } }", "version_policy.specific.versions[0]: must be at least 1"),
+        ("version_policy = { specific = { versions = [0] } }",
+         "version_policy.specific.versions[0]: must be at least 1"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP33'\ndims = [1]",
          "input[0].data_type: \"FP33\" is not a data type; did you mean 'FP32'?"),
         ("[[input]]\nname = 'a'\ndims = [1]", "input[0].data_type: is required"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [-2]", "input[0].dims[0]: must be at least -1, got -2"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nshape = [1]",
          "input[0]: dims and shape are the same field; keep one of them"),
-        ("[[input]]\nname = ''\ndata_type = 'FP32'\ndims = [1]", "input[0].name: must be a name of printable characters"),
+        ("[[input]]\nname = ''\ndata_type = 'FP32'\ndims = [1]",
+         "input[0].name: must be a name of printable characters"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\noptional = true", "input[0].optional: must be False"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nreshape = { shape = [] }",
          "field 'input[0].reshape' is not supported"),
-        ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nformat = 'FORMAT_NCHW'", "input[0]: the format FORMAT_NCHW"),
+        ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nformat = 'FORMAT_NCHW'",
+         "input[0]: the format FORMAT_NCHW"),
         ("input = []\ninputs = []", "input and inputs are the same field; keep one of them"),
-        ("input = [{name='a',data_type='FP32',dims=[1]},{name='a',data_type='FP32',dims=[1]}]", "input 'a' is there twice"),
-        ("default_model_filename = '../../etc/passwd'", "default_model_filename: must be a file's name, without a directory"),
+        ("input = [{name='a',data_type='FP32',dims=[1]},{name='a',data_type='FP32',dims=[1]}]",
+         "input 'a' is there twice"),
+        ("default_model_filename = '../../etc/passwd'",
+         "default_model_filename: must be a file's name, without a directory"),
         ("default_model_filename = '..'", "default_model_filename: must be a file's name"),
         ("parameters = { a = [1] }", "parameters: 'a' must be text, a number, true or false"),
         ("parameters = { a = nan }", "parameters: 'a' must be a finite number"),
         ("parameters = { a = { b = 1 } }", "parameters: 'a' must have one of string_value"),
         ("parameters = 3", "parameters: must be a table"),
-        ("[[model_warmup]]\ninputs = { a = { data_type = 'FP32', dims = [1] } }", "model_warmup[0].inputs.a: must have exactly one"),
+        ("[[model_warmup]]\ninputs = { a = { data_type = 'FP32', dims = [1] } }",
+         "model_warmup[0].inputs.a: must have exactly one"),
         ("[[model_warmup]]\ninputs = { a = { data_type = 'FP32', dims = [-1], zero_data = true } }",
          "model_warmup[0].inputs.a: dims must not hold -1 here"),
         ("[[model_warmup]]\ninputs = { a = { data_type = 'FP32', dims = [1], input_data_file = '/etc/passwd' } }",
@@ -304,7 +313,8 @@ def test_refusals(tmp_path: Path, text: str, sentence: str) -> None:
         ("max_batchsize: 1", "config.pbtxt, line 1: unknown field 'max_batchsize'; did you mean 'max_batch_size'?"),
         ("dynamic_batching {\n foo: 1 }", "config.pbtxt, line 2: unknown field 'foo'"),
         ("sequence_batching { }", "config.pbtxt, line 1: field 'sequence_batching' is not supported"),
-        ("max_batch_size: 1\nmax_batch_size: 2", "config.pbtxt, line 2: Message type \"ModelConfig\" should not have multiple"),
+        ("max_batch_size: 1\nmax_batch_size: 2",
+         "config.pbtxt, line 2: Message type \"ModelConfig\" should not have multiple"),
         ("instance_group { kind: KIND_TPU }", "config.pbtxt, line 1: "),
         ("max_batch_size: -1", "config.pbtxt: max_batch_size: must be at least 0, got -1"),
         ("version_policy { all {} latest {} }", "config.pbtxt: version_policy: must have one of"),
@@ -350,15 +360,15 @@ def test_both_files_at_once(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     directory = tmp_path / "m"
     (directory / "config.toml").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="config.toml: is not a regular file"):
+    with pytest.raises(ConfigError, match=r"config\.toml: is not a regular file"):
         load(directory, "m")
     (directory / "config.toml").rmdir()
     os.mkfifo(directory / "config.toml")  # nobody writes: opening it must not wait
-    with pytest.raises(ConfigError, match="config.toml: is not a regular file"):
+    with pytest.raises(ConfigError, match=r"config\.toml: is not a regular file"):
         load(directory, "m")
     (directory / "config.toml").unlink()
     (directory / "config.toml").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match="config.toml: cannot be read: No such file or directory"):
+    with pytest.raises(ConfigError, match=r"config\.toml: cannot be read: No such file or directory"):
         load(directory, "m")
 
 
@@ -474,12 +484,13 @@ def test_a_built_in_worker_has_a_configuration_too() -> None:
 
 _FIELDS = st.sampled_from([*ModelConfig.model_fields, "input", "output", "dims", "name", "x", *sorted(NOT_SUPPORTED)])
 _JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\0\n\xe4", max_size=4) | st.sampled_from(["all", "TYPE_FP32"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab\0\n\xe4", max_size=4) | st.just("TYPE_FP32"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_FIELDS, inner, max_size=4),
     max_leaves=12,
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(_FIELDS, _JSON, max_size=5))
 def test_any_json_is_read_or_refused_with_a_sentence(values: dict[str, Any]) -> None:
     try:
