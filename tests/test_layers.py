@@ -31,6 +31,9 @@ FLOORS: list[dict[str, str]] = [
         "number_parse.h": "number_power.h",
         "number_print.h": "number_power.h",
         "number_power.h": "",
+        "ort_table.h": "",
+        "pool.h": "signals.h",
+        "signals.h": "",
     },
     {
         "config": "",
