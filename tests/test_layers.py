@@ -100,7 +100,8 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "__main__": "cli",
-        "cli": "supervisor process",
+        "cli": "check supervisor process",
+        "check": "",
         "supervisor": "process",
         "process": "server",
         "server": "",
