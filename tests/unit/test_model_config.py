@@ -475,6 +475,25 @@ def test_the_effective_configuration(tmp_path: Path) -> None:
     assert "dynamic_batching" not in body
 
 
+def test_preferred_sizes_are_checked_against_what_the_graph_allows(tmp_path: Path) -> None:
+    config = read(tmp_path, "dynamic_batching = { preferred_batch_size = 128 }")
+    specs = (Spec("x", "FP32", (-1, 64)),)
+    with pytest.raises(ConfigError, match="preferred_batch_size 128 is above max_batch_size 64"):
+        config.effective(Loaded(specs, specs, True, 64))
+    assert config.effective(Loaded(specs, specs, True, 128)).max_batch_size == 128
+
+
+@pytest.mark.parametrize(("level", "word"), [(-1, "basic"), (0, None), (1, "extended"), (2, "none")])
+def test_levels_of_graph_optimization(tmp_path: Path, level: int, word: str | None) -> None:
+    config = read(tmp_path, f"optimization = {{ graph = {{ level = {level} }} }}")
+    assert config.worker_parameters.get("graph_optimization_level") == word
+
+
+def test_a_parameter_wins_over_the_level(tmp_path: Path) -> None:
+    text = 'optimization = { graph = { level = 1 } }\nparameters = { graph_optimization_level = "basic" }'
+    assert read(tmp_path, text).worker_parameters == {"graph_optimization_level": "basic"}
+
+
 def test_a_built_in_worker_has_a_configuration_too() -> None:
     body = orjson.loads(ModelConfig(name="echo", platform="echo").to_triton_json())
     assert (body["name"], body["platform"]) == ("echo", "echo")
