@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import fields
+import os
 
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
 from fastinfer.config import ServerConfig
-from fastinfer.limits import HttpLimits
 from fastinfer.server import Server, run
 from fastinfer.service import Service
 
@@ -26,13 +25,15 @@ def serve(config: ServerConfig) -> int:
 
 
 async def _serve(config: ServerConfig) -> int:
+    if config.telemetry:
+        os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
     server = Server(
         routes.build(service),
         host=config.host,
         port=config.port,
-        limits=_http_limits(config),
+        limits=config.http_limits,
         on_drain=service.drain,
     )
     try:
@@ -49,7 +50,3 @@ async def _serve(config: ServerConfig) -> int:
     await service.close()
     log.info("ended" if clean else "ended; some requests were given up")
     return 0
-
-
-def _http_limits(config: ServerConfig) -> HttpLimits:
-    return HttpLimits(**{field.name: getattr(config, field.name) for field in fields(HttpLimits)})
