@@ -326,9 +326,8 @@ def test_continue_waits_for_earlier_answers(wire):
 def test_counters(wire):
     before = wire.call(lambda: (list(wire.server.hub.answers), wire.server.hub.connections_total))
     client = wire.client()
-    client.send(
-        b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /nothing HTTP/1.1\r\nHost: a\r\n\r\nGET /fail HTTP/1.1\r\nHost: a\r\n\r\n"
-    )
+    for path in (b"echo", b"nothing", b"fail"):
+        client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
     assert [client.answer().status for _ in range(3)] == [200, 404, 500]
     after = wire.call(lambda: (list(wire.server.hub.answers), wire.server.hub.connections_total))
     assert [b - a for a, b in zip(before[0], after[0], strict=True)] == [0, 0, 1, 0, 1, 1]
