@@ -67,7 +67,9 @@ def test_clients_gone_in_the_middle_of_their_uploads(wire):
     start = POST % (b"echo", 1_000_000)
     for size in (0, 1, 5000, 200_000, 900_000):
         wire.client().send(start + bytes(size)).reset()
-        wire.client().send(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nF0000\r\n" + bytes(size)).reset()
+        wire.client().send(
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nF0000\r\n" + bytes(size)
+        ).reset()
     wire.until(lambda: wire.server.hub.connections == 0)
     assert wire.call(lambda: wire.server.hub.in_flight_bytes) == 0
     assert wire.handlers.calls == 0
