@@ -18,15 +18,17 @@ from fastinfer import __version__
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+    from fastinfer.config import ServerConfig
+
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 _HELP = """\
 fastinfer serves ONNX models over the KServe v2 REST protocol.
 
 Usage:
-  fastinfer serve [OPTIONS]          serve the models of a repository
-  fastinfer check DIR [NAME ...]     validate the models of a repository without serving them
-  fastinfer infer MODEL FILE         send a request from a file (- is the standard input) and print the answer
+  fastinfer serve [OPTIONS]        serve the models of a repository
+  fastinfer check DIR [NAME ...]   validate the models of a repository without serving them
+  fastinfer infer MODEL FILE       send the request in a file (-: standard input), print the answer
   fastinfer --version
 
 'fastinfer COMMAND --help' tells more about each.
@@ -83,21 +85,25 @@ def _safe(text: str) -> str:
 
 def _serve(arguments: Sequence[str]) -> int:
     parser = serve_parser()
-    from fastinfer.config import OptionError, load_config
-
     given = vars(parser.parse(arguments))
     for alias, (option, value) in _ALIASES.items():
         if given.pop(alias, False) and given.setdefault(option, value) != value:
             raise _Refused(f"--{alias.replace('_', '-')} contradicts --{option.replace('_', '-')}")
-    try:
-        config = load_config(given)
-    except OptionError as error:
-        raise _Refused(_safe_lines(str(error))) from None
+    config = _configuration(given)
     try:
         from fastinfer.process import serve
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
     return serve(config)
+
+
+def _configuration(given: dict[str, Any]) -> ServerConfig:
+    from fastinfer.config import OptionError, load_config
+
+    try:
+        return load_config(given)
+    except OptionError as error:
+        raise _Refused("\n".join(_safe(line) for line in str(error).splitlines())) from None
 
 
 _ALIASES: dict[str, tuple[str, Any]] = {
@@ -163,10 +169,9 @@ def _check(arguments: Sequence[str]) -> int:
         raise _Refused(f"there is no directory '{_safe(str(given.directory))}'")
     try:
         from fastinfer.check import check
-        from fastinfer.config import load_config
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
-    results = list(check(load_config(), [given.directory], given.names))
+    results = list(check(_configuration({}), [given.directory], given.names))
     if not results:
         print(f"fastinfer: there is no model in '{_safe(str(given.directory))}'", file=sys.stderr)
         return FAILED
@@ -191,7 +196,7 @@ def _infer(arguments: Sequence[str]) -> int:
     parser.add_argument("file", metavar="FILE", help="a JSON file, or -")
     parser.add_argument("--url", default="http://127.0.0.1:8000", metavar="URL", help="the server (%(default)s)")
     parser.add_argument("--model-version", metavar="V", help="the model's version (default: the server's choice)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for the answer (%(default)g)")
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (%(default)g)")
     given = parser.parse(arguments)
     try:
         body = sys.stdin.buffer.read() if given.file == "-" else Path(given.file).read_bytes()
@@ -204,6 +209,16 @@ def _infer(arguments: Sequence[str]) -> int:
         return 0
     print(f"fastinfer: the server answered {status}: {_error_text(answer)}", file=sys.stderr)
     return FAILED
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 86_400:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "time"  # argparse: "invalid time value: '-1'"
 
 
 def _post(url: str, model: str, version: str | None, body: bytes, timeout_s: float) -> tuple[int, bytes]:
@@ -280,10 +295,6 @@ def _width() -> int:
     import shutil
 
     return max(60, min(110, shutil.get_terminal_size().columns - 2))
-
-
-def _safe_lines(text: str) -> str:
-    return "\n".join(_safe(line) for line in text.splitlines())
 
 
 def _not_built(error: ImportError) -> str:

@@ -163,11 +163,13 @@ class Hub:
     # --- The clock ----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Looks at a sixteenth of the connections: each is seen every few seconds, and no tick is long."""
+        """Looks at a sixteenth of the connections, so that each is seen every few seconds and no tick is long; at all
+        while draining."""
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        for connection in list(self._slots[self._ticks % _SLOTS]):
-            connection.check(now)
+        for slot in self._slots if self.draining else (self._slots[self._ticks % _SLOTS],):
+            for connection in list(slot):
+                connection.check(now)
         self._ticks += 1
         if self.half_closed:
             self._look_at_half_closed(now)

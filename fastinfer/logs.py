@@ -145,9 +145,10 @@ class Logs(logging.Handler):
                         if self._stopped:
                             return
         except Exception:  # disk full, pipe closed, a record that cannot be formatted: the next one may fare better
-            with self.lock or threading.RLock():
-                self.dropped += 1
-                self._told += 1  # telling would fail as well
+            self.acquire()
+            self.dropped += 1
+            self._told += 1  # telling would fail as well
+            self.release()
 
 
 def start(level: str = "info", form: Literal["text", "json"] = "text", descriptor: int = 2) -> Logs:

@@ -54,7 +54,7 @@ BACKENDS = ("onnxruntime", "onnx")
 
 _NO_STRINGS: Any = Field(default={}, max_length=0)
 
-_GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "disable"}
+_GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "none"}
 _TRITON_PARAMETERS = {"intra_op_thread_count": "intra_op_threads", "inter_op_thread_count": "inter_op_threads"}
 
 
@@ -114,7 +114,7 @@ class ModelConfig(Table):
     cc_model_filenames: dict[str, str] = _NO_STRINGS
     metric_tags: dict[str, str] = _NO_STRINGS
     parameters: Annotated[
-        dict[Annotated[str, Field(max_length=1024)], Annotated[Any, Field()]],
+        dict[Annotated[str, Field(max_length=1024)], Any],
         BeforeValidator(read_parameters),
         Written((("parameters", dict[str, ParameterValue]),)),
     ] = Field(default={})
@@ -129,12 +129,14 @@ class ModelConfig(Table):
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
                 raise ValueError(f"{what} '{twice[:60]}' is there twice")
-        largest = max(self.dynamic_batching.preferred_batch_size, default=0)
-        if self.max_batch_size is not None and largest > self.max_batch_size:
-            raise ValueError(
-                f"dynamic_batching.preferred_batch_size {largest} is above max_batch_size {self.max_batch_size}"
-            )
+        if self.max_batch_size is not None:
+            self._check_preferred(self.max_batch_size)
         return self
+
+    def _check_preferred(self, rows: int) -> None:
+        largest = max(self.dynamic_batching.preferred_batch_size, default=0)
+        if largest > rows:
+            raise ValueError(f"dynamic_batching.preferred_batch_size {largest} is above max_batch_size {rows}")
 
     # --- What the fields come to ---
 
@@ -158,7 +160,11 @@ class ModelConfig(Table):
         return self.version_policy.select(versions)
 
     def effective(self, signature: LoadedSignature) -> ModelConfig:
-        """The configuration with what was found out when the model was loaded."""
+        """The configuration with what was found out when the model was loaded.
+
+        Raises:
+            ConfigError: where it cannot hold for the size of batches that was found out.
+        """
         labels = {output.name: output.label_filename for output in self.outputs}
         formats = {given.name: given.format for given in self.inputs}
         start = 1 if signature.batched else 0
@@ -177,6 +183,10 @@ class ModelConfig(Table):
             for spec in signature.outputs
         )  # fmt: skip
         rows = signature.max_batch_size if signature.batched else 0
+        try:
+            self._check_preferred(rows)
+        except ValueError as error:
+            raise ConfigError(f"model '{self.name}': {error}") from None
         return self.model_copy(update={"inputs": inputs, "outputs": outputs, "max_batch_size": rows})
 
     def to_triton_json(self) -> bytes:
@@ -261,12 +271,17 @@ def _read(path: Path) -> str:
     """The file's text; a symbolic link is followed, what is no regular file is refused and never waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(f"{path.name}: is not a regular file")
+    except OSError as error:
+        raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError(f"{path.name}: is not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path.name}: is larger than 1 MiB")
     try:

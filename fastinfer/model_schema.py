@@ -114,7 +114,7 @@ Datatype = Annotated[
 ]
 Dims = Annotated[tuple[Dimension, ...], Field(max_length=limits.MAX_RANK)]
 _DATATYPE: Any = Field(validation_alias=AliasChoices("data_type", "datatype"))
-_DIMS: Any = Field(validation_alias=AliasChoices("dims", "shape"))
+_DIMS: Any = Field(default=(), validation_alias=AliasChoices("dims", "shape"))
 
 
 class Table(BaseModel):

@@ -16,8 +16,10 @@ Loop's thread only.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import socket
+import termios
 from collections.abc import Coroutine, Sequence
 from sys import getrefcount
 from typing import Any, Final, cast
@@ -537,8 +539,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._out_size += size
 
     def _is_idle(self) -> bool:
-        """Whether nothing of a further request has arrived."""
-        return not (self._more or self._pending or self._skip or self._upload is not None)
+        """Whether nothing of a further request has arrived, here or in the system's buffer."""
+        if self._more or self._pending or self._skip or self._upload is not None or self._transport is None:
+            return False
+        unread = bytearray(4)
+        fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, unread)
+        return not any(unread)
 
     def _flush(self) -> None:
         """Hands the collected answers to the transport; after the last one, ends the connection gently."""

@@ -55,7 +55,7 @@ class Repository:
         self._loader = loader
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
-        self._wanted: set[str] = set()  # asked for at start and not ready yet
+        self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
         self._loading: set[str] = set()
         self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
@@ -78,7 +78,7 @@ class Repository:
             return ApiError(404, f"Request for unknown model: '{name}' version {version} is not found")
         if name in self._loading:
             return ApiError(503, f"model '{name}' is loading", retry_after_s=1)
-        if name in self._wanted:
+        if name in (self._wanted or ()):
             return ApiError(503, f"model '{name}' is not ready: {self._failures.get(name, 'it waits to be loaded')}")
         return ApiError(404, f"Request for unknown model: '{name}' is not found")
 
@@ -101,6 +101,8 @@ class Repository:
 
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready; None where everything asked for at start has been ready once."""
+        if self._wanted is None:
+            return "the repository has not been read yet"
         if not self._wanted:
             return None
         reasons = [
@@ -108,6 +110,12 @@ class Repository:
             for name in sorted(self._wanted)
         ]
         return "models are not ready: " + "; ".join(reasons)
+
+    def _settled(self, name: str) -> None:
+        """A model was ready once, or is not wanted any more: it does not keep the server from being ready."""
+        if self._wanted is not None:
+            self._wanted.discard(name)
+        self._failures.pop(name, None)
 
     # --- Starting and following ---------------------------------------------------------------------------------------
 
@@ -152,7 +160,7 @@ class Repository:
             for endpoint in endpoints:
                 again = endpoint.parameters.model_copy(update={"share": True})
                 await self._load(endpoint.identity, name, None, again, None)
-            if not endpoints and (not known or name in self._wanted):
+            if not endpoints and (not known or name in (self._wanted or ())):
                 await self.load_model(name, None, {})
         except ApiError as error:
             log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
@@ -219,13 +227,12 @@ class Repository:
                 else:
                     versions = {1: (endpoint.versions[1], None)}
             except ApiError as error:
-                if not new or name in self._wanted:
+                if not new or name in (self._wanted or ()):
                     self._failures[name] = error.message
                 raise
             finally:
                 self._loading.discard(name)
-            self._failures.pop(name, None)
-            self._wanted.discard(name)
+            self._settled(name)
             if version is not None:
                 endpoint.chosen.add(version)
             if new and parameters.next is not None:
@@ -309,8 +316,7 @@ class Repository:
         """Takes one load, or one version, away; an unknown name is no error. In-flight requests are finished."""
         endpoint = self._table.get(name)
         async with self._exclusive(name if endpoint is None else endpoint.base):
-            self._wanted.discard(name)
-            self._failures.pop(name, None)
+            self._settled(name)
             endpoint = self._table.get(name)
             if endpoint is None or (version is not None and version not in endpoint.versions):
                 return

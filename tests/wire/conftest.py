@@ -207,6 +207,10 @@ class WireServer:
             await self._ended.wait()
             if not self.server.draining:
                 await self.server.drain(0.2)
+            elif self.server.hub.connections:
+                self.server.stop()
+                self.server.stop()  # as the second signal does
+                await self.server.hub.empty()
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())

@@ -28,14 +28,14 @@ cdef void scatter(int datatype_id, const char* data, int64_t row_elements, const
     cdef Py_ssize_t row_bytes = row_elements * row(datatype_id).itemsize
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t i
-    cdef int64_t element
+    cdef int64_t _element
     cdef uint32_t size
     for i in range(count):
         bounds[i] = at
         if datatype_id != BYTES:
             at += rows[i] * row_bytes
         else:
-            for element in range(rows[i] * row_elements):
+            for _element in range(rows[i] * row_elements):
                 memcpy(&size, data + at, 4)
                 at += 4 + <Py_ssize_t>size
     bounds[count] = at

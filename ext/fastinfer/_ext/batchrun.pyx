@@ -148,7 +148,7 @@ cdef class BatchRun(Job):
         cdef Py_ssize_t i, k
         cdef str name
         cdef object owner
-        cdef list parts = [[] for i in range(state.requests)]
+        cdef list parts = [[] for _ in range(state.requests)]
         if state.failure.code != 0:
             raise self.error
         for k in range(state.handle.output_count):

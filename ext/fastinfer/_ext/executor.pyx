@@ -4,7 +4,7 @@ import atexit
 import os
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 
 @cython.final
@@ -58,8 +58,9 @@ cdef class Executor:
             if done is not None:
                 try:
                     done(job)
-                except Exception:               # the other jobs' ends are told all the same
-                    PyErr_WriteUnraisable(done)
+                except Exception as error:      # the other jobs' ends are told all the same
+                    PyErr_SetObject(type(error), error)
+                    PyErr_WriteUnraisable(done)     # reports what is set, to sys.unraisablehook
                 except BaseException as wish:   # KeyboardInterrupt and the like: then go on with that
                     stop = wish
         if stop is not None:

@@ -1,0 +1,371 @@
+"""Sessions and their runs; the C level beneath is the one that batches use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_models as models
+import pytest
+
+from fastinfer._ext import datatype, ort
+from fastinfer._ext.ort import OrtError, Session
+from fastinfer._ext.tensor import Tensor
+
+NUMERIC = [name for name in datatype.NAMES if name != "BYTES"]
+
+
+def tensor(name: str, array: object, datatype: str | None = None) -> Tensor:
+    return Tensor.from_numpy(name, np.asarray(array), datatype)
+
+
+def resident_kib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+# --- The library ------------------------------------------------------------------------------------------------------
+
+
+def test_library() -> None:
+    assert int(ort.version().split(".")[0]) >= 1
+    assert "CPUExecutionProvider" in ort.available_providers()
+
+
+def test_configure_is_for_once_and_before_the_first_session() -> None:
+    Session(model=models.simple())
+    with pytest.raises(RuntimeError, match="configured already"):
+        ort.configure(1)
+
+
+def run_python(source: str, **environment: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_package_is_not_imported_and_telemetry_is_off(tmp_path: Path) -> None:
+    out = run_python(
+        "import os, sys\n"
+        "from fastinfer._ext import ort\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "ort.configure(3, 1)\n"
+        "print('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'], threads() - before)",
+        HOME=str(tmp_path),
+        XDG_CACHE_HOME=str(tmp_path),
+    )
+    assert out.split() == ["False", "1", "2"]  # the pool's other two, and none that uploads
+    assert not list(tmp_path.iterdir())
+
+
+def test_thread_counts_are_positive() -> None:
+    out = run_python(
+        "from fastinfer._ext import ort\n"
+        "for counts in ((0, 1), (1, 0)):\n"
+        "    try: ort.configure(*counts)\n"
+        "    except ValueError as error: print(error)"
+    )
+    assert out.count("positive") == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], "has 0 runtime libraries"),
+        (["libonnxruntime.so.1.0", "libonnxruntime.so.2.0"], "has 2 runtime libraries"),
+        (["libonnxruntime.so.1.0"], "cannot be loaded"),
+    ],
+)
+def test_a_wheel_that_does_not_fit(tmp_path: Path, files: list[str], sentence: str) -> None:
+    (tmp_path / "onnxruntime" / "capi").mkdir(parents=True)
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise RuntimeError('imported')")
+    for name in files:
+        (tmp_path / "onnxruntime" / "capi" / name).write_text("no library")
+    out = run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from fastinfer._ext import ort\n"
+        "try: ort.version()\n"
+        "except ort.OrtError as error: print(error)"
+    )
+    assert sentence in out
+    assert "needs the 'onnxruntime' wheel" in out
+
+
+# --- What a session says of its model ---------------------------------------------------------------------------------
+
+
+def test_signature_and_metadata() -> None:
+    session = Session(model=models.simple())
+    assert [(s.name, s.datatype, s.shape, s.symbols) for s in session.inputs] == [
+        ("INPUT0", "INT32", (-1, 16), ("batch", "")),
+        ("INPUT1", "INT32", (-1, 16), ("batch", "")),
+    ]
+    assert [s.name for s in session.outputs] == ["OUTPUT0", "OUTPUT1"]
+    assert session.metadata["author"] == "nobody"
+    assert session.metadata["empty"] == ""
+    assert session.metadata["producer"] == "fastinfer tests"
+    assert session.metadata["version"] == ""
+
+
+def test_free_dimensions_can_be_overridden() -> None:
+    session = Session(model=models.simple(), free_dimension_overrides={"batch": 5})
+    assert session.inputs[0].shape == (5, 16)
+
+
+@pytest.mark.parametrize(("made", "loops"), [(models.simple, False), (models.mlp, False), (models.endless, True)])
+def test_may_loop(made: Callable[[], bytes], loops: bool) -> None:
+    assert Session(model=made()).may_loop is loops
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (models.sequence_output, "output 'parts' is a sequence"),
+        (models.float8_output, "output 'y' has an element type"),
+        (lambda: models.identity("FP32", [1] * 17), "input 'x' has 17 dimensions"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(made: Callable[[], bytes], sentence: str) -> None:
+    with pytest.raises(OrtError, match=sentence) as caught:
+        Session(model=made())
+    assert caught.value.code == 9
+
+
+# --- Models that are refused ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [b"", b"\x00", b"garbage" * 100, b"\x08\x09", b"ORTM" * 8])
+def test_no_model(model: bytes) -> None:
+    with pytest.raises(OrtError):
+        Session(model=model)
+
+
+def test_truncated_and_damaged_models() -> None:
+    whole = models.mlp(16)
+    for end in range(1, len(whole), len(whole) // 40):
+        with pytest.raises(OrtError):
+            Session(model=whole[:end])
+    for at in range(0, len(whole), len(whole) // 40):  # may load or not, and lives on in any case
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        try:
+            Session(model=damaged)
+        except OrtError as error:
+            assert str(error)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OrtError, match="cannot be read") as caught:
+        Session(tmp_path / "model.onnx")
+    assert caught.value.code == 3
+    with pytest.raises(OrtError, match="cannot be read"):
+        Session(tmp_path)
+    with pytest.raises(ValueError, match="path or a model"):
+        Session()
+
+
+@pytest.fixture
+def version_directory(tmp_path: Path) -> Path:
+    """A model's directory; a file that is none of the model's business lies outside."""
+    weight = np.arange(4, dtype="f4").tobytes()
+    (tmp_path / "secret").write_bytes(weight)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "weight").write_bytes(weight)
+    (tmp_path / "1" / "link").symlink_to("../secret")
+    return tmp_path / "1"
+
+
+def test_external_data_beside_the_model(version_directory: Path) -> None:
+    path = version_directory / "model.onnx"
+    path.write_bytes(models.external_weight("weight"))
+    for session in (Session(path), Session(str(path), model=models.external_weight("weight"))):
+        [y] = session.run([tensor("x", np.ones(4, "f4"))])
+        assert y.numpy().tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("location", ["../secret", "{outside}/secret", "link", "missing", "/dev/zero", "", "."])
+def test_external_data_elsewhere(version_directory: Path, location: str) -> None:
+    path = version_directory / "model.onnx"
+    path.write_bytes(models.external_weight(location.format(outside=version_directory.parent)))
+    with pytest.raises(OrtError):
+        Session(path)
+
+
+def test_external_data_of_a_model_without_a_path(version_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(version_directory)
+    with pytest.raises(OrtError):
+        Session(model=models.external_weight("weight"))
+
+
+# --- Options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [None, 0, 1, 2, 3, 99, "none", "basic", "extended", "layout", "all"])
+def test_graph_optimization_levels(level: str | int | None) -> None:
+    session = Session(model=models.mlp(), graph_optimization_level=level)
+    assert session.run([tensor("x", np.zeros((3, 64), "f4"))])[0].shape == (3, 8)
+
+
+@pytest.mark.parametrize("level", [4, -7, "most"])
+def test_unknown_graph_optimization_levels(level: str | int) -> None:
+    with pytest.raises(OrtError):
+        Session(model=models.mlp(), graph_optimization_level=level)
+
+
+def test_threads_of_its_own() -> None:
+    tasks = Path("/proc/self/task")
+    before = len(list(tasks.iterdir()))
+    session = Session(model=models.mlp(), intra_op_threads=3, inter_op_threads=2, allow_spinning=False)
+    assert len(list(tasks.iterdir())) > before
+    assert session.run([tensor("x", np.zeros((3, 64), "f4"))])[0].shape == (3, 8)
+
+
+def test_execution_providers() -> None:
+    Session(model=models.simple(), execution_providers=("CPUExecutionProvider",))
+    Session(model=models.simple(), execution_providers=())
+    with pytest.raises(OrtError, match="'QuantumExecutionProvider' is not in this build"):
+        Session(model=models.simple(), execution_providers=("QuantumExecutionProvider", "CPUExecutionProvider"))
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_every_numeric_datatype_keeps_its_bits(name: str) -> None:
+    random = np.random.default_rng(3)
+    bits = random.integers(0, 2 if name == "BOOL" else 256, 24 * datatype.itemsize(name), dtype="u1")
+    array = bits.view(datatype.numpy_dtype(name)).reshape(3, 8)
+    session = Session(model=models.identity(name))
+    assert session.inputs[0].datatype == session.outputs[0].datatype == name
+    [y] = session.run([tensor("x", array, name)])
+    assert (y.name, y.datatype, y.shape) == ("y", name, (3, 8))
+    assert bytes(y) == array.tobytes()
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 1, 3)])
+@pytest.mark.parametrize("name", ["FP32", "BYTES"])
+def test_shapes(name: str, shape: tuple[int, ...]) -> None:
+    array = np.full(shape, b"a" if name == "BYTES" else 7, dtype=datatype.numpy_dtype(name))
+    [y] = Session(model=models.identity(name, [None] * len(shape))).run([tensor("x", array, name)])
+    assert y.shape == shape
+    assert y.numpy().tolist() == array.tolist()
+
+
+def test_strings() -> None:
+    elements = [b"", b"a", b"ab\0cd\0", b"\xff\xfe", "grüße".encode(), b"x" * 100_000, b"\0", b""]
+    session = Session(model=models.identity("BYTES"))
+    [y] = session.run([tensor("x", np.array([*elements, None], dtype=object)[:-1].reshape(2, 4))])
+    assert y.numpy().reshape(-1).tolist() == elements
+
+
+def test_inputs_in_any_order_and_outputs_by_name() -> None:
+    session = Session(model=models.simple())
+    a, b = np.full((2, 16), 5, "i4"), np.full((2, 16), 3, "i4")
+    inputs = [tensor("INPUT1", b), tensor("INPUT0", a)]
+    assert [t.numpy()[0, 0] for t in session.run(inputs)] == [8, 2]
+    assert [t.name for t in session.run(inputs, ["OUTPUT1"])] == ["OUTPUT1"]
+    assert [t.numpy()[1, 15] for t in session.run(inputs, ["OUTPUT1", "OUTPUT0"])] == [2, 8]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ([("INPUT0", (1, 16), "i4")], "input 'INPUT1' is missing"),
+        ([], "is missing"),
+        ([("INPUT0", (1, 16), "i4"), ("INPUT1", (1, 16), "i4"), ("MORE", (1,), "i4")], "3 inputs were given"),
+        ([("INPUT0", (1, 16), "f4"), ("INPUT1", (1, 16), "i4")], "Unexpected input data type"),
+        ([("INPUT0", (1, 17), "i4"), ("INPUT1", (1, 16), "i4")], "Got: 17 Expected: 16"),
+        ([("INPUT0", (16,), "i4"), ("INPUT1", (1, 16), "i4")], "Invalid rank"),
+    ],
+)
+def test_inputs_that_do_not_fit(inputs: list[tuple[str, tuple[int, ...], str]], sentence: str) -> None:
+    session = Session(model=models.simple())
+    with pytest.raises(OrtError, match=sentence) as caught:
+        session.run([tensor(name, np.zeros(shape, dtype)) for name, shape, dtype in inputs])
+    assert caught.value.code == 2
+
+
+def test_outputs_that_do_not_exist() -> None:
+    with pytest.raises(OrtError, match="no output 'nope'"):
+        Session(model=models.scalar_sum()).run([tensor("x", np.zeros((1, 4), "f4"))], ["nope"])
+
+
+def test_failures_of_a_run() -> None:
+    gather = Session(model=models.gather_rows())
+    assert gather.run([tensor("index", np.array([3, 0]))])[0].numpy().tolist() == [[6, 7], [0, 1]]
+    with pytest.raises(OrtError, match="bounds"):
+        gather.run([tensor("index", np.array([4]))])
+    divide = Session(model=models.divide())
+    one, zero = np.ones((1, 1), "i4"), np.zeros((1, 1), "i4")
+    with pytest.raises(OrtError):
+        divide.run([tensor("a", one), tensor("b", zero)])
+    assert divide.run([tensor("a", one), tensor("b", one)])[0].numpy().tolist() == [[1]]
+
+
+def test_shapes_that_depend_on_values() -> None:
+    session = Session(model=models.nonzero())
+    for ones in range(5):
+        x = np.zeros((1, 4), "f4")
+        x[0, :ones] = 1
+        assert session.run([tensor("x", x)])[0].shape == (2, ones)
+
+
+def test_an_output_that_is_an_input_has_memory_of_its_own() -> None:
+    array = np.arange(8, dtype="f4").reshape(2, 4)
+    x, y = Session(model=models.passed_through()).run([tensor("x", array)])
+    array[:] = 99
+    assert x.numpy().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert y.numpy()[1].tolist() == [-4, -5, -6, -7]
+
+
+def test_outputs_outlive_their_session() -> None:
+    session = Session(model=models.constant_output())
+    outputs = session.run([tensor("x", np.ones(2, "f4"))])
+    del session
+    arrays = [output.numpy() for output in outputs]
+    del outputs
+    assert arrays[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert arrays[1].tolist() == [-1, -1]
+
+
+def test_memory_of_load_run_and_unload() -> None:
+    model, x = models.mlp(8), tensor("x", np.zeros((1, 8), "f4"))
+
+    def cycle() -> None:
+        Session(model=model).run([x])
+
+    for _ in range(300):
+        cycle()
+    before = resident_kib()
+    for _ in range(2000):
+        cycle()
+    assert resident_kib() - before < 4096
+
+
+def test_memory_of_failed_loads_and_runs() -> None:
+    damaged = models.mlp(8)[:-20]
+    session = Session(model=models.gather_rows())
+    index = tensor("index", np.array([4]))
+
+    def cycle() -> None:
+        with pytest.raises(OrtError):
+            Session(model=damaged)
+        with pytest.raises(OrtError):
+            session.run([index])
+
+    for _ in range(300):
+        cycle()
+    before = resident_kib()
+    for _ in range(1000):
+        cycle()
+    assert resident_kib() - before < 4096

@@ -1,0 +1,206 @@
+"""Start, drain and end; signals; running out of files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
+ECHO = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"
+
+PROGRAM = """
+import resource, sys, time
+from types import SimpleNamespace
+from fastinfer.errors import ApiError
+from fastinfer.limits import HttpLimits
+from fastinfer.server import Server, run
+
+def resolve(method, path):
+    return SimpleNamespace(handler={b"/cpu": cpu, b"/hold": hold}.get(path, echo), max_body_bytes=100, arguments=())
+
+def echo(exchange):
+    exchange.respond(200, bytes(exchange.body))
+
+def cpu(exchange):
+    exchange.respond(200, str(time.process_time()).encode())
+
+held = []
+def hold(exchange):
+    held.append(exchange)
+
+async def main():
+    server = Server(SimpleNamespace(resolve=resolve), port=int(sys.argv[2]), limits=HttpLimits())
+    await server.start()
+    print(server.port, resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)
+    return await server.serve()
+
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit // 2, limit))
+sys.exit(0 if run(main()) else 3)
+"""
+
+
+@contextmanager
+def process(files: int = 1024, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(files), str(port)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        try:
+            assert child.stdout is not None
+            bound, limit = map(int, child.stdout.readline().split())
+            assert limit == files, "the limit was not raised to the hard one"
+            yield child, bound
+        finally:
+            child.kill()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def ask(sock: socket.socket, message: bytes = ECHO) -> bytes:
+    sock.sendall(message)
+    return sock.recv(65536)
+
+
+def test_drain_without_connections(start):
+    wire = start()
+    assert wire.drain().result(5) is True
+    with pytest.raises(ConnectionRefusedError):
+        connect(wire.port)
+
+
+def test_drain_lets_requests_finish(start):
+    wire = start()
+    holding, uploading, idle = wire.client(), wire.client(), wire.client()
+    holding.send(HOLD * 3)
+    uploading.send(ECHO[:-1])
+    assert idle.send(ECHO).answer().body == b"ok"
+    wire.until(lambda: len(wire.handlers.held) == 3)
+    drained = wire.drain()
+    wire.until(lambda: wire.server.draining)
+    uploading.send(b"k" + ECHO)
+    first, second = uploading.answer(), uploading.answer()
+    assert (first.body, first.headers.get("connection")) == (b"ok", None)
+    assert (second.body, second.headers["connection"]) == (b"ok", "close")
+    assert uploading.closed()
+    assert idle.closed()
+    assert not drained.done()
+    for number in (2, 0, 1):
+        wire.call(wire.handlers.held[number].respond, 200, b"%d" % number)
+    answers = holding.answers()
+    assert [(answer.body, answer.headers.get("connection")) for answer in answers] == [
+        (b"0", None),
+        (b"1", None),
+        (b"2", "close"),
+    ]
+    for client in (holding, uploading, idle):
+        client.sock.close()
+    assert drained.result(5) is True
+
+
+def test_drain_answers_one_more_request_on_an_idle_connection(start):
+    wire = start()
+    client = wire.client()
+    assert client.send(ECHO).answer().body == b"ok"
+    drained = wire.drain()
+    wire.until(lambda: wire.server.draining)
+    answer = client.send(ECHO).answer()
+    assert (answer.body, answer.headers["connection"]) == (b"ok", "close")
+    assert client.closed()
+    client.sock.close()
+    assert drained.result(5) is True
+
+
+def test_drain_answers_what_is_in_the_accept_queue(start):
+    wire = start()
+    clients = []
+
+    def connect_and_drain() -> asyncio.Task[bool]:
+        # On the loop's thread: nothing is accepted before draining begins.
+        clients.extend(wire.client().send(ECHO) for _ in range(100))
+        return wire.loop.create_task(wire.server.drain(5))
+
+    wire.call(connect_and_drain)
+    for client in clients:
+        answer = client.answer()
+        assert (answer.body, answer.headers["connection"]) == (b"ok", "close")
+        client.sock.close()
+    wire.until(lambda: wire.server.hub.connections == 0)
+
+
+def test_drain_ends_after_its_time(start):
+    wire = start()
+    client = wire.client().send(HOLD)
+    wire.until(lambda: len(wire.handlers.held) == 1)
+    assert wire.drain(0.1).result(5) is False
+    assert wire.handlers.abandoned == 1
+    with pytest.raises((AssertionError, ConnectionError)):
+        assert not client.closed()
+
+
+def test_sigterm_drains():
+    with process() as (child, port), connect(port) as idle, connect(port) as other:
+        assert ask(idle).endswith(b"ok") and ask(other).endswith(b"ok")
+        child.send_signal(signal.SIGTERM)
+        assert idle.recv(100) == b""
+        idle.close()
+        other.close()
+        assert child.wait(10) == 0
+
+
+def test_second_signal_ends_at_once():
+    with process() as (child, port), connect(port) as sock, connect(port) as idle:
+        sock.sendall(HOLD)
+        assert ask(idle).endswith(b"ok")
+        child.send_signal(signal.SIGINT)
+        assert idle.recv(100) == b""  # it drains
+        assert child.poll() is None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 3
+
+
+def test_the_port_is_free_again_at_once():
+    with process() as (child, port), connect(port) as sock:
+        assert ask(sock).endswith(b"ok")
+        child.terminate()
+        sock.recv(100)
+        sock.close()
+        assert child.wait(10) == 0
+        with process(port=port) as (_, again), connect(again) as sock:
+            assert ask(sock).endswith(b"ok")
+
+
+def test_out_of_files():
+    with process(files=40) as (_, port):
+        first = connect(port)
+        assert ask(first).endswith(b"ok")
+        others = [connect(port) for _ in range(100)]
+        for sock in others:
+            sock.sendall(ECHO)
+        # Existing connections are unharmed, and nothing spins.
+        assert others[0].recv(100).endswith(b"ok")
+        before = float(ask(first, b"GET /cpu HTTP/1.1\r\nHost: a\r\n\r\n").rpartition(b"\n")[2])
+        with pytest.raises(TimeoutError):
+            others[-1].settimeout(1)
+            others[-1].recv(100)
+        used = float(ask(first, b"GET /cpu HTTP/1.1\r\nHost: a\r\n\r\n").rpartition(b"\n")[2]) - before
+        assert used < 0.3
+        # Those that wait get their turn as others go.
+        others[0].close()
+        for sock in others[1:]:
+            sock.settimeout(10)
+            assert sock.recv(100).endswith(b"ok")
+            sock.close()
+        assert ask(first).endswith(b"ok")
+        first.close()
