@@ -11,12 +11,14 @@ and works with any server of the Open Inference Protocol that lists its models.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from typing import Any
 
 import orjson
 from locust import FastHttpUser, constant, task
+from locust.exception import StopUser
 
 ONLY = set(filter(None, os.environ.get("BENCH_MODELS", "").split(",")))
 ROWS = int(os.environ.get("BENCH_ROWS", "1"))
@@ -60,14 +62,24 @@ class Client(FastHttpUser):
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        names = self.client.get("/v2/models").json()["models"]
         self.payloads: dict[str, tuple[str, set[str]]] = {}
-        for name in names:
+        for name in self.read("/v2/models", "/v2/models")["models"]:
             if not ONLY or name in ONLY:
-                metadata = self.client.get(f"/v2/models/{name}", name="/v2/models/[name]").json()
+                metadata = self.read(f"/v2/models/{name}", "/v2/models/[name]")
                 self.payloads[name] = (payload(metadata), {output["name"] for output in metadata["outputs"]})
         if not self.payloads:
-            raise RuntimeError(f"none of {sorted(ONLY)} is among the models: {names}" if ONLY else "no model is loaded")
+            self.give_up(f"none of {', '.join(sorted(ONLY))} is loaded" if ONLY else "no model is loaded")
+
+    def read(self, path: str, name: str) -> Any:
+        answer = self.client.get(path, name=name)
+        if answer.status_code != 200:
+            self.give_up(f"{path}: {answer.text or answer.error}")
+        return answer.json()
+
+    def give_up(self, reason: str) -> None:
+        logging.error("%s", reason)
+        self.environment.process_exit_code = 1
+        raise StopUser
 
     @task
     def infer(self) -> None:

@@ -151,7 +151,10 @@ def run_scenario(scenario: Scenario, options: argparse.Namespace, say: Callable[
         for server, port in ports.items():
             say(f"{scenario.name}: checking the values of {server}")
             checked = asked[:1] if server == "floor" else asked
-            client.run(port, path, checked, max(scenario.connections), 0.5)
+            try:
+                client.run(port, path, checked, max(scenario.connections), 0.5)
+            except ValueError as wrong:
+                raise SystemExit(f"{server}, {scenario.name}: {wrong}") from None
         for number in range(options.rounds):
             for connections in options.connections or scenario.connections:
                 for server, port in ports.items():
