@@ -115,7 +115,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = hub.now  # when the current wait for the client began
         # Per message and answer.
         self._reading = False  # inside _read or _written: answers are collected
-        self._more = False  # there are bytes behind the message that is being handled; kept while draining only
+        self._more = False  # while draining: there are bytes behind the message that is being handled
         self._pending = b""  # a started head; when reading is paused, all that was read
         self._upload: SizedUpload | ChunkedUpload | None = None
         self._skip = 0  # bytes of a refused body, still to be thrown away
@@ -238,7 +238,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 start += skipped
             else:
                 start = self._feed(cast(ChunkedUpload, self._upload), start, end)
-        self._reading = False
+        self._reading = self._more = False
         if self._out:
             self._flush()
         if getrefcount(buffer) != users:
@@ -376,6 +376,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return end
         hub.in_flight_bytes += upload.received - before
         if upload.complete:
+            self._more = start < end
             self._finish_upload(upload)
         elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse(_out_of_memory(), upload.head)
@@ -610,7 +611,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         if self._eof:
             self._close()
