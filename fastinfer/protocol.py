@@ -87,6 +87,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_queue",
         "_reading",
         "_refusal",
+        "_resumed",
         "_since",
         "_skip",
         "_slot",
@@ -115,7 +116,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = hub.now  # when the current wait for the client began
         # Per message and answer.
         self._reading = False  # inside _read or _written: answers are collected
-        self._more = False  # there are bytes behind the message that is being handled; kept while draining only
+        self._more = False  # while draining: there are bytes behind the message that is being handled
+        self._resumed = False  # what is read begins with a head that was started earlier
         self._pending = b""  # a started head; when reading is paused, all that was read
         self._upload: SizedUpload | ChunkedUpload | None = None
         self._skip = 0  # bytes of a refused body, still to be thrown away
@@ -176,6 +178,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if pending:
                 size += len(pending)
                 self._pending = b""
+                self._resumed = True
             self._read(size)
 
     def eof_received(self) -> bool:
@@ -238,7 +241,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 start += skipped
             else:
                 start = self._feed(cast(ChunkedUpload, self._upload), start, end)
-        self._reading = False
+        self._reading = self._more = self._resumed = False
         if self._out:
             self._flush()
         if getrefcount(buffer) != users:
@@ -259,7 +262,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return start
 
     def _keep(self, start: int, end: int) -> None:
-        if not self._pending:
+        """Keeps a started head; its time runs from its first byte."""
+        if start or not self._resumed:
             self._since = self._hub.now
         self._pending = bytes(self._hub.view[start:end])
 
@@ -376,6 +380,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return end
         hub.in_flight_bytes += upload.received - before
         if upload.complete:
+            self._more = start < end
             self._finish_upload(upload)
         elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse(_out_of_memory(), upload.head)
@@ -610,7 +615,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         if self._eof:
             self._close()

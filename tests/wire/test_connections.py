@@ -112,6 +112,23 @@ def test_timer_head(start):
     assert [answer.status for answer in client.answers()] == [200, 408]
 
 
+def test_timer_head_that_drips(start):
+    wire = start(head_timeout_s=0.3)
+    client = wire.client()
+    client.sock.settimeout(0.02)
+    for byte in ECHO[:40] * 10:
+        client.send(bytes((byte,)) if byte not in b"\r\n" else b"x")
+        try:
+            client.rest += client.sock.recv(1000)
+        except TimeoutError:
+            continue
+        break
+    else:
+        pytest.fail("every byte gave it more time")
+    client.sock.settimeout(10)
+    assert [answer.status for answer in client.answers()] == [408]
+
+
 def test_timer_body(start):
     wire = start(body_idle_timeout_s=0.2, body_min_bytes_per_s=1000)
     for start_of_body in (b"", b"xxx"):
