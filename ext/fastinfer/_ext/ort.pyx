@@ -266,6 +266,8 @@ cdef class Session:
         # External data may lie beside the model, and nowhere else; the runtime checks that. A model without a path has
         # no such place (the runtime's own default is the current directory).
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
+        if path is not None:
+            _refuse_hard_links(model, os.fsdecode(folder))
         cdef OrtSessionOptions* options = NULL
         _check(ort_create_session_options(&options))
         try:
@@ -337,24 +339,37 @@ def _read(path):
 cdef int _create(Session session, const unsigned char[::1] model, OrtSessionOptions* options) except -1:
     cdef OrtStatus* status
     cdef sigset_t before
-    cdef bint may_loop
-    cdef list patterns = [b"\x22" + bytes([len(name)]) + name for name in _LOOPING]
-    cdef bytes pattern
-    cdef const char* start
-    cdef Py_ssize_t size
     with nogil:
         block_signals(&before)      # for threads of the session's own
         status = ort_create_session_from_array(_env, &model[0], model.shape[0], options, &session.handle.session)
         restore_signals(&before)
     _check(status)
-    # NodeProto.op_type as it stands in the file. Bytes of a weight may look the same; then a model that does not
-    # loop is thought to, which only costs it the run on the loop's thread.
-    session.may_loop = False
-    for pattern in patterns:
-        start, size = pattern, len(pattern)
-        with nogil:
-            may_loop = memmem(&model[0], model.shape[0], start, size) != NULL
-        session.may_loop = session.may_loop or may_loop
+    # NodeProto.op_type as it stands in the file. Bytes of a weight may look the same; then a model that does not loop
+    # is thought to, which only costs it the run on the loop's thread.
+    session.may_loop = any([_holds(model, b"\x22" + bytes([len(name)]) + name) for name in _LOOPING])
+    return 0
+
+
+cdef bint _holds(const unsigned char[::1] model, bytes pattern):
+    cdef const char* start = pattern
+    cdef Py_ssize_t size = len(pattern)
+    with nogil:
+        return memmem(&model[0], model.shape[0], start, size) != NULL
+
+
+cdef int _refuse_hard_links(model, str folder) except -1:
+    # The runtime refuses external data behind symbolic links and "..", but a hard link cannot be told from a file of
+    # the directory's own, except by its count of names. External data is named in the model, under the key "location".
+    if not _holds(model, b"location"):
+        return 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                shared = os.stat(os.path.join(parent, name)).st_nlink > 1
+            except OSError:
+                continue        # a dangling link, for one: the runtime will say so
+            if shared and _holds(model, os.fsencode(name)):
+                raise OrtError(f"the model's file '{name}' has a second name (a hard link)", INVALID_ARGUMENT)
     return 0
 
 
