@@ -19,12 +19,12 @@ def serve(config: ServerConfig) -> int:
     """Serves until a signal ends it; returns the process's exit status."""
     written = logs.start(config.log_level, config.log_format)
     try:
-        return run(_serve(config))
+        return run(_serve(config, written))
     finally:
         written.stop()
 
 
-async def _serve(config: ServerConfig) -> int:
+async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)
@@ -42,6 +42,7 @@ async def _serve(config: ServerConfig) -> int:
         log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
         await service.close()
         return 1
+    service.metrics.http, service.metrics.logs = server.hub, written
     host = f"[{config.host}]" if ":" in config.host else config.host
     log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, server.port, ort.version())
     log.info("threads: 1 for the loop, %d native, %d of ONNX Runtime's pool", config.threads, config.intra_op_threads)

@@ -53,7 +53,7 @@ FLOORS: list[dict[str, str]] = [
         "_ext.tensor": "",
     },
     {
-        "hardware": "",
+        "hardware": "_ext.ort",
         "model_files": "",
         "policy": "",
         "_ext.batch": "",
