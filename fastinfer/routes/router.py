@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from fastinfer import limits
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 

@@ -18,8 +18,9 @@ from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.scheduler import BatchResult, Outcome, Run
+from fastinfer.models.scheduler import BatchResult, Outcome, Run
 from fastinfer.workers.parameters import Integer, Name, Parameters
+
 
 class OnnxParameters(Parameters):
     """Of a model's load.
@@ -113,8 +114,18 @@ class _Batch:
     """One batch under way. Where it fails and holds several requests, each half is run again by itself, so that one
     bad request does not fail its mates."""
 
-    __slots__ = ("_attempt", "_done", "_given_up", "_input_ns", "_infer_ns", "_output_ns", "_outcomes", "_todo", "_worker",
-                 "finished")
+    __slots__ = (
+        "_attempt",
+        "_done",
+        "_given_up",
+        "_infer_ns",
+        "_input_ns",
+        "_outcomes",
+        "_output_ns",
+        "_todo",
+        "_worker",
+        "finished",
+    )
 
     def __init__(self, worker: OnnxWorker, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> None:
         self._worker = worker

@@ -20,10 +20,10 @@ from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
-from fastinfer.config import ServerConfig
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.model_schema import TensorConfig, WarmupInput
+from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.model_config import ModelConfig
-from fastinfer.model_schema import TensorConfig, WarmupInput
 
 log = logging.getLogger(__name__)
 

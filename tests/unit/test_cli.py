@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fastinfer import __version__, cli
-from fastinfer.config import ServerConfig
+from fastinfer.config.server import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 

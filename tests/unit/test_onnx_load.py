@@ -8,9 +8,9 @@ import onnx_models
 import pytest
 from onnx import helper
 
-from fastinfer.config import ServerConfig
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
-from fastinfer.model_config import ModelConfig
 from fastinfer.workers import onnx_load
 
 SERVER = ServerConfig(load_run_timeout_s=1)

@@ -2,7 +2,7 @@
 
 A field is here only if it has an effect, or with the values that change nothing; what else Triton knows is listed in
 ``NOT_SUPPORTED`` and refused by name, so that nobody relies on what does not happen. The whole is put together in
-:mod:`fastinfer.model_config`.
+:mod:`fastinfer.config.model`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from fastinfer import limits
-from fastinfer.pbtxt import Written, names_of
-from fastinfer.validation import shown, suggestion
+from fastinfer.config.pbtxt import Written, names_of
+from fastinfer.config.validation import shown, suggestion
 
 NOT_SUPPORTED = frozenset(
     {

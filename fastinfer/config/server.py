@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastinfer import limits
+from fastinfer.config.validation import place, reason, shown, suggestion
 from fastinfer.machine import memory_bytes, usable_cores
-from fastinfer.validation import place, reason, shown, suggestion
 
 ENV_PREFIX = "FASTINFER_"
 _MAX_FILE_BYTES = limits.MIB

@@ -16,11 +16,11 @@ from fastinfer._ext.message import InferRequest, InferResponse
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
-from fastinfer.scheduler import Outcome, Scheduler
-from fastinfer.stats import ModelStats
+from fastinfer.models.scheduler import Outcome, Scheduler
+from fastinfer.models.stats import ModelStats
 
 if TYPE_CHECKING:
-    from fastinfer.model_config import ModelConfig
+    from fastinfer.config.model import ModelConfig
     from fastinfer.workers.base import Implementation
 
 Complete = Callable[[InferRequest, Outcome], None]

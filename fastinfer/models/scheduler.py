@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.policy import BatchingPolicy
-from fastinfer.stats import ModelStats
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.stats import ModelStats
 
 log = logging.getLogger(__name__)
 

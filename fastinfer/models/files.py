@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastinfer import model_config
+from fastinfer.config import model as model_config
+from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
-from fastinfer.model_config import ConfigError, ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
