@@ -122,7 +122,7 @@ def serve_parser() -> _Parser:
         "[OPTIONS]",
         "Serves the models of a repository until it is told to stop (SIGINT or SIGTERM).",
         "Each option can also be given as an environment variable (--max-body-bytes as "
-        f"{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = \"64MiB\"). "
+        f'{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = "64MiB"). '
         "The command line wins over the environment, and that over the file.",
     )
     groups: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """A model's configuration: ``config.toml`` or ``config.pbtxt``, with Triton's and AMD's field names.
 
-One schema (:mod:`fastinfer.config.model_schema`) reads all three notations: TOML, protobuf's text format, Triton's JSON.
+One schema (:mod:`fastinfer.config.model_schema`) reads all three notations: TOML, protobuf's text format, Triton's
+JSON.
 """
 
 from __future__ import annotations

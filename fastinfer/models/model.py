@@ -59,7 +59,7 @@ class Model:
         self.successor = successor
         self._implementation = implementation
         self._own = implementation.signature
-        self.signature = self._own if successor is None else _chained(self._own, successor().signature)
+        self.signature: Signature = self._own if successor is None else _chained(self._own, successor().signature)
 
     def infer(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a decoded request.

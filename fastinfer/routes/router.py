@@ -150,5 +150,7 @@ def _checked(kind: str, part: bytes) -> str:
         if not _VERSION.fullmatch(text):
             raise ApiError(404, "a version is a positive decimal number without leading zeros")
     elif not _NAME.fullmatch(text):
-        raise ApiError(404, f"a {kind} name is 1 to 128 letters, digits, '_', '.' and '-', and starts with none of '.-'")
+        raise ApiError(
+            404, f"a {kind} name is 1 to 128 letters, digits, '_', '.' and '-', and starts with none of '.-'"
+        )
     return text
