@@ -1,7 +1,7 @@
 # InferResponse -> text: see encode.pxd.
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint32_t
@@ -75,17 +75,16 @@ globals()["NULL"] = NONFINITE_NULL      # in Cython itself the word is the null 
 ERROR = NONFINITE_ERROR
 
 
-# --- Sizes ---------------------------------------------------------------------------------------------------------
+# --- Sizes -----------------------------------------------------------------------------------------------------------
 
 # The most that a tensor's "data" can take; -1 where a BYTES tensor is broken.
 cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t total = SLACK
     cdef uint32_t size
-    cdef int64_t i
     if output.datatype_id != BYTES:
         return output.count * MAX_TEXT[output.datatype_id] + SLACK
-    for i in range(output.count):
+    for _ in range(output.count):
         if output.nbytes - at < 4:
             return -1
         memcpy(&size, output.data + at, 4)
@@ -201,7 +200,7 @@ cdef void run_plan(void* state) noexcept nogil:
     put(writer, "]}", 2)
 
 
-# --- Plans: with the GIL -----------------------------------------------------------------------------------------------
+# --- Plans: with the GIL ---------------------------------------------------------------------------------------------
 
 cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Py_ssize_t headroom) except -1:
     cdef PlannedOutput* planned
