@@ -1,6 +1,6 @@
 """The body of an inference request, read into an InferRequest: JSON and binary tensors, one pass, no document tree."""
 
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferRequest

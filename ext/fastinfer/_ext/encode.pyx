@@ -57,8 +57,9 @@ cdef RunFunction[DATATYPE_COUNT] RUNS = [
     run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
     run_fp16, run_bf16, run_fp32, run_fp64, NULL,
 ]
-# The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 / -128 / -32768 /
-# -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) / -2.2250738585072014e-308
+# The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 /
+# -128 / -32768 / -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) /
+# -2.2250738585072014e-308
 cdef int[DATATYPE_COUNT] MAX_TEXT = [6, 4, 6, 11, 21, 5, 7, 12, 21, 14, 21, 21, 25, 0]
 
 cdef enum:
