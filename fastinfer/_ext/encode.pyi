@@ -1,7 +1,8 @@
 """An InferResponse as text, straight from the outputs' memory."""
 
-from typing_extensions import Buffer
 from typing import Final
+
+from typing_extensions import Buffer
 
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferResponse

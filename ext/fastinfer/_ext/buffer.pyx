@@ -22,7 +22,7 @@ cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
 
-# --- Strings -------------------------------------------------------------------------------------------------------
+# --- Strings ---------------------------------------------------------------------------------------------------------
 
 # Bytes (as high bits) that are not plain in a string: quote, backslash, control, or not ASCII. May mark too much above
 # the first marked byte, never too little.
@@ -211,7 +211,7 @@ cdef Py_ssize_t unescape(const Text* text, char* out) noexcept nogil:
     return to - <uint8_t*>out
 
 
-# --- Values --------------------------------------------------------------------------------------------------------
+# --- Values ----------------------------------------------------------------------------------------------------------
 
 cdef inline bint take_literal(Cursor* cursor, const char* literal, Py_ssize_t size) noexcept nogil:
     if cursor.end - cursor.at < size or memcmp(cursor.at, literal, size) != 0:
@@ -337,7 +337,7 @@ cdef int skip_brackets(Cursor* cursor) noexcept nogil:
     return -1
 
 
-# --- Writer --------------------------------------------------------------------------------------------------------
+# --- Writer ----------------------------------------------------------------------------------------------------------
 
 cdef void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil:
     memcpy(writer.at, bytes, size)

@@ -1,7 +1,7 @@
 # InferResponse -> text: see encode.pxd.
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint32_t
@@ -57,8 +57,9 @@ cdef RunFunction[DATATYPE_COUNT] RUNS = [
     run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
     run_fp16, run_bf16, run_fp32, run_fp64, NULL,
 ]
-# The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 / -128 / -32768 /
-# -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) / -2.2250738585072014e-308
+# The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 /
+# -128 / -32768 / -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) /
+# -2.2250738585072014e-308
 cdef int[DATATYPE_COUNT] MAX_TEXT = [6, 4, 6, 11, 21, 5, 7, 12, 21, 14, 21, 21, 25, 0]
 
 cdef enum:
@@ -75,17 +76,16 @@ globals()["NULL"] = NONFINITE_NULL      # in Cython itself the word is the null 
 ERROR = NONFINITE_ERROR
 
 
-# --- Sizes ---------------------------------------------------------------------------------------------------------
+# --- Sizes -----------------------------------------------------------------------------------------------------------
 
 # The most that a tensor's "data" can take; -1 where a BYTES tensor is broken.
 cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t total = SLACK
     cdef uint32_t size
-    cdef int64_t i
     if output.datatype_id != BYTES:
         return output.count * MAX_TEXT[output.datatype_id] + SLACK
-    for i in range(output.count):
+    for _ in range(output.count):
         if output.nbytes - at < 4:
             return -1
         memcpy(&size, output.data + at, 4)
@@ -201,7 +201,7 @@ cdef void run_plan(void* state) noexcept nogil:
     put(writer, "]}", 2)
 
 
-# --- Plans: with the GIL -----------------------------------------------------------------------------------------------
+# --- Plans: with the GIL ---------------------------------------------------------------------------------------------
 
 cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Py_ssize_t headroom) except -1:
     cdef PlannedOutput* planned

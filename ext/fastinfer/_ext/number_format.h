@@ -265,14 +265,43 @@ static char* put_any_decimal(Shortest value, char* out) {
     return put_exponent(point - 1, out);
 }
 
-// The common case, in registers: text that is stored and loaded again at other places would stall. Up to 9 digits, a
-// point among or before them, no exponent. Whether the number is below 1 is told by the caller, who knows it early: a
-// branch on the digits themselves would be resolved late, at the end of a long chain of multiplications.
+// The common case, in registers: text that is stored and loaded again at other places would stall. A point among the
+// digits or before them, no exponent. Whether the number is below 1 is told by the caller, who knows it early: a branch
+// on the digits themselves would be resolved late, at the end of a long chain of multiplications.
 template <class F>
 static inline char* put_decimal(Shortest value, bool below_one, char* out) {
-    if constexpr (F::MANTISSA > 24) {
-        return put_any_decimal<F>(value, out);
-    } else {
+    if constexpr (F::MANTISSA > 24) {                       // 16 or 17 digits, at most 7 of them before the point
+        uint64_t upper = value.digits / 100000000;
+        uint64_t head = upper / 100000000;
+        uint64_t high = digits_of_8(uint32_t(upper % 100000000));
+        uint64_t low = digits_of_8(uint32_t(value.digits % 100000000));
+        if (__builtin_expect(low == 0 || (head == 0 && (high & 0xFF) == 0), 0))
+            return put_any_decimal<F>(value, out);
+        int size = 16 + (head != 0);
+        uint64_t first = (head != 0 ? high << 8 | head : high) | ZEROS;
+        uint64_t second = (head != 0 ? low << 8 | high >> 56 : low) | ZEROS;
+        char last = char((low >> 56) | '0');
+        int count = size - ending_zeros(low);
+        int point = size + value.exponent;
+        if (below_one) {
+            if (__builtin_expect(point < -3, 0))
+                return put_any_decimal<F>(value, out);
+            store64(out, 0x3030303030302E30u);              // 0.000000
+            out += 2 - point;
+            store64(out, first);
+            store64(out + 8, second);
+            out[16] = last;
+            return out + count;
+        }
+        if (__builtin_expect(point > 7 || point >= count, 0))
+            return put_any_decimal<F>(value, out);
+        uint64_t before = (uint64_t(1) << (8 * point)) - 1; // a mask of the digits before the point
+        store64(out, (first & before) | uint64_t('.') << (8 * point) | (first << 8 & ~(before << 8 | 0xFF)));
+        out[8] = char(first >> 56);
+        store64(out + 9, second);
+        out[17] = last;
+        return out + count + 1;
+    } else {                                                // up to 9 digits
         uint32_t head = uint32_t(value.digits) / 100000000;
         uint64_t low = digits_of_8(uint32_t(value.digits) - head * 100000000);
         if (__builtin_expect(low == 0, 0))

@@ -130,7 +130,28 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
     *places = after;
     return true;
 }
+
+// Reads the last `count` of the 16 characters before `end`, all digits.
+static inline bool read_16(const char* end, int count, uint64_t* word) {
+    __m128i digits = _mm_and_si128(
+        _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 16)), _mm_set1_epi8('0')), last_bytes(count));
+    if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(digits, _mm_set1_epi8(9)), _mm_set1_epi8(9))) != 0xFFFF)
+        return false;
+    *word = value_of_16(digits);
+    return true;
+}
 #else
+static inline bool read_16(const char* end, int count, uint64_t* word) {
+    uint64_t value = 0;
+    for (const char* digit = end - count; digit < end; digit++) {
+        if (!is_digit(*digit))
+            return false;
+        value = value * 10 + uint64_t(*digit - '0');
+    }
+    *word = value;
+    return true;
+}
+
 static inline bool read_plain(const char* at, const char* end, uint64_t* word, int* places) {
     int64_t size = end - at;
     if (size < 1 || size > 16)
@@ -218,31 +239,38 @@ struct BinaryElement {
     // One digit, a dot and 15 to 18 digits: what a double looks like.
     static inline bool read_long(const char* at, const char* end, bool negative, Value* out) {
         int64_t places = end - at - 2;
-        if (places < 15 || places > 18 || at[1] != '.' || !is_digit(at[0]))
+        if (places < 15 || places > 18 || at[1] != '.')
             return false;
-        uint64_t lead = uint64_t(at[0] - '0');
-        for (const char* digit = at + 2; digit < end - 16; digit++) {
-            if (!is_digit(*digit))
-                return false;
-            lead = lead * 10 + uint64_t(*digit - '0');
-        }
-        uint64_t high = load64(end - 16), low = load64(end - 8);
-        if (places == 15)
-            high = (high & ~uint64_t(0xFF)) | '0';
-        if (!are_digits(high) || !are_digits(low))
+        int extra = places > 16 ? int(places) - 16 : 0;     // digits behind the dot that the 16 do not cover
+        uint64_t low;
+        if (!read_16(end, places < 16 ? 15 : 16, &low))
             return false;
-        Decimal number;
-        number.word = lead * (places == 15 ? 1000000000000000u : 10000000000000000u) +
-                      value_of_8(high - 0x3030303030303030u) * 100000000u + value_of_8(low - 0x3030303030303030u);
-        number.exponent = -places;
-        number.negative = negative;
-        number.truncated = false;
-        number.digits = at;
-        number.digits_end = end;
-        uint64_t bits;
-        if (to_binary<F>(number, &bits) != OK)
+        unsigned first = uint8_t(at[0] - '0'), second = uint8_t(at[2] - '0'), third = uint8_t(at[3] - '0');
+        if ((first > 9) | (second > 9) | (third > 9))
             return false;
-        *out = Value(bits);
+        uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
+        return round_long(lead * POW10[places < 16 ? 15 : 16] + low, int(places), negative, out);
+    }
+
+    // word / 10^places, places <= 18: the first station of to_binary, for what stays in the normal range.
+    static inline bool round_long(uint64_t word, int places, bool negative, Value* out) {
+        constexpr int DROP = 63 - F::MANTISSA;
+        constexpr uint64_t HALF = uint64_t(1) << (DROP - 1);
+        if (word == 0)
+            return false;
+        int zeros = __builtin_clzll(word);
+        uint128 product = uint128(word << zeros) * power_of_five(-places).high;
+        uint64_t up = (uint64_t(product >> 64) >> 63) ^ 1;
+        product <<= up;
+        uint64_t value = uint64_t(product >> 64);           // the true value lies in [value, value + 3)
+        uint64_t below = value & (2 * HALF - 1);
+        if (below - (HALF - 2) <= 2)
+            return false;
+        int biased = floor_log2_pow10(-places) + 64 - zeros - int(up) + F::BIAS;
+        uint64_t bits = (uint64_t(biased - 1) << F::MANTISSA) + (value >> DROP) + (below > HALF);
+        if (biased < 1 || bits >= F::INFINITE)              // only FP16 is so narrow
+            return false;
+        *out = Value(bits | (negative ? F::SIGN : 0));
         return true;
     }
 };

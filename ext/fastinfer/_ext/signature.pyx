@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from fastinfer._ext.datatype cimport BYTES, name_of, row
 from fastinfer._ext.message cimport InferRequest, InferResponse, RequestedOutput
-from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec, element_count
+from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec
 
 from fastinfer.errors import ApiError
 

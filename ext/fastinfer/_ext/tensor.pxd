@@ -24,6 +24,7 @@ cdef class Memory:
 
     @staticmethod
     cdef Memory allocate(Py_ssize_t nbytes)
+
     # Takes over a block of allocate_block.
     @staticmethod
     cdef Memory adopt(char* block, Py_ssize_t nbytes)

@@ -181,10 +181,9 @@ cdef class Tensor:
         cdef int64_t elements = row_index * element_count(self.dims + 1, self.rank - 1)
         cdef Py_ssize_t at = 0
         cdef uint32_t size
-        cdef int64_t i
         if self.datatype_id != BYTES:
             return elements * row(self.datatype_id).itemsize
-        for i in range(elements):
+        for _ in range(elements):
             memcpy(&size, self.data + at, 4)
             at += 4 + <Py_ssize_t>size
         return at
@@ -222,8 +221,7 @@ cdef object _strings(Tensor tensor):
     cdef list elements = []
     cdef Py_ssize_t at = 0
     cdef uint32_t size
-    cdef int64_t i
-    for i in range(tensor.count):
+    for _ in range(tensor.count):
         memcpy(&size, tensor.data + at, 4)
         elements.append((tensor.data + at + 4)[:size])
         at += 4 + <Py_ssize_t>size

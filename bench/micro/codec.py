@@ -1,0 +1,100 @@
+"""Decoder and encoder against orjson with numpy, on one core: medians of interleaved rounds.
+
+    python bench/micro/codec.py [--rounds 40] [--json FILE]
+
+Sizes are those of one image, 1x3x224x224 = 150,528 numbers. `decode` is a whole request body to an InferRequest;
+`orjson.loads + np.array` is the least that a server in Python does. `encode` is a response to its text;
+`orjson.dumps` writes numpy's array with OPT_SERIALIZE_NUMPY.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from fastinfer._ext.decode import decode
+from fastinfer._ext.encode import encode
+from fastinfer._ext.message import InferResponse
+from fastinfer._ext.tensor import Tensor
+
+COUNT = 3 * 224 * 224
+
+
+def body_of(array: np.ndarray, datatype: str) -> bytes:
+    tensor = {"name": "x", "shape": list(array.shape), "datatype": datatype, "data": array}
+    return orjson.dumps({"inputs": [tensor]}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def loads(body: bytes, dtype: np.dtype) -> np.ndarray:
+    return np.array(orjson.loads(body)["inputs"][0]["data"], dtype=dtype)
+
+
+def dumps(array: np.ndarray) -> bytes:
+    return orjson.dumps({"outputs": [{"name": "x", "data": array}]}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def cases() -> dict[str, tuple[Callable[[], object], Callable[[], object], int]]:
+    source = np.random.default_rng(1)
+    image = source.standard_normal(COUNT).astype(np.float32)
+    unit = source.random(COUNT, dtype=np.float32)
+    pixels = source.integers(0, 256, COUNT, dtype=np.uint8)
+    wide = source.integers(-(2**31), 2**31, COUNT, dtype=np.int32)
+    doubles = source.random(COUNT)
+    found: dict[str, tuple[Callable[[], object], Callable[[], object], int]] = {}
+
+    def add(name: str, array: np.ndarray, datatype: str, text_of: np.ndarray | None = None) -> None:
+        body = body_of(array if text_of is None else text_of, datatype)
+        found[f"decode {name}"] = (lambda: decode(body), lambda: loads(body, array.dtype), len(body))
+        if text_of is None:
+            response = InferResponse("m", "1", [Tensor.from_numpy("x", array)])
+            found[f"encode {name}"] = (lambda: encode(response), lambda: dumps(array), len(bytes(encode(response))))
+
+    add("FP32 normal", image, "FP32")
+    add("FP32 0..1", unit, "FP32")
+    add("FP32 written as doubles", unit, "FP32", unit.astype(np.float64))
+    add("UINT8", pixels, "UINT8")
+    add("INT32", wide, "INT32")
+    add("FP64 0..1", doubles, "FP64")
+    half = image.astype(np.float16)
+    add("FP16 normal", half, "FP16")
+    tiny = source.integers(0, 100, 16, dtype=np.int32)
+    add("INT32 x 16", tiny, "INT32")
+    return found
+
+
+def measured(call: Callable[[], object], repeat: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(repeat):
+        call()
+    return (time.perf_counter_ns() - start) / repeat / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    arguments = parser.parse_args()
+    results = []
+    print(f"{'':34}{'ours':>10}{'orjson':>10}{'ratio':>7}{'ns/byte':>9}")
+    for name, (ours, theirs, size) in cases().items():
+        repeat = 1000 if size < 10_000 else 1
+        pairs = [(measured(ours, repeat), measured(theirs, repeat)) for _ in range(arguments.rounds)]
+        us, orjson_us = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"{name:34}{us:8.1f}µs{orjson_us:8.1f}µs{orjson_us / us:7.2f}{us * 1e3 / size:9.3f}")
+        results.append({"case": name, "us": us, "orjson_us": orjson_us, "bytes": size})
+    if arguments.json:
+        machine = {"processor": platform.processor(), "python": platform.python_version(), "numpy": np.__version__}
+        document = {**machine, "orjson": orjson.__version__, "rounds": arguments.rounds, "results": results}
+        arguments.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

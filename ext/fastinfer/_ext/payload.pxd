@@ -1,0 +1,8 @@
+# Tensors of a request: `data` in JSON, and raw bytes behind it, into memory of their own (or views of the body).
+
+from fastinfer._ext.decoder cimport Decoder, ParsedInput
+
+# "data" at its opening bracket; the tensor's shape and datatype are known.
+cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil
+# All binary tensors, once the JSON has been read.
+cdef int read_binary(Decoder* decoder) noexcept nogil

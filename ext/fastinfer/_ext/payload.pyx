@@ -1,0 +1,311 @@
+# Tensors of a request: see payload.pxd.
+
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memcpy
+
+from fastinfer._ext.buffer cimport Cursor, Text, peek, skip_brackets, take, take_string, unescape
+from fastinfer._ext.datatype cimport BOOL, BYTES, DATATYPE_COUNT, FP16, row
+from fastinfer._ext.decoder cimport (
+    CLOSE_ARRAY,
+    CLOSE_OBJECT,
+    COMMA,
+    COUNT,
+    EXTRA,
+    IN_INPUT,
+    IN_REQUEST,
+    MORE,
+    NO_MEMORY,
+    OPEN_ARRAY,
+    PLAIN,
+    QUOTE,
+    ROW,
+    SIZE,
+    Decoder,
+    ParsedInput,
+    fail,
+    fail_quoting,
+    fail_syntax,
+)
+from fastinfer._ext.tensor cimport MAX_RANK, allocate_block
+
+cdef extern from "number_run.h" namespace "fastinfer::number" nogil:
+    enum Error "fastinfer::number::Error":
+        OK "fastinfer::number::OK"
+        RANGE "fastinfer::number::RANGE"
+        TOO_MANY "fastinfer::number::TOO_MANY"
+    struct Run:
+        const char* at
+        int64_t count
+        int error
+    Run run_bool "fastinfer::number::parse_run<fastinfer::number::BoolElement>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_uint8 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint8_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_uint16 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint16_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_uint32 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint32_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_uint64 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint64_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_int8 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int8_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_int16 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int16_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_int32 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int32_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_int64 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int64_t>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_fp16 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary16>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_bf16 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::BFloat16>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_fp32 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary32>>"(
+        const char*, const char*, char*, int64_t) noexcept
+    Run run_fp64 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary64>>"(
+        const char*, const char*, char*, int64_t) noexcept
+
+ctypedef Run (*RunFunction)(const char*, const char*, char*, int64_t) noexcept nogil
+
+# How the elements of each datatype are read, by its id; BYTES has no fixed size and is read by `read_strings`.
+cdef RunFunction[DATATYPE_COUNT] RUNS = [
+    run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
+    run_fp16, run_bf16, run_fp32, run_fp64, NULL,
+]
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+# Reads "data" at its opening bracket: flat, or nested like the shape. Memory is taken for what the rest of the body can
+# hold at most, never for what the shape claims.
+cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef const char* opening = cursor.at
+    cdef const char* end = cursor.end
+    cdef Py_ssize_t itemsize = row(tensor.datatype_id).itemsize
+    cdef Py_ssize_t size
+    cdef int64_t room
+    cdef int64_t done = 0
+    if tensor.datatype_id == BYTES:
+        if skip_brackets(cursor) < 0:
+            return fail_syntax(decoder)
+        size = cursor.at - opening
+        cursor.at = opening
+        room = tensor.count if tensor.rank != 1 or tensor.count > 0 else 1      # AMD's form: see read_strings
+        size += size // 3 + 8           # n bytes between quotes and a comma become 4 + n
+    else:
+        room = (end - opening) // 2 + 1         # an element has a byte and a comma
+        if room > tensor.count:
+            room = tensor.count
+        size = room * itemsize
+    tensor.block = allocate_block(size)
+    if tensor.block == NULL:
+        return fail(decoder, "", "", NO_MEMORY)
+    cursor.at += 1
+    if peek(cursor) == OPEN_ARRAY and tensor.rank > 0:
+        if read_nested(decoder, tensor, room, &done) < 0:
+            return -1
+    elif read_row(decoder, tensor, room, &done) < 0:
+        return -1
+    if tensor.datatype_id != BYTES:
+        tensor.nbytes = done * itemsize
+    elif done == 1 and tensor.rank == 1 and tensor.dims[0] != 1 and tensor.dims[0] == tensor.nbytes - 4:
+        tensor.dims[0] = tensor.count = 1       # AMD's form: one string, and its length as shape
+    if done != tensor.count:
+        return fail(decoder, ".data", "", COUNT, -1, done, tensor.count)
+    return 0
+
+
+# The elements of one array, behind its opening bracket; takes the closing one.
+cdef int read_row(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t* done) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef int64_t start = done[0]
+    cdef Run run
+    if peek(cursor) != CLOSE_ARRAY:
+        if tensor.datatype_id == BYTES:
+            if read_strings(decoder, tensor, limit, done) < 0:
+                return -1
+        else:
+            run = RUNS[tensor.datatype_id](
+                cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit)
+            cursor.at = run.at
+            done[0] = start + run.count
+            if run.error != OK:
+                return fail_element(decoder, tensor, run.error, done[0])
+    return fail_syntax(decoder) if take(cursor, CLOSE_ARRAY, "expected ',' or ']'") < 0 else 0
+
+
+cdef const char *OUT_OF_RANGE[DATATYPE_COUNT]
+OUT_OF_RANGE[:] = [
+    "", "is out of range for UINT8", "is out of range for UINT16", "is out of range for UINT32",
+    "is out of range for UINT64", "is out of range for INT8", "is out of range for INT16",
+    "is out of range for INT32", "is out of range for INT64", "is out of range for FP16",
+    "is out of range for BF16", "is out of range for FP32", "is out of range for FP64", "",
+]
+
+
+# The cursor stands at an element that could not be read.
+cdef int fail_element(Decoder* decoder, ParsedInput* tensor, int error, int64_t element) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef int c = peek(cursor)
+    cdef const char* text
+    if error == TOO_MANY:
+        return fail(decoder, ".data", "", MORE, -1, 0, tensor.count)
+    if c == OPEN_ARRAY:
+        return fail(decoder, ".data", "is not nested like the shape")
+    if c == -1 or c == COMMA or c == CLOSE_ARRAY or c == CLOSE_OBJECT:
+        cursor.fault = "expected a value"
+        return fail_syntax(decoder)
+    if error == RANGE:
+        text = OUT_OF_RANGE[tensor.datatype_id]
+    elif tensor.datatype_id == BYTES:
+        text = "is not a string"
+    elif tensor.datatype_id == BOOL:
+        text = "is not true or false"
+    elif tensor.datatype_id < FP16:
+        text = "is not an integer"
+    else:
+        text = "is not a number"
+    return fail_quoting(decoder, ".data", cursor.at, text, element)
+
+
+# Arrays in arrays, one level per dimension; behind the outermost opening bracket.
+cdef int read_nested(Decoder* decoder, ParsedInput* tensor, int64_t room, int64_t* done) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef int64_t[MAX_RANK] counts       # complete elements of the open array of each level
+    cdef int rank = tensor.rank
+    cdef int level = 0                  # of the innermost open array
+    cdef int64_t before
+    cdef int c
+    counts[0] = 0
+    while True:
+        # Behind an opening bracket or a comma.
+        if level == rank - 1:
+            before = done[0]
+            if read_row(decoder, tensor, min(tensor.dims[level], room - before), done) < 0:
+                return -1
+            if done[0] - before != tensor.dims[level]:
+                return fail(decoder, ".data", "", ROW, -1, done[0] - before, tensor.dims[level])
+            if level == 0:
+                return 0
+            level -= 1
+            counts[level] += 1
+        else:
+            c = peek(cursor)
+            if c == OPEN_ARRAY:
+                if counts[level] == tensor.dims[level]:
+                    return fail(decoder, ".data", "", MORE, -1, 0, tensor.count)
+                cursor.at += 1
+                level += 1
+                counts[level] = 0
+                continue
+            if c != CLOSE_ARRAY or counts[level] != 0:
+                return fail(decoder, ".data", "is not nested like the shape")
+        # Behind an element: a comma, or the ends of arrays.
+        while True:
+            c = peek(cursor)
+            if c == COMMA:
+                cursor.at += 1
+                break
+            if c != CLOSE_ARRAY:
+                cursor.fault = "expected ',' or ']'"
+                return fail_syntax(decoder)
+            if counts[level] != tensor.dims[level]:
+                return fail(decoder, ".data", "", ROW, -1, counts[level], tensor.dims[level])
+            cursor.at += 1
+            if level == 0:
+                return 0
+            level -= 1
+            counts[level] += 1
+
+
+# JSON strings, up to the closing bracket. tensor.nbytes is where the next one goes.
+cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t* done) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef int64_t start = done[0]
+    cdef Text text
+    cdef Py_ssize_t written
+    cdef uint32_t size
+    while True:
+        if done[0] - start >= limit:
+            return fail_element(decoder, tensor, TOO_MANY, done[0])
+        if peek(cursor) != QUOTE:
+            return fail_element(decoder, tensor, -1, done[0])
+        if take_string(cursor, &text) < 0:
+            return fail_syntax(decoder)
+        written = unescape(&text, tensor.block + tensor.nbytes + 4)
+        if written >> 32 != 0:
+            return fail(decoder, ".data", "is longer than 4 GiB", PLAIN, done[0])
+        size = <uint32_t>written
+        memcpy(tensor.block + tensor.nbytes, &size, 4)
+        tensor.nbytes += 4 + written
+        done[0] += 1
+        if peek(cursor) != COMMA:
+            return 0
+        cursor.at += 1
+
+
+# --- Binary tensors --------------------------------------------------------------------------------------------------
+
+# Gives each input with a binary_data_size its bytes from behind the JSON, in the order of the inputs.
+cdef int read_binary(Decoder* decoder) noexcept nogil:
+    cdef ParsedInput* tensor
+    cdef const char* at = decoder.binary
+    cdef int i
+    if at == NULL:
+        return 0
+    decoder.place = IN_INPUT
+    for i in range(decoder.input_count):
+        tensor = &decoder.inputs[i]
+        decoder.index = i
+        if tensor.binary_size < 0:
+            continue
+        if tensor.binary_size > decoder.binary_end - at:
+            return fail(decoder, ".parameters.binary_data_size", "reaches past the end of the body")
+        tensor.view = at
+        tensor.nbytes = tensor.binary_size
+        at += tensor.nbytes
+        if check_binary(decoder, tensor) < 0:
+            return -1
+    decoder.place = IN_REQUEST
+    if at != decoder.binary_end:
+        return fail(decoder, "", "", EXTRA)
+    return 0
+
+
+cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    cdef int64_t itemsize = row(tensor.datatype_id).itemsize
+    cdef int64_t count = 0
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t i
+    cdef uint32_t size
+    cdef bint copied = not decoder.views
+    if tensor.datatype_id == BYTES:
+        while at < tensor.nbytes:
+            if tensor.nbytes - at < 4:
+                return fail(decoder, "", "the length of a BYTES element is cut off", PLAIN, count)
+            memcpy(&size, tensor.view + at, 4)
+            if <int64_t>size > tensor.nbytes - at - 4:
+                return fail(decoder, "", "a BYTES element reaches past the end of its tensor", PLAIN, count)
+            at += 4 + <Py_ssize_t>size
+            count += 1
+        if count != tensor.count:
+            return fail(decoder, "", "", COUNT, -1, count, tensor.count)
+    elif tensor.count > tensor.nbytes or tensor.count * itemsize != tensor.nbytes:
+        return fail(decoder, "", "", SIZE)
+    elif tensor.datatype_id == BOOL:
+        for i in range(tensor.nbytes):      # anything but 0 is true, and 1 in memory: then not in place
+            if <unsigned char>tensor.view[i] > 1:
+                copied = True
+                break
+    if not copied:
+        return 0
+    tensor.block = allocate_block(tensor.nbytes)
+    if tensor.block == NULL:
+        return fail(decoder, "", "", NO_MEMORY)
+    if tensor.datatype_id == BOOL:
+        for i in range(tensor.nbytes):
+            tensor.block[i] = tensor.view[i] != 0
+    else:
+        memcpy(tensor.block, tensor.view, tensor.nbytes)
+    tensor.view = NULL
+    return 0

@@ -1,0 +1,1 @@
+"""The objects of a request's JSON. C only: nothing is offered to Python."""
