@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastinfer import model_files
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import TensorSpec
 from fastinfer.config import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.workers import onnx_load
@@ -56,15 +54,6 @@ def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str
                 path = files.model_file(version, model_config)
                 options = parse(OnnxParameters, model_config.worker_parameters).session_options()
                 _, signature = onnx_load.load(path, model_config, name, options, config)
-                yield CheckResult(name, version, True, _text(signature))
+                yield CheckResult(name, version, True, str(signature))
             except ApiError as error:
                 yield CheckResult(name, version, False, error.message)
-
-
-def _text(signature: Signature) -> str:
-    batch = f"batches of up to {signature.max_batch_size}" if signature.batched else "not batched"
-    return f"{_tensors(signature.inputs)} -> {_tensors(signature.outputs)}, {batch}"
-
-
-def _tensors(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)

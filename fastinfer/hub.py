@@ -47,7 +47,8 @@ class Hub:
     Attributes:
         buffer, view: where every connection reads; valid until the callback returns.
         heads: request heads seen lately, understood. Clients repeat theirs: 64 connections of a load generator or a
-            client library need one entry for each size of body.
+            client library need one entry for each size of body. Understanding one takes 8 to 12 µs, finding it here
+            0.15 µs (November 2026).
         now: the loop's clock, read a few times a second: good enough for limits of seconds.
         draining: answers end their connections.
         connections, connections_total: open now; accepted so far.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import fields
+import os
 
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
 from fastinfer.config import ServerConfig
-from fastinfer.limits import HttpLimits
 from fastinfer.server import Server, run
 from fastinfer.service import Service
 
@@ -20,19 +19,21 @@ def serve(config: ServerConfig) -> int:
     """Serves until a signal ends it; returns the process's exit status."""
     written = logs.start(config.log_level, config.log_format)
     try:
-        return run(_serve(config))
+        return run(_serve(config, written))
     finally:
         written.stop()
 
 
-async def _serve(config: ServerConfig) -> int:
+async def _serve(config: ServerConfig, written: logs.Logs) -> int:
+    if config.telemetry:
+        os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
     server = Server(
         routes.build(service),
         host=config.host,
         port=config.port,
-        limits=_http_limits(config),
+        limits=config.http_limits,
         on_drain=service.drain,
     )
     try:
@@ -41,6 +42,7 @@ async def _serve(config: ServerConfig) -> int:
         log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
         await service.close()
         return 1
+    service.metrics.http, service.metrics.logs = server.hub, written
     host = f"[{config.host}]" if ":" in config.host else config.host
     log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, server.port, ort.version())
     log.info("threads: 1 for the loop, %d native, %d of ONNX Runtime's pool", config.threads, config.intra_op_threads)
@@ -49,7 +51,3 @@ async def _serve(config: ServerConfig) -> int:
     await service.close()
     log.info("ended" if clean else "ended; some requests were given up")
     return 0
-
-
-def _http_limits(config: ServerConfig) -> HttpLimits:
-    return HttpLimits(**{field.name: getattr(config, field.name) for field in fields(HttpLimits)})

@@ -20,7 +20,7 @@ import fcntl
 import logging
 import socket
 import termios
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from sys import getrefcount
 from typing import Any, Final, cast
 
@@ -87,6 +87,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         "_queue",
         "_reading",
         "_refusal",
+        "_resumed",
         "_since",
         "_skip",
         "_slot",
@@ -115,12 +116,13 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._since = hub.now  # when the current wait for the client began
         # Per message and answer.
         self._reading = False  # inside _read or _written: answers are collected
-        self._more = False  # there are bytes behind the message that is being handled; kept while draining only
+        self._more = False  # while draining: there are bytes behind the message that is being handled
+        self._resumed = False  # what is read begins with a head that was started earlier
         self._pending = b""  # a started head; when reading is paused, all that was read
         self._upload: SizedUpload | ChunkedUpload | None = None
         self._skip = 0  # bytes of a refused body, still to be thrown away
         self._queue: list[HttpExchange] = []
-        self._out: list[Buffer] = []
+        self._out: list[bytes | memoryview] = []
         self._out_size = 0
 
     # --- Called by the transport --------------------------------------------------------------------------------------
@@ -176,6 +178,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             if pending:
                 size += len(pending)
                 self._pending = b""
+                self._resumed = True
             self._read(size)
 
     def eof_received(self) -> bool:
@@ -238,7 +241,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 start += skipped
             else:
                 start = self._feed(cast(ChunkedUpload, self._upload), start, end)
-        self._reading = False
+        self._reading = self._more = self._resumed = False
         if self._out:
             self._flush()
         if getrefcount(buffer) != users:
@@ -259,7 +262,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         return start
 
     def _keep(self, start: int, end: int) -> None:
-        if not self._pending:
+        """Keeps a started head; its time runs from its first byte."""
+        if start or not self._resumed:
             self._since = self._hub.now
         self._pending = bytes(self._hub.view[start:end])
 
@@ -376,6 +380,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return end
         hub.in_flight_bytes += upload.received - before
         if upload.complete:
+            self._more = start < end
             self._finish_upload(upload)
         elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse(_out_of_memory(), upload.head)
@@ -456,18 +461,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     # --- Answers ------------------------------------------------------------------------------------------------------
 
-    def answer(self, exchange: Exchange, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
-        """See :class:`fastinfer.exchange.Connection`."""
-        exchange = cast(HttpExchange, exchange)
+    def answer(self, exchange: Any, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
+        """See :class:`fastinfer.exchange.Connection`; the exchange is an HttpExchange."""
         queue = self._queue
         if not queue or queue[0] is not exchange:
             exchange.reply = (status, content_type, body, fields)
             return
         self._emit(exchange, status, content_type, body, fields)
-        while queue and queue[0].reply is not None:
-            exchange = queue[0]
-            status, content_type, body, fields = cast(tuple[int, bytes, Body, Fields], exchange.reply)
-            self._emit(exchange, status, content_type, body, fields)
+        while queue and (reply := queue[0].reply) is not None:
+            self._emit(queue[0], *reply)
         if not self._reading:
             if queue:
                 self._wake_up()  # more answers may come in this turn: one write for all
@@ -476,20 +478,24 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 if self._pending or self._eof or self._upload is not None:
                     self._wake_up()
 
-    def _emit(self, exchange: HttpExchange, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
+    def _emit(self, exchange: HttpExchange, status: int, content_type: bytes, body: Any, fields: Fields) -> None:
         """Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it."""
-        hub = self._hub
-        head = exchange.head
-        # The common case comes first.
-        if status == 200 and content_type is JSON and head.plain and not fields and not hub.draining:
-            single = type(body) is bytes or not isinstance(body, (list, tuple))
-            if single:
-                size = len(body) if type(body) is bytes else memoryview(cast(Buffer, body)).nbytes
-                if head.accepted is None or size < constants.MIN_COMPRESSED_BYTES:
-                    self._put(OK_JSON % size, (cast(Buffer, body),), size)
-                    self._retire(exchange, 2)
-                    return
-        self._emit_any(exchange, status, content_type, body, fields)
+        try:
+            # The common case comes first.
+            head = exchange.head
+            if status == 200 and head.plain and content_type is JSON and not fields and not self._hub.draining:
+                kind = type(body)
+                if kind is bytes or (kind is not list and kind is not tuple):
+                    size = len(body) if kind is bytes else memoryview(body).nbytes
+                    if size <= _JOINED_BYTES and (head.accepted is None or size < constants.MIN_COMPRESSED_BYTES):
+                        self._out.append(b"".join((OK_JSON % size, body)))
+                        self._out_size += size
+                        self._retire(exchange, 2)
+                        return
+            self._emit_any(exchange, status, content_type, body, fields)
+        except Exception:
+            log.exception("an answer could not be written")
+            self._emit_any(exchange, 500, JSON, _INTERNAL_ERROR.body(), ())
 
     def _retire(self, exchange: HttpExchange, status_class: int) -> None:
         """The exchange's answer is in the outgoing bytes."""
@@ -501,42 +507,45 @@ class HttpProtocol(asyncio.BufferedProtocol):
             hub.in_flight_bytes -= exchange.counted
             exchange.body = b""
 
-    def _emit_any(self, exchange: HttpExchange, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
-        hub = self._hub
+    def _emit_any(self, exchange: HttpExchange, status: int, content_type: bytes, body: Any, fields: Fields) -> None:
+        parts = [memoryview(part) for part in (body if isinstance(body, (list, tuple)) else (body,))]
+        parts = [part.cast("B") for part in parts if part.nbytes]
+        size = sum([len(part) for part in parts])
         head = exchange.head
-        parts: Sequence[Buffer] = body if isinstance(body, (list, tuple)) else (cast(Buffer, body),)
-        size = sum([memoryview(part).nbytes for part in parts])
         coding = head.accepted
         if coding is not None and size >= constants.MIN_COMPRESSED_BYTES and status == 200 and not exchange.packed:
             exchange.packed = True
             fields = (*fields, (b"Content-Encoding", coding), (b"Vary", b"Accept-Encoding"))
             if size > _INLINE_DEFLATE_BYTES:
-                # The answer keeps its place in the queue, as one that has not come yet.
-                exchange.reply = None
-                exchange.answered = False
-                hub.on_thread(
-                    exchange,
-                    lambda: deflate(coding, b"".join(parts)),
-                    lambda packed: exchange.respond(status, packed, content_type, fields),
-                )
+                self._deflate(exchange, coding, parts, content_type, fields)
                 return
-            parts = (deflate(coding, b"".join(parts)),)
-            size = len(cast(bytes, parts[0]))
-        self._retire(exchange, status // 100)
-        last = not self._queue and (self._deaf or (hub.draining and self._is_idle()))
-        if last:
-            self._deaf = True
+            parts = [memoryview(deflate(coding, b"".join(parts)))]
+            size = len(parts[0])
+        last = len(self._queue) == 1 and (self._deaf or (self._hub.draining and self._is_idle()))
         start = reply_head(status, content_type, size, fields, last, head.version_10)
-        self._put(start, () if head.method == "HEAD" else parts, size)
-
-    def _put(self, start: bytes, parts: Sequence[Buffer], size: int) -> None:
-        """Collects an answer; a large body is not copied."""
-        if size <= _JOINED_BYTES:
+        if head.method == "HEAD":
+            self._out.append(start)
+        elif size <= _JOINED_BYTES:
             self._out.append(b"".join((start, *parts)))
-        else:
+        else:  # not copied
             self._out.append(start)
             self._out.extend(parts)
         self._out_size += size
+        if last:
+            self._deaf = True
+        self._retire(exchange, status // 100)
+
+    def _deflate(
+        self, exchange: HttpExchange, coding: bytes, parts: list[memoryview], content_type: bytes, fields: Fields
+    ) -> None:
+        """Compresses a large answer on a thread; it keeps its place in the queue, as one that has not come yet."""
+        exchange.reply = None
+        exchange.answered = False
+        self._hub.on_thread(
+            exchange,
+            lambda: deflate(coding, b"".join(parts)),
+            lambda packed: exchange.respond(200, packed, content_type, fields),
+        )
 
     def _is_idle(self) -> bool:
         """Whether nothing of a further request has arrived, here or in the system's buffer."""
@@ -561,7 +570,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             elif self._out_size <= _JOINED_BYTES:
                 transport.write(b"".join(out))
             else:
-                transport.writelines(out)  # type: ignore[arg-type]
+                transport.writelines(out)
         out.clear()
         self._out_size = 0
 
@@ -606,7 +615,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         if self._eof:
             self._close()

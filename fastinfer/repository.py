@@ -291,8 +291,8 @@ class Repository:
         self._table.publish(endpoint)
         for model in before - after:
             self._retire(model)
-        if before != after:
-            log.info("'%s' serves version %s", endpoint.name, ", ".join(map(str, sorted(endpoint.versions))))
+        for model in sorted(after - before, key=lambda model: int(model.version)):
+            log.info("'%s' version %s: %s", model.name, model.version, model.signature)
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 

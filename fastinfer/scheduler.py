@@ -144,6 +144,11 @@ class Scheduler:
         """Batches under way."""
         return len(self._running)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run, and whose clients are still there."""
+        return self._queued + sum(batch.waiting for batch in self._running)
+
     # --- In -----------------------------------------------------------------------------------------------------------
 
     def submit(self, request: InferRequest) -> None:

@@ -11,6 +11,7 @@ from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
 from fastinfer.config import ServerConfig
 from fastinfer.loader import Loader
+from fastinfer.metrics import Metrics
 from fastinfer.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class Service:
         loop: the event loop, on whose thread everything here is used.
         executor: the native threads.
         repository: the models.
+        metrics: what they have counted.
         nonfinite: how NaN and infinities are written in JSON answers.
         draining: the server is about to end.
     """
@@ -36,6 +38,7 @@ class Service:
         self.executor = Executor(config.threads)
         self._loader = Loader(config, self.executor, loop)
         self.repository = Repository(config.model_repository, self._loader)
+        self.metrics = Metrics(self.repository.models)
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()

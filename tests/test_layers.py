@@ -31,6 +31,7 @@ FLOORS: list[dict[str, str]] = [
         "number_parse.h": "number_power.h",
         "number_power.h": "",
         "number_run.h": "number_parse.h",
+        "_ext.ort_table": "ort_table.h",
         "ort_table.h": "",
         "pool.h": "signals.h",
         "signals.h": "",
@@ -52,7 +53,7 @@ FLOORS: list[dict[str, str]] = [
         "_ext.tensor": "",
     },
     {
-        "hardware": "",
+        "hardware": "_ext.ort",
         "model_files": "",
         "policy": "",
         "_ext.batch": "",

@@ -50,7 +50,7 @@ class Session:
     The GIL is released while the model is loaded, run and freed.
 
     Args:
-        path: the model's file. Its external data must lie in the same directory.
+        path: the model's file. Its external data must lie in the same directory, not linked from elsewhere.
         model: the model's bytes; ``path`` then only tells where its external data lie (None: it must have none).
         intra_op_threads: gives the session a pool of its own; None: the process's.
         inter_op_threads: more than 1 also runs independent operators in parallel.

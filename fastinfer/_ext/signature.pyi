@@ -36,6 +36,8 @@ class Signature:
         positional: bool = False,
         anything: bool = False,
     ) -> None: ...
+    def __str__(self) -> str:
+        """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""
     def check(self, request: InferRequest, model: str) -> int:
         """Makes ``request`` ready to run.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastinfer.routes import docs, hardware, health, infer, metadata, metrics, repository
+from fastinfer.routes import hardware, health, infer, metadata, metrics, repository
 from fastinfer.routes.router import Router
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
 
-_SUBJECTS = (health, metadata, infer, repository, hardware, metrics, docs)
+_SUBJECTS = (health, metadata, infer, repository, hardware, metrics)
 
 
 def build(service: Service) -> Router:
     """The router of a server."""
-    return Router(route for subject in _SUBJECTS for route in subject.routes(service))
+    return Router(
+        (route for subject in _SUBJECTS for route in subject.routes(service)), service.config.max_control_body_bytes
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastinfer import limits
 from fastinfer._ext.decode import DecodeJob, decode
 from fastinfer._ext.encode import Encoded, EncodeJob, encode
 from fastinfer._ext.message import InferRequest
@@ -31,7 +30,7 @@ def routes(service: Service) -> list[Route]:
         inference = _Inference(service, exchange)
         json_size = _json_size(exchange)
         body, stable = exchange.body, exchange.body_is_stable
-        if stable and memoryview(body).nbytes > limits.OFF_LOOP_BYTES:
+        if stable and memoryview(body).nbytes > service.config.off_loop_bytes:
             service.executor.submit(DecodeJob(body, json_size, inference.name), inference.decoded)
         else:
             inference.start(decode(body, json_size, stable=stable, model=inference.name))
@@ -94,7 +93,7 @@ class _Inference:
         if isinstance(outcome, ApiError):
             raise outcome
         response = self._model.respond(request, outcome)
-        if sum([tensor.nbytes for tensor in response.outputs]) > limits.OFF_LOOP_BYTES:
+        if sum([tensor.nbytes for tensor in response.outputs]) > self._service.config.off_loop_bytes:
             self._service.executor.submit(EncodeJob(response, self._service.nonfinite), self._encoded)
         else:
             self._answer(encode(response, self._service.nonfinite))

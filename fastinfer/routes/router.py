@@ -32,13 +32,13 @@ class Route:
         methods: the HTTP methods it answers; ``HEAD`` is added to ``GET``.
         template: its path, captured parts in braces: ``{model}``, ``{worker}``, ``{asset}`` or ``{version}``.
         handler: called with the exchange; a coroutine is run as a task. An ApiError that it raises is the answer.
-        max_body_bytes: a larger body is refused with 413 before it is read.
+        max_body_bytes: a larger body is refused with 413 before it is read; None: the router's limit.
     """
 
     methods: tuple[str, ...]
     template: str
     handler: Handler
-    max_body_bytes: int = limits.MAX_CONTROL_BODY_BYTES
+    max_body_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,16 @@ class _Node:
 
 
 class Router:
-    """A tree of routes; literal parts win over captured ones."""
+    """A tree of routes; literal parts win over captured ones.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    Args:
+        routes: all of them.
+        max_control_body_bytes: the largest body where a route does not say.
+    """
+
+    def __init__(self, routes: Iterable[Route], max_control_body_bytes: int = limits.MAX_CONTROL_BODY_BYTES) -> None:
         self.routes: Sequence[Route] = tuple(routes)
+        self._max_control_body_bytes = max_control_body_bytes
         self._root = _Node()
         self._cache: dict[tuple[str, bytes], Match] = {}
         for route in self.routes:
@@ -131,7 +137,7 @@ class Router:
                 raise _not_found()
             allowed = ", ".join(sorted(node.methods)).encode()
             raise ApiError(405, f"method {method} is not allowed here", headers=((b"Allow", allowed),))
-        return Match(route.handler, route.max_body_bytes, tuple(arguments))
+        return Match(route.handler, route.max_body_bytes or self._max_control_body_bytes, tuple(arguments))
 
 
 def _not_found() -> ApiError:

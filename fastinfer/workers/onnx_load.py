@@ -73,8 +73,8 @@ class _Loaded:
     def signature(self, config: ModelConfig) -> Signature:
         """What the graph says, checked against the configuration."""
         inputs, outputs, configured = self.session.inputs, self.session.outputs, config.max_batch_size
-        self._check_tensors("input", config.inputs, inputs, bool(configured))
-        self._check_tensors("output", config.outputs, outputs, bool(configured))
+        self._check_tensors("input", config.inputs, inputs, configured)
+        self._check_tensors("output", config.outputs, outputs, configured)
         if configured == 0:
             return Signature(inputs, outputs)
         if configured is not None:
@@ -92,9 +92,13 @@ class _Loaded:
         return Signature(inputs, outputs, batched=True, max_batch_size=self._server.default_max_batch_size)
 
     def _check_tensors(
-        self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], batched: bool
+        self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
     ) -> None:
-        """The configuration's inputs or outputs against the graph's."""
+        """The configuration's inputs or outputs against the graph's.
+
+        Dims are without the batch dimension where a batch size is configured (Triton's way) and with it where it is 0;
+        where nothing is said of batches, both will do (AMD's way has no batch size and no batch dimension).
+        """
         by_name = {spec.name: spec for spec in specs}
         for tensor in given:
             spec = by_name.get(tensor.name)
@@ -102,14 +106,11 @@ class _Loaded:
                 raise self._refusal(f"the configuration names {what} '{tensor.name}', the graph does not")
             if tensor.datatype != spec.datatype:
                 raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
-            shape = spec.shape[1:] if batched else spec.shape
-            fits = len(tensor.dims) == len(shape) and all(
-                configured == dim or -1 in (configured, dim)
-                for configured, dim in zip(tensor.dims, shape, strict=True)
-            )
-            if not fits:
+            whole, row = spec.shape, spec.shape[1:]
+            allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
+            if not any(_fits(tensor.dims, shape) for shape in allowed):
                 raise self._refusal(
-                    f"{what} '{tensor.name}' has the shape {list(shape)}, but is configured as {list(tensor.dims)}"
+                    f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(tensor.dims)}"
                 )
 
     def _check_first_dimensions(self) -> None:
@@ -221,6 +222,10 @@ class _Loaded:
             return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
         except (OSError, ValueError) as error:
             raise self._refusal(f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'") from error
+
+
+def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(dims) == len(shape) and all(a == b or -1 in (a, b) for a, b in zip(dims, shape, strict=True))
 
 
 def _closed(shape: Sequence[int], open_dimension: int) -> list[int]:

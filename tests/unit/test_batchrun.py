@@ -167,6 +167,9 @@ def test_split_is_for_once_and_after_the_end(simple: Session) -> None:
     with pytest.raises(RuntimeError, match="after its end"):
         done.split()
     done.run()
+    ended = done.compute_infer_ns
+    done.run()  # does nothing more
+    assert done.compute_infer_ns == ended
     done.split()
     with pytest.raises(RuntimeError, match="split once"):
         done.split()

@@ -201,6 +201,17 @@ def test_external_data_elsewhere(version_directory: Path, location: str) -> None
         Session(path)
 
 
+def test_external_data_behind_a_hard_link(version_directory: Path) -> None:
+    path = version_directory / "model.onnx"
+    path.write_bytes(models.external_weight("hard"))
+    (version_directory / "hard").hardlink_to(version_directory.parent / "secret")
+    (version_directory / "dangling").symlink_to("nowhere")
+    with pytest.raises(OrtError, match="'hard' has a second name"):
+        Session(path)
+    path.write_bytes(models.external_weight("weight"))  # a hard link that the model does not name is no matter
+    Session(path)
+
+
 def test_external_data_of_a_model_without_a_path(version_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(version_directory)
     with pytest.raises(OrtError):

@@ -234,6 +234,22 @@ async def test_a_run_for_nobody_is_terminated():
 
 
 @run
+async def test_requests_in_flight_are_those_that_somebody_waits_for():
+    model = Model(BatchingPolicy(2))
+    tickets = [model.submit() for _ in range(5)]
+    assert model.scheduler.in_flight == 5
+    await turn()
+    assert (model.scheduler.queued, model.scheduler.in_flight) == (3, 5)
+    model.scheduler.cancel(tickets[0].request)  # it runs
+    model.scheduler.cancel(tickets[4].request)  # it waits
+    assert (model.scheduler.queued, model.scheduler.in_flight) == (2, 3)
+    model.finish()
+    await turn()
+    model.finish()
+    assert (model.scheduler.queued, model.scheduler.in_flight) == (0, 0)
+
+
+@run
 async def test_cancelled_requests_do_not_pile_up_behind_a_stalled_model():
     model = Model(max_queue_size=10)
     model.submit()

@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,13 +79,27 @@ class Handlers:
         size = int(exchange.arguments[0])
         block = memoryview(bytes(65536))
         blocks = [block] * (size // 65536)
-        exchange.respond(200, [*blocks, block[: size % 65536]], b"application/octet-stream", ((b"X-Size", b"%d" % size),))
+        exchange.respond(
+            200, [*blocks, block[: size % 65536]], b"application/octet-stream", ((b"X-Size", b"%d" % size),)
+        )
 
     def on_fail(self, exchange: Exchange) -> None:
         raise ValueError(f"a bug: {exchange.method}")
 
     def on_refuse(self, exchange: Exchange) -> None:
         raise ApiError(503, f"not {exchange.method}", retry_after_s=7)
+
+    def on_misbehave(self, exchange: Exchange) -> None:
+        """Answers that cannot be written."""
+        body: Any = {"text": "text", "field": b"x", "view": memoryview(bytes(100))[::2]}[exchange.arguments[0]]
+        fields = ((b"X", b"a\r\nSet-Cookie: b"),) if exchange.arguments[0] == "field" else ()
+        exchange.respond(200, body, fields=fields)
+
+    def on_tensors(self, exchange: Exchange) -> None:
+        """Buffers of all shapes and formats."""
+        empty = np.empty((0, 3), np.float32)
+        values = np.arange(int(exchange.arguments[0]), dtype=np.float32).reshape(2, -1)
+        exchange.respond(200, [b"", empty, values, bytearray(b"x")])
 
     async def on_task(self, exchange: Exchange) -> None:
         await asyncio.sleep(0.01)
@@ -183,7 +197,8 @@ class Client:
 class WireServer:
     """A server on a thread of its own."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, sockets: Sequence[socket.socket] = (), **limits: Any) -> None:
+        self._sockets = sockets
         self.handlers = Handlers()
         self._limits = HttpLimits(**limits)
         self._started: Future[None] = Future()
@@ -196,7 +211,7 @@ class WireServer:
     def _run(self) -> None:
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
-            self.server = Server(self.handlers, port=0, limits=self._limits)
+            self.server = Server(self.handlers, port=0, sockets=self._sockets, limits=self._limits)
             try:
                 await self.server.start()
                 self.port = self.server.port
@@ -307,4 +322,3 @@ def split(request: pytest.FixtureRequest) -> Callable[[bytes], list[bytes]]:
         return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
 
     return cut
-

@@ -67,7 +67,9 @@ def test_clients_gone_in_the_middle_of_their_uploads(wire):
     start = POST % (b"echo", 1_000_000)
     for size in (0, 1, 5000, 200_000, 900_000):
         wire.client().send(start + bytes(size)).reset()
-        wire.client().send(b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nF0000\r\n" + bytes(size)).reset()
+        wire.client().send(
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nF0000\r\n" + bytes(size)
+        ).reset()
     wire.until(lambda: wire.server.hub.connections == 0)
     assert wire.call(lambda: wire.server.hub.in_flight_bytes) == 0
     assert wire.handlers.calls == 0
@@ -108,6 +110,23 @@ def test_timer_head(start):
     wire = start(head_timeout_s=0.2)
     client = wire.client().send(ECHO + b"GET /echo HT")
     assert [answer.status for answer in client.answers()] == [200, 408]
+
+
+def test_timer_head_that_drips(start):
+    wire = start(head_timeout_s=0.3)
+    client = wire.client()
+    client.sock.settimeout(0.02)
+    for byte in ECHO[:40] * 10:
+        client.send(bytes((byte,)) if byte not in b"\r\n" else b"x")
+        try:
+            client.rest += client.sock.recv(1000)
+        except TimeoutError:
+            continue
+        break
+    else:
+        pytest.fail("every byte gave it more time")
+    client.sock.settimeout(10)
+    assert [answer.status for answer in client.answers()] == [408]
 
 
 def test_timer_body(start):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fastinfer.server import Server
+
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
 ECHO = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"
 
@@ -147,6 +149,26 @@ def test_drain_ends_after_its_time(start):
     assert wire.handlers.abandoned == 1
     with pytest.raises((AssertionError, ConnectionError)):
         assert not client.closed()
+
+
+def test_given_sockets(start):
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    wire = start(sockets=listeners)
+    assert wire.port == ports[0]
+    for port in ports:
+        with connect(port) as sock:
+            assert ask(sock).endswith(b"ok")
+
+
+def test_an_address_that_is_taken(start):
+    wire = start()
+
+    async def start_another() -> None:
+        await Server(wire.handlers, port=wire.port).start()
+
+    with pytest.raises(OSError, match="in use"):
+        asyncio.run(start_another())
 
 
 def test_sigterm_drains():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 
+import numpy as np
 import pytest
 
 POST = b"POST /echo HTTP/1.1\r\nHost: a\r\n"
@@ -34,7 +35,7 @@ def test_large_body(wire, first):
     [
         b"0\r\n\r\n",
         b"3\r\nabc\r\n0\r\n\r\n",
-        b"3\r\nabc\r\n00000000000000a;x=\"y\" ; z\r\n0123456789\r\n000\r\n\r\n",
+        b'3\r\nabc\r\n00000000000000a;x="y" ; z\r\n0123456789\r\n000\r\n\r\n',
         b"3\r\n\r\n0\r\n0\r\nContent-Length: 5\r\nInference-Header-Content-Length: 7\r\nTransfer-Encoding: x\r\n\r\n",
     ],
 )
@@ -52,7 +53,9 @@ def test_chunked(wire, split, chunks):
 
 
 def test_large_chunked(wire):
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (BIG[:70_000], BIG[70_000:70_001], BIG[70_001:]))
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (BIG[:70_000], BIG[70_000:70_001], BIG[70_001:])
+    )
     client = wire.client().send(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
     assert client.answer().body == BIG
 
@@ -63,9 +66,12 @@ def test_trailers_do_not_overwrite_headers(wire):
         b"POST /headers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nInference-Header-Content-Length: 1\r\n\r\n"
         b"1\r\nx\r\n0\r\nInference-Header-Content-Length: 9\r\nX: y\r\n\r\n"
     )
-    assert client.answer().body == repr(
-        [(b"host", b"a"), (b"inference-header-content-length", b"1"), (b"transfer-encoding", b"chunked")]
-    ).encode()
+    assert (
+        client.answer().body
+        == repr(
+            [(b"host", b"a"), (b"inference-header-content-length", b"1"), (b"transfer-encoding", b"chunked")]
+        ).encode()
+    )
 
 
 def test_headers_are_joined_and_stripped(wire, split):
@@ -93,9 +99,7 @@ def test_targets(wire, target, status):
     assert client.send(POST + b"Content-Length: 1\r\n\r\nx").answer().body == b"x"
 
 
-@pytest.mark.parametrize(
-    "host", [b"a", b"a.b-c_d:8000", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b"]
-)
+@pytest.mark.parametrize("host", [b"a", b"a.b-c_d:8000", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b"])
 def test_hosts(wire, host):
     assert wire.client().send(b"GET /echo HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").answer().status == 200
 
@@ -189,7 +193,9 @@ def test_no_more_than_sixteen_are_in_flight(wire):
 def test_a_bad_one_in_the_middle_of_a_thousand(wire):
     good = POST + b"Content-Length: 3\r\n\r\n%03d"
     client = wire.client()
-    client.send(b"".join(good % n for n in range(500)) + b"GET / HTTP/1.1\r\n\r\n" + b"".join(good % n for n in range(500)))
+    client.send(
+        b"".join(good % n for n in range(500)) + b"GET / HTTP/1.1\r\n\r\n" + b"".join(good % n for n in range(500))
+    )
     answers = client.answers()
     assert [answer.body for answer in answers[:-1]] == [b"%03d" % n for n in range(500)]
     assert answers[-1].status == 400
@@ -213,6 +219,24 @@ def test_handlers_that_fail(wire, caplog):
         if status == 200:
             assert answer.body == b"x"
     assert [record.exc_info[0] for record in caplog.records] == [ValueError]
+
+
+@pytest.mark.parametrize("what", [b"text", b"field", b"view"])
+def test_answers_that_cannot_be_written(wire, caplog, what):
+    client = wire.client().send(
+        b"GET /misbehave/" + what + b" HTTP/1.1\r\nHost: a\r\n\r\n" + POST + b"Content-Length: 1\r\n\r\nx"
+    )
+    first = client.answer()
+    assert (first.status, first.body) == (500, b'{"error":"internal error"}')
+    assert "set-cookie" not in first.headers
+    assert client.answer().body == b"x"
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("size", [2, 100_000])
+def test_answers_of_tensors(wire, size):
+    client = wire.client().send(b"GET /tensors/%d HTTP/1.1\r\nHost: a\r\n\r\n" % size)
+    assert client.answer().body == np.arange(size, dtype=np.float32).tobytes() + b"x"
 
 
 def test_a_kept_body_is_not_overwritten(wire):
@@ -302,7 +326,8 @@ def test_continue_waits_for_earlier_answers(wire):
 def test_counters(wire):
     before = wire.call(lambda: (list(wire.server.hub.answers), wire.server.hub.connections_total))
     client = wire.client()
-    client.send(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /nothing HTTP/1.1\r\nHost: a\r\n\r\nGET /fail HTTP/1.1\r\nHost: a\r\n\r\n")
+    for path in (b"echo", b"nothing", b"fail"):
+        client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
     assert [client.answer().status for _ in range(3)] == [200, 404, 500]
     after = wire.call(lambda: (list(wire.server.hub.answers), wire.server.hub.connections_total))
     assert [b - a for a, b in zip(before[0], after[0], strict=True)] == [0, 0, 1, 0, 1, 1]

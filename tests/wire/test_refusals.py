@@ -88,7 +88,8 @@ UNSOUND = {
     "coding on 1.0": (b"POST /echo HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     "type twice": (POST + b"Content-Type: a/b\r\nContent-Type: c/d\r\n\r\n", 400),
     "header length twice": (
-        POST + b"Inference-Header-Content-Length: 1\r\nInference-Header-Content-Length: 2\r\nContent-Length: 2\r\n\r\nxx",
+        POST
+        + b"Inference-Header-Content-Length: 1\r\nInference-Header-Content-Length: 2\r\nContent-Length: 2\r\n\r\nxx",
         400,
     ),
     "inference_header_content_length": (POST + b"Inference_Header_Content_Length: 1\r\n\r\n", 400),
@@ -121,7 +122,10 @@ UNSOUND = {
     "endless head": (b"GET /echo HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000, 431),
     "too many fields": (b"GET /echo HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 100 + b"\r\n", 431),
     "body too large": (POST + b"Content-Length: 1000000000000\r\n\r\n" + b"x" * 100_000, 413),
-    "body too large for its route": (b"POST /tiny HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000, 413),
+    "body too large for its route": (
+        b"POST /tiny HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000,
+        413,
+    ),
     "body too large, expected": (POST + b"Expect: 100-continue\r\nContent-Length: 4194305\r\n\r\n", 413),
     "other expectation": (POST + b"Expect: 200-ok\r\nContent-Length: 1\r\n\r\nx", 417),
     "two expectations": (POST + b"Expect: 100-continue\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx", 400),
@@ -129,7 +133,10 @@ UNSOUND = {
         b"POST /no HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n",
         404,
     ),
-    "unknown path, chunked": (b"POST /no HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 404),
+    "unknown path, chunked": (
+        b"POST /no HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+        404,
+    ),
     "unknown coding": (POST + b"Content-Encoding: br\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000, 415),
 }
 

@@ -23,6 +23,7 @@ cdef struct BatchState:
     char* slab                  # the gathered rows of all inputs; NULL where nothing is gathered
     # The run.
     OrtRunOptions* options
+    bint ran                    # a run is for once
     int terminated              # set by the loop's thread, read by the job's: atomically
     OrtValue** values           # [inputs + outputs], only while it runs
     # Results.

@@ -181,6 +181,9 @@ cdef void _work(void* opaque) noexcept nogil:
     cdef int64_t started = monotonic_ns()
     cdef int64_t now
     cdef int failed
+    if state.ran:
+        return
+    state.ran = True
     if load_flag(&state.terminated, SEQUENTIAL):
         fail(&state.failure, FAIL, b"the run was terminated before it started")
         return

@@ -83,10 +83,10 @@ constexpr PowerTable make_powers() {
 
 static constexpr PowerTable POWERS = make_powers();
 
-static inline Power power_of_five(int n) { return POWERS.entries[n - MIN_POWER]; }
+constexpr Power power_of_five(int n) { return POWERS.entries[n - MIN_POWER]; }
 
 // floor(log2(10^n)), for |n| <= 1,233
-static inline int floor_log2_pow10(int n) { return (n * 1741647) >> 19; }
+constexpr int floor_log2_pow10(int n) { return (n * 1741647) >> 19; }
 
 static constexpr uint64_t POW10[20] = {
     1ull, 10ull, 100ull, 1000ull, 10000ull, 100000ull, 1000000ull, 10000000ull, 100000000ull, 1000000000ull,

@@ -6,15 +6,11 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+from fastinfer._ext.ort_table cimport OrtRunOptions, OrtSession, OrtValue
 from fastinfer._ext.tensor cimport MAX_RANK
 
 cdef enum:
     FAILURE_BYTES = 1024
-
-cdef extern from "ort_table.h" nogil:       # opaque here: only ort.pyx may call the table
-    ctypedef struct OrtSession
-    ctypedef struct OrtRunOptions
-    ctypedef struct OrtValue
 
 cdef struct Failure:
     int32_t code                # OrtErrorCode; 0: none

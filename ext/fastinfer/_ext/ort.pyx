@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memmove, strlen
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from fastinfer._ext.datatype cimport BYTES, from_onnx, name_of, row
+from fastinfer._ext.ort_table cimport *
 from fastinfer._ext.tensor cimport Memory, Tensor, TensorSpec, allocate_block, element_count, free_block
 
 cdef extern from "signals.h" nogil:
@@ -22,103 +23,6 @@ cdef extern from "signals.h" nogil:
 
 cdef extern from "<string.h>" nogil:
     const void* memmem(const void* where, size_t where_size, const void* what, size_t what_size)
-
-cdef extern from "ort_table.h" nogil:
-    ctypedef struct OrtStatus
-    ctypedef struct OrtEnv
-    ctypedef struct OrtThreadingOptions
-    ctypedef struct OrtSessionOptions
-    ctypedef struct OrtTypeInfo
-    ctypedef struct OrtTensorInfo
-    ctypedef struct OrtMemoryInfo
-    ctypedef struct OrtAllocator
-    ctypedef struct OrtModelMetadata
-    ctypedef struct OrtCudaOptions
-    ctypedef struct OrtApiBase:
-        void** (*get_api)(uint32_t version) noexcept
-        const char* (*get_version_string)() noexcept
-    void** ort_table
-
-    int32_t ort_get_error_code(OrtStatus* status)
-    const char* ort_get_error_message(OrtStatus* status)
-    void ort_release_status(OrtStatus* status)
-
-    OrtStatus* ort_create_env_with_global_thread_pools(int32_t log_level, const char* log_id,
-                                                       OrtThreadingOptions* options, OrtEnv** out)
-    OrtStatus* ort_create_threading_options(OrtThreadingOptions** out)
-    void ort_release_threading_options(OrtThreadingOptions* options)
-    OrtStatus* ort_set_global_intra_op_threads(OrtThreadingOptions* options, int32_t count)
-    OrtStatus* ort_set_global_inter_op_threads(OrtThreadingOptions* options, int32_t count)
-    OrtStatus* ort_set_global_spinning(OrtThreadingOptions* options, int32_t allow)
-
-    OrtStatus* ort_create_session_options(OrtSessionOptions** out)
-    OrtStatus* ort_set_execution_mode(OrtSessionOptions* options, int32_t mode)
-    OrtStatus* ort_disable_mem_pattern(OrtSessionOptions* options)
-    OrtStatus* ort_set_graph_optimization_level(OrtSessionOptions* options, int32_t level)
-    OrtStatus* ort_set_intra_op_threads(OrtSessionOptions* options, int32_t count)
-    OrtStatus* ort_set_inter_op_threads(OrtSessionOptions* options, int32_t count)
-    OrtStatus* ort_disable_per_session_threads(OrtSessionOptions* options)
-    OrtStatus* ort_override_free_dimension(OrtSessionOptions* options, const char* name, int64_t value)
-    OrtStatus* ort_add_session_config(OrtSessionOptions* options, const char* key, const char* value)
-    OrtStatus* ort_append_provider(OrtSessionOptions* options, const char* name, const char** keys,
-                                   const char** values, size_t count)
-    OrtStatus* ort_append_cuda_provider(OrtSessionOptions* options, OrtCudaOptions* cuda)
-    OrtStatus* ort_create_cuda_options(OrtCudaOptions** out)
-    void ort_release_cuda_options(OrtCudaOptions* cuda)
-    OrtStatus* ort_get_available_providers(char*** out, int32_t* count)
-    OrtStatus* ort_release_available_providers(char** names, int32_t count)
-    void ort_release_session_options(OrtSessionOptions* options)
-
-    OrtStatus* ort_create_session_from_array(OrtEnv* env, const void* model, size_t nbytes,
-                                             OrtSessionOptions* options, OrtSession** out)
-    OrtStatus* ort_run(OrtSession* session, OrtRunOptions* options, const char** input_names, OrtValue** inputs,
-                       size_t input_count, const char** output_names, size_t output_count, OrtValue** outputs)
-    void ort_release_session(OrtSession* session)
-    OrtStatus* ort_input_count(OrtSession* session, size_t* out)
-    OrtStatus* ort_output_count(OrtSession* session, size_t* out)
-    OrtStatus* ort_input_type(OrtSession* session, size_t index, OrtTypeInfo** out)
-    OrtStatus* ort_output_type(OrtSession* session, size_t index, OrtTypeInfo** out)
-    OrtStatus* ort_input_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_output_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
-
-    OrtStatus* ort_create_run_options(OrtRunOptions** out)
-    OrtStatus* ort_terminate(OrtRunOptions* options)
-    void ort_release_run_options(OrtRunOptions* options)
-
-    OrtStatus* ort_tensor_info_of_type(OrtTypeInfo* type, const OrtTensorInfo** borrowed)
-    OrtStatus* ort_kind_of_type(OrtTypeInfo* type, int32_t* out)
-    OrtStatus* ort_element_type(const OrtTensorInfo* info, int32_t* out)
-    OrtStatus* ort_rank(const OrtTensorInfo* info, size_t* out)
-    OrtStatus* ort_dimensions(const OrtTensorInfo* info, int64_t* dims, size_t count)
-    OrtStatus* ort_symbolic_dimensions(const OrtTensorInfo* info, const char** borrowed, size_t count)
-    OrtStatus* ort_tensor_info_of_value(OrtValue* value, OrtTensorInfo** out)
-    OrtStatus* ort_kind_of_value(OrtValue* value, int32_t* out)
-    void ort_release_type_info(OrtTypeInfo* type)
-    void ort_release_tensor_info(OrtTensorInfo* info)
-
-    OrtStatus* ort_create_tensor(OrtAllocator* allocator, const int64_t* dims, size_t rank, int32_t type,
-                                 OrtValue** out)
-    OrtStatus* ort_create_tensor_over(OrtMemoryInfo* memory, void* data, size_t nbytes, const int64_t* dims,
-                                      size_t rank, int32_t type, OrtValue** out)
-    OrtStatus* ort_tensor_data(OrtValue* value, void** out)
-    OrtStatus* ort_strings_size(OrtValue* value, size_t* out)
-    OrtStatus* ort_strings(OrtValue* value, void* into, size_t nbytes, size_t* offsets, size_t count)
-    OrtStatus* ort_resized_string(OrtValue* value, size_t index, size_t nbytes, char** borrowed)
-    void ort_release_value(OrtValue* value)
-
-    OrtStatus* ort_create_cpu_memory_info(int32_t allocator_type, int32_t memory_type, OrtMemoryInfo** out)
-    OrtStatus* ort_free(OrtAllocator* allocator, void* block)
-    OrtStatus* ort_default_allocator(OrtAllocator** borrowed)
-
-    OrtStatus* ort_model_metadata(OrtSession* session, OrtModelMetadata** out)
-    OrtStatus* ort_producer_name(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_graph_name(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_description(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_custom_metadata(OrtModelMetadata* metadata, OrtAllocator* allocator, const char* key, char** out)
-    OrtStatus* ort_model_version(OrtModelMetadata* metadata, int64_t* out)
-    OrtStatus* ort_custom_metadata_keys(OrtModelMetadata* metadata, OrtAllocator* allocator, char*** out,
-                                        int64_t* count)
-    void ort_release_model_metadata(OrtModelMetadata* metadata)
 
 cdef enum:
     API_VERSION = 16            # the oldest that has every function of ort_table.h
@@ -266,6 +170,8 @@ cdef class Session:
         # External data may lie beside the model, and nowhere else; the runtime checks that. A model without a path has
         # no such place (the runtime's own default is the current directory).
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
+        if path is not None:
+            _refuse_hard_links(model, os.fsdecode(folder))
         cdef OrtSessionOptions* options = NULL
         _check(ort_create_session_options(&options))
         try:
@@ -337,24 +243,37 @@ def _read(path):
 cdef int _create(Session session, const unsigned char[::1] model, OrtSessionOptions* options) except -1:
     cdef OrtStatus* status
     cdef sigset_t before
-    cdef bint may_loop
-    cdef list patterns = [b"\x22" + bytes([len(name)]) + name for name in _LOOPING]
-    cdef bytes pattern
-    cdef const char* start
-    cdef Py_ssize_t size
     with nogil:
         block_signals(&before)      # for threads of the session's own
         status = ort_create_session_from_array(_env, &model[0], model.shape[0], options, &session.handle.session)
         restore_signals(&before)
     _check(status)
-    # NodeProto.op_type as it stands in the file. Bytes of a weight may look the same; then a model that does not
-    # loop is thought to, which only costs it the run on the loop's thread.
-    session.may_loop = False
-    for pattern in patterns:
-        start, size = pattern, len(pattern)
-        with nogil:
-            may_loop = memmem(&model[0], model.shape[0], start, size) != NULL
-        session.may_loop = session.may_loop or may_loop
+    # NodeProto.op_type as it stands in the file. Bytes of a weight may look the same; then a model that does not loop
+    # is thought to, which only costs it the run on the loop's thread.
+    session.may_loop = any([_holds(model, b"\x22" + bytes([len(name)]) + name) for name in _LOOPING])
+    return 0
+
+
+cdef bint _holds(const unsigned char[::1] model, bytes pattern):
+    cdef const char* start = pattern
+    cdef Py_ssize_t size = len(pattern)
+    with nogil:
+        return memmem(&model[0], model.shape[0], start, size) != NULL
+
+
+cdef int _refuse_hard_links(model, str folder) except -1:
+    # The runtime refuses external data behind symbolic links and "..", but a hard link cannot be told from a file of
+    # the directory's own, except by its count of names. External data is named in the model, under the key "location".
+    if not _holds(model, b"location"):
+        return 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                shared = os.stat(os.path.join(parent, name)).st_nlink > 1
+            except OSError:
+                continue        # a dangling link, for one: the runtime will say so
+            if shared and _holds(model, os.fsencode(name)):
+                raise OrtError(f"the model's file '{name}' has a second name (a hard link)", INVALID_ARGUMENT)
     return 0
 
 

@@ -29,6 +29,12 @@ cdef class Signature:
             if any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
                 self._static_rows = False
 
+    def __str__(self):
+        if self.anything:
+            return "any inputs -> the same"
+        batches = f"batches of up to {self.max_batch_size}" if self.batched else "not batched"
+        return f"{_specs(self.inputs)} -> {_specs(self.outputs)}, {batches}"
+
     cpdef int check(self, InferRequest request, str model) except -1:
         cdef TensorSpec spec
         cdef Tensor tensor
@@ -191,6 +197,11 @@ cdef object _unexpected_shape(Tensor tensor, TensorSpec spec, str model):
 
 cdef str _text(shape):
     return "[" + ",".join([str(dim) for dim in shape]) + "]"
+
+
+cdef str _specs(tuple specs):
+    cdef TensorSpec spec
+    return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_text(spec.shape)}" for spec in specs])
 
 
 cdef bytes _row_shapes(list inputs):

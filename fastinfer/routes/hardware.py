@@ -1,0 +1,67 @@
+"""``/v2/hardware``: what there is to compute with, and whether there is enough of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastinfer import hardware
+from fastinfer.errors import ApiError
+from fastinfer.exchange import Exchange
+from fastinfer.routes.router import Route
+from fastinfer.validation import place, reason, shown
+
+if TYPE_CHECKING:
+    from fastinfer.service import Service
+
+
+class Wanted(BaseModel):
+    """What a client asks for.
+
+    Attributes:
+        name: of the hardware.
+        num: how many there must be.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    num: Annotated[int, Field(ge=1)] = 1
+
+
+def routes(service: Service) -> list[Route]:  # noqa: ARG001
+    """List and question."""
+
+    async def everything(exchange: Exchange) -> None:
+        found = await asyncio.to_thread(hardware.available)
+        listed = [{"name": name, "available": number} for name, number in found.items()]
+        exchange.respond(200, orjson.dumps({"hardware": listed}))
+
+    async def enough(exchange: Exchange) -> None:
+        wanted = _wanted(exchange)
+        number = (await asyncio.to_thread(hardware.available)).get(wanted.name, 0)
+        if number < wanted.num:
+            raise ApiError(404, f"{number} of {shown(wanted.name)} exist, {wanted.num} are asked for")
+        exchange.respond(200, orjson.dumps({"name": wanted.name, "num": wanted.num, "available": number}))
+
+    return [
+        Route(("GET",), "/v2/hardware", everything),
+        Route(("POST",), "/v2/hardware", enough),
+    ]
+
+
+def _wanted(exchange: Exchange) -> Wanted:
+    try:
+        given = orjson.loads(bytes(exchange.body))
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ApiError(400, 'the body must be an object: {"name": ..., "num": ...}')
+    try:
+        return Wanted.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ApiError(400, f"{place(first['loc'])} {reason(first)}") from error
