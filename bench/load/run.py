@@ -232,7 +232,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenarios", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--connections", nargs="+", type=int, help="instead of each scenario's own")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--pin", action="store_true", help="servers on core 0, the client on core 1")
     parser.add_argument("--quick", action="store_true", help="one round of one second; a look, not a result")
     parser.add_argument("--output", type=Path, help="default: a new file in bench/results/")
