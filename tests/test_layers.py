@@ -43,6 +43,7 @@ FLOORS: list[dict[str, str]] = [
         "logs": "",
         "model_config": "model_schema pbtxt",
         "model_schema": "pbtxt",
+        "openapi": "",
         "pbtxt": "",
         "reply": "exchange",
         "stats": "_ext.histogram",
