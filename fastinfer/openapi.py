@@ -17,17 +17,33 @@ Schema = dict[str, Any]
 VERSION = "2"
 """Of the protocol, not of the server: the description changes with the wire alone."""
 
-ERRORS: Mapping[int, tuple[str, str]] = {
-    400: ("BadRequest", "The request is malformed, or does not fit the model."),
-    403: ("Forbidden", "Model control is off."),
-    404: ("NotFound", "There is no such model, version or path."),
-    413: ("TooLarge", "The body is larger than the limit."),
-    415: ("UnsupportedCoding", "The body's coding is neither gzip nor deflate."),
-    500: ("ModelFailed", "The model failed."),
-    503: ("Unavailable", "The queue is full, or the model is loading, or the server drains or is out of memory."),
-    504: ("DeadlinePassed", "The request's deadline has passed."),
+ERRORS: Mapping[int, tuple[str, str, str]] = {
+    400: (
+        "BadRequest",
+        "The request is malformed, or does not fit the model.",
+        "inputs[0].data[17]: 300 is out of range for UINT8",
+    ),
+    403: (
+        "Forbidden",
+        "Model control is off.",
+        "model control is off: the server was started with --model-control none",
+    ),
+    404: ("NotFound", "It does not exist.", "Request for unknown model: 'M' is not found"),
+    413: ("TooLarge", "The body is larger than the limit.", "the body is larger than 67108864 bytes"),
+    415: (
+        "UnsupportedCoding",
+        "The body's coding is neither gzip nor deflate.",
+        "the content codings understood are gzip and deflate",
+    ),
+    500: ("ModelFailed", "The model failed.", "the model failed: division by zero"),
+    503: (
+        "Unavailable",
+        "The queue is full, the model is loading, or the server drains or is out of memory.",
+        "Exceeds maximum queue size",
+    ),
+    504: ("DeadlinePassed", "The request's deadline has passed.", "Request timeout expired"),
 }
-"""The documented failures: status, name of the response, meaning."""
+"""The documented failures: status, name of the response, meaning, an example of a sentence."""
 
 ELEMENTS: Mapping[str, Schema] = {
     "BOOL": {"type": "boolean"},
@@ -189,7 +205,7 @@ def schemas() -> dict[str, Schema]:
     wanted = record({"name": text(), "parameters": schema("Parameters")}, "parameters")
     listed = record({"name": text(example="CPU"), "available": {"type": "integer", "minimum": 0}})
     return {
-        "Error": record({"error": text("One sentence; at most 512 bytes.")}),
+        "Error": record({"error": text("One sentence; at most 512 bytes.", example="no such path")}),
         "Shape": array({"type": "integer", "format": "int64", "minimum": 0}, maxItems=16, example=[1, 16]),
         "Parameters": {
             "type": "object",
@@ -220,6 +236,7 @@ def schemas() -> dict[str, Schema]:
                 "seed": {"type": "integer", "description": "Of `fake`."},
             },
             "additionalProperties": True,
+            "example": {},
         },
         "ServerMetadata": record({"name": text(example="fastinfer"), "version": text(), "extensions": array(text())}),
         "ModelMetadata": record(
@@ -243,6 +260,7 @@ def schemas() -> dict[str, Schema]:
             "id",
             "parameters",
             "outputs",
+            example=REQUESTS["simple"],
         ),
         "InferenceResponse": record(
             {
@@ -429,11 +447,14 @@ def parameters() -> dict[str, Schema]:
 def responses() -> dict[str, Schema]:
     """The failures by name."""
     retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    error = media(schema("Error"))
-    named = {name: answer(f"{status}: {meaning}", error) for status, (name, meaning) in ERRORS.items()}
+    error = schema("Error")
+    named = {
+        name: answer(meaning, {"application/json": {"schema": error, "example": {"error": sentence}}})
+        for name, meaning, sentence in ERRORS.values()
+    }
     named["Unavailable"]["headers"] = retry
     http = "Failures of HTTP itself: 405, 408, 411, 413, 414, 415, 417, 431, 501, 503 and 505."
-    return {**named, "HttpError": answer(http, error)}
+    return {**named, "HttpError": answer(http, media(error))}
 
 
 def describe() -> dict[str, Any]:
