@@ -30,7 +30,7 @@ lint: $(BUILT) $(DONE)/dev  ## check style and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/cython-lint ext
+	@PATH="$(BIN):$$PATH" cython-lint ext
 
 format: $(DONE)/dev  ## format the Python files
 	@$(BIN)/ruff check --fix --exit-zero

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastinfer import model_files
-from fastinfer.config import ServerConfig
+from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
+from fastinfer.models import files as model_files
 from fastinfer.workers import onnx_load
 from fastinfer.workers.onnx import OnnxParameters
 from fastinfer.workers.parameters import parse

@@ -18,7 +18,7 @@ from fastinfer import __version__
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from fastinfer.config import ServerConfig
+    from fastinfer.config.server import ServerConfig
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _ if command in _COMMANDS:
                 return _COMMANDS[command](rest)
             case _:
-                from fastinfer.validation import suggestion
+                from fastinfer.config.validation import suggestion
 
                 return _complain(f"there is no command '{_safe(command)}'{suggestion(command, _COMMANDS)}")
     except _Refused as refused:
@@ -98,7 +98,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 def _configuration(given: dict[str, Any]) -> ServerConfig:
-    from fastinfer.config import OptionError, load_config
+    from fastinfer.config.server import OptionError, load_config
 
     try:
         return load_config(given)
@@ -115,14 +115,14 @@ _ALIASES: dict[str, tuple[str, Any]] = {
 
 def serve_parser() -> _Parser:
     """The options of ``fastinfer serve``, made from the fields of the configuration."""
-    from fastinfer.config import ENV_PREFIX, ServerConfig
+    from fastinfer.config.server import ENV_PREFIX, ServerConfig
 
     parser = _Parser(
         "serve",
         "[OPTIONS]",
         "Serves the models of a repository until it is told to stop (SIGINT or SIGTERM).",
         "Each option can also be given as an environment variable (--max-body-bytes as "
-        f"{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = \"64MiB\"). "
+        f'{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = "64MiB"). '
         "The command line wins over the environment, and that over the file.",
     )
     groups: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def serve_parser() -> _Parser:
 
 
 def _add_option(group: Any, name: str, field: FieldInfo, metavar: str) -> None:
-    from fastinfer.config import choices, default_text, is_list, is_size
+    from fastinfer.config.server import choices, default_text, is_list, is_size
 
     help_text = f"{field.description} Default: {default_text(field)}.".replace("%", "%%")
     options: dict[str, Any] = {"dest": name, "help": help_text, "default": argparse.SUPPRESS}
@@ -279,7 +279,7 @@ class _Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         namespace, unknown = self.parse_known_args(arguments)
         if unknown:
-            from fastinfer.validation import suggestion
+            from fastinfer.config.validation import suggestion
 
             word = unknown[0].partition("=")[0]
             known = [text for text in self._option_string_actions if text.startswith("--")]

@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 from fastinfer import __version__
 from fastinfer._ext import ort
 from fastinfer._ext.histogram import Histogram
-from fastinfer.model import Model
-from fastinfer.stats import CAUSES, ModelStats
+from fastinfer.models.model import Model
+from fastinfer.models.stats import CAUSES, ModelStats
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -57,7 +57,7 @@ _DURATIONS: dict[str, tuple[str, Callable[[ModelStats], Histogram]]] = {
 
 
 class HttpCounters(Protocol):
-    """What the HTTP server counts; see :class:`fastinfer.hub.Hub`."""
+    """What the HTTP server counts; see :class:`fastinfer.http.hub.Hub`."""
 
     connections: int
     connections_total: int

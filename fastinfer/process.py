@@ -8,8 +8,8 @@ import os
 
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
-from fastinfer.config import ServerConfig
-from fastinfer.server import Server, run
+from fastinfer.config.server import ServerConfig
+from fastinfer.http.server import Server, run
 from fastinfer.service import Service
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import time
 
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
-from fastinfer.config import ServerConfig
-from fastinfer.loader import Loader
+from fastinfer.config.server import ServerConfig
 from fastinfer.metrics import Metrics
-from fastinfer.repository import Repository
+from fastinfer.models.loader import Loader
+from fastinfer.models.repository import Repository
 
 log = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ class Answer:
 class Server:
     """``fastinfer serve`` on a free port."""
 
-    def __init__(self, *options: str, repository: Path = REPOSITORY, wait: bool = True, env: Mapping[str, str] = {}):  # noqa: B006
+    def __init__(self, *options: str, repository: Path = REPOSITORY, wait: bool = True, env: Mapping[str, str] = {}):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
         self.process = subprocess.Popen(
@@ -84,7 +84,7 @@ class Server:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 
-    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}) -> Answer:  # noqa: B006
+    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}) -> Answer:
         """One request on a connection of its own; ``body`` may be bytes, text, or anything for JSON."""
         with contextlib.closing(self.connect()) as connection:
             return exchange(connection, method, path, body, headers)
@@ -112,7 +112,7 @@ class Server:
 
 
 def exchange(
-    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}  # noqa: B006
+    connection: http.client.HTTPConnection, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}
 ) -> Answer:
     if body is not None and not isinstance(body, bytes):
         body = (body if isinstance(body, str) else json.dumps(body)).encode()

@@ -15,7 +15,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from fastinfer import openapi
 from fastinfer.errors import ApiError
-from fastinfer.exchange import JSON, Exchange
+from fastinfer.http.exchange import JSON, Exchange
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:

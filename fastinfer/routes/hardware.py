@@ -9,10 +9,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastinfer import hardware
+from fastinfer.config.validation import place, reason, shown
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
-from fastinfer.validation import place, reason, shown
 
 if TYPE_CHECKING:
     from fastinfer.service import Service

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:

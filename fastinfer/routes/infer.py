@@ -12,9 +12,9 @@ from fastinfer._ext.decode import DecodeJob, decode
 from fastinfer._ext.encode import Encoded, EncodeJob, encode
 from fastinfer._ext.message import InferRequest
 from fastinfer.errors import ApiError
-from fastinfer.exchange import JSON, Exchange
+from fastinfer.http.exchange import JSON, Exchange
+from fastinfer.models.scheduler import Outcome
 from fastinfer.routes.router import Route
-from fastinfer.scheduler import Outcome
 
 if TYPE_CHECKING:
     from fastinfer.service import Service

@@ -9,7 +9,7 @@ import orjson
 
 from fastinfer import __version__
 from fastinfer._ext.tensor import TensorSpec
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:

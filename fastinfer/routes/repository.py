@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -75,5 +75,5 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
     if isinstance(given, dict) and isinstance(given.get("parameters"), dict):
         given = given["parameters"]
     if not isinstance(given, dict):
-        raise ApiError(400, "the body must be an object of parameters, or {\"parameters\": {...}}")
+        raise ApiError(400, 'the body must be an object of parameters, or {"parameters": {...}}')
     return given

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from fastinfer import limits
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 
@@ -150,5 +150,7 @@ def _checked(kind: str, part: bytes) -> str:
         if not _VERSION.fullmatch(text):
             raise ApiError(404, "a version is a positive decimal number without leading zeros")
     elif not _NAME.fullmatch(text):
-        raise ApiError(404, f"a {kind} name is 1 to 128 letters, digits, '_', '.' and '-', and starts with none of '.-'")
+        raise ApiError(
+            404, f"a {kind} name is 1 to 128 letters, digits, '_', '.' and '-', and starts with none of '.-'"
+        )
     return text

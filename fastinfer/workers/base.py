@@ -11,7 +11,7 @@ from typing import Protocol
 
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.signature import Signature
-from fastinfer.scheduler import BatchResult, Run
+from fastinfer.models.scheduler import BatchResult, Run
 
 __all__ = ["BatchResult", "Implementation", "Run"]
 

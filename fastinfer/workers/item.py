@@ -18,7 +18,7 @@ from fastinfer._ext.message import InferRequest
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.scheduler import BatchResult, Outcome, Run
+from fastinfer.models.scheduler import BatchResult, Outcome, Run
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.scheduler import BatchResult, Outcome, Run
+from fastinfer.models.scheduler import BatchResult, Outcome, Run
 from fastinfer.workers.parameters import Integer, Name, Parameters
+
 
 class OnnxParameters(Parameters):
     """Of a model's load.
@@ -69,19 +70,27 @@ class OnnxWorker:
     platform = "onnxruntime_onnx"
 
     def __init__(self, session: Session, signature: Signature, executor: Executor, inline_run_us: int) -> None:
+        self.session = session
         self.signature = signature
-        self._session = session
-        self._executor = executor
+        self.executor = executor
         self._inline_run_ns = inline_run_us * 1000
-        self._prediction = RunTimes() if not session.may_loop else None
+        self._times = RunTimes()
 
     def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         batch = _Batch(self, requests, done)
         return None if batch.finished else batch
 
+    def runs_inline(self, input_bytes: int) -> bool:
+        """Whether a batch with so much input is worth running on the loop's thread."""
+        return not self.session.may_loop and self._times.predict_ns(input_bytes) < self._inline_run_ns
+
+    def observe(self, input_bytes: int, ns: int) -> None:
+        """Learns how long a run took."""
+        self._times.observe(input_bytes, ns)
+
     def close(self) -> None:
-        # The session itself is freed with its last reference: an answer may still be written from its memory.
-        del self._session
+        # Freed with its last reference: an answer may still be written from its memory.
+        del self.session
 
 
 class RunTimes:
@@ -110,22 +119,32 @@ class RunTimes:
 
 
 class _Batch:
-    """One batch under way. Where it fails and holds several requests, each half is run again by itself, so that one
+    """A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one
     bad request does not fail its mates."""
 
-    __slots__ = ("_attempt", "_done", "_given_up", "_input_ns", "_infer_ns", "_output_ns", "_outcomes", "_todo", "_worker",
-                 "finished")
+    __slots__ = (
+        "_attempt",
+        "_done",
+        "_given_up",
+        "_outcomes",
+        "_requests",
+        "_spent_ns",
+        "_todo",
+        "_worker",
+        "finished",
+    )
 
     def __init__(self, worker: OnnxWorker, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> None:
         self._worker = worker
+        self._requests = requests
         self._done = done
-        self._outcomes: dict[InferRequest, Outcome] = {}
-        self._todo = [requests]
+        self._outcomes: list[Outcome] = [_NEVER_RUN] * len(requests)
+        self._todo = [slice(0, len(requests))]
         self._attempt: BatchRun | None = None
         self._given_up = False
-        self._input_ns = self._infer_ns = self._output_ns = 0
+        self._spent_ns = [0, 0, 0]
         self.finished = False
-        self._go_on(requests)
+        self._go_on()
 
     def terminate(self) -> None:
         """Nobody waits any more."""
@@ -133,40 +152,42 @@ class _Batch:
         if self._attempt is not None:
             self._attempt.terminate()
 
-    def _go_on(self, requests: list[InferRequest]) -> None:
-        """Runs what is left to run: inline as long as that is short, else the next attempt on a native thread."""
+    def _go_on(self) -> None:
+        """Runs what is left: inline as long as that is short, else the next attempt on a native thread."""
+        worker = self._worker
         while self._todo:
-            members = self._todo.pop()
-            attempt = self._attempt = BatchRun(self._worker._session, members, self._worker.signature.batched)
-            prediction = self._worker._prediction
-            nbytes = attempt.input_bytes
-            if prediction is None or prediction.predict_ns(nbytes) >= self._worker._inline_run_ns:
-                self._worker._executor.submit(attempt, lambda run: self._ended(requests, members, run))
+            attempt = self._attempt = BatchRun(worker.session, self._requests[self._todo[-1]], worker.signature.batched)
+            if not worker.runs_inline(attempt.input_bytes):
+                worker.executor.submit(attempt, self._ended)
                 return
             attempt.run()
-            self._take(members, attempt)
+            self._take(attempt)
         self.finished = True
-        outcomes = [self._outcomes[request] for request in requests]
-        self._done(BatchResult(outcomes, self._input_ns, self._infer_ns, self._output_ns))
+        self._done(BatchResult(self._outcomes, *self._spent_ns))
 
-    def _ended(self, requests: list[InferRequest], members: list[InferRequest], attempt: BatchRun) -> None:
-        self._take(members, attempt)
-        self._go_on(requests)
+    def _ended(self, attempt: BatchRun) -> None:
+        self._take(attempt)
+        self._go_on()
 
-    def _take(self, members: list[InferRequest], attempt: BatchRun) -> None:
+    def _take(self, attempt: BatchRun) -> None:
         self._attempt = None
-        self._input_ns += attempt.compute_input_ns
-        self._infer_ns += attempt.compute_infer_ns
-        self._output_ns += attempt.compute_output_ns
+        spent = self._spent_ns
+        spent[0] += attempt.compute_input_ns
+        spent[1] += attempt.compute_infer_ns
+        spent[2] += attempt.compute_output_ns
+        members = self._todo.pop()
+        count = members.stop - members.start
         if attempt.error is None:
-            if self._worker._prediction is not None:
-                self._worker._prediction.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
-            self._outcomes.update(zip(members, attempt.split(), strict=True))
-        elif len(members) == 1 or self._given_up:
-            self._outcomes.update(dict.fromkeys(members, failure(attempt.error)))
+            self._outcomes[members] = attempt.split()
+            self._worker.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
+        elif count == 1 or self._given_up:
+            self._outcomes[members] = [failure(attempt.error)] * count
         else:
-            half = len(members) // 2
-            self._todo += [members[half:], members[:half]]
+            middle = members.start + count // 2
+            self._todo += [slice(middle, members.stop), slice(members.start, middle)]
+
+
+_NEVER_RUN = ApiError(500, "the model was not run")
 
 
 def failure(error: OrtError) -> ApiError:

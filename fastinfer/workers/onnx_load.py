@@ -20,10 +20,10 @@ from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
-from fastinfer.config import ServerConfig
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.model_schema import TensorConfig, WarmupInput
+from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.model_config import ModelConfig
-from fastinfer.model_schema import TensorConfig, WarmupInput
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,7 @@ class _Loaded:
             reason = self._why_rows_depend()
             if reason is not None:
                 log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
-            return Signature(
-                inputs, outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
-            )
+            return Signature(inputs, outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
             log.info("model '%s' is not batched: %s", self.name, reason)
@@ -207,9 +205,7 @@ class _Loaded:
             for _ in range(sample.count):
                 self._run(arrays)
 
-    def _warmup_array(
-        self, spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path
-    ) -> NDArray[Any]:
+    def _warmup_array(self, spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path) -> NDArray[Any]:
         if given.datatype != spec.datatype:
             raise self._refusal(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
         if not given.input_data_file:
@@ -221,7 +217,9 @@ class _Loaded:
                 return np.full(shape, data, dtype=object)
             return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
         except (OSError, ValueError) as error:
-            raise self._refusal(f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'") from error
+            raise self._refusal(
+                f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'"
+            ) from error
 
 
 def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:

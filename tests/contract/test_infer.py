@@ -11,19 +11,27 @@ from support import REPOSITORY, exchange, inference, tensor
 ROW = list(range(16))
 ONES = [1] * 16
 PAIR = (tensor("INPUT0", [1, 16], "INT32", ROW), tensor("INPUT1", [1, 16], "INT32", ONES))
+DEEP = b"[" * 100_000 + b"]" * 100_000
 SUMS, DIFFERENCES = [n + 1 for n in ROW], [n - 1 for n in ROW]
+
+
+def compact(value):
+    return json.dumps(value, separators=(",", ":"))
 
 
 def test_the_answer_to_the_letter(server):
     answer = server.infer("simple", inference(*PAIR, id="42"))
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
-    assert answer.body == (
-        '{"model_name":"simple","model_version":"1","id":"42","outputs":['
-        f'{{"name":"OUTPUT0","datatype":"INT32","shape":[1,16],"data":{json.dumps(SUMS, separators=(",", ":"))}}},'
-        f'{{"name":"OUTPUT1","datatype":"INT32","shape":[1,16],"data":{json.dumps(DIFFERENCES, separators=(",", ":"))}}}'
-        "]}"
-    ).encode()
+    assert (
+        answer.body
+        == (
+            '{"model_name":"simple","model_version":"1","id":"42","outputs":['
+            f'{{"name":"OUTPUT0","datatype":"INT32","shape":[1,16],"data":{compact(SUMS)}}},'
+            f'{{"name":"OUTPUT1","datatype":"INT32","shape":[1,16],"data":{compact(DIFFERENCES)}}}'
+            "]}"
+        ).encode()
+    )
 
 
 def test_the_sample_digit(server):
@@ -78,9 +86,7 @@ def test_a_row_without_elements(server):
 def test_more_rows_than_a_batch_holds_are_run_in_slices(server):
     rows = 150
     data = [[n + 16 * row for n in ROW] for row in range(rows)]
-    big = inference(
-        tensor("INPUT0", [rows, 16], "INT32", data), tensor("INPUT1", [rows, 16], "INT32", [ONES] * rows)
-    )
+    big = inference(tensor("INPUT0", [rows, 16], "INT32", data), tensor("INPUT1", [rows, 16], "INT32", [ONES] * rows))
     answer = server.infer("simple", big).json
     assert answer["outputs"][0]["shape"] == [rows, 16]
     assert answer["outputs"][0]["data"] == [n + 1 for row in data for n in row]
@@ -111,7 +117,9 @@ def two_versions_input(server):
 
 
 @pytest.mark.parametrize(
-    "texts", [["a", "é", ""], ['"\\\n\u0000', "\U0001f600"], ["x" * 100_000], [""] * 300], ids=["few", "odd", "long", "many"]
+    "texts",
+    [["a", "é", ""], ['"\\\n\u0000', "\U0001f600"], ["x" * 100_000], [""] * 300],
+    ids=["few", "odd", "long", "many"],
 )
 def test_text(server, texts):
     name = server.get("/v2/models/identity_bytes").json["inputs"][0]["name"]
@@ -158,11 +166,11 @@ def test_what_does_not_fit_the_model(server, body, sentence):
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b" ", b"{", b"[]", b"null", b"{}", b'{"inputs":null}', b'{"inputs":{}}', b'{"inputs":[]}', b'{"inputs":[1]}',
+        b"", b" ", b"{", b"[]", b"null", b"{}", b'{"inputs":null}', b'{"inputs":{}}', b'{"inputs":[1]}',
         b'\xef\xbb\xbf{"inputs":[]}', b'{"inputs":[],}', b'{"inputs":[]} x', b'{"inputs":[],"inputs":[]}',
         b'{"inputs":[{"name":"INPUT0","shape":[1,4611686018427387904],"datatype":"INT32","data":[1]}]}',
-        b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"INT32","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
-        b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"INT32","data":' + DEEP + b"}]}",
+        b'{"x":' + DEEP + b"}",
         b'{"inputs":[{"name":"INPUT0","shape":[-1,16],"datatype":"INT32","data":[1]}]}',
         b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"INT33","data":[1]}]}',
         b'{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"INT32","data":[2147483648]}]}',
@@ -202,9 +210,7 @@ def split_at(data, places):
 
 def test_a_request_may_be_split_anywhere(server):
     body = json.dumps(inference(*PAIR, id="split")).encode()
-    request = (
-        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    ) + body
+    request = (b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)) + body
     rng = random.Random(7)
     cuts = [[place] for place in range(1, len(request), 7)] + [rng.sample(range(1, len(request)), 5) for _ in range(40)]
     cuts.append(list(range(1, len(request))))

@@ -39,7 +39,9 @@ def server(repository):
 
 
 def metric(server, name, model):
-    found = re.findall(rf'^{name}{{(?=[^}}]*model="{model}")[^}}]*}} (\S+)$', server.get("/metrics").body.decode(), re.M)
+    found = re.findall(
+        rf'^{name}{{(?=[^}}]*model="{model}")[^}}]*}} (\S+)$', server.get("/metrics").body.decode(), re.M
+    )
     return sum(float(value) for value in found)
 
 
@@ -94,7 +96,9 @@ def test_clients_that_go_away_free_the_model(server):
             gone.sendall(head + body)
             time.sleep(0.05)
     deadline = time.monotonic() + 10
-    while metric(server, "fastinfer_requests_in_flight", "endless") or metric(server, "fastinfer_queue_depth", "endless"):
+    while metric(server, "fastinfer_requests_in_flight", "endless") or metric(
+        server, "fastinfer_queue_depth", "endless"
+    ):
         assert time.monotonic() < deadline, server.get("/metrics").body.decode()
         time.sleep(0.05)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fastinfer import __version__, cli
-from fastinfer.config import ServerConfig
+from fastinfer.config.server import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,9 +173,7 @@ def test_options_of_the_amd_inference_server(service: Recorder) -> None:
         (["--host", ""], "fastinfer: --host: must not be empty\n"),
     ],
 )  # fmt: skip
-def test_wrong_options(
-    arguments: list[str], error: str, service: Recorder, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options(arguments: list[str], error: str, service: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", *arguments]) == 2
     assert capsys.readouterr().err == error
     assert service.config is None

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from fastinfer import limits
-from fastinfer.config import OptionError, ServerConfig, default_text, format_size, load_config, parse_size
+from fastinfer.config.server import OptionError, ServerConfig, default_text, format_size, load_config, parse_size
 from fastinfer.machine import memory_bytes, usable_cores
 
 ROOT = Path(__file__).parents[2]
@@ -210,8 +210,8 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_option_and_every_model_field_is_documented() -> None:
-    from fastinfer.model_config import ModelConfig
-    from fastinfer.pbtxt import names_of
+    from fastinfer.config.model import ModelConfig
+    from fastinfer.config.pbtxt import names_of
 
     text = (ROOT / "docs/configuration.md").read_text()
     words = set(re.findall(r"[\w-]+", text))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastinfer.endpoints import MODEL, WORKER, Endpoint, EndpointTable, identity
 from fastinfer.errors import ApiError
+from fastinfer.models.endpoints import MODEL, WORKER, Endpoint, EndpointTable, identity
 from fastinfer.workers.parameters import Parameters
 
 

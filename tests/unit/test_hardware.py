@@ -12,7 +12,7 @@ import pytest
 
 from fastinfer import hardware
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.machine import usable_cores
 from fastinfer.routes import hardware as routes
 

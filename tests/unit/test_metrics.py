@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastinfer.metrics import Metrics
-from fastinfer.stats import ModelStats
+from fastinfer.models.stats import ModelStats
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

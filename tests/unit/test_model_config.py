@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastinfer.model_config import ConfigError, ModelConfig, load
-from fastinfer.model_schema import DATATYPES, NOT_SUPPORTED, triton_datatype
+from fastinfer.config.model import ConfigError, ModelConfig, load
+from fastinfer.config.model_schema import DATATYPES, NOT_SUPPORTED, triton_datatype
 
 
 def write(tmp_path: Path, text: str | bytes, file: str = "config.toml") -> Path:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from fastinfer import model_config
+from fastinfer.config import model as model_config
 
 REPOSITORY = Path(__file__).parents[2] / "model-repository"
 MODELS = sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("*/*/model.onnx"))

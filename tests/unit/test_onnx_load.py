@@ -8,9 +8,9 @@ import onnx_models
 import pytest
 from onnx import helper
 
-from fastinfer.config import ServerConfig
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
-from fastinfer.model_config import ModelConfig
 from fastinfer.workers import onnx_load
 
 SERVER = ServerConfig(load_run_timeout_s=1)
@@ -103,7 +103,9 @@ def test_a_configuration_that_does_not_fit_the_graph_is_refused(tmp_path, inputs
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("damage", [lambda _: b"", lambda m: m[: len(m) // 2], lambda _: b"nothing"], ids=["empty", "cut", "text"])
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda m: m[: len(m) // 2], lambda _: b"nothing"], ids=["empty", "cut", "text"]
+)
 def test_a_damaged_file_is_refused_without_its_path(tmp_path, damage):
     with pytest.raises(ApiError) as caught:
         load(tmp_path, damage(onnx_models.mlp()))
@@ -121,7 +123,11 @@ def test_warm_up_runs_what_is_configured(tmp_path):
     (tmp_path / "warmup" / "rows").write_bytes(np.arange(32, dtype="<i4").tobytes())
     for given in ({"zero_data": True}, {"random_data": True}, {"input_data_file": "rows"}):
         load(tmp_path, onnx_models.simple(), max_batch_size=4, model_warmup=warmup(**given))
-    for given in ({"input_data_file": "missing"}, {"zero_data": True, "data_type": "TYPE_FP32"}, {"zero_data": True, "dims": [3]}):
+    for given in (
+        {"input_data_file": "missing"},
+        {"zero_data": True, "data_type": "TYPE_FP32"},
+        {"zero_data": True, "dims": [3]},
+    ):
         with pytest.raises(ApiError):
             load(tmp_path, onnx_models.simple(), max_batch_size=4, model_warmup=warmup(**given))
 

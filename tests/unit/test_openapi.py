@@ -16,7 +16,7 @@ from openapi_spec_validator import validate
 from fastinfer import openapi, routes
 from fastinfer._ext.datatype import numpy_dtype
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.routes import docs
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"

@@ -9,9 +9,9 @@ import pytest
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.policy import BatchingPolicy
-from fastinfer.scheduler import BatchResult, Scheduler
-from fastinfer.stats import ModelStats
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.scheduler import BatchResult, Scheduler
+from fastinfer.models.stats import ModelStats
 
 
 class Model:

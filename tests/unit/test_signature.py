@@ -110,8 +110,14 @@ def test_requests_share_a_batch_only_when_their_rows_have_the_same_shape():
             PLAIN, request(tensor("A", (3, 1), "f4")),
             "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [3,1]",
         ),
-        (PLAIN, request(tensor("A", (2,), "f4")), "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [2]"),
-        (SCALAR, request(tensor("A", (1,), "i8")), "unexpected shape for input 'A' for model 'M'. Expected [], got [1]"),
+        (
+            PLAIN, request(tensor("A", (2,), "f4")),
+            "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [2]",
+        ),
+        (
+            SCALAR, request(tensor("A", (1,), "i8")),
+            "unexpected shape for input 'A' for model 'M'. Expected [], got [1]",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_sentence(signature, wanted, sentence):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from fastinfer import stats
-from fastinfer.stats import CAUSES, ModelStats
+from fastinfer.models import stats
+from fastinfer.models.stats import CAUSES, ModelStats
 
 
 def test_an_unused_model_has_all_keys() -> None:

@@ -18,9 +18,9 @@ import pytest
 import uvloop
 
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
+from fastinfer.http.server import Server
 from fastinfer.limits import HttpLimits
-from fastinfer.server import Server
 
 TIMEOUT_S = 10.0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastinfer.server import Server
+from fastinfer.http.server import Server
 
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
 ECHO = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"
@@ -24,7 +24,7 @@ import resource, sys, time
 from types import SimpleNamespace
 from fastinfer.errors import ApiError
 from fastinfer.limits import HttpLimits
-from fastinfer.server import Server, run
+from fastinfer.http.server import Server, run
 
 def resolve(method, path):
     return SimpleNamespace(handler={b"/cpu": cpu, b"/hold": hold}.get(path, echo), max_body_bytes=100, arguments=())

@@ -20,10 +20,10 @@ import uvloop
 
 from fastinfer import limits as constants
 from fastinfer.errors import ApiError
-from fastinfer.head import Router
-from fastinfer.hub import Hub
+from fastinfer.http.head import Router
+from fastinfer.http.hub import Hub
+from fastinfer.http.protocol import HttpProtocol
 from fastinfer.limits import HttpLimits
-from fastinfer.protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Server:
     """One process's HTTP server.
 
     Args:
-        router: see :class:`fastinfer.head.Router`.
+        router: see :class:`fastinfer.http.head.Router`.
         host, port: where to listen; port 0 takes a free one.
         sockets: listening sockets to use instead, which the server takes over.
         limits: the HTTP limits.

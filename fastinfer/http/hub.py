@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from fastinfer import limits as constants
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
-from fastinfer.head import Head, Router
+from fastinfer.http.exchange import Exchange
+from fastinfer.http.head import Head, Router
 from fastinfer.limits import HttpLimits
 
 log = logging.getLogger(__name__)

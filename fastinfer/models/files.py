@@ -15,13 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastinfer import model_config
+from fastinfer.config import model as model_config
+from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
-from fastinfer.model_config import ConfigError, ModelConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_CONFIG_FILES = ("config.toml", "config.pbtxt")
 RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an end-point of its own
 
 Stamp = tuple[tuple[str, int, int, int], ...]  # files by relative path: inode, size, mtime in ns
@@ -89,7 +88,7 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
                 name,
                 path,
                 {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)},
-                _stamp(*(path / file for file in _CONFIG_FILES)),
+                _stamp(*(path / file for file in model_config.FILES)),
             )
             if not files.versions:
                 raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
@@ -106,10 +105,11 @@ def _stamp(*paths: Path) -> Stamp:
     entries: list[tuple[str, int, int, int]] = []
     for path in paths:
         try:
-            status = path.stat()
             if path.is_dir():
-                entries += [(f"{path.name}/{name}", *rest) for name, *rest in _stamp(*path.iterdir())]
+                for name, inode, size, mtime_ns in _stamp(*path.iterdir()):
+                    entries.append((f"{path.name}/{name}", inode, size, mtime_ns))
             else:
+                status = path.stat()
                 entries.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
         except OSError:
             continue  # it went away between listing and looking

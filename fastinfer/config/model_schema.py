@@ -2,7 +2,7 @@
 
 A field is here only if it has an effect, or with the values that change nothing; what else Triton knows is listed in
 ``NOT_SUPPORTED`` and refused by name, so that nobody relies on what does not happen. The whole is put together in
-:mod:`fastinfer.model_config`.
+:mod:`fastinfer.config.model`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from fastinfer import limits
-from fastinfer.pbtxt import Written, names_of
-from fastinfer.validation import shown, suggestion
+from fastinfer.config.pbtxt import Written, names_of
+from fastinfer.config.validation import shown, suggestion
 
 NOT_SUPPORTED = frozenset(
     {
@@ -109,9 +109,7 @@ _TritonType = Literal[
     "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8", "TYPE_INT16",
     "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING", "TYPE_BF16",
 ]  # fmt: skip
-Datatype = Annotated[
-    str, BeforeValidator(_datatype), Written((("data_type", _TritonType), ("datatype", str)))
-]
+Datatype = Annotated[str, BeforeValidator(_datatype), Written((("data_type", _TritonType), ("datatype", str)))]
 Dims = Annotated[tuple[Dimension, ...], Field(max_length=limits.MAX_RANK)]
 _DATATYPE: Any = Field(validation_alias=AliasChoices("data_type", "datatype"))
 _DIMS: Any = Field(default=(), validation_alias=AliasChoices("dims", "shape"))

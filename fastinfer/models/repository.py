@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastinfer import model_files, workers
-from fastinfer.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
+from fastinfer import workers
+from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
-from fastinfer.loader import Loader
-from fastinfer.model import Model
-from fastinfer.model_config import ConfigError, ModelConfig
-from fastinfer.model_files import ModelFiles
+from fastinfer.models import files as model_files
+from fastinfer.models.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
+from fastinfer.models.files import ModelFiles
+from fastinfer.models.loader import Loader
+from fastinfer.models.model import Model
 from fastinfer.workers import WorkerKind
 from fastinfer.workers.onnx import OnnxParameters
 from fastinfer.workers.parameters import Parameters, parse

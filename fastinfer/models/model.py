@@ -16,11 +16,11 @@ from fastinfer._ext.message import InferRequest, InferResponse
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
-from fastinfer.scheduler import Outcome, Scheduler
-from fastinfer.stats import ModelStats
+from fastinfer.models.scheduler import Outcome, Scheduler
+from fastinfer.models.stats import ModelStats
 
 if TYPE_CHECKING:
-    from fastinfer.model_config import ModelConfig
+    from fastinfer.config.model import ModelConfig
     from fastinfer.workers.base import Implementation
 
 Complete = Callable[[InferRequest, Outcome], None]
@@ -59,7 +59,7 @@ class Model:
         self.successor = successor
         self._implementation = implementation
         self._own = implementation.signature
-        self.signature = self._own if successor is None else _chained(self._own, successor().signature)
+        self.signature: Signature = self._own if successor is None else _chained(self._own, successor().signature)
 
     def infer(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a decoded request.

@@ -1,4 +1,4 @@
-"""Makes models: from files and parameters to a :class:`~fastinfer.model.Model` that is ready to be published.
+"""Makes models: from files and parameters to a :class:`~fastinfer.models.model.Model` that is ready to be published.
 
 What takes long (reading, making a session, trial and warm-up runs) is done on load threads of low priority, so that a
 load never delays inference; what belongs to the loop (queue, statistics) is made on the loop's thread.
@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from fastinfer._ext.executor import Executor
-from fastinfer.config import ServerConfig
-from fastinfer.model import Model
-from fastinfer.model_config import ModelConfig
-from fastinfer.model_files import ModelFiles
-from fastinfer.policy import BatchingPolicy
-from fastinfer.scheduler import Scheduler
-from fastinfer.stats import ModelStats
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.server import ServerConfig
+from fastinfer.models.files import ModelFiles
+from fastinfer.models.model import Model
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.scheduler import Scheduler
+from fastinfer.models.stats import ModelStats
 from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext

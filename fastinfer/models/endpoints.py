@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from fastinfer.errors import ApiError
-from fastinfer.model import Model
+from fastinfer.models.model import Model
 from fastinfer.workers.parameters import Parameters
 
 MODEL, WORKER = "model", "worker"

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.policy import BatchingPolicy
-from fastinfer.stats import ModelStats
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.stats import ModelStats
 
 log = logging.getLogger(__name__)
 
@@ -317,9 +317,7 @@ class Scheduler:
                     complete(request, result)
                 except Exception:
                     log.exception("an answer could not be given")
-        self._stats.record_batch(
-            rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns
-        )
+        self._stats.record_batch(rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
         if self._retired is not None and not self._queued and not self._running:
             self._retired()
 

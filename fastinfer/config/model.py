@@ -1,6 +1,7 @@
 """A model's configuration: ``config.toml`` or ``config.pbtxt``, with Triton's and AMD's field names.
 
-One schema (:mod:`fastinfer.model_schema`) reads all three notations: TOML, protobuf's text format, Triton's JSON.
+One schema (:mod:`fastinfer.config.model_schema`) reads all three notations: TOML, protobuf's text format, Triton's
+JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import orjson
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from fastinfer import limits, pbtxt
-from fastinfer.errors import ApiError, clip
-from fastinfer.model_schema import (
+from fastinfer import limits
+from fastinfer.config import pbtxt
+from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
     DynamicBatching,
     FileName,
@@ -41,8 +42,9 @@ from fastinfer.model_schema import (
     read_parameters,
     triton_datatype,
 )
-from fastinfer.pbtxt import PbtxtError, Written, names_of
-from fastinfer.validation import place, reason, shown, suggestion
+from fastinfer.config.pbtxt import PbtxtError, Written, names_of
+from fastinfer.config.validation import place, reason, shown, suggestion
+from fastinfer.errors import ApiError, clip
 
 __all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load"]
 

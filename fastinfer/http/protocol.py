@@ -28,11 +28,11 @@ from typing_extensions import Buffer
 
 from fastinfer import limits as constants
 from fastinfer.errors import ApiError
-from fastinfer.exchange import JSON, Body, Exchange, Fields
-from fastinfer.head import CHUNKED, LINE_BYTES, Head, parse, request_line, target_too_long
-from fastinfer.hub import Connection, Hub
-from fastinfer.reply import OK_JSON, reply_head
-from fastinfer.upload import ChunkedUpload, SizedUpload, Upload, deflate, inflate
+from fastinfer.http.exchange import JSON, Body, Exchange, Fields
+from fastinfer.http.head import CHUNKED, LINE_BYTES, Head, parse, request_line, target_too_long
+from fastinfer.http.hub import Connection, Hub
+from fastinfer.http.reply import OK_JSON, reply_head
+from fastinfer.http.upload import ChunkedUpload, SizedUpload, Upload, deflate, inflate
 
 log = logging.getLogger(__name__)
 
@@ -462,7 +462,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # --- Answers ------------------------------------------------------------------------------------------------------
 
     def answer(self, exchange: Any, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
-        """See :class:`fastinfer.exchange.Connection`; the exchange is an HttpExchange."""
+        """See :class:`fastinfer.http.exchange.Connection`; the exchange is an HttpExchange."""
         queue = self._queue
         if not queue or queue[0] is not exchange:
             exchange.reply = (status, content_type, body, fields)

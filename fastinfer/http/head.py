@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from fastinfer.errors import ApiError
-from fastinfer.exchange import Exchange
+from fastinfer.http.exchange import Exchange
 from fastinfer.limits import HttpLimits
 
 CHUNKED = -1

@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastinfer import limits
+from fastinfer.config.validation import place, reason, shown, suggestion
 from fastinfer.machine import memory_bytes, usable_cores
-from fastinfer.validation import place, reason, shown, suggestion
 
 ENV_PREFIX = "FASTINFER_"
 _MAX_FILE_BYTES = limits.MIB
@@ -128,10 +128,16 @@ class ServerConfig(BaseSettings):
 
     # Models
     model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list), Field(min_length=1)] = _option(
-        (Path("model-repository"),), "A directory of models. May be given several times.", _MODELS, metavar="DIR",
+        (Path("model-repository"),),
+        "A directory of models. May be given several times.",
+        _MODELS,
+        metavar="DIR",
     )
     load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
-        ("all",), "Which models to load at start: all, none, or the names of some.", _MODELS, metavar="NAME",
+        ("all",),
+        "Which models to load at start: all, none, or the names of some.",
+        _MODELS,
+        metavar="NAME",
     )
     model_control: Literal["explicit", "none", "poll"] = _option(
         "explicit",
@@ -153,7 +159,8 @@ class ServerConfig(BaseSettings):
     host: Annotated[str, Field(min_length=1, max_length=253)] = _option(
         "127.0.0.1",
         "The address to listen on. Whoever can reach it can load and unload models, unless --model-control is none.",
-        _NETWORK, metavar="ADDRESS",
+        _NETWORK,
+        metavar="ADDRESS",
     )
     port: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)] = _option(
         8000, "The TCP port to listen on; 0 takes a free one, which is told in the log.", _NETWORK
@@ -166,16 +173,19 @@ class ServerConfig(BaseSettings):
     threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         lambda: 2 * usable_cores(),
         "Native threads that run batches and long conversions, shared by all models.",
-        _COMPUTE, shown_default="twice the usable cores",
+        _COMPUTE,
+        shown_default="twice the usable cores",
     )
     intra_op_threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         usable_cores,
         "Threads of ONNX Runtime's pool, which one run may spread over; shared by all models.",
-        _COMPUTE, shown_default="the usable cores",
+        _COMPUTE,
+        shown_default="the usable cores",
     )
     off_loop_bytes: Size = _option(
         limits.OFF_LOOP_BYTES,
-        "Requests and answers above this size are converted on the native threads, not on the event loop's.", _COMPUTE,
+        "Requests and answers above this size are converted on the native threads, not on the event loop's.",
+        _COMPUTE,
     )
     inline_run_us: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=1_000_000)] = _option(
         limits.INLINE_RUN_US,
@@ -225,7 +235,8 @@ class ServerConfig(BaseSettings):
         lambda: int(memory_bytes() * limits.IN_FLIGHT_MEMORY_SHARE),
         "Received bytes that the process may hold for unanswered requests, as a size or as a share of the memory "
         "(25%); further requests get 503.",
-        _HTTP, shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}",
+        _HTTP,
+        shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}",
     )
 
     # Times
@@ -253,7 +264,9 @@ class ServerConfig(BaseSettings):
 
     # Logging and the rest
     config: Path | None = _option(
-        None, "Read options from this TOML file; its keys are the options' names with underscores.", _LOGGING,
+        None,
+        "Read options from this TOML file; its keys are the options' names with underscores.",
+        _LOGGING,
         metavar="FILE",
     )
     log_format: Literal["text", "json"] = _option("text", "How log lines are written, to the standard error.", _LOGGING)

@@ -1,0 +1,1 @@
+"""HTTP: one connection, what connections share, sockets and drain."""
