@@ -47,6 +47,7 @@ FLOORS: list[dict[str, str]] = [
         "config.model": "config.model_schema config.pbtxt",
         "config.model_schema": "config.pbtxt",
         "config.pbtxt": "",
+        "openapi": "",
         "http.reply": "http.exchange",
         "models.stats": "_ext.histogram",
         "http.upload": "http.head",
