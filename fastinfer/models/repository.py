@@ -122,7 +122,7 @@ class Repository:
 
     async def start(self, wanted: Iterable[str] | None) -> None:
         """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
-        found = await asyncio.to_thread(model_files.names, self.directories)
+        found = await self._loader.in_thread(model_files.names, self.directories)
         names = found if wanted is None else list(dict.fromkeys(wanted))
         self._wanted = set(names)
         await asyncio.gather(*(self._load_quietly(name) for name in names))
@@ -138,10 +138,10 @@ class Repository:
 
         A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
         """
-        done = seen = await asyncio.to_thread(self._look)
+        done = seen = await self._loader.in_thread(self._look)
         while True:
             await asyncio.sleep(interval_s)
-            now = await asyncio.to_thread(self._look)
+            now = await self._loader.in_thread(self._look)
             for name in sorted(now.keys() | done.keys()):
                 files = now.get(name)
                 if seen.get(name) == files != done.get(name):
