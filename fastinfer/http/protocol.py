@@ -6,8 +6,8 @@ from the read buffer to the handler and from the answer to the transport, is the
 The law of both:
 
 - All connections of a loop read into one buffer, the hub's. Nothing of it outlives the callback that it came with: a
-  started head is kept apart (``_pending``), a body that does not lie in it wholly gets a buffer of its own, and one that
-  does is only lent to its handler.
+  started head is kept apart (``_pending``), a body that does not lie in it wholly gets a buffer of its own, one that
+  does is lent to its handler.
 - A message is answered once. ``_queue`` holds what is not answered yet, in order; an answer that comes too early waits
   in its exchange. Only the first of the queue is ever written.
 - ``_deaf`` means that nothing more is read as a request: the last answer is on its way, then the connection lingers, so

@@ -14,7 +14,7 @@ class Recorder:
     def __init__(self) -> None:
         self.answers: list[tuple[Any, ...]] = []
 
-    def answer(self, exchange: Exchange, *answer: Any) -> None:
+    def answer(self, _: Exchange, *answer: Any) -> None:
         self.answers.append(answer)
 
 
