@@ -51,6 +51,7 @@ class Hub:
             0.15 µs (November 2026).
         now: the loop's clock, read a few times a second: good enough for limits of seconds.
         draining: answers end their connections.
+        opening: accepted sockets that have no transport yet.
         connections, connections_total: open now; accepted so far.
         answers: answers so far by the status's first digit.
         in_flight_bytes: bodies received and not answered yet, without those that lie in the read buffer.
@@ -76,6 +77,7 @@ class Hub:
         "limits",
         "loop",
         "now",
+        "opening",
         "router",
         "view",
     )
@@ -87,6 +89,7 @@ class Hub:
         self.renew_buffer()
         self.heads: dict[bytes, Head] = {}
         self.draining = False
+        self.opening = 0
         self.connections = 0
         self.connections_total = 0
         self.answers = [0] * 6
@@ -123,6 +126,7 @@ class Hub:
         """A connection is open; it keeps what is returned for :meth:`disconnected`."""
         slot = self._slots[self.connections_total % _SLOTS]
         slot.add(connection)
+        self.opening -= 1
         self.connections += 1
         self.connections_total += 1
         return slot
