@@ -84,15 +84,13 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     for directory in directories:
         path = directory / name
         if _NAME.fullmatch(name) and path.is_dir():
-            files = ModelFiles(
-                name,
-                path,
-                {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)},
-                _stamp(*(path / file for file in model_config.FILES)),
-            )
-            if not files.versions:
+            try:
+                versions = {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)}
+            except OSError as error:
+                raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
+            if not versions:
                 raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
-            return files
+            return ModelFiles(name, path, versions, _stamp(*(path / file for file in model_config.FILES)))
     raise ApiError(400, f"no model '{name}' in the repository")
 
 

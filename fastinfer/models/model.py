@@ -206,7 +206,12 @@ class _Chain:
             status = error.status if error.status == 503 else 500
             self._complete(request, ApiError(status, f"the next stage refused the outputs: {error.message}"))
 
-    def _last_done(self, _stage: InferRequest, outcome: Outcome) -> None:
+    def _last_done(self, stage: InferRequest, outcome: Outcome) -> None:
+        if not isinstance(outcome, ApiError):
+            if not self._following.signature.batched:
+                self._request.implicit_batch = False  # there is no batch dimension to take away
+            elif stage.implicit_batch:
+                outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]
         self._complete(self._request, outcome)
 
 

@@ -132,6 +132,9 @@ class Repository:
             await self.load_model(name, None, {})
         except ApiError as error:
             log.error("model '%s' is not served: %s", name, error.message)
+        except Exception:
+            log.exception("model '%s' is not served", name)
+            self._failures[name] = "internal error"
 
     async def follow(self, interval_s: float) -> None:
         """Polls the disk for ever: loads what is new or changed, unloads what is gone.
