@@ -208,7 +208,8 @@ class _Chain:
 
     def _last_done(self, stage: InferRequest, outcome: Outcome) -> None:
         if not isinstance(outcome, ApiError):
-            if not self._following.signature.batched:
+            last = self._following.signature
+            if not last.batched and not last.anything:
                 self._request.implicit_batch = False  # there is no batch dimension to take away
             elif stage.implicit_batch:
                 outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]

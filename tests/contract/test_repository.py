@@ -299,7 +299,7 @@ def test_a_chain_from_a_batched_model_into_a_worker_without_batches(own_server):
     assert server.post("/v2/models/simple/load", {"next": "fake"}).json["name"] == "simple-0"
     item = inference(tensor("INPUT0", [16], "INT32", [5] * 16), tensor("INPUT1", [16], "INT32", [2] * 16))
     outputs = server.infer("simple-0", item).json["outputs"]
-    assert [(output["shape"], set(output["data"])) for output in outputs] == [([1, 16], {7}), ([1, 16], {3})]
+    assert [(output["shape"], set(output["data"])) for output in outputs] == [([16], {7}), ([16], {3})]
 
 
 def test_a_repository_that_is_not_there_is_told():
