@@ -71,7 +71,7 @@ _HEADS_ASKED = 16  # groups that are asked for a batch while the most urgent one
 class _Batch:
     """Requests that run together, and how many of them still wait for the answer."""
 
-    __slots__ = ("requests", "run", "started_ns", "waiting")
+    __slots__ = ("__weakref__", "requests", "run", "started_ns", "waiting")
 
     def __init__(self, requests: list[InferRequest], started_ns: int) -> None:
         self.requests = requests
@@ -342,9 +342,7 @@ class Scheduler:
             self._forget(request)
             if complete is not None:
                 _tell(complete, request, result)
-        self._stats.record_batch(
-            rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns
-        )
+        self._stats.record_batch(rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
 
     # --- Out ----------------------------------------------------------------------------------------------------------
 

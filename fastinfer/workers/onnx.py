@@ -22,7 +22,6 @@ from fastinfer.errors import ApiError, without_paths
 from fastinfer.models.scheduler import BatchResult, Outcome, Run
 from fastinfer.workers.parameters import Integer, Name, Parameters
 
-
 log = logging.getLogger(__name__)
 
 
