@@ -49,7 +49,7 @@ sanitized-test: $(BUILT) $(DONE)/dev
 
 fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
-	@$(BIN)/python tests/fuzz/numbers.py
+	@$(BIN)/python -m tests.fuzz.numbers
 
 bench: $(BUILT) $(DONE)/dev  ## measure against other servers; the result goes to bench/results/
 	@$(BIN)/python bench/load/run.py $(ARGS)
