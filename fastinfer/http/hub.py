@@ -48,6 +48,7 @@ class Hub(Shared):
     What every request needs of it stands in :class:`fastinfer._ext.connection.Shared`.
 
     Attributes:
+        opening: accepted sockets that have no transport yet.
         connections, connections_total: open now; accepted so far.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
@@ -63,12 +64,14 @@ class Hub(Shared):
         "connections",
         "connections_total",
         "half_closed",
+        "opening",
         "router",
     )
 
     def __init__(self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limits, loop)
         self.router = router
+        self.opening = 0
         self.connections = 0
         self.connections_total = 0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
@@ -89,6 +92,7 @@ class Hub(Shared):
         """A connection is open; it keeps what is returned for :meth:`disconnected`."""
         slot = self._slots[self.connections_total % _SLOTS]
         slot.add(connection)
+        self.opening -= 1
         self.connections += 1
         self.connections_total += 1
         return slot
