@@ -123,6 +123,8 @@ def _stamp(*paths: Path) -> Stamp:
     entries: list[tuple[str, int, int, int]] = []
     for path in paths:
         try:
+            if path.is_dir() and path.is_symlink():
+                continue  # it may lead anywhere, back here too
             if path.is_dir():
                 for name, inode, size, mtime_ns in _stamp(*path.iterdir()):
                     entries.append((f"{path.name}/{name}", inode, size, mtime_ns))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
@@ -80,8 +81,16 @@ class Model:
         """
         if self.successor is not None:
             return _Chain(self, request, complete).start()
-        self._own.check(request, self.name)
+        self.check(request)
         return self.enqueue(request, complete)
+
+    def check(self, request: InferRequest) -> None:
+        """Checks a request against what clients see. ApiError 400."""
+        try:
+            self.signature.check(request, self.name)
+        except ApiError:
+            self.stats.record_failure("client", 0)
+            raise
 
     def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a checked request on this model alone; see :meth:`infer`."""
@@ -219,15 +228,25 @@ class _Chain:
         self._request = request
         self._complete = complete
         self._cancel: Cancel = _nothing
+        self._began_ns = monotonic_ns()
 
     def start(self) -> Cancel:
         """Submits to the first stage. ApiError as :meth:`Model.infer`."""
-        self._first.signature.check(self._request, self._first.name)
+        self._first.check(self._request)
         self._cancel = self._first.enqueue(self._request, self._first_done)
         return self.cancel
 
     def cancel(self) -> None:
         self._cancel()
+
+    def _left_us(self) -> int:
+        """What is left of the client's timeout; 0: it gave none. ApiError 504 where nothing is left."""
+        if not self._request.timeout_us:
+            return 0
+        left_us = self._request.timeout_us - (monotonic_ns() - self._began_ns) // 1000
+        if left_us <= 0:
+            raise ApiError(504, "Request timeout expired")
+        return left_us
 
     def _first_done(self, request: InferRequest, outcome: Outcome) -> None:
         if isinstance(outcome, ApiError):
@@ -239,11 +258,12 @@ class _Chain:
             inputs = following.signature.inputs
             if {tensor.name for tensor in outcome} != {spec.name for spec in inputs} and len(inputs) == len(outcome):
                 outcome = [tensor.renamed(spec.name) for tensor, spec in zip(outcome, inputs, strict=True)]
-            stage = InferRequest(outcome, timeout_us=request.timeout_us, priority=request.priority)
+            stage = InferRequest(outcome, timeout_us=self._left_us(), priority=request.priority)
             self._cancel = following.infer(stage, partial(self._last_done, following))
         except ApiError as error:
-            status = error.status if error.status == 503 else 500
-            self._complete(request, ApiError(status, f"the next stage refused the outputs: {error.message}"))
+            if error.status not in (503, 504):
+                error = ApiError(500, f"the next stage refused the outputs: {error.message}")
+            self._complete(request, error)
 
     def _last_done(self, following: Model, stage: InferRequest, outcome: Outcome) -> None:
         if not isinstance(outcome, ApiError):
@@ -266,3 +286,23 @@ def _chained(first: Signature, last: Signature) -> Signature:
         positional=first.positional,
         anything=first.anything,
     )
+
+
+def why_not_chained(first: Signature, following: Signature) -> str | None:
+    """Why an endpoint's outputs cannot be another one's inputs, as far as signatures tell; None where they may."""
+    if following.anything or first.anything:
+        return None
+    outputs, inputs = list(first.outputs), list(following.inputs)
+    if len(outputs) != len(inputs):
+        return f"it gives {len(outputs)} outputs, and {len(inputs)} inputs are taken"
+    by_name = {spec.name: spec for spec in inputs}
+    if set(by_name) == {spec.name for spec in outputs}:
+        inputs = [by_name[spec.name] for spec in outputs]
+    for given, taken in zip(outputs, inputs, strict=True):
+        if given.datatype != taken.datatype:
+            return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+        # Seen from the last dimension: one of both may have a batch dimension in front.
+        ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
+        if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):
+            return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"
+    return None

@@ -165,7 +165,7 @@ class Repository:
         try:
             for endpoint in endpoints:
                 again = endpoint.parameters.model_copy(update={"share": True})
-                await self._load(endpoint.identity, name, None, again, None)
+                await self._load(endpoint.identity, name, None, again, endpoint.override)
             if not endpoints and (not known or name in (self._wanted or ())):
                 await self.load_model(name, None, {})
         except ApiError as error:
@@ -218,37 +218,51 @@ class Repository:
         self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
     ) -> str:
         """Loads a model of the repository, or a built-in worker, for an identity."""
-        versions: _Versions
         async with self._exclusive(wanted[1]):
-            endpoint = self._table.same(wanted)
-            new = endpoint is None
-            if endpoint is None:
-                endpoint = Endpoint(self._table.free_name(wanted), wanted, parameters)
-            name = endpoint.name
-            successor = self._successor(parameters.next)
-            self._loading.add(name)
-            try:
-                if isinstance(made_of, str):
-                    versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
-                elif new:
-                    versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
-                else:
-                    versions = {1: (endpoint.versions[1], None)}
-            except ApiError as error:
-                if not new or name in (self._wanted or ()):
-                    self._failures[name] = error.message
-                raise
-            finally:
-                self._loading.discard(name)
-            if new and parameters.next is not None:
-                self._hold(parameters.next, versions)
-            elif not new and not parameters.share:
-                endpoint.loads += 1
-            self._settled(name)
-            if version is not None:
-                endpoint.chosen.add(version)
-            self._publish(endpoint, versions)
-            return name
+            for _ in range(_ATTEMPTS):
+                name = await self._load_once(wanted, made_of, version, parameters, override)
+                if name is not None:
+                    return name
+        raise ApiError(503, f"'{wanted[1]}' is unloaded again and again meanwhile", retry_after_s=1)
+
+    async def _load_once(
+        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
+    ) -> str | None:
+        """See :meth:`_load`; None where what was there was unloaded meanwhile, as the successor of another endpoint."""
+        versions: _Versions
+        endpoint = self._table.same(wanted)
+        new = endpoint is None
+        if endpoint is None:
+            endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
+        name = endpoint.name
+        successor = self._successor(name, parameters.next)
+        self._loading.add(name)
+        try:
+            if isinstance(made_of, str):
+                versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
+            elif new:
+                versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
+            else:
+                versions = {1: (endpoint.versions[1], None)}
+        except ApiError as error:
+            if not new or name in (self._wanted or ()):
+                self._failures[name] = error.message
+            raise
+        finally:
+            self._loading.discard(name)
+        if not new and self._table.get(name) is not endpoint:
+            self._discard({number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()})
+            return None
+        if new and parameters.next is not None:
+            self._hold(parameters.next, versions)
+        elif not new and not parameters.share:
+            endpoint.loads += 1
+        self._settled(name)
+        if version is not None:
+            endpoint.chosen.add(version)
+        endpoint.override = override
+        self._publish(endpoint, versions)
+        return name
 
     async def _prepare(
         self,
@@ -304,20 +318,27 @@ class Repository:
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 
-    def _successor(self, name: str | None) -> Callable[[], Model] | None:
-        if name is None:
+    def _successor(self, name: str, following: str | None) -> Callable[[], Model] | None:
+        """How the endpoint ``name`` finds the model that gets its outputs. ApiError 400."""
+        if following is None:
             return None
-        if self._table.get(name) is None:
-            raise ApiError(400, f"the next endpoint '{name}' is not loaded")
-        return lambda: self.find(name)
+        if self._table.get(following) is None:
+            raise ApiError(400, f"the next endpoint '{following}' is not loaded")
+        ahead: str | None = following
+        while ahead is not None:
+            if ahead == name:
+                raise ApiError(400, f"'{name}' cannot come after itself")
+            endpoint = self._table.get(ahead)
+            ahead = None if endpoint is None else endpoint.parameters.next
+        return lambda: self.find(following)
 
     def _hold(self, name: str, made: _Versions) -> None:
-        """An endpoint whose successor this is keeps it loaded, as one more load."""
+        """An endpoint keeps its successor loaded."""
         held = self._table.get(name)
         if held is None:
             self._discard(made)
             raise ApiError(400, f"the next endpoint '{name}' was unloaded")
-        held.loads += 1
+        held.holds += 1
 
     # --- Unloading ----------------------------------------------------------------------------------------------------
 
@@ -339,8 +360,11 @@ class Repository:
                 self._publish(endpoint, rest)
 
     def _take_load(self, endpoint: Endpoint) -> None:
-        endpoint.loads -= 1
-        if endpoint.loads == 0:
+        endpoint.loads = max(0, endpoint.loads - 1)
+        self._remove_unless_wanted(endpoint)
+
+    def _remove_unless_wanted(self, endpoint: Endpoint) -> None:
+        if not endpoint.loads and not endpoint.holds:
             self._remove(endpoint)
 
     def _remove(self, endpoint: Endpoint) -> None:
@@ -350,7 +374,8 @@ class Repository:
         log.info("'%s' is unloaded", endpoint.name)
         held = None if endpoint.parameters.next is None else self._table.get(endpoint.parameters.next)
         if held is not None:
-            self._take_load(held)
+            held.holds -= 1
+            self._remove_unless_wanted(held)
 
     def _retire(self, model: Model) -> None:
         self._retiring.add(model)
@@ -360,8 +385,7 @@ class Repository:
         """Unloads everything and waits until it is released."""
         for endpoint in list(self._table):
             if self._table.get(endpoint.name) is endpoint:
-                endpoint.loads = 1
-                self._take_load(endpoint)
+                self._remove(endpoint)
         while self._retiring:
             await asyncio.sleep(0.01)
 
