@@ -8,7 +8,7 @@ from typing_extensions import Buffer
 from fastinfer.errors import ApiError
 
 JSON: Final[bytes]
-"""``application/json``; this very object marks the common case."""
+"""``application/json``"""
 
 class Connection(Protocol):
     """What an exchange needs of the connection that it came over."""

@@ -272,7 +272,7 @@ cdef class Connection:
         cdef bytes whole
         try:
             # The common case comes first.
-            if status == 200 and content_type is json_type and exchange.head.plain and not self._hub.draining:
+            if status == 200 and exchange.head.plain and content_type == json_type and not self._hub.draining:
                 if not fields and type(body) is not list and type(body) is not tuple:
                     whole = ok_json(body, joined_bytes if exchange.head.accepted is None else min_compressed_bytes - 1)
                     if whole is not None:
