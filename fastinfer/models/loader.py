@@ -16,8 +16,8 @@ from typing import ParamSpec, TypeVar
 from fastinfer._ext.executor import Executor
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
-from fastinfer.models.files import ModelFiles
 from fastinfer.errors import ApiError
+from fastinfer.models.files import ModelFiles
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.policy import BatchingPolicy
 from fastinfer.models.scheduler import Scheduler

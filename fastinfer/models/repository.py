@@ -251,7 +251,9 @@ class Repository:
         finally:
             self._loading.discard(name)
         if not new and self._table.get(name) is not endpoint:
-            self._discard({number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()})
+            self._discard(
+                {number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()}
+            )
             return None
         if new and parameters.next is not None:
             self._hold(parameters.next, versions)

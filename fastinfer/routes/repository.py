@@ -74,7 +74,7 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     if isinstance(given, dict) and isinstance(given.get("parameters"), dict):
         if len(given) > 1:
-            raise ApiError(400, "parameters are given either flat or in \"parameters\", not in both")
+            raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
         given = given["parameters"]
     if not isinstance(given, dict):
         raise ApiError(400, 'the body must be an object of parameters, or {"parameters": {...}}')

@@ -151,6 +151,7 @@ def _checked(kind: str, part: bytes) -> str:
             raise ApiError(404, "a version is a positive decimal number of at most 19 digits, without leading zeros")
     elif not _NAME.fullmatch(text):
         raise ApiError(
-            404, f"the name of a {kind} has 1 to 128 letters, digits, '_', '.' and '-', and does not start with '.' or '-'"
+            404,
+            f"the name of a {kind} has 1 to 128 letters, digits, '_', '.' and '-', and does not start with '.' or '-'",
         )
     return text
