@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
 from fastinfer._ext.message import InferRequest, InferResponse
+from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
-from fastinfer.models.scheduler import Outcome, Scheduler
+from fastinfer.models.run import Outcome
 from fastinfer.models.stats import ModelStats
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fastinfer._ext.encode import Encoded, EncodeJob, encode
 from fastinfer._ext.message import InferRequest
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import JSON, Exchange
-from fastinfer.models.scheduler import Outcome
+from fastinfer.models.run import Outcome
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
