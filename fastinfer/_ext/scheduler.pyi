@@ -46,9 +46,9 @@ class Scheduler:
     @property
     def in_flight(self) -> int:
         """Requests that wait or run, and whose clients are still there."""
-    def submit(self, request: InferRequest) -> int:
+    def submit(self, request: InferRequest) -> None:
         """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
-    def cancel(self, request: InferRequest) -> int:
+    def cancel(self, request: InferRequest) -> None:
         """Nobody waits for this request any more; its ``complete`` is not called."""
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""

@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
-from fastinfer._ext.message import InferRequest, InferResponse
+from fastinfer._ext.inference import Target
+from fastinfer._ext.message import InferRequest
 from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
@@ -28,7 +29,7 @@ Complete = Callable[[InferRequest, Outcome], None]
 Cancel = Callable[[], None]
 
 
-class Model:
+class Model(Target):
     """One version, ready to infer.
 
     Attributes:
@@ -51,16 +52,13 @@ class Model:
         config: ModelConfig,
         successor: Callable[[], Model] | None = None,
     ) -> None:
-        self.name = name
-        self.version = version
+        own = implementation.signature
+        signature = own if successor is None else _chained(own, successor().signature)
+        super().__init__(name, version, own, signature, scheduler, successor)
         self.platform = implementation.platform
         self.config = config
         self.stats = stats
-        self.scheduler = scheduler
-        self.successor = successor
         self._implementation = implementation
-        self._own = implementation.signature
-        self.signature: Signature = self._own if successor is None else _chained(self._own, successor().signature)
 
     def infer(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a decoded request.
@@ -76,14 +74,15 @@ class Model:
         Raises:
             ApiError: 400 where the request does not fit, 503 where the queue is full.
         """
-        own = self._own
+        own = self.own
         if self.successor is not None:
             return _Chain(self, self.successor(), request, complete).start()
         own.check(request, self.name)
-        return self._enqueue(request, complete)
+        return self.enqueue(request, complete)
 
-    def _enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
-        own = self._own
+    def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
+        """Runs a request that was checked against the own signature; see :meth:`infer`."""
+        own = self.own
         if own.batched and not 0 < request.rows <= own.max_batch_size:
             if request.rows > 0:
                 return _Slices(self.scheduler, request, own.max_batch_size, complete).start()
@@ -92,10 +91,6 @@ class Model:
         request.complete = complete
         self.scheduler.submit(request)
         return partial(self.scheduler.cancel, request)
-
-    def respond(self, request: InferRequest, outputs: list[Tensor]) -> InferResponse:
-        """The answer to ``request``, made of all outputs."""
-        return self.signature.respond(request, outputs, self.name, self.version)
 
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; releases everything when those in flight have ended, then calls ``retired``."""
@@ -187,7 +182,7 @@ class _Chain:
 
     def start(self) -> Cancel:
         self._first.signature.check(self._request, self._first.name)
-        self._cancel = self._first._enqueue(self._request, self._first_done)
+        self._cancel = self._first.enqueue(self._request, self._first_done)
         return self.cancel
 
     def cancel(self) -> None:

@@ -54,3 +54,7 @@ cdef class Encoded:
 cdef class EncodeJob(Job):
     cdef Plan plan
     cdef InferResponse response     # keeps what the plan borrows
+
+
+# encode() at the level of C.
+cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom)

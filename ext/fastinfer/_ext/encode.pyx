@@ -285,6 +285,10 @@ cdef class Encoded:
 
 
 def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+    return encode_response(response, nonfinite, headroom)
+
+
+cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom):
     cdef Plan plan
     cdef Py_ssize_t nbytes = 0
     cdef Tensor tensor

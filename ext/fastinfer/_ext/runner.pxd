@@ -1,8 +1,8 @@
 # Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
 #
-# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted time
-# is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with about
-# as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
+# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted
+# time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
+# about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
 # Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
 
 from libc.stdint cimport int64_t
