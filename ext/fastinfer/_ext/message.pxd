@@ -65,3 +65,7 @@ cdef class BatchResult:
     cdef readonly int64_t compute_input_ns
     cdef readonly int64_t compute_infer_ns
     cdef readonly int64_t compute_output_ns
+
+    # As the constructor, without a Python call.
+    @staticmethod
+    cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns)

@@ -72,3 +72,12 @@ cdef class BatchResult:
         self.compute_input_ns = compute_input_ns
         self.compute_infer_ns = compute_infer_ns
         self.compute_output_ns = compute_output_ns
+
+    @staticmethod
+    cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns):
+        cdef BatchResult result = BatchResult.__new__(BatchResult)
+        result.outputs = outputs
+        result.compute_input_ns = compute_input_ns
+        result.compute_infer_ns = compute_infer_ns
+        result.compute_output_ns = compute_output_ns
+        return result

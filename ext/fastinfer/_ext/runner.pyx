@@ -125,8 +125,8 @@ cdef class RunningBatch:
             self.start, self.stop = self.later.pop()
             return True
         done, self.done = self.done, None
-        done(BatchResult(outcomes if self.outcomes is None else self.outcomes, self.input_ns, self.infer_ns,
-                         self.output_ns))
+        done(BatchResult.make(outcomes if self.outcomes is None else self.outcomes, self.input_ns, self.infer_ns,
+                              self.output_ns))
         return False
 
     cdef int take_failure(self, BatchRun attempt) except -1:
