@@ -11,7 +11,7 @@ import re
 import orjson
 
 MAX_MESSAGE_BYTES = 512
-"""An error's sentence is cut here, at a character's border (contract §0)."""
+"""An error's sentence is cut here, at a character's border."""
 
 _PATH = re.compile(r"(?<![\w.])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
 

@@ -14,7 +14,6 @@ class Target:
         name: the endpoint's name, under which it answers.
         version: its version, as on the wire.
         own: the signature of its own implementation.
-        signature: what a client sees: the own inputs, and the outputs of the last stage.
         scheduler: queue and instances.
         successor: gives the model that gets the outputs, or None.
     """
@@ -22,7 +21,6 @@ class Target:
     name: str
     version: str
     own: Signature
-    signature: Signature
     scheduler: Scheduler
     successor: Callable[[], Any] | None
     def __init__(
@@ -30,7 +28,6 @@ class Target:
         name: str,
         version: str,
         own: Signature,
-        signature: Signature,
         scheduler: Scheduler,
         successor: Callable[[], Any] | None = None,
     ) -> None: ...

@@ -7,6 +7,14 @@ from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.ort import Session
 from fastinfer.models.run import Run
 
+class RunTimes:
+    """Predicts how long a run takes from the runs measured so far, by the size of the input in powers of two."""
+
+    def observe(self, nbytes: int, ns: int) -> None:
+        """Learns of a run."""
+    def predict_ns(self, nbytes: int) -> float:
+        """The time of a run on so many bytes, rather too long than too short; infinite where nothing was measured."""
+
 class Runner:
     """Predicts how long a batch runs, and runs it where that is best. Loop's thread only.
 
@@ -26,3 +34,8 @@ class Runner:
         """
     def close(self) -> None:
         """Lets go of the session; nothing is under way any more."""
+
+class RunningBatch:
+    """A batch under way; a :class:`fastinfer.models.run.Run`."""
+
+    def terminate(self) -> None: ...

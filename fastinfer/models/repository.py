@@ -85,7 +85,8 @@ class Repository:
         if name in self._loading:
             return ApiError(503, f"model '{name}' is loading", retry_after_s=1)
         if name in (self._wanted or ()):
-            return ApiError(503, f"model '{name}' is not ready: {self._failures.get(name, 'it waits to be loaded')}")
+            reason = self._failures.get(name, f"model '{name}' waits to be loaded")
+            return ApiError(503, f"not ready: {reason}", retry_after_s=1)
         return ApiError(404, f"Request for unknown model: '{name}' is not found")
 
     def names(self) -> list[str]:
@@ -111,10 +112,7 @@ class Repository:
             return "the repository has not been read yet"
         if not self._wanted:
             return None
-        reasons = [
-            f"'{name}' failed: {self._failures[name]}" if name in self._failures else f"'{name}' is loading"
-            for name in sorted(self._wanted)
-        ]
+        reasons = [self._failures.get(name, f"model '{name}' is loading") for name in sorted(self._wanted)]
         return "models are not ready: " + "; ".join(reasons)
 
     def _settled(self, name: str) -> None:
@@ -127,7 +125,9 @@ class Repository:
 
     async def start(self, wanted: Iterable[str] | None) -> None:
         """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
-        found = await self._loader.in_thread(model_files.names, self.directories)
+        found = await self._loader.in_thread(model_files.names, self.directories, tell=True)
+        if not found:
+            log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
         names = found if wanted is None else list(dict.fromkeys(wanted))
         self._wanted = set(names)
         await asyncio.gather(*(self._load_quietly(name) for name in names))
@@ -173,6 +173,8 @@ class Repository:
                 await self.load_model(name, None, {})
         except ApiError as error:
             log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+        except Exception:
+            log.exception("model '%s' is not served as it lies on the disk", name)
 
     def _look(self) -> dict[str, ModelFiles | None]:
         found: dict[str, ModelFiles | None] = {}
@@ -191,7 +193,7 @@ class Repository:
         Args:
             name: its directory.
             version: one version alone, beside those that are loaded; None: those that the version policy names.
-            parameters: of the load (see :mod:`fastinfer.load_parameters`); ``config`` replaces the configuration and
+            parameters: of the load (see :mod:`fastinfer.workers.parameters`); ``config`` replaces the configuration and
                 is not part of the identity.
 
         Raises:
@@ -241,13 +243,13 @@ class Repository:
                 raise
             finally:
                 self._loading.discard(name)
+            if new and parameters.next is not None:
+                self._hold(parameters.next, versions)
+            elif not new and not parameters.share:
+                endpoint.loads += 1
             self._settled(name)
             if version is not None:
                 endpoint.chosen.add(version)
-            if new and parameters.next is not None:
-                self._hold(parameters.next)
-            elif not new and not parameters.share:
-                endpoint.loads += 1
             self._publish(endpoint, versions)
             return name
 
@@ -282,7 +284,7 @@ class Repository:
                     made[number] = (built, made_of[number])
                 if await self._loader.in_thread(model_files.find, self.directories, model) == files:
                     return kept | made
-            except ApiError:
+            except BaseException:
                 self._discard(made)
                 raise
             self._discard(made)
@@ -312,10 +314,11 @@ class Repository:
             raise ApiError(400, f"the next endpoint '{name}' is not loaded")
         return lambda: self.find(name)
 
-    def _hold(self, name: str) -> None:
+    def _hold(self, name: str, made: _Versions) -> None:
         """An endpoint whose successor this is keeps it loaded, as one more load."""
         held = self._table.get(name)
         if held is None:
+            self._discard(made)
             raise ApiError(400, f"the next endpoint '{name}' was unloaded")
         held.loads += 1
 

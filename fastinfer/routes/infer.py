@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def routes(service: Service) -> list[Route]:
-    """The two forms of the end-point."""
+    """The two forms of the endpoint."""
     repository, config = service.repository, service.config
     infer = InferHandler(repository.find, repository.ready, service.executor, config.off_loop_bytes, service.nonfinite)
     return [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def routes(service: Service) -> list[Route]:
-    """The load and unload end-points of models and workers."""
+    """The load and unload endpoints of models and workers."""
     repository = service.repository
 
     async def load_model(exchange: Exchange) -> None:

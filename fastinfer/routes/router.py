@@ -26,7 +26,7 @@ _MAX_CACHED = 1024  # paths; the cache is emptied when it is full, so that hosti
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One end-point.
+    """One endpoint.
 
     Attributes:
         methods: the HTTP methods it answers; ``HEAD`` is added to ``GET``.

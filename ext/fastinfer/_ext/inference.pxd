@@ -14,12 +14,11 @@ from fastinfer._ext.signature cimport Signature
 
 
 # What an inference needs of a model. fastinfer.models.model.Model is one, with the methods `infer` and `enqueue` for
-# what is not common.
+# what is not common, and the property `signature`, which where it has a successor is not its own.
 cdef class Target:
     cdef readonly str name
     cdef readonly str version
     cdef readonly Signature own         # of its own implementation
-    cdef readonly Signature signature   # what a client sees: with a successor, the last one's outputs
     cdef readonly object successor      # Callable[[], Target] | None
     cdef readonly Scheduler scheduler
 

@@ -20,12 +20,10 @@ cdef bytes OCTETS = b"application/octet-stream"
 
 
 cdef class Target:
-    def __init__(self, str name not None, str version not None, Signature own not None, Signature signature not None,
-                 Scheduler scheduler not None, successor=None):
+    def __init__(self, str name not None, str version not None, Signature own not None, Scheduler scheduler not None, successor=None):
         self.name = name
         self.version = version
         self.own = own
-        self.signature = signature
         self.scheduler = scheduler
         self.successor = successor
 
@@ -135,13 +133,15 @@ cdef class Inference(Waiter):
 
     cdef int respond(self, InferRequest request, object outcome) except -1:
         cdef Target model = self.model
+        cdef Signature signature
         cdef InferHandler handler = self.handler
         cdef InferResponse response
         cdef Tensor tensor
         cdef int64_t nbytes = 0
         if not isinstance(outcome, list):
             raise outcome
-        response = model.signature.respond(request, <list>outcome, model.name, model.version)
+        signature = model.own if model.successor is None else (<object>model).signature
+        response = signature.respond(request, <list>outcome, model.name, model.version)
         for tensor in response.outputs:
             nbytes += tensor.nbytes
         if nbytes > handler.off_loop_bytes:

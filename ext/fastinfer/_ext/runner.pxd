@@ -16,13 +16,12 @@ cdef enum:
 
 
 # How long runs took, by the size of their input.
-cdef struct RunTimes:
-    double[SIZES] ns    # smoothed; negative where nothing was measured
+cdef class RunTimes:
+    cdef double[SIZES] ns       # smoothed; negative where nothing was measured
 
-cdef void forget_times(RunTimes* times) noexcept nogil
-cdef void observe(RunTimes* times, Py_ssize_t nbytes, int64_t ns) noexcept nogil
-# Never too hopeful: infinite where nothing was measured.
-cdef double predict_ns(const RunTimes* times, Py_ssize_t nbytes) noexcept nogil
+    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1
+    # Rather too long than too short; infinite where nothing was measured.
+    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept
 
 
 cdef class Runner:
@@ -43,7 +42,7 @@ cdef class RunningBatch:
     cdef object done            # Callable[[BatchResult], None]; None when it was called
     cdef BatchRun attempt       # on a native thread, or None
     cdef bint given_up
-    cdef list outcomes          # None until a run of several requests has failed
+    cdef list outcomes          # None until a run has ended
     # The requests of the attempt are those from start to stop; `later` holds the (start, stop) of those after it.
     cdef Py_ssize_t start
     cdef Py_ssize_t stop
@@ -53,5 +52,7 @@ cdef class RunningBatch:
     cdef int64_t output_ns
 
     cdef int go_on(self) except -1
-    cdef bint take(self, BatchRun attempt) except -1
+    cdef int end(self) except -1
+    # Whether something is left to be run.
+    cdef bint take(self, BatchRun attempt) except? True
     cdef int take_failure(self, BatchRun attempt) except -1

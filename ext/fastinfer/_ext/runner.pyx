@@ -1,5 +1,7 @@
 # Runs the batches of one session: see runner.pxd.
 
+import logging
+
 cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
@@ -11,6 +13,9 @@ from fastinfer._ext.ort cimport Session
 
 from fastinfer.errors import ApiError, without_paths
 
+log = logging.getLogger(__name__)
+
+cdef object NEVER_RUN = ApiError(500, "the model was not run")
 cdef double SMOOTHING = 1.0 / 8     # weight of the newest run in the prediction; TCP's choice for round-trip times
 
 
@@ -24,31 +29,32 @@ cdef int size_of(Py_ssize_t nbytes) noexcept nogil:
     return bits
 
 
-cdef void forget_times(RunTimes* times) noexcept nogil:
-    cdef int size
-    for size in range(SIZES):
-        times.ns[size] = -1
+@cython.final
+cdef class RunTimes:
+    def __cinit__(self):
+        cdef int size
+        for size in range(SIZES):
+            self.ns[size] = -1
 
+    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1:
+        cdef double* known = &self.ns[size_of(nbytes)]
+        known[0] = <double>ns if known[0] < 0 else known[0] + (<double>ns - known[0]) * SMOOTHING
+        return 0
 
-cdef void observe(RunTimes* times, Py_ssize_t nbytes, int64_t ns) noexcept nogil:
-    cdef double* known = &times.ns[size_of(nbytes)]
-    known[0] = <double>ns if known[0] < 0 else known[0] + (<double>ns - known[0]) * SMOOTHING
-
-
-cdef double predict_ns(const RunTimes* times, Py_ssize_t nbytes) noexcept nogil:
-    cdef int wanted = size_of(nbytes)
-    cdef int size = wanted
-    cdef double least = INFINITY
-    cdef double grown = 1
-    while size >= 0:                    # the nearest smaller one, as if the time grew with the bytes
-        if times.ns[size] >= 0:
-            return times.ns[size] * grown
-        size -= 1
-        grown *= 2
-    for size in range(wanted + 1, SIZES):
-        if 0 <= times.ns[size] < least:
-            least = times.ns[size]
-    return least
+    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept:
+        cdef int wanted = size_of(nbytes)
+        cdef int size = wanted
+        cdef double least = INFINITY
+        cdef double grown = 1
+        while size >= 0:                # the nearest smaller one, as if the time grew with the bytes
+            if self.ns[size] >= 0:
+                return self.ns[size] * grown
+            size -= 1
+            grown *= 2
+        for size in range(wanted + 1, SIZES):
+            if 0 <= self.ns[size] < least:
+                least = self.ns[size]
+        return least
 
 
 @cython.final
@@ -58,10 +64,10 @@ cdef class Runner:
         self.batched = batched
         self.executor = executor
         self.inline_run_ns = inline_run_us * 1000
-        forget_times(&self.times)
+        self.times = RunTimes()
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
-        return not self.session.may_loop and predict_ns(&self.times, input_bytes) < self.inline_run_ns
+        return not self.session.may_loop and self.times.predict_ns(input_bytes) < self.inline_run_ns
 
     def start(self, list requests not None, done not None):
         cdef RunningBatch batch = RunningBatch.__new__(RunningBatch)
@@ -87,8 +93,15 @@ cdef class RunningBatch:
     def __call__(self, BatchRun attempt not None):
         # A native thread has run it.
         self.attempt = None
-        if self.take(attempt):
-            self.go_on()
+        try:
+            if self.take(attempt):
+                self.go_on()
+            else:
+                self.end()
+        except Exception:       # out of memory, say; whoever waits must be told, and the instance set free
+            log.exception("a batch could not be finished")
+            if self.done is not None:
+                self.end()
 
     cdef int go_on(self) except -1:
         # Runs what is left: inline as long as that is short, else the next attempt on a native thread.
@@ -106,34 +119,43 @@ cdef class RunningBatch:
                 return 0
             attempt.run_here()
             if not self.take(attempt):
-                return 0
+                return self.end()
 
-    cdef bint take(self, BatchRun attempt) except -1:
-        # Whether something is left to be run; if not, the batch is done.
-        cdef list outcomes = None
+    cdef int end(self) except -1:
+        # What the batch holds is let go of here: its end is told to somebody who may know the batch.
+        cdef list outcomes = self.outcomes
+        done, self.done = self.done, None
+        if outcomes is None:
+            outcomes = [NEVER_RUN] * len(self.requests)
+        self.outcomes = None
+        self.requests = None
+        done(BatchResult.make(outcomes, self.input_ns, self.infer_ns, self.output_ns))
+        return 0
+
+    cdef bint take(self, BatchRun attempt) except? True:
+        cdef list outcomes
         self.input_ns += attempt.run_state.input_ns
         self.infer_ns += attempt.run_state.infer_ns
         self.output_ns += attempt.run_state.output_ns
         if attempt.run_state.failure.code == 0:
             outcomes = attempt.split()
-            observe(&self.runner.times, attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
-            if self.outcomes is not None:
+            self.runner.times.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
+            if self.outcomes is None:       # the common case: all at once
+                self.outcomes = outcomes
+            else:
                 self.outcomes[self.start:self.stop] = outcomes
         else:
             self.take_failure(attempt)
-        if self.later:
-            self.start, self.stop = self.later.pop()
-            return True
-        done, self.done = self.done, None
-        done(BatchResult.make(outcomes if self.outcomes is None else self.outcomes, self.input_ns, self.infer_ns,
-                              self.output_ns))
-        return False
+        if not self.later or self.given_up:
+            return False
+        self.start, self.stop = self.later.pop()
+        return True
 
     cdef int take_failure(self, BatchRun attempt) except -1:
         cdef Py_ssize_t count = self.stop - self.start
         cdef Py_ssize_t middle = self.start + count // 2
         if self.outcomes is None:
-            self.outcomes = [None] * len(self.requests)
+            self.outcomes = [NEVER_RUN] * len(self.requests)
             self.later = []
         if count == 1 or self.given_up:
             failure = ApiError(500, f"the model failed: {without_paths(str(attempt.error))}")

@@ -44,6 +44,7 @@ cdef class Batch:
     cdef Py_ssize_t waiting
     cdef object run             # Run | None
     cdef bint finished
+    cdef object __weakref__
 
     cdef int finish(self, BatchResult result) except -1
 
@@ -80,7 +81,9 @@ cdef class Scheduler:
     cdef bint _dispatch_due
     cdef bint _dispatching
     cdef object _delay                  # the handle of the timer that ends a wait for company, or None
-    cdef object _retired                # what to call when nothing is left; None: not to be retired
+    cdef bint _retiring
+    cdef object _retired                # called once, when all that was taken has ended; None: not, or not any more
+    cdef int _finishing                 # depth: an inline batch may end inside the end of another
 
     cpdef int submit(self, InferRequest request) except -1
     cpdef int cancel(self, InferRequest request) except -1
@@ -90,6 +93,7 @@ cdef class Scheduler:
     cdef int _push_head(self, Group group) except -1
     cdef int _remove_head(self, Group group) except -1
     cdef int _drop_group(self, Group group) except -1
+    cdef list _heads_to_ask(self)
     cdef bint _skip_ended(self, Group group) noexcept
     cdef int _sweep_out(self) except -1
     # From queue to run to answer.
@@ -99,7 +103,8 @@ cdef class Scheduler:
     cdef Batch _take_by_policy(self, int64_t now)
     cdef Batch _take_from(self, Group group, Py_ssize_t limit, int64_t now)
     cdef int _finish(self, Batch batch, BatchResult result) except -1
-    cdef int _idle(self) except -1
+    cdef int _answer(self, Batch batch, BatchResult result) except -1
+    cdef int _check_idle(self) except -1
     # The ends of requests.
     cdef int _forget(self, InferRequest request) except -1
     cdef int _end(self, InferRequest request) except -1

@@ -104,7 +104,7 @@ cdef class Scheduler:
         if self._queued >= self._max_queue_size:
             self._stats.count_failure(REJECTED, 0)
             raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
-        if self._retired is not None:
+        if self._retiring:
             raise ApiError(503, "the model is being unloaded", retry_after_s=1)
         request.state = QUEUED
         request.enqueued_ns = monotonic_ns()
@@ -134,9 +134,12 @@ cdef class Scheduler:
         return 0
 
     def retire(self, retired not None):
+        self._retiring = True
         self._retired = retired
-        if self._queued == 0 and len(self._running) == 0:
-            self._loop.call_soon(retired)
+        self._loop.call_soon(self._check_retired)
+
+    def _check_retired(self):
+        self._check_idle()
 
     # --- The queue ----------------------------------------------------------------------------------------------------
 
@@ -181,6 +184,18 @@ cdef class Scheduler:
         if group is not self._plain:
             del self._groups[group.key]
         return 0
+
+    cdef list _heads_to_ask(self):
+        # The most urgent groups, each with a live request at its front; only one where nobody waits on purpose.
+        cdef Py_ssize_t wanted = HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1
+        cdef list heads, empty
+        while True:
+            heads = nsmallest(wanted, self._heads) if wanted > 1 else self._heads[:1]
+            empty = [group for group in heads if not self._skip_ended(<Group>group)]
+            if not empty:
+                return heads
+            for group in empty:
+                self._drop_group(<Group>group)
 
     cdef bint _skip_ended(self, Group group) noexcept:
         # Whether a live request is now the group's first.
@@ -258,12 +273,8 @@ cdef class Scheduler:
         cdef int64_t waits_ns
         cdef int64_t since_ns
         cdef Py_ssize_t take
-        cdef bint delays = self._policy.max_queue_delay_ns > 0
         # Without a configured delay the first head always gives a batch.
-        for group in nsmallest(HEADS_ASKED, self._heads) if delays else self._heads[:1]:
-            if not self._skip_ended(group):
-                self._drop_group(group)
-                return self._take_by_policy(now)
+        for group in self._heads_to_ask():
             since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
             take, waits_ns = self._policy.decide(rows_of(group, self._max_batch_size), now - since_ns)
             if take > 0:
@@ -312,18 +323,27 @@ cdef class Scheduler:
         self._dispatch()
 
     cdef int _finish(self, Batch batch, BatchResult result) except -1:
+        self._running.discard(batch)
+        self._free_instances += 1
+        self._finishing += 1
+        try:
+            if self._queued > 0 and not self._dispatching:
+                self._dispatch()    # the next batch starts before the answers of this one are written
+        finally:
+            self._answer(batch, result)
+            self._finishing -= 1
+            self._check_idle()
+        return 0
+
+    cdef int _answer(self, Batch batch, BatchResult result) except -1:
         cdef InferRequest request
         cdef int64_t now, total_ns
         cdef int64_t rows = 0
         cdef int64_t answered = 0
         cdef Py_ssize_t i
-        self._running.discard(batch)
-        self._free_instances += 1
         if len(result.outputs) != len(batch.requests):
             log.error("a run gave %d outcomes for %d requests", len(result.outputs), len(batch.requests))
             result = failed(batch, "the model was not run")
-        if self._queued > 0 and not self._dispatching:
-            self._dispatch()    # the next batch starts before the answers of this one are written
         now = monotonic_ns()
         for i in range(len(batch.requests)):
             request = <InferRequest>batch.requests[i]
@@ -342,11 +362,12 @@ cdef class Scheduler:
             tell(complete, request, outcome)
         self._stats.count_batch(rows, answered, result.compute_input_ns, result.compute_infer_ns,
                                 result.compute_output_ns)
-        return self._idle()
+        return 0
 
-    cdef int _idle(self) except -1:
-        if self._retired is not None and self._queued == 0 and len(self._running) == 0:
-            self._retired()
+    cdef int _check_idle(self) except -1:
+        if self._retired is not None and self._queued == 0 and len(self._running) == 0 and self._finishing == 0:
+            retired, self._retired = self._retired, None
+            retired()
         return 0
 
     # --- The ends of requests -----------------------------------------------------------------------------------------
@@ -370,7 +391,7 @@ cdef class Scheduler:
             self._forget(request)
             if self._ended_in_queue > FEW and self._ended_in_queue > self._queued:
                 self._sweep_out()
-            return self._idle()
+            return self._check_idle()
         self._forget(request)
         for batch in self._running:
             if any([member is request for member in batch.requests]):
@@ -450,6 +471,7 @@ cdef BatchResult failed(Batch batch, str message):
     return BatchResult([ApiError(500, message)] * len(batch.requests))
 
 
+# An outcome that cannot be told is told as an error, so that nobody waits for ever.
 cdef int tell(complete, InferRequest request, outcome) except -1:
     try:
         if isinstance(complete, Waiter):        # the common case
@@ -458,4 +480,6 @@ cdef int tell(complete, InferRequest request, outcome) except -1:
             complete(request, outcome)
     except Exception:
         log.exception("an answer could not be given")
+        if isinstance(outcome, list):
+            tell(complete, request, ApiError(500, "internal error"))
     return 0
