@@ -57,6 +57,7 @@ class Repository:
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
         self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
+        self._at_start: dict[str, ModelFiles | None] = {}  # what lay on the disk before the first load
         self._loading: set[str] = set()
         self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
@@ -126,6 +127,7 @@ class Repository:
     async def start(self, wanted: Iterable[str] | None) -> None:
         """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
         found = await self._loader.in_thread(model_files.names, self.directories, tell=True)
+        self._at_start = await self._loader.in_thread(self._look)
         if not found:
             log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
         names = found if wanted is None else list(dict.fromkeys(wanted))
@@ -146,7 +148,7 @@ class Repository:
 
         A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
         """
-        done = seen = await self._loader.in_thread(self._look)
+        done = seen = self._at_start
         while True:
             await asyncio.sleep(interval_s)
             now = await self._loader.in_thread(self._look)
