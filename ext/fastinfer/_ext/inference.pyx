@@ -20,7 +20,8 @@ cdef bytes OCTETS = b"application/octet-stream"
 
 
 cdef class Target:
-    def __init__(self, str name not None, str version not None, Signature own not None, Scheduler scheduler not None, successor=None):
+    def __init__(self, str name not None, str version not None, Signature own not None, Scheduler scheduler not None,
+                 successor=None):
         self.name = name
         self.version = version
         self.own = own
