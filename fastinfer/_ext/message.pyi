@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastinfer._ext.tensor import Tensor
+from fastinfer.errors import ApiError
 
 class RequestedOutput:
     """One entry of a request's ``outputs``; ``binary`` is 1, 0, or -1 where the client did not say."""
@@ -30,7 +31,7 @@ class InferRequest:
 
     enqueued_ns: int
     state: int
-    complete: Callable[[InferRequest, Any], None] | None
+    complete: Callable[[InferRequest, Any], None] | Waiter | None
     timer: Any
     def __init__(
         self,
@@ -42,6 +43,9 @@ class InferRequest:
         timeout_us: int = 0,
         priority: int = 0,
     ) -> None: ...
+
+class Waiter:
+    """Waits for a request's outcome; told at the level of C."""
 
 class InferResponse:
     """An answer: its outputs in order, and for each whether it leaves as bytes behind the JSON."""
@@ -58,4 +62,27 @@ class InferResponse:
         outputs: list[Tensor],
         id: bytes = b"",
         binary: tuple[bool, ...] = (),
+    ) -> None: ...
+
+class BatchResult:
+    """What became of a batch.
+
+    Attributes:
+        outputs: for each request of the batch, in order, all outputs of the model in the model's order (each with the
+            request's own rows), or the error that this request is answered with.
+        compute_input_ns: gathering.
+        compute_infer_ns: running.
+        compute_output_ns: scattering.
+    """
+
+    outputs: list[list[Tensor] | ApiError]
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+    def __init__(
+        self,
+        outputs: list[list[Tensor] | ApiError],
+        compute_input_ns: int = 0,
+        compute_infer_ns: int = 0,
+        compute_output_ns: int = 0,
     ) -> None: ...

@@ -74,7 +74,8 @@ class EndpointTable:
     def __init__(self) -> None:
         self._by_name: dict[str, Endpoint] = {}
         self._by_identity: dict[Identity, Endpoint] = {}
-        self._models: dict[tuple[str, str | None], Model] = {}
+        # What serves a request, by the parts of its path: (name,) is the highest version, or (name, version).
+        self.models: dict[tuple[str, ...], Model] = {}
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_name.values())
@@ -88,7 +89,7 @@ class EndpointTable:
 
     def model(self, name: str, version: str | None) -> Model | None:
         """The model that serves requests for a name and a version (None: the highest)."""
-        return self._models.get((name, version))
+        return self.models.get((name,) if version is None else (name, version))
 
     def free_name(self, wanted: Identity, reserved: Container[str] = ()) -> str:
         """The name that a new identity gets.
@@ -117,8 +118,8 @@ class EndpointTable:
         self._by_identity[endpoint.identity] = endpoint
         self._forget_models(endpoint.name)
         for version, model in endpoint.versions.items():
-            self._models[endpoint.name, str(version)] = model
-        self._models[endpoint.name, None] = endpoint.latest
+            self.models[endpoint.name, str(version)] = model
+        self.models[endpoint.name,] = endpoint.latest
 
     def remove(self, endpoint: Endpoint) -> None:
         del self._by_name[endpoint.name]
@@ -126,5 +127,5 @@ class EndpointTable:
         self._forget_models(endpoint.name)
 
     def _forget_models(self, name: str) -> None:
-        for key in [key for key in self._models if key[0] == name]:
-            del self._models[key]
+        for key in [key for key in self.models if key[0] == name]:
+            del self.models[key]

@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from fastinfer._ext.executor import Executor
+from fastinfer._ext.scheduler import Scheduler
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.models.files import ModelFiles
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.scheduler import Scheduler
 from fastinfer.models.stats import ModelStats
 from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation

@@ -14,11 +14,13 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
-from fastinfer._ext.message import InferRequest, InferResponse
+from fastinfer._ext.inference import Target
+from fastinfer._ext.message import InferRequest
+from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
-from fastinfer.models.scheduler import Outcome, Scheduler
+from fastinfer.models.run import Outcome
 from fastinfer.models.stats import ModelStats
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ Complete = Callable[[InferRequest, Outcome], None]
 Cancel = Callable[[], None]
 
 
-class Model:
+class Model(Target):
     """One version, ready to infer.
 
     Attributes:
@@ -54,17 +56,13 @@ class Model:
         config: ModelConfig,
         successor: Callable[[], Model] | None = None,
     ) -> None:
-        self.name = name
-        self.version = version
+        super().__init__(name, version, implementation.signature, scheduler, successor)
         self.platform = implementation.platform
         self.config = config
         self.stats = stats
-        self.scheduler = scheduler
-        self.successor = successor
         self._implementation = implementation
-        self._own = implementation.signature
         self._last: Signature | None = None  # the last stage's, of which _shown was made
-        self._shown = self._own
+        self._shown = self.own
 
     def infer(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a decoded request.
@@ -94,7 +92,7 @@ class Model:
 
     def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a checked request on this model alone; see :meth:`infer`."""
-        own = self._own
+        own = self.own
         if own.batched and not 0 < request.rows <= own.max_batch_size:
             if request.rows > own.max_batch_size * _MAX_SLICES:
                 most = own.max_batch_size * _MAX_SLICES
@@ -113,18 +111,15 @@ class Model:
         if self.successor is not None:
             last = self.following().signature
             if last is not self._last:
-                self._last, self._shown = last, _chained(self._own, last)
+                self._last, self._shown = last, _chained(self.own, last)
         return self._shown
 
     def following(self) -> Model:
         """The model that gets the outputs, as it is loaded now. ApiError where it is not ready."""
         if self.successor is None:
             raise ApiError(500, "there is no next stage")
-        return self.successor()
-
-    def respond(self, request: InferRequest, outputs: list[Tensor]) -> InferResponse:
-        """The answer to ``request``, made of all outputs."""
-        return self.signature.respond(request, outputs, self.name, self.version)
+        following: Model = self.successor()
+        return following
 
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; releases everything when those in flight have ended, then calls ``retired``."""

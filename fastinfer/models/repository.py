@@ -75,6 +75,11 @@ class Repository:
             raise self._not_there(name, version)
         return model
 
+    @property
+    def ready(self) -> dict[tuple[str, ...], Model]:
+        """What :meth:`find` finds, by its arguments; not to be changed, and the same dict for ever."""
+        return self._table.models
+
     def _not_there(self, name: str, version: str | None) -> ApiError:
         if self._table.get(name) is not None:
             return ApiError(404, f"Request for unknown model: '{name}' version {version} is not found")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from fastinfer._ext.message import InferRequest
+from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.signature import Signature
-from fastinfer.models.scheduler import BatchResult, Run
+from fastinfer.models.run import Run
 
 __all__ = ["BatchResult", "Implementation", "Run"]
 

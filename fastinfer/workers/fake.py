@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastinfer._ext.message import InferRequest
+from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.signature import Signature
 from fastinfer.errors import ApiError
-from fastinfer.models.scheduler import BatchResult, Outcome, Run
+from fastinfer.models.run import Outcome, Run
 
 MAX_DELAY_MS = 60_000.0
 _LOGNORMAL = re.compile(r"lognormal\(\s*([0-9.]{1,20})\s*,\s*([0-9.]{1,20})\s*\)")

@@ -14,11 +14,11 @@ from functools import partial
 from time import monotonic_ns
 from typing import Protocol
 
-from fastinfer._ext.message import InferRequest
+from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.models.scheduler import BatchResult, Outcome, Run
+from fastinfer.models.run import Outcome, Run
 
 log = logging.getLogger(__name__)
 

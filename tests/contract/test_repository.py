@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import onnx_models
 import pytest
 from support import REPOSITORY, inference, serving, tensor
 
@@ -119,6 +120,8 @@ def test_a_model_cannot_be_called_stats(tmp_path):
         ("/v2/models/digits/load", {"batch_size": 0}),
         ("/v2/models/digits/load", {"batch_size": [1]}),
         ("/v2/models/digits/load", {"next": "nope"}),
+        ("/v2/models/digits/load", {"next": "simple"}),
+        ("/v2/models/digits/load", {"parameters": {}, "batch_size": 4}),
         ("/v2/models/digits/load", {"parameters": {"file:1/model.onnx": "AAAA"}}),
         ("/v2/models/digits/load", {"parameters": {"config": "{"}}),
         ("/v2/models/digits/load", {"parameters": {"config": '{"nonsense": 1}'}}),
@@ -309,3 +312,62 @@ def test_a_repository_that_is_not_there_is_told():
     )  # fmt: skip
     assert found.returncode == 1
     assert "there is no directory '/nowhere'" in found.stderr
+
+
+def test_clients_cannot_unload_a_successor_from_under_its_chain(own_server):
+    server = own_server
+    server.post("/v2/models/simple/load", {"next": "simple"})
+    for _ in range(3):
+        server.post("/v2/models/simple/unload")
+    assert (ready(server, "simple"), ready(server, "simple-0")) == (200, 200)
+    server.post("/v2/models/simple-0/unload")
+    assert (ready(server, "simple"), ready(server, "simple-0")) == (404, 404)
+
+
+def test_two_kinds_of_endpoints_never_get_one_name(tmp_path):
+    shutil.copytree(REPOSITORY / "simple", tmp_path / "echo-0")
+    with serving("--load", "none", repository=tmp_path) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        worker(server, "echo")
+        for number in range(10):
+            loads = [
+                pool.submit(server.post, "/v2/workers/echo/load", {"number": number}),
+                pool.submit(server.post, "/v2/models/echo-0/load"),
+            ]
+            first, second = (load.result() for load in loads)
+            assert first.status == 200
+            if second.status == 200:
+                assert first.body != b"echo-0"
+            for name in models(server):
+                if name != "echo":
+                    server.post(f"/v2/models/{name}/unload")
+
+
+def test_a_poll_keeps_what_a_load_configured(tmp_path):
+    repository = tmp_path / "models"
+    shutil.copytree(REPOSITORY / "simple", repository / "simple")
+    rows = inference(tensor("INPUT0", [3, 16], "INT32", [0] * 48), tensor("INPUT1", [3, 16], "INT32", [0] * 48))
+    with serving("--model-control", "poll", "--poll-interval-s", "0.1", repository=repository) as server:
+        config = json.dumps({"max_batch_size": 2})
+        server.post("/v2/models/simple/load", {"parameters": {"config": config}})
+        version = next((repository / "simple" / "1").glob("*.onnx"))
+        version.write_bytes(version.read_bytes())
+        time.sleep(0.5)
+        assert server.infer("simple", rows).status == 400
+        assert server.stop() == 0
+
+
+def test_a_signal_ends_loads_too(tmp_path):
+    (tmp_path / "endless" / "1").mkdir(parents=True)
+    (tmp_path / "endless" / "1" / "model.onnx").write_bytes(onnx_models.endless())
+    with serving(repository=tmp_path, wait=False) as server:
+        wait_for(lambda: ready(server, "endless") == 503)
+        time.sleep(0.3)
+        assert server.stop() == 0
+
+
+def test_links_in_a_model_lead_nowhere(tmp_path):
+    shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
+    for number in range(3):
+        (tmp_path / "simple" / "1" / f"loop{number}").symlink_to(".")
+    with serving(repository=tmp_path) as server:
+        assert ready(server, "simple") == 200

@@ -11,11 +11,11 @@ import pytest
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import Session
+from fastinfer._ext.runner import RunningBatch, RunTimes
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.workers import onnx
-from fastinfer.workers.onnx import OnnxWorker, RunTimes
+from fastinfer.workers.onnx import OnnxWorker
 
 
 def gather_request(index):
@@ -79,7 +79,7 @@ def test_a_batch_is_freed_without_the_collector():
     try:
         requests = [InferRequest([Tensor.from_numpy("x", np.ones((1, 64), "f4"))]) for _ in range(4)]
         run_batch(onnx_models.mlp(), requests)
-        alive = [found for found in gc.get_objects() if type(found) is onnx._Batch]
+        alive = [found for found in gc.get_objects() if type(found) is RunningBatch]
         assert alive == []
     finally:
         gc.enable()

@@ -8,11 +8,11 @@ import weakref
 import numpy as np
 import pytest
 
-from fastinfer._ext.message import InferRequest
+from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
 from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.scheduler import BatchResult, Scheduler
 from fastinfer.models.stats import ModelStats
 
 
@@ -256,10 +256,14 @@ async def test_cancelled_requests_do_not_pile_up_behind_a_stalled_model():
     model = Model(max_queue_size=10)
     model.submit()
     await turn()
+    held = []
     for round_ in range(1000):
-        model.scheduler.cancel(model.submit(key=round_ % 7).request)
+        gone = model.submit(key=round_ % 7).request
+        held.append(weakref.ref(gone.inputs[0].owner))
+        model.scheduler.cancel(gone)
+    del gone
     assert model.scheduler.queued == 0
-    assert sum(len(group) for group in model.scheduler._groups.values()) <= 80
+    assert sum(memory() is not None for memory in held) <= 80
     kept = [model.submit(key=key) for key in range(7)]
     for _ in range(8):
         model.finish()
@@ -282,8 +286,11 @@ async def test_a_model_that_fails_fails_the_request_not_the_server():
 
 @run
 async def test_a_start_that_raises_answers_500():
-    model = Model()
-    model.scheduler._start = None
+    class Broken(Model):
+        def start(self, requests, done):
+            raise RuntimeError(requests, done)
+
+    model = Broken()
     ticket = model.submit()
     await turn()
     assert ticket.status == 500
@@ -332,6 +339,41 @@ async def test_statistics_add_up():
 
 
 @run
+async def test_a_run_that_loses_outcomes_fails_its_requests():
+    model = Model()
+    tickets = [model.submit(), model.submit()]
+    await turn()
+    (_, done) = model.batches.pop()
+    done(BatchResult([tickets[0].request.inputs]))
+    done(BatchResult([]))  # only the first call counts
+    assert [ticket.status for ticket in tickets] == [500, 500]
+    assert (model.scheduler.running, model.scheduler.in_flight) == (0, 0)
+
+
+@run
+async def test_a_long_queue_is_served_in_order():
+    model = Model(BatchingPolicy(3), inline=True, max_queue_size=1000)
+    order = []
+    tickets = [model.submit(value) for value in range(1000)]
+    for ticket in tickets:
+        ticket.request.complete = lambda request, _: order.append(request.inputs[0].numpy()[0])
+    for gone in tickets[::7]:
+        model.scheduler.cancel(gone.request)
+    while model.scheduler.queued:
+        await turn()
+    assert order == [value for value in range(1000) if value % 7]
+
+
+@run
+async def test_a_preferred_size_is_taken_at_once():
+    model = Model(BatchingPolicy(8, (2,)), instances=2)
+    for _ in range(3):
+        model.submit()
+    await turn()
+    assert model.sizes == [2, 1]
+
+
+@run
 async def test_a_batch_is_freed_without_the_collector():
     gc.collect()
     gc.disable()
@@ -340,7 +382,7 @@ async def test_a_batch_is_freed_without_the_collector():
         tickets = [model.submit() for _ in range(3)]
         await turn()
         requests = [weakref.ref(ticket.outcomes) if ticket.outcomes else None for ticket in tickets]
-        watched = weakref.ref(next(iter(model.scheduler._running)))
+        watched = weakref.ref(model.batches[0][1])
         model.finish()
         del tickets, requests
         await turn()

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from fastinfer import workers
-from fastinfer._ext.message import InferRequest
+from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.models.scheduler import BatchResult, Outcome
+from fastinfer.models.run import Outcome
 from fastinfer.workers.echo import Echo, EchoMulti
 from fastinfer.workers.fake import MAX_DELAY_MS, Delay
 from fastinfer.workers.image import MAX_PIXELS, Base64Decode, Base64Encode, InvertImage

@@ -43,6 +43,13 @@ cdef class BatchRun(Job):
     cdef readonly Py_ssize_t input_bytes
     cdef readonly int64_t rows
 
+    # As the constructor, for a run that may stay on this thread: without run options, so that terminate cannot end it.
+    @staticmethod
+    cdef BatchRun make(Session session, list requests, bint batched)
+    # Makes terminate work; before the run goes to another thread.
+    cdef int make_terminable(self) except -1
+
     cpdef list split(self)
+    cdef int _open(self, Session session, list requests, bint batched) except -1
     cdef int _lay_out(self) except -1
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1

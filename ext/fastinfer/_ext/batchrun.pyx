@@ -27,19 +27,32 @@ cdef enum:
 @cython.final
 cdef class BatchRun(Job):
     def __init__(self, Session session not None, list requests not None, bint batched):
-        cdef BatchState* state = &self.run_state
-        cdef InferRequest request
-        cdef Py_ssize_t i
-        if state.handle != NULL:
+        if self.run_state.handle != NULL:
             raise RuntimeError("a run is created once")
         if len(requests) == 0 or (len(requests) > 1 and not batched):
             raise ValueError("one request, or several where the model is batched")
+        self._open(session, requests, batched)
+        self.make_terminable()
+
+    @staticmethod
+    cdef BatchRun make(Session session, list requests, bint batched):
+        cdef BatchRun made = BatchRun.__new__(BatchRun)
+        made._open(session, requests, batched)
+        return made
+
+    cdef int make_terminable(self) except -1:
+        self.run_state.options = create_run_options()
+        return 0
+
+    cdef int _open(self, Session session, list requests, bint batched) except -1:
+        cdef BatchState* state = &self.run_state
+        cdef InferRequest request
+        cdef Py_ssize_t i
         self.session = session
         state.handle = &session.handle
         state.requests = len(requests)
         state.batched = batched
         self._lay_out()
-        state.options = create_run_options()
         self.inputs = []
         for i in range(state.requests):
             request = <InferRequest?>requests[i]
@@ -48,6 +61,7 @@ cdef class BatchRun(Job):
         self.rows = state.total_rows
         self.work = _work
         self.state = state
+        return 0
 
     cdef int _lay_out(self) except -1:
         cdef BatchState* state = &self.run_state

@@ -5,8 +5,14 @@
 # the blocks over to Tensors, `close_decoder` frees what is left. The body must not change or go away meanwhile.
 # Does not live here: models (what a tensor should be), HTTP (where a body comes from).
 
+from cpython.buffer cimport Py_buffer
+
 from fastinfer._ext.decoder cimport Decoder
 from fastinfer._ext.job cimport Job
+from fastinfer._ext.message cimport InferRequest
+
+# decode() of a buffer that the caller has got and will release; `body` is its owner.
+cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model)
 
 
 cdef class DecodeJob(Job):

@@ -125,12 +125,14 @@ cdef InferRequest build(Decoder* decoder, owner):
         refuse_repeated(inputs, "input")
     if len(outputs) > 1:
         refuse_repeated(outputs, "output")
-    return InferRequest(inputs, outputs, decoder.id.at[:decoder.id.size] if decoder.id.size > 0 else b"",
-                        decoder.binary_output, False, decoder.timeout_us, decoder.priority)
+    return InferRequest.make(inputs, outputs, decoder.id.at[:decoder.id.size] if decoder.id.size > 0 else b"",
+                             decoder.binary_output, decoder.timeout_us, decoder.priority)
 
 
 # A set, so that many names are no more work each than few: str hashes are keyed.
 cdef int refuse_repeated(list tensors, str kind) except -1:
+    if len(tensors) == 2 and tensors[0].name != tensors[1].name:     # common, and quicker
+        return 0
     cdef set names = {tensor.name for tensor in tensors}
     if len(names) == len(tensors):
         return 0
@@ -224,14 +226,12 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
     return 0
 
 
-def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=""):
-    cdef Py_buffer view
+cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model):
     cdef Decoder decoder
-    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    check_json_size(json_size, view.len)
     try:
-        check_json_size(json_size, view.len)
         if json_size == 0:
-            return build_raw(&view, body, stable)
+            return build_raw(view, body, stable)
         open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable)
         try:
             if view.len <= SMALL_BODY:
@@ -246,6 +246,13 @@ def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=
             close_decoder(&decoder)
     except MemoryError:
         raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
+
+
+def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=""):
+    cdef Py_buffer view
+    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    try:
+        return decode_view(&view, body, json_size, stable, model)
     finally:
         PyBuffer_Release(&view)
 

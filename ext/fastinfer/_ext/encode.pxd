@@ -13,6 +13,10 @@ from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory
 
 
+cdef enum:
+    FEW_OUTPUTS = 4         # planned without memory of their own
+
+
 # What to write of one output. All pointers are borrowed from the response.
 cdef struct PlannedOutput:
     const char* name        # UTF-8
@@ -36,7 +40,8 @@ cdef struct Plan:
     Py_ssize_t id_size
     int nonfinite
     Py_ssize_t output_count
-    PlannedOutput* outputs
+    PlannedOutput* outputs          # few_outputs, or a block of calloc
+    PlannedOutput[FEW_OUTPUTS] few_outputs
     int failure             # see encode.pyx
     Py_ssize_t failed_output
     int64_t failed_element
@@ -54,3 +59,7 @@ cdef class Encoded:
 cdef class EncodeJob(Job):
     cdef Plan plan
     cdef InferResponse response     # keeps what the plan borrows
+
+
+# encode() at the level of C.
+cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom)

@@ -217,9 +217,11 @@ cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Py_ssize_t
     plan.id = PyBytes_AS_STRING(response.id)
     plan.id_size = PyBytes_GET_SIZE(response.id)
     plan.output_count = len(response.outputs)
-    plan.outputs = <PlannedOutput*>calloc(plan.output_count + 1, sizeof(PlannedOutput))
-    if plan.outputs == NULL:
-        raise MemoryError
+    plan.outputs = plan.few_outputs
+    if plan.output_count > FEW_OUTPUTS:
+        plan.outputs = <PlannedOutput*>calloc(plan.output_count, sizeof(PlannedOutput))
+        if plan.outputs == NULL:
+            raise MemoryError
     for i in range(plan.output_count):
         tensor = <Tensor?>response.outputs[i]
         planned = &plan.outputs[i]
@@ -238,7 +240,8 @@ cdef void close_plan(Plan* plan) noexcept:
     if plan.writer.begin != NULL:
         free_block(plan.writer.begin)
         plan.writer.begin = NULL
-    free(plan.outputs)
+    if plan.outputs != plan.few_outputs:
+        free(plan.outputs)
     plan.outputs = NULL
 
 
@@ -285,6 +288,10 @@ cdef class Encoded:
 
 
 def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+    return encode_response(response, nonfinite, headroom)
+
+
+cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom):
     cdef Plan plan
     cdef Py_ssize_t nbytes = 0
     cdef Tensor tensor

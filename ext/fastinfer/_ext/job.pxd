@@ -15,3 +15,6 @@ cdef class Job:
     cdef readonly int64_t started_ns    # CLOCK_MONOTONIC; 0 before
     cdef readonly int64_t ended_ns
     cdef public object done             # Callable[[Job], None] or None; called on the loop's thread
+
+    # Does the work on this thread, at once, without the GIL.
+    cdef void run_here(self) noexcept

@@ -11,6 +11,9 @@ cdef int64_t monotonic_ns() noexcept nogil:
 
 cdef class Job:
     def run(self):
+        self.run_here()
+
+    cdef void run_here(self) noexcept:
         cdef int64_t started, ended
         with nogil:
             started = monotonic_ns()

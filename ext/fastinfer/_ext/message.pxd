@@ -28,8 +28,22 @@ cdef class InferRequest:
     # Life in the scheduler; loop's thread only.
     cdef public int64_t enqueued_ns
     cdef public int state               # see scheduler.py
-    cdef public object complete         # Callable[[InferRequest, list[Tensor] | ApiError], None]
+    cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
     cdef public object timer            # the handle of an explicit deadline, or None
+    cdef void* before                   # neighbours in the scheduler's list of deadlines, which owns its members
+    cdef void* after
+    cdef bint listed
+
+    # As the constructor, without a Python call.
+    @staticmethod
+    cdef InferRequest make(list inputs, list outputs, bytes id, bint binary_output, int64_t timeout_us,
+                           int64_t priority)
+
+
+# Waits for a request's outcome and is told at the level of C; loop's thread.
+cdef class Waiter:
+    # outcome: list[Tensor] or ApiError
+    cdef int completed(self, InferRequest request, object outcome) except -1
 
 
 cdef class InferResponse:
@@ -38,3 +52,20 @@ cdef class InferResponse:
     cdef readonly bytes id              # as InferRequest.id; empty: none
     cdef readonly list outputs          # list[Tensor], in the order of the answer
     cdef readonly tuple binary          # for each output, whether it is sent as bytes; empty: none is
+
+    # As the constructor, without a Python call.
+    @staticmethod
+    cdef InferResponse make(str model_name, str model_version, list outputs, bytes id, tuple binary)
+
+
+# What became of a batch: for each request, in order, all outputs of the model in the model's order (each with the
+# request's own rows), or the error that this request is answered with.
+cdef class BatchResult:
+    cdef readonly list outputs          # list[list[Tensor] | ApiError]
+    cdef readonly int64_t compute_input_ns
+    cdef readonly int64_t compute_infer_ns
+    cdef readonly int64_t compute_output_ns
+
+    # As the constructor, without a Python call.
+    @staticmethod
+    cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns)

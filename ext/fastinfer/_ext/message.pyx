@@ -24,6 +24,24 @@ cdef class InferRequest:
         self.priority = priority
         self.rows = 1
 
+    @staticmethod
+    cdef InferRequest make(list inputs, list outputs, bytes id, bint binary_output, int64_t timeout_us,
+                           int64_t priority):
+        cdef InferRequest request = InferRequest.__new__(InferRequest)
+        request.id = id
+        request.inputs = inputs
+        request.outputs = outputs
+        request.binary_output = binary_output
+        request.timeout_us = timeout_us
+        request.priority = priority
+        request.rows = 1
+        return request
+
+
+cdef class Waiter:
+    cdef int completed(self, InferRequest request, object outcome) except -1:
+        raise NotImplementedError
+
 
 @cython.final
 cdef class InferResponse:
@@ -34,3 +52,32 @@ cdef class InferResponse:
         self.outputs = outputs
         self.id = id
         self.binary = binary
+
+    @staticmethod
+    cdef InferResponse make(str model_name, str model_version, list outputs, bytes id, tuple binary):
+        cdef InferResponse response = InferResponse.__new__(InferResponse)
+        response.model_name = model_name
+        response.model_version = model_version
+        response.outputs = outputs
+        response.id = id
+        response.binary = binary
+        return response
+
+
+@cython.final
+cdef class BatchResult:
+    def __init__(self, list outputs not None, int64_t compute_input_ns=0, int64_t compute_infer_ns=0,
+                 int64_t compute_output_ns=0):
+        self.outputs = outputs
+        self.compute_input_ns = compute_input_ns
+        self.compute_infer_ns = compute_infer_ns
+        self.compute_output_ns = compute_output_ns
+
+    @staticmethod
+    cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns):
+        cdef BatchResult result = BatchResult.__new__(BatchResult)
+        result.outputs = outputs
+        result.compute_input_ns = compute_input_ns
+        result.compute_infer_ns = compute_infer_ns
+        result.compute_output_ns = compute_output_ns
+        return result

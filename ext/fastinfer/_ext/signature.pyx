@@ -177,7 +177,7 @@ cdef class Signature:
             binary = (True,) * len(outputs)
         if request.implicit_batch:
             chosen = [_without_batch(<Tensor>t) for t in chosen]
-        return InferResponse(model, version, chosen, request.id, binary)
+        return InferResponse.make(model, version, chosen, request.id, binary)
 
 
 cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:

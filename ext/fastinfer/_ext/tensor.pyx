@@ -6,12 +6,14 @@ cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint32_t
-from libc.stdlib cimport free
+from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
-from posix.stdlib cimport posix_memalign
 
 from fastinfer._ext.datatype cimport BYTES, from_str, name_of, row
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 cnp.import_array()
 
@@ -19,15 +21,24 @@ cdef enum:
     ALIGNMENT = 64      # a cache line, and the widest vector register
 
 
+# Aligned by hand: posix_memalign passes by malloc's thread cache. The byte before a block tells how far it lies behind
+# what malloc gave; that is at least 16, malloc's own alignment.
 cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
-    cdef void* block = NULL
-    if nbytes < 0 or posix_memalign(&block, ALIGNMENT, <size_t>nbytes if nbytes > 0 else 1) != 0:
+    cdef char* room
+    cdef char* block
+    if nbytes < 0 or nbytes > PY_SSIZE_T_MAX - ALIGNMENT:
         return NULL
-    return <char*>block
+    room = <char*>malloc(<size_t>nbytes + ALIGNMENT)
+    if room == NULL:
+        return NULL
+    block = <char*>((<uintptr_t>room + ALIGNMENT) & ~<uintptr_t>(ALIGNMENT - 1))
+    (block - 1)[0] = <char>(block - room)
+    return block
 
 
 cdef void free_block(char* block) noexcept nogil:
-    free(block)
+    if block != NULL:
+        free(block - <int>(block - 1)[0])
 
 
 cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
@@ -102,6 +113,8 @@ cdef class TensorSpec:
         return f"TensorSpec({self.name!r}, {self.datatype!r}, {list(self.shape)})"
 
 
+# Not the collector's business (requests are made of tensors): an owner of memory never leads back to a tensor.
+@cython.no_gc
 @cython.final
 cdef class Tensor:
     @staticmethod

@@ -1,0 +1,50 @@
+# One inference on its way: from a request's body to tensors to its answer.
+#
+# It knows the exchange (by name: arguments, headers, body, body_is_stable, abandoned, respond, guard), the codec, the
+# signature and the scheduler, and no runtime. Small bodies are decoded on the loop's thread where they lie; large ones,
+# and large answers, on a native thread. Loop's thread only.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.encode cimport Encoded
+from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.message cimport InferRequest, InferResponse, Waiter
+from fastinfer._ext.scheduler cimport Scheduler
+from fastinfer._ext.signature cimport Signature
+
+
+# What an inference needs of a model. fastinfer.models.model.Model is one, with the methods `infer` and `enqueue` for
+# what is not common, and the property `signature`, which where it has a successor is not its own.
+cdef class Target:
+    cdef readonly str name
+    cdef readonly str version
+    cdef readonly Signature own         # of its own implementation
+    cdef readonly object successor      # Callable[[], Target] | None
+    cdef readonly Scheduler scheduler
+
+
+# The handler of the route: makes an Inference for each exchange.
+cdef class InferHandler:
+    cdef object find                    # Callable: name, version -> Target; ApiError 404, 503
+    cdef dict ready                     # (name,) and (name, version) -> Target: its answers that are known
+    cdef Executor executor
+    cdef int64_t off_loop_bytes         # larger ones are decoded or encoded on a native thread
+    cdef int nonfinite
+
+    cdef Target target(self, tuple arguments)
+
+
+# Kept by its exchange (`abandoned`), by its request (`complete`) or by the executor, whichever it waits for. The cycle
+# with its exchange is broken before the exchange is answered.
+cdef class Inference(Waiter):
+    cdef InferHandler handler
+    cdef object exchange                # None: it is answered, or nobody waits any more
+    cdef tuple arguments
+    cdef Target model
+    cdef InferRequest request           # while the scheduler has it
+    cdef object cancel                  # of what is run in another way: Callable[[], None] | None
+
+    cdef int start(self, InferRequest request) except -1
+    cdef int respond(self, InferRequest request, object outcome) except -1
+    cdef int answer(self, Encoded encoded) except -1
+    cdef int fail(self, object exchange, object error) except -1

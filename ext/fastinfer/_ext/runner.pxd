@@ -1,0 +1,58 @@
+# Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
+#
+# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted
+# time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
+# about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
+# Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.batchrun cimport BatchRun
+from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.ort cimport Session
+
+cdef enum:
+    SIZES = 64          # sizes of input, in powers of two
+
+
+# How long runs took, by the size of their input.
+cdef class RunTimes:
+    cdef double[SIZES] ns       # smoothed; negative where nothing was measured
+
+    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1
+    # Rather too long than too short; infinite where nothing was measured.
+    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept
+
+
+cdef class Runner:
+    cdef readonly Session session
+    cdef bint batched
+    cdef Executor executor
+    cdef int64_t inline_run_ns
+    cdef RunTimes times
+
+    cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
+
+
+# A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one bad
+# request does not fail its mates. It is also what the executor calls at the end of a run.
+cdef class RunningBatch:
+    cdef Runner runner
+    cdef list requests
+    cdef object done            # Callable[[BatchResult], None]; None when it was called
+    cdef BatchRun attempt       # on a native thread, or None
+    cdef bint given_up
+    cdef list outcomes          # None until a run has ended
+    # The requests of the attempt are those from start to stop; `later` holds the (start, stop) of those after it.
+    cdef Py_ssize_t start
+    cdef Py_ssize_t stop
+    cdef list later
+    cdef int64_t input_ns
+    cdef int64_t infer_ns
+    cdef int64_t output_ns
+
+    cdef int go_on(self) except -1
+    cdef int end(self) except -1
+    # Whether something is left to be run.
+    cdef bint take(self, BatchRun attempt) except? True
+    cdef int take_failure(self, BatchRun attempt) except -1

@@ -1,0 +1,166 @@
+# Runs the batches of one session: see runner.pxd.
+
+import logging
+
+cimport cython
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.batchrun cimport BatchRun
+from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.message cimport BatchResult
+from fastinfer._ext.ort cimport Session
+
+from fastinfer.errors import ApiError, without_paths
+
+log = logging.getLogger(__name__)
+
+cdef object NEVER_RUN = ApiError(500, "the model was not run")
+cdef double SMOOTHING = 1.0 / 8     # weight of the newest run in the prediction; TCP's choice for round-trip times
+
+
+# --- Predictions ------------------------------------------------------------------------------------------------------
+
+cdef int size_of(Py_ssize_t nbytes) noexcept nogil:
+    cdef int bits = 0
+    while nbytes > 0:
+        nbytes >>= 1
+        bits += 1
+    return bits
+
+
+@cython.final
+cdef class RunTimes:
+    def __cinit__(self):
+        cdef int size
+        for size in range(SIZES):
+            self.ns[size] = -1
+
+    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1:
+        cdef double* known = &self.ns[size_of(nbytes)]
+        known[0] = <double>ns if known[0] < 0 else known[0] + (<double>ns - known[0]) * SMOOTHING
+        return 0
+
+    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept:
+        cdef int wanted = size_of(nbytes)
+        cdef int size = wanted
+        cdef double least = INFINITY
+        cdef double grown = 1
+        while size >= 0:                # the nearest smaller one, as if the time grew with the bytes
+            if self.ns[size] >= 0:
+                return self.ns[size] * grown
+            size -= 1
+            grown *= 2
+        for size in range(wanted + 1, SIZES):
+            if 0 <= self.ns[size] < least:
+                least = self.ns[size]
+        return least
+
+
+@cython.final
+cdef class Runner:
+    def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us):
+        self.session = session
+        self.batched = batched
+        self.executor = executor
+        self.inline_run_ns = inline_run_us * 1000
+        self.times = RunTimes()
+
+    cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
+        return not self.session.may_loop and self.times.predict_ns(input_bytes) < self.inline_run_ns
+
+    def start(self, list requests not None, done not None):
+        cdef RunningBatch batch = RunningBatch.__new__(RunningBatch)
+        batch.runner = self
+        batch.requests = requests
+        batch.done = done
+        batch.stop = len(requests)
+        batch.go_on()
+        return batch if batch.done is not None else None
+
+    def close(self):
+        # Freed with its last reference: an answer may still be written from its memory.
+        self.session = None
+
+
+@cython.final
+cdef class RunningBatch:
+    def terminate(self):
+        self.given_up = True
+        if self.attempt is not None:
+            self.attempt.terminate()
+
+    def __call__(self, BatchRun attempt not None):
+        # A native thread has run it.
+        self.attempt = None
+        try:
+            if self.take(attempt):
+                self.go_on()
+            else:
+                self.end()
+        except Exception:       # out of memory, say; whoever waits must be told, and the instance set free
+            log.exception("a batch could not be finished")
+            if self.done is not None:
+                self.end()
+
+    cdef int go_on(self) except -1:
+        # Runs what is left: inline as long as that is short, else the next attempt on a native thread.
+        cdef Runner runner = self.runner
+        cdef BatchRun attempt
+        cdef list members
+        while True:
+            whole = self.stop - self.start == len(self.requests)
+            members = self.requests if whole else self.requests[self.start:self.stop]
+            attempt = BatchRun.make(runner.session, members, runner.batched)
+            if not runner.runs_inline(attempt.input_bytes):
+                attempt.make_terminable()
+                self.attempt = attempt
+                runner.executor.submit(attempt, self)
+                return 0
+            attempt.run_here()
+            if not self.take(attempt):
+                return self.end()
+
+    cdef int end(self) except -1:
+        # What the batch holds is let go of here: its end is told to somebody who may know the batch.
+        cdef list outcomes = self.outcomes
+        done, self.done = self.done, None
+        if outcomes is None:
+            outcomes = [NEVER_RUN] * len(self.requests)
+        self.outcomes = None
+        self.requests = None
+        done(BatchResult.make(outcomes, self.input_ns, self.infer_ns, self.output_ns))
+        return 0
+
+    cdef bint take(self, BatchRun attempt) except? True:
+        cdef list outcomes
+        self.input_ns += attempt.run_state.input_ns
+        self.infer_ns += attempt.run_state.infer_ns
+        self.output_ns += attempt.run_state.output_ns
+        if attempt.run_state.failure.code == 0:
+            outcomes = attempt.split()
+            self.runner.times.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
+            if self.outcomes is None:       # the common case: all at once
+                self.outcomes = outcomes
+            else:
+                self.outcomes[self.start:self.stop] = outcomes
+        else:
+            self.take_failure(attempt)
+        if not self.later or self.given_up:
+            return False
+        self.start, self.stop = self.later.pop()
+        return True
+
+    cdef int take_failure(self, BatchRun attempt) except -1:
+        cdef Py_ssize_t count = self.stop - self.start
+        cdef Py_ssize_t middle = self.start + count // 2
+        if self.outcomes is None:
+            self.outcomes = [NEVER_RUN] * len(self.requests)
+            self.later = []
+        if count == 1 or self.given_up:
+            failure = ApiError(500, f"the model failed: {without_paths(str(attempt.error))}")
+            self.outcomes[self.start:self.stop] = [failure] * count
+        else:
+            self.later.append((middle, self.stop))
+            self.later.append((self.start, middle))
+        return 0

@@ -1,0 +1,114 @@
+# The scheduler of one loaded model: queue, instances, deadlines.
+#
+# Touched by the loop's thread only, hence no locks. It knows neither HTTP nor ONNX: requests come in by submit, batches
+# go to the `start` callable that it was given, and every request's `complete` is called exactly once, with its outputs
+# or with an error, unless it was cancelled.
+#
+# Requests that arrive in the same turn of the loop are seen together: submit only queues, the dispatch follows at the
+# end of the turn. Compatible requests (equal priority and shape_key) wait in one group; the group whose head is the
+# most urgent, then the oldest, is served first. A request whose deadline passes is answered at once, wherever it is;
+# queued it never runs, and a batch in which nobody waits any more is terminated.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.message cimport BatchResult, InferRequest
+from fastinfer._ext.stats cimport Counters
+
+cdef enum:
+    # InferRequest.state
+    QUEUED = 1
+    RUNNING = 2
+    ENDED = 3
+
+
+# Compatible requests that wait, oldest first.
+cdef class Group:
+    cdef int64_t priority
+    cdef object key             # of Scheduler._groups; None for the plain group
+    cdef list requests          # those before `first` were taken and are None; ended ones may lie between the others
+    cdef Py_ssize_t first
+    # As a member of the heap of heads.
+    cdef bint is_head
+    cdef int64_t since_ns       # when its oldest request came
+    cdef int64_t number         # unique: the order of groups that are equal otherwise
+
+    cdef void drop_first(self) noexcept
+
+
+# Requests that run together, and how many of them still wait for the answer. It is also what a run is to call at its
+# end. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish breaks.
+cdef class Batch:
+    cdef Scheduler scheduler
+    cdef list requests
+    cdef int64_t started_ns
+    cdef Py_ssize_t waiting
+    cdef object run             # Run | None
+    cdef bint finished
+    cdef object __weakref__
+
+    cdef int finish(self, BatchResult result) except -1
+
+
+cdef class Scheduler:
+    # Configuration.
+    cdef object _start
+    cdef object _policy
+    cdef bint _policy_matters           # else a batch is what fits
+    cdef int64_t _max_batch_size
+    cdef int64_t _max_queue_size
+    cdef int64_t _priority_levels
+    cdef int64_t _default_priority
+    cdef int64_t _timeout_ns
+    cdef Counters _stats
+    cdef object _loop
+    # The queue: a group for requests without priority and shape_key (most models have no others), groups of all others
+    # (none of these is empty), and a heap of those that are not empty.
+    cdef Group _plain
+    cdef dict _groups                   # (priority, shape_key) -> Group
+    cdef list _heads
+    cdef int64_t _number
+    cdef int64_t _queued
+    cdef int64_t _ended_in_queue        # cancelled or expired ones that still lie in a group
+    # What runs.
+    cdef int64_t _free_instances
+    cdef set _running                   # of Batch
+    # Deadlines: those of requests without a timeout of their own expire in the order of arrival. A list linked through
+    # the requests, each owned by it.
+    cdef void* _oldest
+    cdef void* _newest
+    cdef object _sweep                  # the handle of the timer that looks at the oldest, or None
+    # Dispatching.
+    cdef bint _dispatch_due
+    cdef bint _dispatching
+    cdef object _delay                  # the handle of the timer that ends a wait for company, or None
+    cdef bint _retiring
+    cdef object _retired                # called once, when all that was taken has ended; None: not, or not any more
+    cdef int _finishing                 # depth: an inline batch may end inside the end of another
+
+    cpdef int submit(self, InferRequest request) except -1
+    cpdef int cancel(self, InferRequest request) except -1
+
+    # The queue.
+    cdef Group _group_of(self, InferRequest request)
+    cdef int _push_head(self, Group group) except -1
+    cdef int _remove_head(self, Group group) except -1
+    cdef int _drop_group(self, Group group) except -1
+    cdef list _heads_to_ask(self)
+    cdef bint _skip_ended(self, Group group) noexcept
+    cdef int _sweep_out(self) except -1
+    # From queue to run to answer.
+    cdef int _dispatch(self) except -1
+    cdef int _run(self, Batch batch) except -1
+    cdef Batch _take(self)
+    cdef Batch _take_by_policy(self, int64_t now)
+    cdef Batch _take_from(self, Group group, Py_ssize_t limit, int64_t now)
+    cdef int _finish(self, Batch batch, BatchResult result) except -1
+    cdef int _answer(self, Batch batch, BatchResult result) except -1
+    cdef int _check_idle(self) except -1
+    # The ends of requests.
+    cdef int _forget(self, InferRequest request) except -1
+    cdef int _end(self, InferRequest request) except -1
+    cdef int _expire(self, InferRequest request) except -1
+    # Deadlines.
+    cdef void _list(self, InferRequest request) noexcept
+    cdef void _unlist(self, InferRequest request) noexcept

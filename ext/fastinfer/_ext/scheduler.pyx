@@ -1,0 +1,485 @@
+# The scheduler of one loaded model: see scheduler.pxd.
+
+import logging
+from heapq import heapify, heappop, heappush, nsmallest
+
+cimport cython
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from fastinfer._ext.job cimport monotonic_ns
+from fastinfer._ext.message cimport BatchResult, InferRequest, Waiter
+from fastinfer._ext.stats cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
+
+from fastinfer.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+cdef enum:
+    TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
+    HEADS_ASKED = 16        # groups that are asked for a batch while the most urgent one waits for company
+    FEW = 64                # places that may lie unused at the front of a group, or be taken by ended requests
+
+
+@cython.final
+cdef class Group:
+    def __lt__(self, Group other):
+        if self.priority != other.priority:
+            return self.priority < other.priority
+        if self.since_ns != other.since_ns:
+            return self.since_ns < other.since_ns
+        return self.number < other.number
+
+    cdef void drop_first(self) noexcept:
+        self.requests[self.first] = None
+        self.first += 1
+
+
+cdef Group new_group(int64_t priority, key):
+    cdef Group group = Group.__new__(Group)
+    group.priority = priority
+    group.key = key
+    group.requests = []
+    return group
+
+
+@cython.final
+cdef class Batch:
+    def __call__(self, BatchResult result not None):
+        self.finish(result)
+
+    cdef int finish(self, BatchResult result) except -1:
+        if not self.finished:
+            self.finished = True
+            self.run = None
+            self.scheduler._finish(self, result)
+        return 0
+
+
+@cython.final
+cdef class Scheduler:
+    def __init__(self, start, policy, *, int64_t instances, int64_t max_queue_size, double timeout_s,
+                 int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop):
+        self._start = start
+        self._policy = policy
+        self._max_batch_size = policy.max_batch_size
+        self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
+        self._max_queue_size = max_queue_size
+        self._priority_levels = priority_levels
+        self._default_priority = default_priority
+        self._timeout_ns = <int64_t>(timeout_s * 1e9)
+        self._stats = stats
+        self._loop = loop
+        self._plain = new_group(0, None)
+        self._groups = {}
+        self._heads = []
+        self._free_instances = instances
+        self._running = set()
+
+    def __dealloc__(self):
+        # Only where a run was lost: what is listed otherwise keeps the loop's timer, and that keeps the scheduler.
+        cdef void* at = self._oldest
+        cdef InferRequest request
+        while at != NULL:
+            request = <InferRequest>at
+            at = request.after
+            request.listed = False
+            Py_DECREF(request)
+
+    @property
+    def queued(self):
+        return self._queued
+
+    @property
+    def running(self):
+        return len(self._running)
+
+    @property
+    def in_flight(self):
+        return self._queued + sum([(<Batch>batch).waiting for batch in self._running])
+
+    # --- In -----------------------------------------------------------------------------------------------------------
+
+    cpdef int submit(self, InferRequest request) except -1:
+        cdef Group group
+        if self._queued >= self._max_queue_size:
+            self._stats.count_failure(REJECTED, 0)
+            raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
+        if self._retiring:
+            raise ApiError(503, "the model is being unloaded", retry_after_s=1)
+        request.state = QUEUED
+        request.enqueued_ns = monotonic_ns()
+        if self._priority_levels == 0 and request.shape_key is None:    # the common case
+            group = self._plain
+        else:
+            group = self._group_of(request)
+        group.requests.append(request)
+        if not group.is_head:
+            self._push_head(group)
+        self._queued += 1
+        if request.timeout_us != 0:
+            request.timer = self._loop.call_later(request.timeout_us * 1e-6, self._expired, request)
+        else:
+            self._list(request)
+            if self._sweep is None:
+                self._sweep = self._loop.call_later(self._timeout_ns * 1e-9, self._sweep_listed)
+        if not self._dispatch_due:
+            self._dispatch_due = True
+            self._loop.call_soon(self._dispatch_now)
+        return 0
+
+    cpdef int cancel(self, InferRequest request) except -1:
+        if request.state != ENDED:
+            self._stats.count_failure(CANCELLED, monotonic_ns() - request.enqueued_ns)
+            self._end(request)
+        return 0
+
+    def retire(self, retired not None):
+        self._retiring = True
+        self._retired = retired
+        self._loop.call_soon(self._check_retired)
+
+    def _check_retired(self):
+        self._check_idle()
+
+    # --- The queue ----------------------------------------------------------------------------------------------------
+
+    cdef Group _group_of(self, InferRequest request):
+        cdef int64_t priority = 0
+        if self._priority_levels != 0:
+            priority = min(request.priority if request.priority != 0 else self._default_priority,
+                           self._priority_levels)
+        key = (priority, request.shape_key)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = new_group(priority, key)
+        return group
+
+    cdef int _push_head(self, Group group) except -1:
+        # The group's first request is alive, or is the only one.
+        group.since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
+        self._number += 1
+        group.number = self._number
+        group.is_head = True
+        if len(self._heads) == 0:       # the common case
+            self._heads.append(group)
+        else:
+            heappush(self._heads, group)
+        return 0
+
+    cdef int _remove_head(self, Group group) except -1:
+        group.is_head = False
+        if self._heads[0] is not group:
+            self._heads.remove(group)
+            heapify(self._heads)
+        elif len(self._heads) == 1:     # the common case
+            self._heads.pop()
+        else:
+            heappop(self._heads)
+        return 0
+
+    cdef int _drop_group(self, Group group) except -1:
+        self._remove_head(group)
+        group.requests.clear()
+        group.first = 0
+        if group is not self._plain:
+            del self._groups[group.key]
+        return 0
+
+    cdef list _heads_to_ask(self):
+        # The most urgent groups, each with a live request at its front; only one where nobody waits on purpose.
+        cdef Py_ssize_t wanted = HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1
+        cdef list heads, empty
+        while True:
+            heads = nsmallest(wanted, self._heads) if wanted > 1 else self._heads[:1]
+            empty = [group for group in heads if not self._skip_ended(<Group>group)]
+            if not empty:
+                return heads
+            for group in empty:
+                self._drop_group(<Group>group)
+
+    cdef bint _skip_ended(self, Group group) noexcept:
+        # Whether a live request is now the group's first.
+        while group.first < len(group.requests):
+            if (<InferRequest>group.requests[group.first]).state == QUEUED:
+                return True
+            group.drop_first()
+            self._ended_in_queue -= 1
+        return False
+
+    cdef int _sweep_out(self) except -1:
+        # Lets go of ended requests that lie behind live ones, so that a stalled queue cannot hold their memory.
+        cdef Group group
+        for group in self._heads.copy():
+            group.requests = [request for request in group.requests[group.first:]
+                              if (<InferRequest>request).state == QUEUED]
+            group.first = 0
+            if len(group.requests) == 0:
+                self._drop_group(group)
+        self._ended_in_queue = 0
+        return 0
+
+    # --- From queue to run to answer ----------------------------------------------------------------------------------
+
+    def _dispatch_now(self):
+        self._dispatch_due = False
+        self._dispatch()
+
+    cdef int _dispatch(self) except -1:
+        cdef Batch batch
+        cdef int64_t began_ns = monotonic_ns()
+        self._dispatching = True
+        try:
+            while self._free_instances > 0 and self._queued > 0:
+                batch = self._take()
+                if batch is None:
+                    break
+                self._free_instances -= 1
+                self._running.add(batch)
+                self._run(batch)
+                if batch.finished and self._queued > 0 and monotonic_ns() - began_ns > TURN_NS:
+                    # These ran on this thread: let others have a turn of the loop before the next one.
+                    if not self._dispatch_due:
+                        self._dispatch_due = True
+                        self._loop.call_soon(self._dispatch_now)
+                    break
+        finally:
+            self._dispatching = False
+        return 0
+
+    cdef int _run(self, Batch batch) except -1:
+        try:
+            run = self._start(batch.requests, batch)
+        except Exception:
+            log.exception("a batch could not be started")
+            batch.finish(failed(batch, "the batch could not be started"))
+            return 0
+        if not batch.finished:
+            batch.run = run
+        return 0
+
+    cdef Batch _take(self):
+        # The next batch, or None where the policy waits (a timer is then set).
+        cdef int64_t now = monotonic_ns()
+        cdef Batch batch = None
+        if self._policy_matters:
+            return self._take_by_policy(now)
+        while batch is None and len(self._heads) > 0:       # a group may hold nothing but ended ones
+            batch = self._take_from(<Group>self._heads[0], -1, now)
+        return batch
+
+    cdef Batch _take_by_policy(self, int64_t now):
+        cdef Group group
+        cdef int64_t shortest_ns = 0
+        cdef int64_t waits_ns
+        cdef int64_t since_ns
+        cdef Py_ssize_t take
+        # Without a configured delay the first head always gives a batch.
+        for group in self._heads_to_ask():
+            since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
+            take, waits_ns = self._policy.decide(rows_of(group, self._max_batch_size), now - since_ns)
+            if take > 0:
+                return self._take_from(group, take, now)
+            shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
+        if self._delay is None and len(self._heads) > 0:
+            self._delay = self._loop.call_later(shortest_ns * 1e-9, self._delay_over)
+        return None
+
+    cdef Batch _take_from(self, Group group, Py_ssize_t limit, int64_t now):
+        # The first `limit` live requests of a group, or with -1 as many as fit, as BatchingPolicy would have it.
+        cdef Batch batch
+        cdef InferRequest request
+        cdef list taken = []
+        cdef int64_t rows = 0
+        cdef Py_ssize_t count = 0
+        while count != limit and self._skip_ended(group):
+            request = <InferRequest>group.requests[group.first]
+            if limit < 0 and count > 0 and (rows >= self._max_batch_size or rows + request.rows > self._max_batch_size):
+                break
+            rows += request.rows
+            count += 1
+            request.state = RUNNING
+            taken.append(request)
+            group.drop_first()
+        self._queued -= count
+        if group.first == len(group.requests):
+            self._drop_group(group)
+        else:
+            if group.first > FEW and 2 * group.first > len(group.requests):
+                del group.requests[:group.first]
+                group.first = 0
+            self._remove_head(group)
+            self._push_head(group)
+        if count == 0:
+            return None
+        batch = Batch.__new__(Batch)
+        batch.scheduler = self
+        batch.requests = taken
+        batch.started_ns = now
+        batch.waiting = count
+        return batch
+
+    def _delay_over(self):
+        self._delay = None
+        self._dispatch()
+
+    cdef int _finish(self, Batch batch, BatchResult result) except -1:
+        self._running.discard(batch)
+        self._free_instances += 1
+        self._finishing += 1
+        try:
+            if self._queued > 0 and not self._dispatching:
+                self._dispatch()    # the next batch starts before the answers of this one are written
+        finally:
+            self._answer(batch, result)
+            self._finishing -= 1
+            self._check_idle()
+        return 0
+
+    cdef int _answer(self, Batch batch, BatchResult result) except -1:
+        cdef InferRequest request
+        cdef int64_t now, total_ns
+        cdef int64_t rows = 0
+        cdef int64_t answered = 0
+        cdef Py_ssize_t i
+        if len(result.outputs) != len(batch.requests):
+            log.error("a run gave %d outcomes for %d requests", len(result.outputs), len(batch.requests))
+            result = failed(batch, "the model was not run")
+        now = monotonic_ns()
+        for i in range(len(batch.requests)):
+            request = <InferRequest>batch.requests[i]
+            rows += request.rows
+            if request.state == ENDED:
+                continue
+            outcome = result.outputs[i]
+            total_ns = now - request.enqueued_ns
+            if isinstance(outcome, list):
+                answered += 1
+                self._stats.count_success(total_ns, batch.started_ns - request.enqueued_ns, request.rows)
+            else:
+                self._stats.count_failure(BY_MODEL if outcome.status >= 500 else BY_CLIENT, total_ns)
+            complete = request.complete
+            self._forget(request)
+            tell(complete, request, outcome)
+        self._stats.count_batch(rows, answered, result.compute_input_ns, result.compute_infer_ns,
+                                result.compute_output_ns)
+        return 0
+
+    cdef int _check_idle(self) except -1:
+        if self._retired is not None and self._queued == 0 and len(self._running) == 0 and self._finishing == 0:
+            retired, self._retired = self._retired, None
+            retired()
+        return 0
+
+    # --- The ends of requests -----------------------------------------------------------------------------------------
+
+    cdef int _forget(self, InferRequest request) except -1:
+        request.state = ENDED
+        request.complete = None
+        if request.timer is not None:
+            request.timer.cancel()
+            request.timer = None
+        else:
+            self._unlist(request)
+        return 0
+
+    cdef int _end(self, InferRequest request) except -1:
+        # Ends a request early, wherever it is.
+        cdef Batch batch
+        if request.state == QUEUED:
+            self._queued -= 1
+            self._ended_in_queue += 1
+            self._forget(request)
+            if self._ended_in_queue > FEW and self._ended_in_queue > self._queued:
+                self._sweep_out()
+            return self._check_idle()
+        self._forget(request)
+        for batch in self._running:
+            if any([member is request for member in batch.requests]):
+                batch.waiting -= 1
+                if batch.waiting == 0 and batch.run is not None:
+                    batch.run.terminate()
+                break
+        return 0
+
+    cdef int _expire(self, InferRequest request) except -1:
+        if request.state != ENDED:
+            complete = request.complete
+            self._stats.count_failure(BY_TIMEOUT, monotonic_ns() - request.enqueued_ns)
+            self._end(request)
+            tell(complete, request, ApiError(504, "Request timeout expired"))
+        return 0
+
+    def _expired(self, InferRequest request):
+        self._expire(request)
+
+    # --- Deadlines ----------------------------------------------------------------------------------------------------
+
+    def _sweep_listed(self):
+        cdef InferRequest oldest
+        cdef int64_t due = monotonic_ns() - self._timeout_ns
+        self._sweep = None
+        while self._oldest != NULL:
+            oldest = <InferRequest>self._oldest
+            if oldest.enqueued_ns > due:
+                self._sweep = self._loop.call_later((oldest.enqueued_ns - due) * 1e-9, self._sweep_listed)
+                return
+            self._expire(oldest)
+
+    cdef void _list(self, InferRequest request) noexcept:
+        Py_INCREF(request)
+        request.listed = True
+        request.before = self._newest
+        request.after = NULL
+        if self._newest != NULL:
+            (<InferRequest>self._newest).after = <void*>request
+        else:
+            self._oldest = <void*>request
+        self._newest = <void*>request
+
+    cdef void _unlist(self, InferRequest request) noexcept:
+        if not request.listed:
+            return
+        request.listed = False
+        if request.before != NULL:
+            (<InferRequest>request.before).after = request.after
+        else:
+            self._oldest = request.after
+        if request.after != NULL:
+            (<InferRequest>request.after).before = request.before
+        else:
+            self._newest = request.before
+        Py_DECREF(request)
+
+
+# The rows of the live requests, as far as they can matter to one batch.
+cdef list rows_of(Group group, int64_t max_batch_size):
+    cdef InferRequest request
+    cdef list rows = []
+    cdef int64_t total = 0
+    cdef Py_ssize_t i
+    for i in range(group.first, len(group.requests)):
+        request = <InferRequest>group.requests[i]
+        if request.state == QUEUED:
+            rows.append(request.rows)
+            total += request.rows
+            if total > max_batch_size:
+                break
+    return rows
+
+
+cdef BatchResult failed(Batch batch, str message):
+    return BatchResult([ApiError(500, message)] * len(batch.requests))
+
+
+# An outcome that cannot be told is told as an error, so that nobody waits for ever.
+cdef int tell(complete, InferRequest request, outcome) except -1:
+    try:
+        if isinstance(complete, Waiter):        # the common case
+            (<Waiter>complete).completed(request, outcome)
+        elif complete is not None:
+            complete(request, outcome)
+    except Exception:
+        log.exception("an answer could not be given")
+        if isinstance(outcome, list):
+            tell(complete, request, ApiError(500, "internal error"))
+    return 0

@@ -1,0 +1,111 @@
+# The counters of one version of a model, as they are written: see stats.pxd.
+
+from libc.stdint cimport int64_t
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from fastinfer._ext.histogram cimport Histogram
+
+from fastinfer._ext.histogram import DURATION_BOUNDS_NS, SIZE_BOUNDS, nbytes
+
+CAUSES = ("client", "model", "timeout", "rejected", "cancelled")
+
+# The block: five histograms of durations, that of sizes, the causes' counts and sums, the lines by size of the batch,
+# the answered rows, the date of the last inference.
+cdef enum:
+    DURATION_COUNT = 5
+
+cdef Py_ssize_t LINES_AT = (DURATION_COUNT * nbytes(DURATION_BOUNDS_NS) + nbytes(SIZE_BOUNDS)
+                            + CAUSE_COUNT * nbytes(()))
+cdef Py_ssize_t LINES_SIZE = (EXACT_SIZES + LARGER_SIZES) * LINE_CELLS * sizeof(int64_t)
+NBYTES = LINES_AT + LINES_SIZE + 2 * sizeof(int64_t)
+
+
+cdef class Counters:
+    def __cinit__(self, memory=None):
+        cdef Py_ssize_t offset = 0
+        block = memoryview(bytearray(NBYTES) if memory is None else memory).cast("B")[:NBYTES]
+        if block.nbytes < NBYTES:
+            raise ValueError(f"a block of counters of {NBYTES} bytes does not fit {block.nbytes} bytes")
+        self.block = block
+        durations = []
+        for _ in range(DURATION_COUNT):
+            durations.append(Histogram(DURATION_BOUNDS_NS, block, offset))
+            offset += nbytes(DURATION_BOUNDS_NS)
+        self.success, self.queue, self.compute_input, self.compute_infer, self.compute_output = durations
+        self.batch_size = Histogram(SIZE_BOUNDS, block, offset)
+        offset += nbytes(SIZE_BOUNDS)
+        self.failures = {}
+        for cause in CAUSES:
+            self.failures[cause] = Histogram((), block, offset)
+            offset += nbytes(())
+        self._failures = tuple(self.failures.values())
+        self._lines = <int64_t*>(<char*>self.success.cells + offset)     # the first histogram begins the block
+        self._answered_rows = <int64_t*>(<char*>self._lines + LINES_SIZE)
+        self._last_inference_ms = self._answered_rows + 1
+
+    # --- At the level of C -------------------------------------------------------------------------------------------
+
+    cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept:
+        self.success.count_in(total_ns, 1)
+        self.queue.count_in(queue_ns, 1)
+        self._answered_rows[0] += rows
+
+    cdef void count_failure(self, int cause, int64_t total_ns) noexcept:
+        (<Histogram>self._failures[cause]).count_in(total_ns, 1)
+
+    cdef void count_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
+                          int64_t compute_output_ns) noexcept:
+        cdef int64_t* line
+        cdef timespec now
+        self.batch_size.count_in(rows, 1)
+        if answered == 0:
+            return
+        self.compute_input.count_in(compute_input_ns, answered)
+        self.compute_infer.count_in(compute_infer_ns, answered)
+        self.compute_output.count_in(compute_output_ns, answered)
+        line = self._lines + line_of(rows) * LINE_CELLS
+        line[0] += 1
+        line[1] += compute_input_ns
+        line[2] += compute_infer_ns
+        line[3] += compute_output_ns
+        clock_gettime(CLOCK_REALTIME, &now)     # a date for people; nothing is decided by it
+        self._last_inference_ms[0] = <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+
+    # --- For Python ---------------------------------------------------------------------------------------------------
+
+    def record_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows=1):
+        self.count_success(total_ns, queue_ns, rows)
+
+    def record_failure(self, cause, int64_t total_ns):
+        self.count_failure(CAUSES.index(cause), total_ns)
+
+    def record_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
+                     int64_t compute_output_ns):
+        self.count_batch(rows, answered, compute_input_ns, compute_infer_ns, compute_output_ns)
+
+    @property
+    def answered_rows(self):
+        return self._answered_rows[0]
+
+    @property
+    def last_inference_ms(self):
+        return self._last_inference_ms[0]
+
+    def lines(self):
+        cdef Py_ssize_t line
+        return [(line, *[self._lines[line * LINE_CELLS + i] for i in range(LINE_CELLS)])
+                for line in range(EXACT_SIZES + LARGER_SIZES) if self._lines[line * LINE_CELLS] != 0]
+
+
+def batch_size_of(Py_ssize_t line):
+    return line if line < EXACT_SIZES else 1 << (line - EXACT_SIZES + 7)
+
+
+# The line that counts batches of so many rows; the first one is never used.
+cdef Py_ssize_t line_of(int64_t rows) noexcept:
+    cdef Py_ssize_t line = EXACT_SIZES
+    if rows < EXACT_SIZES:
+        return rows if rows > 0 else 0
+    while (<int64_t>EXACT_SIZES << (line - EXACT_SIZES)) < rows and line < EXACT_SIZES + LARGER_SIZES - 1:
+        line += 1
+    return line

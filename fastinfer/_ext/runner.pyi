@@ -1,0 +1,41 @@
+"""Runs the batches of one session: on the loop's thread where that is short, else on a native thread."""
+
+from collections.abc import Callable
+
+from fastinfer._ext.executor import Executor
+from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.ort import Session
+from fastinfer.models.run import Run
+
+class RunTimes:
+    """Predicts how long a run takes from the runs measured so far, by the size of the input in powers of two."""
+
+    def observe(self, nbytes: int, ns: int) -> None:
+        """Learns of a run."""
+    def predict_ns(self, nbytes: int) -> float:
+        """The time of a run on so many bytes, rather too long than too short; infinite where nothing was measured."""
+
+class Runner:
+    """Predicts how long a batch runs, and runs it where that is best. Loop's thread only.
+
+    Args:
+        session: the loaded model.
+        batched: the first dimension of all its inputs and outputs is the batch.
+        executor: the native threads, shared by all models.
+        inline_run_us: a batch predicted to run for longer goes to a native thread.
+    """
+
+    session: Session
+    def __init__(self, session: Session, batched: bool, executor: Executor, inline_run_us: int) -> None: ...
+    def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
+        """Runs requests that share a batch. Where it fails, its halves are run again by themselves.
+
+        Calls ``done`` once, on the loop's thread: before it returns (then it returns None), or later.
+        """
+    def close(self) -> None:
+        """Lets go of the session; nothing is under way any more."""
+
+class RunningBatch:
+    """A batch under way; a :class:`fastinfer.models.run.Run`."""
+
+    def terminate(self) -> None: ...

@@ -1,0 +1,54 @@
+"""The scheduler of one loaded model: queue, instances, deadlines. Loop's thread only."""
+
+import asyncio
+from collections.abc import Callable
+
+from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.stats import Counters
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.run import Run
+
+class Scheduler:
+    """Queues requests and runs them in batches.
+
+    Every request's ``complete`` is called exactly once, with its outputs or with an error, unless it was cancelled.
+
+    Args:
+        start: runs requests that share a batch; calls back once on the loop's thread, before it returns None, or later.
+        policy: how large a batch should be.
+        instances: batches that may run at once.
+        max_queue_size: requests that may wait; one more is refused with 503.
+        priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
+        default_priority: of a request that has none.
+        timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504.
+        stats: told of every batch and of every request's end.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[list[InferRequest], Callable[[BatchResult], None]], Run | None],
+        policy: BatchingPolicy,
+        *,
+        instances: int,
+        max_queue_size: int,
+        timeout_s: float,
+        priority_levels: int = 0,
+        default_priority: int = 0,
+        stats: Counters,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None: ...
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+    @property
+    def running(self) -> int:
+        """Batches under way."""
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run, and whose clients are still there."""
+    def submit(self, request: InferRequest) -> None:
+        """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
+    def cancel(self, request: InferRequest) -> None:
+        """Nobody waits for this request any more; its ``complete`` is not called."""
+    def retire(self, retired: Callable[[], None]) -> None:
+        """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""
