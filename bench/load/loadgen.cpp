@@ -105,7 +105,7 @@ std::deque<int> idle;
 std::unordered_set<uint64_t> seen;
 std::ofstream answers;
 size_t kept = 0;
-uint64_t unchecked = 0, sequence = 0, block = 0;
+uint64_t answered = 0, unchecked = 0, sequence = 0, block = 0;
 int poll_fd, port;
 int64_t measured_from, measured_to;
 Histogram lateness;
@@ -214,6 +214,7 @@ void completed(int index, int status, const char *body, size_t size, long json_s
     Connection &c = connections[index];
     Class &klass = classes[c.klass];
     int64_t t = now();
+    answered++;
     if (status != 200) note(errors.status, std::to_string(status) + " " + std::string(body, size));
     else if (seen.insert(hash(body, size, c.klass * 65536u + c.request)).second) {
         if (kept + size > KEPT_BYTES) unchecked++;
@@ -314,10 +315,11 @@ int main(int, char **argv) {
     bool had_idle = true;  // whether, when we went to sleep, a connection was ready for the next request
     rusage before, after;
     getrusage(RUSAGE_SELF, &before);
+    auto send_due = [&](int64_t t) { return rate > 0 && due() < measured_to && due() <= t; };
     for (int64_t t = start; t < measured_to; t = now()) {
         int64_t next = measured_to - t;
         if (rate > 0) {
-            for (; !idle.empty() && due() <= t; had_idle = false) {
+            for (; !idle.empty() && send_due(t); had_idle = false) {
                 if (had_idle) lateness.add(now() - due());
                 int index = idle.front();
                 idle.pop_front();
@@ -330,9 +332,12 @@ int main(int, char **argv) {
         wait(events, next);
     }
     getrusage(RUSAGE_SELF, &after);
-    // Nothing new is asked; what was due and what is under way counts, with its age if it does not come in time.
-    auto busy = [&] { return idle.size() < connections.size(); };
-    for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && busy();) wait(events, std::min(end - t, SECOND));
+    // Nothing further is due; what was and what is under way counts, with its age if it does not come in time.
+    auto busy = [&] { return idle.size() < connections.size() || send_due(measured_to); };
+    for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && busy();) {
+        for (; !idle.empty() && send_due(t); idle.pop_front()) ask(idle.front(), due());
+        wait(events, std::min(end - t, SECOND));
+    }
     int64_t end = now();
     for (Connection &c : connections)
         if (!c.idle && c.due >= measured_from) {
@@ -348,8 +353,8 @@ int main(int, char **argv) {
         }
 
     auto spent = [](const timeval &a, const timeval &b) { return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6; };
-    std::printf("{\"seconds\":%.6f,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",
-                seconds, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
+    std::printf("{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",
+                seconds, answered, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
                 errors.status + errors.closed + errors.malformed);
     for (unsigned char c : errors.first) std::printf(c < 32 || c > 126 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
     std::printf("\",\"lateness\":");

@@ -85,7 +85,7 @@ def run(
                 file.write_bytes(case.request())
                 plan.append(f"{i} {part.weight} {file}")
         answers = Path(directory, "answers")
-        words = [str(build()), *(f"{word:g}" for word in (port, connections, warmup, seconds)), repr(rate), str(answers)]
+        words = [str(build()), *map(str, (port, connections, warmup, seconds, rate, answers))]
         done = subprocess.run(
             words,
             input="\n".join(plan) + "\n",
@@ -104,7 +104,9 @@ def run(
     latencies = [histogram(each["latencies"]) for each in got["classes"]]
     every = histogram([pair for each in got["classes"] for pair in each["latencies"]])
     completed = sum(each["completed"] for each in got["classes"])
-    measured: dict[str, Any] = {"requests_per_s": completed / got["seconds"], **summary(every), "errors": got["errors"]}
+    measured: dict[str, Any] = {"requests_per_s": completed / got["seconds"], **summary(every)}
+    measured["errors"] = got["errors"]
+    measured["answered"] = got["answered"]
     if got["errors"]:
         measured["first_error"] = got["first_error"]
     measured["unfinished"] = sum(each["unfinished"] for each in got["classes"])

@@ -77,8 +77,9 @@ class Case:
 
         Where its JSON text ends is said by json_size; -1: it is nothing else.
         """
-        got = {tensor["name"]: tensor for tensor in orjson.loads(body if json_size < 0 else body[:json_size])["outputs"]}
-        raw = memoryview(body)[json_size:] if json_size >= 0 else memoryview(b"")
+        end = len(body) if json_size < 0 else json_size
+        got = {tensor["name"]: tensor for tensor in orjson.loads(body[:end])["outputs"]}
+        raw = memoryview(body)[end:]
         for name, expected in self.outputs.items():
             tensor = got.get(name)
             if tensor is None:

@@ -1,8 +1,10 @@
-"""The servers that are measured: how each is installed and started. All run on one port until they are terminated.
+"""The servers that are measured: how each is installed and started.
 
     python -m bench.peers                   which are there, and why others are not
     python -m bench.peers install [NAME...] install them, each into its own environment below build/peers
     python -m bench.peers serve NAME PORT   start one with the models of the bench, as a measurement does
+
+Each serves on one port until it is terminated.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Peer(ABC):
             self._fail(str(error))
         self._stamp.write_text("\n".join(self.requirements))
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """What is to do after the packages are there."""
 
     def require(self) -> None:
@@ -204,9 +206,8 @@ class Triton(Peer):
     def environment(self) -> dict[str, str]:
         packages = self.server.parent.parent
         libraries = sysconfig.get_config_var("LIBDIR") or ""
-        return {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": libraries, "PATH": f"{self.home / 'bin'}:{os.environ['PATH']}"}
+        path = f"{self.home / 'bin'}:{os.environ['PATH']}"
+        return {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": libraries, "PATH": path}
 
 
-PEERS: dict[str, Peer] = {
-    peer.name: peer for peer in (Floor(), Naive(), FastApi(), MlServer(), Triton(), Fastinfer())
-}
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (Floor(), Naive(), FastApi(), MlServer(), Triton(), Fastinfer())}

@@ -23,7 +23,8 @@ class TritonPythonModel:
         if len(requests) == 1:
             results = [self.session.run(self.outputs, dict(zip(self.inputs, arrays[0], strict=True)))]
         else:
-            joined = {name: np.concatenate(each) for name, each in zip(self.inputs, zip(*arrays, strict=True), strict=True)}
+            columns = map(np.concatenate, zip(*arrays, strict=True))
+            joined = dict(zip(self.inputs, columns, strict=True))
             ends = np.cumsum([len(each[0]) for each in arrays])[:-1]
             together = [np.split(each, ends) for each in self.session.run(self.outputs, joined)]
             results = list(zip(*together, strict=True))
