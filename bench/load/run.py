@@ -33,8 +33,8 @@ if not __package__:
 
 from bench.load import loadgen, report
 from bench.load.scenarios import SCENARIOS, Case, Scenario, cases
-from bench.load.servers import ROOT, FailedError, Models, Server, environment, models, serving
-from bench.peers import PEERS, AbsentError
+from bench.load.servers import FailedError, Server, environment, models, serving
+from bench.peers import PEERS, ROOT, AbsentError, Models
 from fastinfer import __version__
 
 RESULTS = ROOT / "bench" / "results"
@@ -56,10 +56,13 @@ wrk.headers = {{ {headers} }}
 file:close()
 done = function(summary, latency)
   local e = summary.errors
-  io.write(string.format('\\n{{"requests_per_s":%.1f,"answered":%d,"p50_us":%d,"p90_us":%d,"p99_us":%d,"p99_9_us":%d,"max_us":%d,' ..
-    '"errors":%d}}', summary.requests / summary.duration * 1e6, summary.requests, latency:percentile(50), latency:percentile(90),
-    latency:percentile(99), latency:percentile(99.9), latency.max,
-    e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format(
+    '\\n{{"requests_per_s":%.1f,"answered":%d,"errors":%d', summary.requests / summary.duration * 1e6,
+    summary.requests, e.connect + e.read + e.write + e.status + e.timeout))
+  for name, part in pairs({{ p50 = 50, p90 = 90, p99 = 99, p99_9 = 99.9 }}) do
+    io.write(string.format(',"%s_us":%d', name, latency:percentile(part)))
+  end
+  io.write(string.format(',"max_us":%d}}', latency.max))
 end
 """
 
@@ -126,7 +129,8 @@ class Run:
         self.served = served
         self.servers = servers
         self.say = say
-        self.server_cores, self.client_cores = ({0}, {1}) if options.pin else (None, None)
+        self.server_cores: set[int] | None = {0} if options.pin else None
+        self.client_cores: set[int] | None = {1} if options.pin else None
 
     def scenario(self, scenario: Scenario) -> list[dict[str, Any]]:
         """All servers, all numbers of connections and loads, all rounds of one scenario."""
