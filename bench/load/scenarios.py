@@ -157,7 +157,7 @@ IMAGE = Part("image", "convnet", image, variants=3)
 PAYLOADS = (16, 256, 4096, 65536)  # elements
 
 SCENARIOS = [
-    Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (0.2, 0.5, 0.7, 0.9)),
+    Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (0.25, 0.5, 0.75)),
     Scenario("digits", (Part("digits", "digits", pixels),), (1, 64)),
     Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64)),
     Scenario("large MLP", (Part("large MLP", "mlp_large", floats("input", 1024)),), (1, 64)),

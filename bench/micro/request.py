@@ -183,9 +183,7 @@ async def best_schedule_us(count: int, repeats: int) -> float:
 
     loop = asyncio.get_running_loop()
     policy = BatchingPolicy(max_batch_size=64)
-    scheduler = Scheduler(
-        start, policy, instances=1, max_queue_size=4096, timeout_s=60, stats=ModelStats(), loop=loop
-    )
+    scheduler = Scheduler(start, policy, instances=1, max_queue_size=4096, timeout_s=60, stats=ModelStats(), loop=loop)
     ended = 0
 
     def complete(_request: InferRequest, _outcome: object) -> None:
@@ -246,7 +244,9 @@ async def measured(repeats: int) -> dict[str, float]:
         figures["decode"] = best_us(lambda: decode(text, -1, stable=True, model="simple"), 5000, repeats)
         model = service.repository.find("simple", None)
         request = decode(text, -1, stable=True, model="simple")
-        figures["check against the signature"] = best_us(lambda: model.signature.check(request, "simple"), 5000, repeats)
+        figures["check against the signature"] = best_us(
+            lambda: model.signature.check(request, "simple"), 5000, repeats
+        )
         outputs = [Tensor.from_numpy(f"OUTPUT{i}", array) for i, array in enumerate(INPUTS.values())]
         response = model.respond(request, outputs)
         figures["make the response"] = best_us(lambda: model.respond(request, outputs), 5000, repeats)
