@@ -153,6 +153,7 @@ def plot(result: Result, directory: Path) -> list[str]:
     from matplotlib import pyplot
 
     cells = [cell for cell in result["results"] if "median" in cell]
+    servers = list(result["servers"])
     made = []
 
     def figure(name: str, title: str, x: str, y: str, lines: dict[str, list[tuple[float, float]]], scale: str) -> None:
@@ -162,7 +163,8 @@ def plot(result: Result, directory: Path) -> list[str]:
         drawn, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
         for label, points in lines.items():
             style = "--" if label.endswith("p50") else "-"
-            axes.plot(*zip(*points, strict=True), style, marker="o", label=label)
+            colour = f"C{servers.index(label.split()[0])}"
+            axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
         axes.set(title=title, xlabel=x, ylabel=y, xscale=scale, yscale="log")
         axes.grid(True, which="both", alpha=0.3)
         axes.legend(fontsize="small")

@@ -159,20 +159,22 @@ class Run:
                 for connections in counts:
                     cells[connections, name, None] = Cell(scenario.name, connections, name, failed=reason)
             measured = {name: server for name, server in servers.items() if name not in failed}
-            for number in range(options.rounds):
-                for load in (None, *loads):
-                    for connections in counts if load is None else [open_loop_connections(counts)]:
-                        for name, server in measured.items():
-                            cell = cells.setdefault(
-                                (connections, name, load), Cell(scenario.name, connections, name, load)
-                            )
-                            self.say(f"{scenario.name}: {number + 1}/{options.rounds}, {describe(cell)}", step=True)
-                            peak = cells[connections, name, None].rounds
-                            rate = load * statistics.median(e["requests_per_s"] for e in peak) if load and peak else 0.0
-                            try:
-                                cell.rounds.append(self.measure(server, asked, connections, rate))
-                            except (loadgen.WrongAnswer, subprocess.SubprocessError) as error:
-                                cell.failed = str(error)
+            rounds = range(options.rounds)
+            order: list[tuple[int, float | None, int]] = [
+                (number, None, connections) for number in rounds for connections in counts
+            ]
+            order += [(number, load, open_loop_connections(counts)) for number in rounds for load in loads]
+            for number, load, connections in order:
+                for name, server in measured.items():
+                    cell = Cell(scenario.name, connections, name, load)
+                    cell = cells.setdefault((connections, name, load), cell)
+                    self.say(f"{scenario.name}: {number + 1}/{options.rounds}, {describe(cell)}", step=True)
+                    rates = [each["requests_per_s"] for each in cells[connections, name, None].rounds]
+                    try:
+                        rate = load * statistics.median(rates) if load else 0.0
+                        cell.rounds.append(self.measure(server, asked, connections, rate))
+                    except (loadgen.WrongAnswer, subprocess.SubprocessError, statistics.StatisticsError) as error:
+                        cell.failed = str(error)
         return [cell.summary() for cell in cells.values()]
 
     def measure(self, server: Server, asked: loadgen.Asked, connections: int, rate: float) -> dict[str, Any]:
