@@ -36,7 +36,7 @@ format: $(DONE)/dev  ## format the Python files
 	@$(BIN)/ruff check --fix --exit-zero
 	@$(BIN)/ruff format
 
-debug:  ## run the unit tests in a build that checks its invariants
+debug:  ## run the unit tests in a build that checks indices
 	@FASTINFER_DEBUG=1 $(MAKE) --no-print-directory test ARGS="tests/unit $(ARGS)"
 
 sanitize:  ## run the unit tests under the address and undefined-behaviour sanitizers
@@ -49,6 +49,7 @@ sanitized-test: $(BUILT) $(DONE)/dev
 
 fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
+	@$(BIN)/python -m tests.fuzz.numbers
 
 bench: $(BUILT) $(DONE)/dev  ## measure against the servers that are installed; the result goes to bench/results/
 	@$(BIN)/python bench/load/run.py $(ARGS)

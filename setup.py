@@ -1,7 +1,7 @@
 """Builds the extensions of the data plane; everything else is said in pyproject.toml.
 
 Switches, read from the environment:
-    FASTINFER_DEBUG=1      invariants are checked (``if FASTINFER_DEBUG:`` blocks), symbols, no optimisation
+    FASTINFER_DEBUG=1      indices are checked, the C++ library checks itself, symbols, no optimisation
     FASTINFER_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer
     FASTINFER_TRACE=1      line tracing, for coverage of the .pyx files
 """
@@ -24,13 +24,13 @@ debug, sanitize, trace = switch("DEBUG"), switch("SANITIZE"), switch("TRACE")
 
 compile_args = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-deprecated-declarations"]
 link_args = ["-pthread"]
-compile_args += ["-O0", "-g3"] if debug else ["-O3", "-g1", "-fno-plt"]
+compile_args += ["-O0", "-g3", "-D_GLIBCXX_ASSERTIONS"] if debug else ["-O3", "-g1", "-fno-plt"]
 if sanitize:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     compile_args += flags
     link_args += flags
 
-macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("FASTINFER_DEBUG", str(int(debug)))]
+macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
 if trace:
     macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 
@@ -56,10 +56,10 @@ setup(
         nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": "3",
-            "boundscheck": False,
+            "boundscheck": debug,
             "wraparound": False,
             "cdivision": True,
-            "initializedcheck": False,
+            "initializedcheck": debug,
             "linetrace": trace,
             "embedsignature": False,
         },

@@ -244,7 +244,9 @@ def _post(url: str, model: str, version: str | None, body: bytes, timeout_s: flo
         finally:
             connection.close()
     except ConnectionRefusedError:
-        raise _Refused(f"no server answers at {_safe(url)}; start one with 'fastinfer serve'") from None
+        raise _Refused(
+            f"no server answers at {_safe(url)}; start one with 'fastinfer serve', or name it with --url"
+        ) from None
     except TimeoutError:
         raise _Refused(f"the server at {_safe(url)} did not answer within {timeout_s:g} seconds") from None
     except (OSError, HTTPException, ValueError) as error:

@@ -11,9 +11,10 @@ import re
 import orjson
 
 MAX_MESSAGE_BYTES = 512
-"""An error's sentence is cut here, at a character's border (contract §0)."""
+"""An error's sentence is cut here, at a character's border."""
 
-_PATH = re.compile(r"(?<![\w.])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+_PATH = re.compile(r"(?<![\w.])\.{0,2}/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+_SOURCE = re.compile(r"\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^()\n]{1,300}\([^()\n]{0,500}\)(?: const)?|\w+) ?")
 
 
 class ApiError(Exception):
@@ -54,5 +55,9 @@ def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
 
 
 def without_paths(message: str) -> str:
-    """``message`` with every file path reduced to its last part; ONNX Runtime puts paths into its own texts."""
+    """``message`` with every file path reduced to its last part, and without places in source code.
+
+    ONNX Runtime puts both into its own texts: ``/src/op_kernel.cc:87 virtual OrtValue* Context::Output(int) …``.
+    """
+    message = _SOURCE.sub("", message)
     return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message)

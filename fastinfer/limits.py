@@ -1,4 +1,5 @@
-"""Every limit of the server, with its precedent. All are defaults of options of the same name (config.py).
+"""Every limit of the server, with its precedent. Most are defaults of options of the same name
+(config/server.py); those under "fixed" are not.
 
 Sizes are bytes, times are seconds unless the name says otherwise.
 """
@@ -43,7 +44,7 @@ MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
 MAX_CACHED_HEAD_BYTES = 1 * KIB  # ... of at most this size
 IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 
-# --- JSON and tensors (mirrored by ext/fastinfer/_ext/tensor.pxd and decode.pxd) --------------------------------------
+# --- JSON and tensors, fixed (mirrored by ext/fastinfer/_ext/tensor.pxd and decoder.pxd) ------------------------------
 MAX_JSON_DEPTH = 100
 MAX_RANK = 16
 MAX_INPUTS = 1024  # inputs or outputs of one request

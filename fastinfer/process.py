@@ -25,6 +25,10 @@ def serve(config: ServerConfig) -> int:
 
 
 async def _serve(config: ServerConfig, written: logs.Logs) -> int:
+    missing = [directory for directory in config.model_repository if not directory.is_dir()]
+    if missing:
+        log.error("there is no directory '%s'; name the one with the models: --model-repository DIR", missing[0])
+        return 1
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)

@@ -72,7 +72,7 @@ class Service:
 
     async def close(self) -> None:
         """Ends everything; requests in flight have been answered or given up."""
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

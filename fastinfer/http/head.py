@@ -1,4 +1,4 @@
-"""The head of an HTTP request: bytes to a checked :class:`Head`, or an ApiError. Pure: no socket, no clock, no state.
+"""The head of an HTTP request: bytes to a checked Head, or an ApiError. Pure: no socket, no clock, no state.
 
 httptools splits the fields; everything that it lets pass and that two parties could read differently is refused here,
 so that nobody can smuggle a request: the grammar is RFC 9112's, without its leniencies.
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from fastinfer._ext.exchange import Head
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.limits import HttpLimits
@@ -64,55 +65,6 @@ class Router(Protocol):
         """The route of a request, or ApiError 404 or 405. ``path`` comes without the query string."""
 
 
-class Head:
-    """One request's head, understood. Immutable: equal heads share one.
-
-    Attributes:
-        method: one of the known methods.
-        headers: field values by lower-case name.
-        body_size: bytes of the body; CHUNKED where only its end will tell.
-        max_body_bytes: the route's limit, also for chunked and for inflated bodies.
-        keep_alive: whether the client wants the connection to stay open.
-        version_10: the client speaks HTTP/1.0.
-        expects_continue: it may wait for ``100 Continue`` before it sends the body.
-        coding: ``gzip`` or ``deflate`` if the body is compressed.
-        accepted: ``gzip`` or ``deflate`` if the answer may be compressed.
-        plain: an HTTP/1.1 request with nothing unusual to its answer: the common case.
-        error: the framing is sound, but this is the answer: 404, 405, 413, 415 or 417.
-    """
-
-    __slots__ = (
-        "accepted",
-        "arguments",
-        "body_size",
-        "coding",
-        "error",
-        "expects_continue",
-        "handler",
-        "headers",
-        "keep_alive",
-        "max_body_bytes",
-        "method",
-        "plain",
-        "version_10",
-    )
-
-    def __init__(self, method: str, version_10: bool, headers: dict[bytes, bytes]) -> None:
-        self.method = method
-        self.version_10 = version_10
-        self.headers = headers
-        self.body_size = 0
-        self.keep_alive = not version_10
-        self.expects_continue = False
-        self.coding: bytes | None = None
-        self.accepted: bytes | None = None
-        self.plain = False
-        self.error: ApiError | None = None
-        self.handler: Callable[[Exchange], Coroutine[Any, Any, None] | None] = _refuse
-        self.arguments: tuple[str, ...] = ()
-        self.max_body_bytes = 0
-
-
 def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     """Understands a request's head.
 
@@ -149,7 +101,7 @@ def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     _read_framing(head)
     _read_connection(head)
     head.error = _route(head, path, router, limits)
-    head.plain = head.keep_alive and not head.version_10 and head.accepted is None and head.method != "HEAD"
+    head.plain = head.keep_alive and not head.version_10 and head.method != "HEAD"
     return head
 
 
@@ -304,7 +256,3 @@ def accepted_coding(value: bytes) -> bytes | None:
     if best <= 0 or best < weights.get(b"identity", 0.0):
         return None
     return b"gzip" if gzip == best else b"deflate"
-
-
-def _refuse(exchange: Exchange) -> None:
-    raise AssertionError(f"{exchange.method} has no handler")  # a head with an error is answered with it

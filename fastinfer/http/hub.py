@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
 from fastinfer import limits as constants
+from fastinfer._ext.connection import Shared
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.http.head import Head, Router
+from fastinfer.http.head import Router
 from fastinfer.limits import HttpLimits
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _SLOTS: Final = 16
 _PERIOD_S: Final = 4.0
 
 
-class Connection(Protocol):
+class Sweepable(Protocol):
     """What the hub needs of a connection."""
 
     def check(self, now: float) -> None:
@@ -41,19 +42,14 @@ class Connection(Protocol):
         """Ends at once."""
 
 
-class Hub:
+class Hub(Shared):
     """The connections of a loop.
 
+    What every request needs of it stands in :class:`fastinfer._ext.connection.Shared`.
+
     Attributes:
-        buffer, view: where every connection reads; valid until the callback returns.
-        heads: request heads seen lately, understood. Clients repeat theirs: 64 connections of a load generator or a
-            client library need one entry for each size of body. Understanding one takes 8 to 12 µs, finding it here
-            0.15 µs (November 2026).
-        now: the loop's clock, read a few times a second: good enough for limits of seconds.
-        draining: answers end their connections.
+        opening: accepted sockets that have no transport yet.
         connections, connections_total: open now; accepted so far.
-        answers: answers so far by the status's first digit.
-        in_flight_bytes: bodies received and not answered yet, without those that lie in the read buffer.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
 
@@ -65,34 +61,21 @@ class Hub:
         "_ticks",
         "_timer",
         "_when_empty",
-        "answers",
-        "buffer",
         "connections",
         "connections_total",
-        "draining",
         "half_closed",
-        "heads",
-        "in_flight_bytes",
-        "limits",
-        "loop",
-        "now",
+        "opening",
         "router",
-        "view",
     )
 
     def __init__(self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limits, loop)
         self.router = router
-        self.limits = limits
-        self.loop = loop
-        self.renew_buffer()
-        self.heads: dict[bytes, Head] = {}
-        self.draining = False
+        self.opening = 0
         self.connections = 0
         self.connections_total = 0
-        self.answers = [0] * 6
-        self.in_flight_bytes = 0
-        self.half_closed: dict[Connection, tuple[float, bool]] = {}
-        self._slots: list[set[Connection]] = [set() for _ in range(_SLOTS)]
+        self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
+        self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
         self._ticks = 0
         shortest = min(limits.head_timeout_s, limits.body_idle_timeout_s, limits.keep_alive_timeout_s,
                        limits.write_timeout_s, limits.upload_timeout_s)  # fmt: skip
@@ -101,33 +84,20 @@ class Hub:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._when_empty: list[asyncio.Future[None]] = []
-        self.now = loop.time()
         self._tick()
-
-    def renew_buffer(self) -> None:
-        """A new read buffer: somebody still looks into the old one."""
-        # Two heads fit, so that there is always room behind a started one.
-        self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
-        self.view = memoryview(self.buffer)
-
-    def remember(self, raw: bytes, head: Head) -> None:
-        """Keeps the meaning of a head; a flood of different ones empties the memory and cannot fill it."""
-        if len(raw) <= constants.MAX_CACHED_HEAD_BYTES:
-            if len(self.heads) >= constants.MAX_CACHED_HEADS:
-                self.heads.clear()
-            self.heads[raw] = head
 
     # --- Connections --------------------------------------------------------------------------------------------------
 
-    def connected(self, connection: Connection) -> set[Connection]:
+    def connected(self, connection: Sweepable) -> set[Sweepable]:
         """A connection is open; it keeps what is returned for :meth:`disconnected`."""
         slot = self._slots[self.connections_total % _SLOTS]
         slot.add(connection)
+        self.opening -= 1
         self.connections += 1
         self.connections_total += 1
         return slot
 
-    def disconnected(self, connection: Connection, slot: set[Connection]) -> None:
+    def disconnected(self, connection: Sweepable, slot: set[Sweepable]) -> None:
         """A connection is gone."""
         slot.discard(connection)
         self.half_closed.pop(connection, None)

@@ -1,9 +1,13 @@
 """One HTTP/1.1 connection: bytes from the socket to exchanges, answers back in request order.
 
-The law of this file:
+Here is what is rare: refusals, bodies that come in parts, compression, timeouts, the end. What every request passes,
+from the read buffer to the handler and from the answer to the transport, is the base class, ``_ext/connection.pyx``.
+
+The law of both:
 
 - All connections of a loop read into one buffer, the hub's. Nothing of it outlives the callback that it came with: a
-  started head is kept apart (``_pending``), a body that does not lie in it wholly gets a buffer of its own.
+  started head is kept apart (``_pending``), a body that does not lie in it wholly gets a buffer of its own, one that
+  does is lent to its handler.
 - A message is answered once. ``_queue`` holds what is not answered yet, in order; an answer that comes too early waits
   in its exchange. Only the first of the queue is ever written.
 - ``_deaf`` means that nothing more is read as a request: the last answer is on its way, then the connection lingers, so
@@ -21,109 +25,42 @@ import logging
 import socket
 import termios
 from collections.abc import Coroutine
-from sys import getrefcount
 from typing import Any, Final, cast
 
-from typing_extensions import Buffer
-
 from fastinfer import limits as constants
+from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
+from fastinfer._ext.exchange import Head
 from fastinfer.errors import ApiError
-from fastinfer.http.exchange import JSON, Body, Exchange, Fields
-from fastinfer.http.head import CHUNKED, LINE_BYTES, Head, parse, request_line, target_too_long
-from fastinfer.http.hub import Connection, Hub
-from fastinfer.http.reply import OK_JSON, reply_head
+from fastinfer.http.exchange import Fields
+from fastinfer.http.head import CHUNKED, LINE_BYTES, parse, request_line, target_too_long
+from fastinfer.http.hub import Hub, Sweepable
+from fastinfer.http.reply import reply_head
 from fastinfer.http.upload import ChunkedUpload, SizedUpload, Upload, deflate, inflate
 
 log = logging.getLogger(__name__)
 
-_JOINED_BYTES: Final = 64 * constants.KIB  # answers are copied together up to this; larger ones are not copied
 _INLINE_INFLATE_BYTES: Final = 4 * constants.KIB  # at most 4 MiB inflated, a few ms; more is inflated on a thread
 _INLINE_DEFLATE_BYTES: Final = 64 * constants.KIB
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _UNSOUND: Final = Head("GET", False, {})  # stands for a message that could not be understood
 _UNSOUND.keep_alive = False
-_INTERNAL_ERROR: Final = ApiError(500, "internal error")
 
 
-class HttpExchange(Exchange):
-    """An exchange of this protocol.
+class HttpProtocol(Connection, asyncio.BufferedProtocol):
+    """One connection; see the head of the file. The state of the common path is the base's."""
 
-    Attributes:
-        head: the request's.
-        counted: bytes of its body that count towards the process's budget.
-        packed: its answer was compressed.
-        reply: its answer, if that came before its turn.
-    """
+    __slots__ = ("_lingering", "_refusal", "_slot", "_stuck_since", "_stuck_size")
 
-    __slots__ = ("counted", "head", "packed", "reply")
-
-    def __init__(self, connection: HttpProtocol, head: Head, body: Buffer, stable: bool) -> None:
-        self._connection = connection
-        self.abandoned = None
-        self.answered = False
-        self.arguments = head.arguments
-        self.body = body
-        self.body_is_stable = stable
-        self.headers = head.headers
-        self.method = head.method
-        self.head = head
-        self.counted = 0
-        self.packed = False
-        self.reply: tuple[int, bytes, Body, Fields] | None = None
-
-
-class HttpProtocol(asyncio.BufferedProtocol):
-    """One connection; see the head of the file."""
-
-    __slots__ = (
-        "_deaf",
-        "_eof",
-        "_hub",
-        "_lingering",
-        "_more",
-        "_out",
-        "_out_size",
-        "_pending",
-        "_queue",
-        "_reading",
-        "_refusal",
-        "_resumed",
-        "_since",
-        "_skip",
-        "_slot",
-        "_stuck_since",
-        "_stuck_size",
-        "_transport",
-        "_upload",
-        "_wake",
-        "_write_paused",
-    )
+    _hub: Hub
 
     def __init__(self, hub: Hub, refusal: ApiError | None = None) -> None:
         """``refusal``: the only answer that this connection will give; the server has too many of them."""
-        # Per connection.
-        self._hub = hub
-        self._slot: set[Connection] = set()
+        super().__init__(hub)
+        self._slot: set[Sweepable] = set()
         self._refusal = refusal
-        self._transport: asyncio.Transport | None = None
-        self._deaf = False
-        self._eof = False  # the client has closed its side
         self._lingering: asyncio.TimerHandle | None = None
-        self._write_paused = False
-        self._wake: asyncio.Handle | None = None  # a call of _resume that is due
         self._stuck_since = 0.0  # when the write buffer was last seen to shrink ...
         self._stuck_size = 0  # ... and its size then
-        self._since = hub.now  # when the current wait for the client began
-        # Per message and answer.
-        self._reading = False  # inside _read or _written: answers are collected
-        self._more = False  # while draining: there are bytes behind the message that is being handled
-        self._resumed = False  # what is read begins with a head that was started earlier
-        self._pending = b""  # a started head; when reading is paused, all that was read
-        self._upload: SizedUpload | ChunkedUpload | None = None
-        self._skip = 0  # bytes of a refused body, still to be thrown away
-        self._queue: list[HttpExchange] = []
-        self._out: list[bytes | memoryview] = []
-        self._out_size = 0
 
     # --- Called by the transport --------------------------------------------------------------------------------------
 
@@ -156,31 +93,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
                     log.exception("a request could not be abandoned")
         self._hub.disconnected(self, self._slot)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        upload = self._upload
-        if upload is not None and type(upload) is SizedUpload:
-            return upload.space()
-        hub = self._hub
-        pending = self._pending
-        if not pending:
-            return hub.view
-        hub.buffer[: len(pending)] = pending
-        return hub.view[len(pending) :]
-
-    def buffer_updated(self, size: int) -> None:
-        if self._deaf:
-            return
-        upload = self._upload
-        if upload is not None and type(upload) is SizedUpload:
-            self._written(upload, size)
-        else:
-            pending = self._pending
-            if pending:
-                size += len(pending)
-                self._pending = b""
-                self._resumed = True
-            self._read(size)
-
     def eof_received(self) -> bool:
         self._eof = True
         if self._queue and not self._lingering:
@@ -197,55 +109,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._wake_up()
 
     # --- Bytes to requests --------------------------------------------------------------------------------------------
-
-    def _blocked(self) -> bool:
-        """Whether no further request may start: too many in flight, or the client does not read its answers."""
-        return self._write_paused or len(self._queue) >= self._hub.limits.max_pipelined
-
-    def _read(self, end: int) -> None:
-        """Takes the messages in the first ``end`` bytes of the hub's buffer; keeps what is left."""
-        hub = self._hub
-        buffer = hub.buffer
-        users = getrefcount(buffer)
-        start = 0
-        self._reading = True
-        while start < end and not self._deaf:
-            # The common case comes first: a head and its body wholly in the buffer.
-            if not self._skip and self._upload is None:
-                if self._out_size > _JOINED_BYTES:
-                    self._write_out()
-                if self._write_paused or len(self._queue) >= hub.limits.max_pipelined:
-                    self._pending = bytes(hub.view[start:end])
-                    cast(asyncio.Transport, self._transport).pause_reading()
-                    break
-                if buffer[start] == 13:
-                    body = self._skip_empty_lines(start, end)
-                    if body < 0:
-                        break
-                else:
-                    body = start
-                stop = buffer.find(b"\r\n\r\n", body, end) + 4
-                if stop < 4:
-                    self._keep_started_head(start, body, end)
-                    break
-                raw = bytes(hub.view[body:stop])
-                head = hub.heads.get(raw)
-                if head is None:
-                    head = self._understand(raw)
-                    if head is None:
-                        break
-                start = self._begin(head, stop, end)
-            elif self._skip:
-                skipped = min(self._skip, end - start)
-                self._skip -= skipped
-                start += skipped
-            else:
-                start = self._feed(cast(ChunkedUpload, self._upload), start, end)
-        self._reading = self._more = self._resumed = False
-        if self._out:
-            self._flush()
-        if getrefcount(buffer) != users:
-            hub.renew_buffer()  # a handler kept a view of its body; it shall not see other clients' bytes
 
     def _skip_empty_lines(self, start: int, end: int) -> int:
         """Where the request line starts; -1 if that is not known yet or the client sends too many empty lines."""
@@ -301,45 +164,25 @@ class HttpProtocol(asyncio.BufferedProtocol):
             hub.remember(raw, head)
         return head
 
-    def _begin(self, head: Head, start: int, end: int) -> int:
-        """Starts a message whose body begins at ``start``; returns where the next one does, as far as it is here."""
+    def _begin_upload(self, head: Head, start: int, end: int) -> int:
+        """Starts a message whose body, which begins at ``start``, is not here wholly; returns what :meth:`_read` shall
+        go on with."""
         hub = self._hub
-        size = head.body_size
-        if head.error is not None:
-            return self._answer_early(head, head.error, start, end)
-        if hub.draining:
-            self._more = start + size < end
-        if size == 0:
-            exchange = HttpExchange(self, head, b"", True)
-            self._enqueue(exchange)
-            self._handle(exchange)
-            return start
-        if 0 < size <= end - start:
-            if head.coding is not None:
-                self._inflate(head, memoryview(bytes(hub.view[start : start + size])), 0)
-                return start + size
-            body = memoryview(hub.buffer)[start : start + size]
-            exchange = HttpExchange(self, head, body, False)
-            self._enqueue(exchange)
-            self._handle(exchange)
-            try:
-                body.release()  # whoever comes back to it gets an error, not the bytes of another client
-            except BufferError:
-                pass  # _read will notice
-            return start + size
         if hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse(_out_of_memory(), head)
             return end
-        if size == CHUNKED:
-            self._upload = ChunkedUpload(head, hub.now, hub.limits)
+        upload: SizedUpload | ChunkedUpload
+        if head.body_size == CHUNKED:
+            upload = ChunkedUpload(head, hub.now, hub.limits)
         else:
-            self._upload = SizedUpload(head, hub.now, hub.view[start:end])
+            upload = SizedUpload(head, hub.now, hub.view[start:end])
             hub.in_flight_bytes += end - start
+        self._upload = upload
         if head.expects_continue and start == end:
-            self._upload.wants_continue = True
+            upload.wants_continue = True
             if not self._queue:
-                self._send_continue(self._upload)
-        return start if size == CHUNKED else end
+                self._send_continue(upload)
+        return start if head.body_size == CHUNKED else end
 
     def _answer_early(self, head: Head, error: ApiError, start: int, end: int) -> int:
         """Answers before the body; it is thrown away if it is small and surely coming, else the connection ends."""
@@ -425,24 +268,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     # --- Requests to handlers -----------------------------------------------------------------------------------------
 
-    def _enqueue(self, exchange: HttpExchange) -> None:
-        """Gives an exchange its place in the order of answers."""
-        self._queue.append(exchange)
-        if not exchange.head.keep_alive:
-            self._deaf = True
-
-    def _handle(self, exchange: HttpExchange) -> None:
-        try:
-            coroutine = exchange.head.handler(exchange)
-        except ApiError as error:
-            exchange.fail(error)
-        except Exception:
-            log.exception("a request could not be handled")
-            exchange.fail(_INTERNAL_ERROR)
-        else:
-            if coroutine is not None:
-                self._spawn(exchange, coroutine)
-
     def _spawn(self, exchange: HttpExchange, coroutine: Coroutine[Any, Any, None]) -> None:
         """Runs the rest of a handler as a task: for requests that are rare and long, such as loading a model."""
         if not exchange.body_is_stable:
@@ -460,52 +285,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         exchange.fail(error)
 
     # --- Answers ------------------------------------------------------------------------------------------------------
-
-    def answer(self, exchange: Any, status: int, content_type: bytes, body: Body, fields: Fields) -> None:
-        """See :class:`fastinfer.http.exchange.Connection`; the exchange is an HttpExchange."""
-        queue = self._queue
-        if not queue or queue[0] is not exchange:
-            exchange.reply = (status, content_type, body, fields)
-            return
-        self._emit(exchange, status, content_type, body, fields)
-        while queue and (reply := queue[0].reply) is not None:
-            self._emit(queue[0], *reply)
-        if not self._reading:
-            if queue:
-                self._wake_up()  # more answers may come in this turn: one write for all
-            else:
-                self._flush()
-                if self._pending or self._eof or self._upload is not None:
-                    self._wake_up()
-
-    def _emit(self, exchange: HttpExchange, status: int, content_type: bytes, body: Any, fields: Fields) -> None:
-        """Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it."""
-        try:
-            # The common case comes first.
-            head = exchange.head
-            if status == 200 and head.plain and content_type is JSON and not fields and not self._hub.draining:
-                kind = type(body)
-                if kind is bytes or (kind is not list and kind is not tuple):
-                    size = len(body) if kind is bytes else memoryview(body).nbytes
-                    if size <= _JOINED_BYTES and (head.accepted is None or size < constants.MIN_COMPRESSED_BYTES):
-                        self._out.append(b"".join((OK_JSON % size, body)))
-                        self._out_size += size
-                        self._retire(exchange, 2)
-                        return
-            self._emit_any(exchange, status, content_type, body, fields)
-        except Exception:
-            log.exception("an answer could not be written")
-            self._emit_any(exchange, 500, JSON, _INTERNAL_ERROR.body(), ())
-
-    def _retire(self, exchange: HttpExchange, status_class: int) -> None:
-        """The exchange's answer is in the outgoing bytes."""
-        hub = self._hub
-        del self._queue[0]
-        hub.answers[status_class] += 1
-        self._since = hub.now
-        if exchange.counted:
-            hub.in_flight_bytes -= exchange.counted
-            exchange.body = b""
 
     def _emit_any(self, exchange: HttpExchange, status: int, content_type: bytes, body: Any, fields: Fields) -> None:
         parts = [memoryview(part) for part in (body if isinstance(body, (list, tuple)) else (body,))]
@@ -525,7 +304,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         start = reply_head(status, content_type, size, fields, last, head.version_10)
         if head.method == "HEAD":
             self._out.append(start)
-        elif size <= _JOINED_BYTES:
+        elif size <= JOINED_BYTES:
             self._out.append(b"".join((start, *parts)))
         else:  # not copied
             self._out.append(start)
@@ -555,55 +334,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, unread)
         return not any(unread)
 
-    def _flush(self) -> None:
-        """Hands the collected answers to the transport; after the last one, ends the connection gently."""
-        self._write_out()
-        if self._deaf and not self._queue and self._lingering is None:
-            self._linger()
-
-    def _write_out(self) -> None:
-        out = self._out
-        transport = self._transport
-        if transport is not None and out:
-            if len(out) == 1:
-                transport.write(out[0])
-            elif self._out_size <= _JOINED_BYTES:
-                transport.write(b"".join(out))
-            else:
-                transport.writelines(out)
-        out.clear()
-        self._out_size = 0
-
-    def _wake_up(self) -> None:
-        if self._wake is None and self._transport is not None:
-            self._wake = self._hub.loop.call_soon(self._resume)
-
-    def _resume(self) -> None:
-        """Writes what was collected in the last turn, and goes on reading if that was paused."""
-        self._wake = None
-        transport = self._transport
-        if transport is None:
-            return
-        if self._out:
-            self._flush()
-        if self._deaf or self._blocked():
-            return
-        if self._upload is not None and self._upload.wants_continue and not self._queue:
-            self._send_continue(self._upload)
-            self._write_out()
-        if transport.is_reading():
-            return
-        pending, self._pending = self._pending, b""
-        if pending:
-            self._hub.buffer[: len(pending)] = pending
-            self._read(len(pending))
-        if self._deaf or self._blocked():
-            return
-        if not self._eof:
-            transport.resume_reading()
-        elif not self._queue:
-            self._close()
-
     def _send_continue(self, upload: Upload) -> None:
         """Asks for the body, when that is the next thing that the client waits for."""
         upload.wants_continue = False
@@ -615,7 +345,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._lingering is not None or transport is None or transport.is_closing():
             return
         if self._eof:
             self._close()

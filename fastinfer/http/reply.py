@@ -6,9 +6,6 @@ from http import HTTPStatus
 
 from fastinfer.http.exchange import Fields
 
-OK_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-"""The common case: to be filled with the body's size."""
-
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 

@@ -214,7 +214,7 @@ class Server:
     def _accept(self, listener: socket.socket) -> bool:
         """Accepts one connection; returns whether there may be more."""
         hub = self.hub
-        open_now = hub.connections + len(self._accepting)
+        open_now = hub.connections + hub.opening
         if open_now >= self._limits.max_connections + _REFUSED_AT_ONCE:
             if not hub.draining:
                 self._pause_accepting(_ACCEPT_PAUSE_S)
@@ -233,6 +233,7 @@ class Server:
         refusal = None
         if open_now >= self._limits.max_connections:
             refusal = ApiError(503, "too many connections", retry_after_s=1)
+        hub.opening += 1
         task = hub.loop.create_task(self._open(accepted, refusal))
         self._accepting.add(task)
         task.add_done_callback(self._accepting.discard)
@@ -243,6 +244,7 @@ class Server:
         try:
             await hub.loop.connect_accepted_socket(lambda: HttpProtocol(hub, refusal), accepted)
         except OSError:
+            hub.opening -= 1
             accepted.close()  # the client is gone already
 
 

@@ -10,8 +10,9 @@ import zlib
 
 import numpy as np
 
+from fastinfer._ext.exchange import Head
 from fastinfer.errors import ApiError
-from fastinfer.http.head import Head, too_large
+from fastinfer.http.head import too_large
 from fastinfer.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
 
 _FIRST_BYTES = 4096

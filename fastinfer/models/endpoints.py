@@ -7,7 +7,7 @@ parameters but ``share``; a new identity gets the first free name of ``resnet50`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -36,7 +36,9 @@ class Endpoint:
         name: as it is asked for in URLs.
         identity: what it was made from; its second part is the model's or worker's own name.
         parameters: what it was loaded with, read.
-        loads: how often it was loaded; each unload takes one away, the last one removes it.
+        loads: how often it was loaded; each unload takes one away.
+        holds: how many endpoints have it as their successor; with neither a load nor a hold left it is removed.
+        override: the configuration that its last load gave, in place of the one on the disk.
         versions: what is ready, by version.
         sources: what each version was made from, to tell whether the disk has something newer.
         chosen: versions that were asked for one by one, beside those that the version policy names.
@@ -46,6 +48,8 @@ class Endpoint:
     identity: Identity
     parameters: Parameters
     loads: int = 1
+    holds: int = 0
+    override: object = None
     versions: dict[int, Model] = field(default_factory=dict)
     sources: dict[int, object] = field(default_factory=dict)
     chosen: set[int] = field(default_factory=set)
@@ -86,19 +90,26 @@ class EndpointTable:
         """The model that serves requests for a name and a version (None: the highest)."""
         return self._models.get((name, version))
 
-    def free_name(self, wanted: Identity) -> str:
+    def free_name(self, wanted: Identity, reserved: Container[str] = ()) -> str:
         """The name that a new identity gets.
+
+        Args:
+            wanted: the identity.
+            reserved: names that loads under way are going to have.
 
         Raises:
             ApiError: 400 where the name itself belongs to an endpoint of another kind.
         """
         kind, base, _ = wanted
         taken = self._by_name.get(base)
+        if taken is None and base in reserved:
+            raise ApiError(400, f"the name '{base}' is being taken by another load")
         if taken is None:
             return base
         if (taken.kind, taken.base) != (kind, base):
             raise ApiError(400, f"the name '{base}' is taken by a loaded {taken.kind}")
-        return next(name for number in count() if (name := f"{base}-{number}") not in self._by_name)
+        names = (f"{base}-{number}" for number in count())
+        return next(name for name in names if name not in self._by_name and name not in reserved)
 
     def publish(self, endpoint: Endpoint) -> None:
         """Makes an endpoint, or what has changed in it, visible to requests; all at once."""

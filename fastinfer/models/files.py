@@ -9,6 +9,7 @@ Reads the disk and nothing else. Names must have been checked before they come h
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,11 @@ from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 
+log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an end-point of its own
+RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an endpoint of its own
 
 Stamp = tuple[tuple[str, int, int, int], ...]  # files by relative path: inode, size, mtime in ns
 
@@ -64,12 +67,29 @@ class ModelFiles:
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
 
-def names(directories: Iterable[Path]) -> list[str]:
-    """The models in the repositories' directories, sorted; what cannot be a model's name is passed over."""
+def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
+    """The models in the repositories' directories, sorted.
+
+    Args:
+        directories: the repositories; one that cannot be read has no models.
+        tell: log what cannot be read, and what looks misplaced.
+    """
     found = set()
     for directory in directories:
-        if directory.is_dir():
-            found |= {entry.name for entry in os.scandir(directory) if entry.is_dir() and _NAME.fullmatch(entry.name)}
+        try:
+            entries = list(os.scandir(directory))
+        except OSError as error:
+            if tell:
+                log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
+            continue
+        for entry in entries:
+            if entry.is_dir() and _NAME.fullmatch(entry.name):
+                found.add(entry.name)
+            elif tell and not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(".onnx")):
+                log.warning(
+                    "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
+                    entry.name,
+                )
     return sorted(found)
 
 
@@ -84,15 +104,13 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     for directory in directories:
         path = directory / name
         if _NAME.fullmatch(name) and path.is_dir():
-            files = ModelFiles(
-                name,
-                path,
-                {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)},
-                _stamp(*(path / file for file in model_config.FILES)),
-            )
-            if not files.versions:
+            try:
+                versions = {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)}
+            except OSError as error:
+                raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
+            if not versions:
                 raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
-            return files
+            return ModelFiles(name, path, versions, _stamp(*(path / file for file in model_config.FILES)))
     raise ApiError(400, f"no model '{name}' in the repository")
 
 
@@ -105,6 +123,8 @@ def _stamp(*paths: Path) -> Stamp:
     entries: list[tuple[str, int, int, int]] = []
     for path in paths:
         try:
+            if path.is_dir() and path.is_symlink():
+                continue  # it may lead anywhere, back here too
             if path.is_dir():
                 for name, inode, size, mtime_ns in _stamp(*path.iterdir()):
                     entries.append((f"{path.name}/{name}", inode, size, mtime_ns))

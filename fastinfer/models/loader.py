@@ -16,8 +16,9 @@ from typing import ParamSpec, TypeVar
 from fastinfer._ext.executor import Executor
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
+from fastinfer.errors import ApiError
 from fastinfer.models.files import ModelFiles
-from fastinfer.models.model import Model
+from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.policy import BatchingPolicy
 from fastinfer.models.scheduler import Scheduler
 from fastinfer.models.stats import ModelStats
@@ -50,6 +51,7 @@ class Loader:
         self._executor = executor
         self._loop = loop
         self._workers = WorkerContext(loop)
+        self._trials = onnx_load.TrialRuns()
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,7 +73,9 @@ class Loader:
         config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
         options = parameters.session_options()
-        session, signature = await self.in_thread(onnx_load.load, path, config, files.name, options, self._config)
+        session, signature = await self.in_thread(
+            onnx_load.load, path, config, files.name, options, self._config, self._trials
+        )
         implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
@@ -94,6 +98,10 @@ class Loader:
         successor: Successor,
     ) -> Model:
         signature = implementation.signature
+        if successor is not None:
+            reason = why_not_chained(signature, successor().signature)
+            if reason is not None:
+                raise ApiError(400, f"'{name}' cannot be followed by '{successor().name}': {reason}")
         batching = config.dynamic_batching
         stats = ModelStats()
         scheduler = Scheduler(
@@ -114,7 +122,8 @@ class Loader:
         return Model(name, version, implementation, scheduler, stats, config, successor)
 
     def close(self) -> None:
-        """Ends the load threads; what is being loaded is finished first."""
+        """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""
+        self._trials.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 

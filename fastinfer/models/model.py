@@ -7,8 +7,10 @@ successor (``next``) goes on to that one. Loop's thread only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from fastinfer.config.model import ModelConfig
     from fastinfer.workers.base import Implementation
 
+_SLICES_AT_ONCE = 4  # of one request; the others are cut when these have run
+_MAX_SLICES = 10_000  # of one request: rows without elements cost nothing to send
+
 Complete = Callable[[InferRequest, Outcome], None]
 Cancel = Callable[[], None]
 
@@ -34,7 +39,6 @@ class Model:
         name: the endpoint's name, under which it answers.
         version: its version, as on the wire.
         platform: ``onnxruntime_onnx``, or the built-in worker's.
-        signature: what a client sees: the own inputs, and the outputs of the last stage.
         config: the effective configuration.
         successor: the model that gets the outputs, or None.
         stats: what it has done.
@@ -59,15 +63,15 @@ class Model:
         self.successor = successor
         self._implementation = implementation
         self._own = implementation.signature
-        self.signature: Signature = self._own if successor is None else _chained(self._own, successor().signature)
+        self._last: Signature | None = None  # the last stage's, of which _shown was made
+        self._shown = self._own
 
     def infer(self, request: InferRequest, complete: Complete) -> Cancel:
         """Runs a decoded request.
 
         Args:
             request: checked against the signature here.
-            complete: called once, later in this turn of the loop at the earliest, with all outputs in the signature's
-                order or with an error.
+            complete: called once, after this call, with all outputs in the signature's order or with an error.
 
         Returns:
             What to call when nobody waits any more; ``complete`` is then not called.
@@ -75,22 +79,48 @@ class Model:
         Raises:
             ApiError: 400 where the request does not fit, 503 where the queue is full.
         """
-        own = self._own
         if self.successor is not None:
-            return _Chain(self, self.successor(), request, complete).start()
-        own.check(request, self.name)
-        return self._enqueue(request, complete)
+            return _Chain(self, request, complete).start()
+        self.check(request)
+        return self.enqueue(request, complete)
 
-    def _enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
+    def check(self, request: InferRequest) -> None:
+        """Checks a request against what clients see. ApiError 400."""
+        try:
+            self.signature.check(request, self.name)
+        except ApiError:
+            self.stats.record_failure("client", 0)
+            raise
+
+    def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
+        """Runs a checked request on this model alone; see :meth:`infer`."""
         own = self._own
         if own.batched and not 0 < request.rows <= own.max_batch_size:
+            if request.rows > own.max_batch_size * _MAX_SLICES:
+                most = own.max_batch_size * _MAX_SLICES
+                raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
             if request.rows > 0:
                 return _Slices(self.scheduler, request, own.max_batch_size, complete).start()
-            complete(request, [_zero_rows(spec, own, request) for spec in own.outputs])
-            return _nothing
+            outputs = [_zero_rows(spec, own, request) for spec in own.outputs]
+            return asyncio.get_running_loop().call_soon(complete, request, outputs).cancel
         request.complete = complete
         self.scheduler.submit(request)
         return partial(self.scheduler.cancel, request)
+
+    @property
+    def signature(self) -> Signature:
+        """What a client sees."""
+        if self.successor is not None:
+            last = self.following().signature
+            if last is not self._last:
+                self._last, self._shown = last, _chained(self._own, last)
+        return self._shown
+
+    def following(self) -> Model:
+        """The model that gets the outputs, as it is loaded now. ApiError where it is not ready."""
+        if self.successor is None:
+            raise ApiError(500, "there is no next stage")
+        return self.successor()
 
     def respond(self, request: InferRequest, outputs: list[Tensor]) -> InferResponse:
         """The answer to ``request``, made of all outputs."""
@@ -125,88 +155,123 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
 
 
 class _Slices:
-    """A request of more rows than a batch holds, run as several; the outputs are joined again."""
+    """A request of more rows than a batch holds, run as several, a few at a time; the outputs are joined again."""
 
     def __init__(self, scheduler: Scheduler, request: InferRequest, size: int, complete: Complete) -> None:
         self._scheduler = scheduler
         self._request = request
         self._complete = complete
-        self._slices: list[InferRequest] = []
-        for start in range(0, request.rows, size):
-            rows = min(size, request.rows - start)
-            part = InferRequest(
-                [tensor.slice_rows(start, rows) for tensor in request.inputs],
-                timeout_us=request.timeout_us,
-                priority=request.priority,
-            )
-            part.rows = rows
-            part.shape_key = request.shape_key
-            part.complete = self._done
-            self._slices.append(part)
-        self._outputs: dict[InferRequest, list[Tensor]] = {}
-        self._ended = False
+        self._size = size
+        self._rest = request.inputs  # what is not cut yet
+        self._rows = request.rows  # of the rest
+        self._waiting: dict[InferRequest, int] = {}  # by place
+        self._outputs: list[list[Tensor] | None] = []
 
     def start(self) -> Cancel:
-        try:
-            for part in self._slices:
-                self._scheduler.submit(part)
-        except ApiError:
-            self.cancel()
-            raise
+        """Submits the first slices. ApiError 503 where the queue is full."""
+        while self._rows and len(self._waiting) < _SLICES_AT_ONCE:
+            self._submit_next()
         return self.cancel
 
+    def _submit_next(self) -> None:
+        rows = min(self._size, self._rows)
+        # The rest is cut from the front each time: the elements of BYTES are walked over once in all.
+        part = InferRequest(
+            [tensor.slice_rows(0, rows) for tensor in self._rest],
+            timeout_us=self._request.timeout_us,
+            priority=self._request.priority,
+        )
+        part.rows = rows
+        part.shape_key = self._request.shape_key
+        part.complete = self._done
+        self._scheduler.submit(part)
+        self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
+        self._rows -= rows
+        self._waiting[part] = len(self._outputs)
+        self._outputs.append(None)
+
     def cancel(self) -> None:
-        self._ended = True
-        for part in self._slices:
-            if part.state:  # it was submitted
-                self._scheduler.cancel(part)
+        waiting, self._waiting = self._waiting, {}
+        self._rows = 0
+        for part in waiting:
+            self._scheduler.cancel(part)
 
     def _done(self, part: InferRequest, outcome: Outcome) -> None:
-        if self._ended:
-            return
-        if isinstance(outcome, ApiError):
+        place = self._waiting.pop(part, None)
+        if place is None:
+            return  # cancelled
+        try:
+            if isinstance(outcome, ApiError):
+                raise outcome
+            self._outputs[place] = outcome
+            if self._rows:
+                self._submit_next()
+            elif not self._waiting:
+                self._complete(self._request, self._joined())
+        except ApiError as error:
             self.cancel()
-            self._complete(self._request, outcome)
-            return
-        self._outputs[part] = outcome
-        if len(self._outputs) == len(self._slices):
-            parts = [self._outputs[part] for part in self._slices]
-            self._complete(self._request, [concatenate(list(column)) for column in zip(*parts, strict=True)])
+            self._complete(self._request, error)
+
+    def _joined(self) -> list[Tensor]:
+        columns = zip(*(outputs for outputs in self._outputs if outputs is not None), strict=True)
+        try:
+            return [concatenate(list(column)) for column in columns]
+        except ValueError as error:
+            raise ApiError(500, "the outputs of the request's slices do not fit together") from error
 
 
 class _Chain:
     """A request to an endpoint with a successor: its outputs are the successor's inputs."""
 
-    def __init__(self, first: Model, following: Model, request: InferRequest, complete: Complete) -> None:
+    def __init__(self, first: Model, request: InferRequest, complete: Complete) -> None:
         self._first = first
-        self._following = following
         self._request = request
         self._complete = complete
         self._cancel: Cancel = _nothing
+        self._began_ns = monotonic_ns()
 
     def start(self) -> Cancel:
-        self._first.signature.check(self._request, self._first.name)
-        self._cancel = self._first._enqueue(self._request, self._first_done)
+        """Submits to the first stage. ApiError as :meth:`Model.infer`."""
+        self._first.check(self._request)
+        self._cancel = self._first.enqueue(self._request, self._first_done)
         return self.cancel
 
     def cancel(self) -> None:
         self._cancel()
 
+    def _left_us(self) -> int:
+        """What is left of the client's timeout; 0: it gave none. ApiError 504 where nothing is left."""
+        if not self._request.timeout_us:
+            return 0
+        left_us = self._request.timeout_us - (monotonic_ns() - self._began_ns) // 1000
+        if left_us <= 0:
+            raise ApiError(504, "Request timeout expired")
+        return left_us
+
     def _first_done(self, request: InferRequest, outcome: Outcome) -> None:
         if isinstance(outcome, ApiError):
             self._complete(request, outcome)
             return
-        inputs = self._following.signature.inputs
-        if {tensor.name for tensor in outcome} != {spec.name for spec in inputs} and len(inputs) == len(outcome):
-            outcome = [tensor.renamed(spec.name) for tensor, spec in zip(outcome, inputs, strict=True)]
-        stage = InferRequest(outcome, timeout_us=request.timeout_us, priority=request.priority)
         try:
-            self._cancel = self._following.infer(stage, self._last_done)
+            # Looked up now: it may have been reloaded meanwhile.
+            following = self._first.following()
+            inputs = following.signature.inputs
+            if {tensor.name for tensor in outcome} != {spec.name for spec in inputs} and len(inputs) == len(outcome):
+                outcome = [tensor.renamed(spec.name) for tensor, spec in zip(outcome, inputs, strict=True)]
+            stage = InferRequest(outcome, timeout_us=self._left_us(), priority=request.priority)
+            self._cancel = following.infer(stage, partial(self._last_done, following))
         except ApiError as error:
-            status = error.status if error.status == 503 else 500
-            self._complete(request, ApiError(status, f"the next stage refused the outputs: {error.message}"))
+            if error.status not in (503, 504):
+                error = ApiError(500, f"the next stage refused the outputs: {error.message}")
+            self._complete(request, error)
 
-    def _last_done(self, _stage: InferRequest, outcome: Outcome) -> None:
+    def _last_done(self, following: Model, stage: InferRequest, outcome: Outcome) -> None:
+        if not isinstance(outcome, ApiError):
+            last = following.signature
+            if not last.batched and not last.anything:
+                self._request.implicit_batch = False  # there is no batch dimension to take away
+            elif stage.implicit_batch:
+                outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]
         self._complete(self._request, outcome)
 
 
@@ -221,3 +286,23 @@ def _chained(first: Signature, last: Signature) -> Signature:
         positional=first.positional,
         anything=first.anything,
     )
+
+
+def why_not_chained(first: Signature, following: Signature) -> str | None:
+    """Why an endpoint's outputs cannot be another one's inputs, as far as signatures tell; None where they may."""
+    if following.anything or first.anything:
+        return None
+    outputs, inputs = list(first.outputs), list(following.inputs)
+    if len(outputs) != len(inputs):
+        return f"it gives {len(outputs)} outputs, and {len(inputs)} inputs are taken"
+    by_name = {spec.name: spec for spec in inputs}
+    if set(by_name) == {spec.name for spec in outputs}:
+        inputs = [by_name[spec.name] for spec in outputs]
+    for given, taken in zip(outputs, inputs, strict=True):
+        if given.datatype != taken.datatype:
+            return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+        # Seen from the last dimension: one of both may have a batch dimension in front.
+        ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
+        if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):
+            return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"
+    return None

@@ -57,6 +57,7 @@ class Repository:
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
         self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
+        self._at_start: dict[str, ModelFiles | None] = {}  # what lay on the disk before the first load
         self._loading: set[str] = set()
         self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
@@ -80,7 +81,8 @@ class Repository:
         if name in self._loading:
             return ApiError(503, f"model '{name}' is loading", retry_after_s=1)
         if name in (self._wanted or ()):
-            return ApiError(503, f"model '{name}' is not ready: {self._failures.get(name, 'it waits to be loaded')}")
+            reason = self._failures.get(name, f"model '{name}' waits to be loaded")
+            return ApiError(503, f"not ready: {reason}", retry_after_s=1)
         return ApiError(404, f"Request for unknown model: '{name}' is not found")
 
     def names(self) -> list[str]:
@@ -106,10 +108,7 @@ class Repository:
             return "the repository has not been read yet"
         if not self._wanted:
             return None
-        reasons = [
-            f"'{name}' failed: {self._failures[name]}" if name in self._failures else f"'{name}' is loading"
-            for name in sorted(self._wanted)
-        ]
+        reasons = [self._failures.get(name, f"model '{name}' is loading") for name in sorted(self._wanted)]
         return "models are not ready: " + "; ".join(reasons)
 
     def _settled(self, name: str) -> None:
@@ -122,7 +121,10 @@ class Repository:
 
     async def start(self, wanted: Iterable[str] | None) -> None:
         """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
-        found = await asyncio.to_thread(model_files.names, self.directories)
+        found = await self._loader.in_thread(model_files.names, self.directories, tell=True)
+        self._at_start = await self._loader.in_thread(self._look)
+        if not found:
+            log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
         names = found if wanted is None else list(dict.fromkeys(wanted))
         self._wanted = set(names)
         await asyncio.gather(*(self._load_quietly(name) for name in names))
@@ -132,16 +134,19 @@ class Repository:
             await self.load_model(name, None, {})
         except ApiError as error:
             log.error("model '%s' is not served: %s", name, error.message)
+        except Exception:
+            log.exception("model '%s' is not served", name)
+            self._failures[name] = "internal error"
 
     async def follow(self, interval_s: float) -> None:
         """Polls the disk for ever: loads what is new or changed, unloads what is gone.
 
         A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
         """
-        done = seen = await asyncio.to_thread(self._look)
+        done = seen = self._at_start
         while True:
             await asyncio.sleep(interval_s)
-            now = await asyncio.to_thread(self._look)
+            now = await self._loader.in_thread(self._look)
             for name in sorted(now.keys() | done.keys()):
                 files = now.get(name)
                 if seen.get(name) == files != done.get(name):
@@ -160,11 +165,13 @@ class Repository:
         try:
             for endpoint in endpoints:
                 again = endpoint.parameters.model_copy(update={"share": True})
-                await self._load(endpoint.identity, name, None, again, None)
+                await self._load(endpoint.identity, name, None, again, endpoint.override)
             if not endpoints and (not known or name in (self._wanted or ())):
                 await self.load_model(name, None, {})
         except ApiError as error:
             log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+        except Exception:
+            log.exception("model '%s' is not served as it lies on the disk", name)
 
     def _look(self) -> dict[str, ModelFiles | None]:
         found: dict[str, ModelFiles | None] = {}
@@ -183,7 +190,7 @@ class Repository:
         Args:
             name: its directory.
             version: one version alone, beside those that are loaded; None: those that the version policy names.
-            parameters: of the load (see :mod:`fastinfer.load_parameters`); ``config`` replaces the configuration and
+            parameters: of the load (see :mod:`fastinfer.workers.parameters`); ``config`` replaces the configuration and
                 is not part of the identity.
 
         Raises:
@@ -211,37 +218,53 @@ class Repository:
         self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
     ) -> str:
         """Loads a model of the repository, or a built-in worker, for an identity."""
-        versions: _Versions
         async with self._exclusive(wanted[1]):
-            endpoint = self._table.same(wanted)
-            new = endpoint is None
-            if endpoint is None:
-                endpoint = Endpoint(self._table.free_name(wanted), wanted, parameters)
-            name = endpoint.name
-            successor = self._successor(parameters.next)
-            self._loading.add(name)
-            try:
-                if isinstance(made_of, str):
-                    versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
-                elif new:
-                    versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
-                else:
-                    versions = {1: (endpoint.versions[1], None)}
-            except ApiError as error:
-                if not new or name in (self._wanted or ()):
-                    self._failures[name] = error.message
-                raise
-            finally:
-                self._loading.discard(name)
-            self._settled(name)
-            if version is not None:
-                endpoint.chosen.add(version)
-            if new and parameters.next is not None:
-                self._hold(parameters.next)
-            elif not new and not parameters.share:
-                endpoint.loads += 1
-            self._publish(endpoint, versions)
-            return name
+            for _ in range(_ATTEMPTS):
+                name = await self._load_once(wanted, made_of, version, parameters, override)
+                if name is not None:
+                    return name
+        raise ApiError(503, f"'{wanted[1]}' is unloaded again and again meanwhile", retry_after_s=1)
+
+    async def _load_once(
+        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
+    ) -> str | None:
+        """See :meth:`_load`; None where what was there was unloaded meanwhile, as the successor of another endpoint."""
+        versions: _Versions
+        endpoint = self._table.same(wanted)
+        new = endpoint is None
+        if endpoint is None:
+            endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
+        name = endpoint.name
+        successor = self._successor(name, parameters.next)
+        self._loading.add(name)
+        try:
+            if isinstance(made_of, str):
+                versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
+            elif new:
+                versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
+            else:
+                versions = {1: (endpoint.versions[1], None)}
+        except ApiError as error:
+            if not new or name in (self._wanted or ()):
+                self._failures[name] = error.message
+            raise
+        finally:
+            self._loading.discard(name)
+        if not new and self._table.get(name) is not endpoint:
+            self._discard(
+                {number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()}
+            )
+            return None
+        if new and parameters.next is not None:
+            self._hold(parameters.next, versions)
+        elif not new and not parameters.share:
+            endpoint.loads += 1
+        self._settled(name)
+        if version is not None:
+            endpoint.chosen.add(version)
+        endpoint.override = override
+        self._publish(endpoint, versions)
+        return name
 
     async def _prepare(
         self,
@@ -274,7 +297,7 @@ class Repository:
                     made[number] = (built, made_of[number])
                 if await self._loader.in_thread(model_files.find, self.directories, model) == files:
                     return kept | made
-            except ApiError:
+            except BaseException:
                 self._discard(made)
                 raise
             self._discard(made)
@@ -297,19 +320,27 @@ class Repository:
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 
-    def _successor(self, name: str | None) -> Callable[[], Model] | None:
-        if name is None:
+    def _successor(self, name: str, following: str | None) -> Callable[[], Model] | None:
+        """How the endpoint ``name`` finds the model that gets its outputs. ApiError 400."""
+        if following is None:
             return None
-        if self._table.get(name) is None:
-            raise ApiError(400, f"the next endpoint '{name}' is not loaded")
-        return lambda: self.find(name)
+        if self._table.get(following) is None:
+            raise ApiError(400, f"the next endpoint '{following}' is not loaded")
+        ahead: str | None = following
+        while ahead is not None:
+            if ahead == name:
+                raise ApiError(400, f"'{name}' cannot come after itself")
+            endpoint = self._table.get(ahead)
+            ahead = None if endpoint is None else endpoint.parameters.next
+        return lambda: self.find(following)
 
-    def _hold(self, name: str) -> None:
-        """An endpoint whose successor this is keeps it loaded, as one more load."""
+    def _hold(self, name: str, made: _Versions) -> None:
+        """An endpoint keeps its successor loaded."""
         held = self._table.get(name)
         if held is None:
+            self._discard(made)
             raise ApiError(400, f"the next endpoint '{name}' was unloaded")
-        held.loads += 1
+        held.holds += 1
 
     # --- Unloading ----------------------------------------------------------------------------------------------------
 
@@ -331,8 +362,11 @@ class Repository:
                 self._publish(endpoint, rest)
 
     def _take_load(self, endpoint: Endpoint) -> None:
-        endpoint.loads -= 1
-        if endpoint.loads == 0:
+        endpoint.loads = max(0, endpoint.loads - 1)
+        self._remove_unless_wanted(endpoint)
+
+    def _remove_unless_wanted(self, endpoint: Endpoint) -> None:
+        if not endpoint.loads and not endpoint.holds:
             self._remove(endpoint)
 
     def _remove(self, endpoint: Endpoint) -> None:
@@ -342,7 +376,8 @@ class Repository:
         log.info("'%s' is unloaded", endpoint.name)
         held = None if endpoint.parameters.next is None else self._table.get(endpoint.parameters.next)
         if held is not None:
-            self._take_load(held)
+            held.holds -= 1
+            self._remove_unless_wanted(held)
 
     def _retire(self, model: Model) -> None:
         self._retiring.add(model)
@@ -352,8 +387,7 @@ class Repository:
         """Unloads everything and waits until it is released."""
         for endpoint in list(self._table):
             if self._table.get(endpoint.name) is endpoint:
-                endpoint.loads = 1
-                self._take_load(endpoint)
+                self._remove(endpoint)
         while self._retiring:
             await asyncio.sleep(0.01)
 

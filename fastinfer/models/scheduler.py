@@ -71,7 +71,7 @@ _HEADS_ASKED = 16  # groups that are asked for a batch while the most urgent one
 class _Batch:
     """Requests that run together, and how many of them still wait for the answer."""
 
-    __slots__ = ("requests", "run", "started_ns", "waiting")
+    __slots__ = ("__weakref__", "requests", "run", "started_ns", "waiting")
 
     def __init__(self, requests: list[InferRequest], started_ns: int) -> None:
         self.requests = requests
@@ -132,7 +132,9 @@ class Scheduler:
         self._dispatch_due = False
         self._dispatching = False
         self._delay: asyncio.TimerHandle | None = None
-        self._retired: Callable[[], None] | None = None
+        self._retiring = False
+        self._retired: Callable[[], None] | None = None  # called once, when all that was taken has ended
+        self._finishing = 0  # depth: an inline batch may end inside the end of another
 
     @property
     def queued(self) -> int:
@@ -156,7 +158,7 @@ class Scheduler:
         if self._queued >= self._max_queue_size:
             self._stats.record_failure("rejected", 0)
             raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
-        if self._retired is not None:
+        if self._retiring:
             raise ApiError(503, "the model is being unloaded", retry_after_s=1)
         request.state = QUEUED
         request.enqueued_ns = monotonic_ns()
@@ -189,9 +191,14 @@ class Scheduler:
 
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""
+        self._retiring = True
         self._retired = retired
-        if not self._queued and not self._running:
-            self._loop.call_soon(retired)
+        self._loop.call_soon(self._check_retired)
+
+    def _check_retired(self) -> None:
+        if self._retired is not None and not self._queued and not self._running and not self._finishing:
+            retired, self._retired = self._retired, None
+            retired()
 
     # --- Through ------------------------------------------------------------------------------------------------------
 
@@ -239,14 +246,8 @@ class Scheduler:
         now = monotonic_ns()
         shortest_ns = 0
         # Without a configured delay the first head always gives a batch.
-        for head in nsmallest(_HEADS_ASKED, self._heads) if self._policy.max_queue_delay_ns else self._heads[:1]:
+        for head in self._heads_to_ask():
             group = self._groups[head[3]]
-            while group and group[0].state == ENDED:
-                group.popleft()
-                self._ended_in_queue -= 1
-            if not group:
-                self._drop_group(head)
-                return self._take()
             take, wait_ns = self._policy.decide(
                 (request.rows for request in group if request.state == QUEUED), now - group[0].enqueued_ns
             )
@@ -256,6 +257,24 @@ class Scheduler:
         if self._delay is None:
             self._delay = self._loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
+
+    def _heads_to_ask(self) -> list[_Head]:
+        """The most urgent groups, each with a live request at its front; only one where nobody waits on purpose."""
+        wanted = _HEADS_ASKED if self._policy.max_queue_delay_ns else 1
+        while True:
+            heads = nsmallest(wanted, self._heads) if wanted > 1 else self._heads[:1]
+            empty = [head for head in heads if not self._trim(self._groups[head[3]])]
+            if not empty:
+                return heads
+            for head in empty:
+                self._drop_group(head)
+
+    def _trim(self, group: deque[InferRequest]) -> bool:
+        """Takes ended requests from the front of a group; returns whether a live one is left."""
+        while group and group[0].state == ENDED:
+            group.popleft()
+            self._ended_in_queue -= 1
+        return bool(group)
 
     def _take_from(self, head: _Head, group: deque[InferRequest], take: int, now: int) -> _Batch:
         requests: list[InferRequest] = []
@@ -296,8 +315,17 @@ class Scheduler:
     def _finish(self, batch: _Batch, done: BatchResult) -> None:
         self._running.discard(batch)
         self._free_instances += 1
-        if self._queued and not self._dispatching:
-            self._dispatch()  # the next batch starts before the answers of this one are written
+        batch.run = None  # it holds the batch's memory, and knows the batch: a cycle that only the collector would end
+        self._finishing += 1
+        try:
+            if self._queued and not self._dispatching:
+                self._dispatch()  # the next batch starts before the answers of this one are written
+        finally:
+            self._answer(batch, done)
+            self._finishing -= 1
+            self._check_retired()
+
+    def _answer(self, batch: _Batch, done: BatchResult) -> None:
         now = monotonic_ns()
         rows = answered = 0
         for request, result in zip(batch.requests, done.outputs, strict=True):
@@ -313,13 +341,8 @@ class Scheduler:
             complete = request.complete
             self._forget(request)
             if complete is not None:
-                try:
-                    complete(request, result)
-                except Exception:
-                    log.exception("an answer could not be given")
+                _tell(complete, request, result)
         self._stats.record_batch(rows, answered, done.compute_input_ns, done.compute_infer_ns, done.compute_output_ns)
-        if self._retired is not None and not self._queued and not self._running:
-            self._retired()
 
     # --- Out ----------------------------------------------------------------------------------------------------------
 
@@ -340,8 +363,7 @@ class Scheduler:
             self._forget(request)
             if self._ended_in_queue > 64 and self._ended_in_queue > self._queued:
                 self._sweep_out()
-            if self._retired is not None and not self._queued and not self._running:
-                self._retired()
+            self._check_retired()
             return
         self._forget(request)
         for batch in self._running:
@@ -369,7 +391,7 @@ class Scheduler:
         self._stats.record_failure("timeout", monotonic_ns() - request.enqueued_ns)
         self._end(request)
         if complete is not None:
-            complete(request, ApiError(504, "Request timeout expired"))
+            _tell(complete, request, ApiError(504, "Request timeout expired"))
 
     def _sweep_pending(self) -> None:
         self._sweep = None
@@ -380,3 +402,13 @@ class Scheduler:
                 self._sweep = self._loop.call_later((oldest.enqueued_ns - due) * 1e-9, self._sweep_pending)
                 return
             self._expire(oldest)
+
+
+def _tell(complete: Callable[[InferRequest, Outcome], None], request: InferRequest, outcome: Outcome) -> None:
+    """Tells an outcome; one that cannot be told is told as an error, so that nobody waits for ever."""
+    try:
+        complete(request, outcome)
+    except Exception:
+        log.exception("an answer could not be given")
+        if not isinstance(outcome, ApiError):
+            _tell(complete, request, ApiError(500, "internal error"))

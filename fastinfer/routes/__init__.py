@@ -1,4 +1,4 @@
-"""All end-points, by subject."""
+"""All endpoints, by subject."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from fastinfer.errors import clip
 from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
 
@@ -24,7 +25,7 @@ def routes(service: Service) -> list[Route]:
         if reason is None:
             exchange.respond(200, b'{"ready":true}')
         else:
-            exchange.respond(503, orjson.dumps({"ready": False, "error": reason}))
+            exchange.respond(503, orjson.dumps({"ready": False, "error": clip(reason)}))
 
     def model_ready(exchange: Exchange) -> None:
         model = service.repository.find(*exchange.arguments)

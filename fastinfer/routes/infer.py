@@ -24,7 +24,7 @@ OCTETS = b"application/octet-stream"
 
 
 def routes(service: Service) -> list[Route]:
-    """The two forms of the end-point."""
+    """The two forms of the endpoint."""
 
     def infer(exchange: Exchange) -> None:
         inference = _Inference(service, exchange)

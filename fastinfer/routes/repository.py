@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def routes(service: Service) -> list[Route]:
-    """The load and unload end-points of models and workers."""
+    """The load and unload endpoints of models and workers."""
     repository = service.repository
 
     async def load_model(exchange: Exchange) -> None:
@@ -73,6 +73,8 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
     if isinstance(given, dict) and isinstance(given.get("parameters"), dict):
+        if len(given) > 1:
+            raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
         given = given["parameters"]
     if not isinstance(given, dict):
         raise ApiError(400, 'the body must be an object of parameters, or {"parameters": {...}}')

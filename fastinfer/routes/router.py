@@ -26,7 +26,7 @@ _MAX_CACHED = 1024  # paths; the cache is emptied when it is full, so that hosti
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One end-point.
+    """One endpoint.
 
     Attributes:
         methods: the HTTP methods it answers; ``HEAD`` is added to ``GET``.
@@ -148,9 +148,10 @@ def _checked(kind: str, part: bytes) -> str:
     text = part.decode("ascii", "replace")
     if kind == "version":
         if not _VERSION.fullmatch(text):
-            raise ApiError(404, "a version is a positive decimal number without leading zeros")
+            raise ApiError(404, "a version is a positive decimal number of at most 19 digits, without leading zeros")
     elif not _NAME.fullmatch(text):
         raise ApiError(
-            404, f"a {kind} name is 1 to 128 letters, digits, '_', '.' and '-', and starts with none of '.-'"
+            404,
+            f"the name of a {kind} has 1 to 128 letters, digits, '_', '.' and '-', and does not start with '.' or '-'",
         )
     return text

@@ -104,4 +104,5 @@ class _Batch:
             self._outcomes[position] = future.result()
         self._left -= 1
         if not self._left:
+            self._futures.clear()  # they know this batch
             self._done(BatchResult(self._outcomes, compute_infer_ns=monotonic_ns() - self._began_ns))

@@ -7,6 +7,7 @@ about as many bytes of input; a graph with Loop, If or Scan, whose time depends 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from fastinfer._ext.signature import Signature
 from fastinfer.errors import ApiError, without_paths
 from fastinfer.models.scheduler import BatchResult, Outcome, Run
 from fastinfer.workers.parameters import Integer, Name, Parameters
+
+log = logging.getLogger(__name__)
 
 
 class OnnxParameters(Parameters):
@@ -106,7 +109,7 @@ class RunTimes:
         self._ns[size] = ns if known is None else known + (ns - known) * _SMOOTHING
 
     def predict_ns(self, nbytes: int) -> float:
-        """The time of a run on so many bytes, never too hopeful: infinite where nothing smaller was measured."""
+        """The time of a run on so many bytes, rather too long than too short; infinite where nothing was measured."""
         size = nbytes.bit_length()
         known = self._ns.get(size)
         if known is not None:
@@ -155,19 +158,30 @@ class _Batch:
     def _go_on(self) -> None:
         """Runs what is left: inline as long as that is short, else the next attempt on a native thread."""
         worker = self._worker
-        while self._todo:
+        while self._todo and not self._given_up:
             attempt = self._attempt = BatchRun(worker.session, self._requests[self._todo[-1]], worker.signature.batched)
             if not worker.runs_inline(attempt.input_bytes):
                 worker.executor.submit(attempt, self._ended)
                 return
             attempt.run()
             self._take(attempt)
-        self.finished = True
-        self._done(BatchResult(self._outcomes, *self._spent_ns))
+        self._end()
 
     def _ended(self, attempt: BatchRun) -> None:
-        self._take(attempt)
-        self._go_on()
+        try:
+            self._take(attempt)
+            self._go_on()
+        except Exception:  # out of memory, say; whoever waits must be told, and the instance set free
+            log.exception("a batch could not be finished")
+            if not self.finished:
+                self._end()
+
+    def _end(self) -> None:
+        # What the batch holds is let go of here: its end is told to somebody who may know the batch.
+        done, outcomes = self._done, self._outcomes
+        self._done, self._outcomes, self._requests = _told, [], []
+        self.finished = True
+        done(BatchResult(outcomes, *self._spent_ns))
 
     def _take(self, attempt: BatchRun) -> None:
         self._attempt = None
@@ -185,6 +199,10 @@ class _Batch:
         else:
             middle = members.start + count // 2
             self._todo += [slice(middle, members.stop), slice(members.start, middle)]
+
+
+def _told(_result: BatchResult) -> None:
+    raise RuntimeError("the end of a batch was told already")
 
 
 _NEVER_RUN = ApiError(500, "the model was not run")

@@ -6,9 +6,10 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Lock, Timer
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,18 @@ from fastinfer.errors import ApiError, without_paths
 log = logging.getLogger(__name__)
 
 _OPEN_DIMENSIONS = (8, 1, 3, 16, 32, 224)  # tried in turn for dimensions that the model leaves open
+_TOO_LONG = "a trial run took longer than"
 _TRIALS = 2  # draws of random rows that must agree
 _TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relative to the row's largest magnitude
 
 
 def load(
-    path: Path, config: ModelConfig, name: str, options: dict[str, Any], server: ServerConfig
+    path: Path,
+    config: ModelConfig,
+    name: str,
+    options: dict[str, Any],
+    server: ServerConfig,
+    trials: TrialRuns | None = None,
 ) -> tuple[Session, Signature]:
     """Loads a model file.
 
@@ -43,17 +50,47 @@ def load(
         name: the model's, for messages.
         options: keyword arguments of :class:`Session`.
         server: the server's configuration.
+        trials: told of every run, so that it can be ended with the server.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
     """
     try:
-        model = _Loaded(name, Session(path, **options), server)
+        model = _Loaded(name, Session(path, **options), server, trials or TrialRuns())
         signature = model.signature(config)
         model.warm_up(signature, config, path.parent.parent / "warmup")
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
     return model.session, signature
+
+
+class TrialRuns:
+    """The runs of loads under way, on any load threads, so that the end of the server can end them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._runs: set[BatchRun] = set()
+        self._ended = False
+
+    @contextmanager
+    def running(self, run: BatchRun) -> Iterator[None]:
+        """Tells of a run while it lasts. OrtError where the server has ended."""
+        with self._lock:
+            if self._ended:
+                raise OrtError("the server is ending")
+            self._runs.add(run)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+
+    def end(self) -> None:
+        """Ends the runs under way, and lets no more begin."""
+        with self._lock:
+            self._ended = True
+            for run in self._runs:
+                run.terminate()
 
 
 class _TooLongError(OrtError):
@@ -63,10 +100,11 @@ class _TooLongError(OrtError):
 class _Loaded:
     """A session that is being looked at."""
 
-    def __init__(self, name: str, session: Session, server: ServerConfig) -> None:
+    def __init__(self, name: str, session: Session, server: ServerConfig, trials: TrialRuns) -> None:
         self.name = name
         self.session = session
         self._server = server
+        self._trials = trials
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
@@ -85,7 +123,8 @@ class _Loaded:
             return Signature(inputs, outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
-            log.info("model '%s' is not batched: %s", self.name, reason)
+            level = logging.WARNING if reason.startswith(_TOO_LONG) else logging.INFO
+            log.log(level, "model '%s' is not batched: %s", self.name, reason)
             return Signature(inputs, outputs)
         return Signature(inputs, outputs, batched=True, max_batch_size=self._server.default_max_batch_size)
 
@@ -143,7 +182,7 @@ class _Loaded:
                         return reason
                 return None
             except _TooLongError:
-                return f"a trial run took longer than {self._server.load_run_timeout_s:g} s"
+                return f"{_TOO_LONG} {self._server.load_run_timeout_s:g} s"
             except OrtError as error:
                 problem = without_paths(str(error))
         return f"it could not be run on trial inputs: {problem}"
@@ -183,7 +222,8 @@ class _Loaded:
         watchdog.daemon = True
         watchdog.start()
         try:
-            run.run()
+            with self._trials.running(run):
+                run.run()
         finally:
             watchdog.cancel()
         if run.error is not None:

@@ -239,3 +239,22 @@ def test_pipelined_requests_are_answered_in_order(server):
             assert stream.readline().startswith(b"HTTP/1.1 200")
             fields = dict(line.strip().lower().split(b": ", 1) for line in iter(stream.readline, b"\r\n"))
             assert json.loads(stream.read(int(fields[b"content-length"])))["id"] == str(number)
+
+
+def test_a_great_many_tiny_rows_do_not_hold_up_the_others(server):
+    """Rows of BYTES are found by walking over them; that must stay linear, and the loop must turn meanwhile."""
+    rows = 20_000
+    element = b"\x01\x00\x00\x00x"
+    head = json.dumps(
+        {"inputs": [{"name": "INPUT0", "shape": [rows, 1], "datatype": "BYTES",
+                     "parameters": {"binary_data_size": rows * 5}}]}
+    ).encode()  # fmt: skip
+    fields = {"Inference-Header-Content-Length": str(len(head))}
+    answer = server.request("POST", "/v2/models/identity_bytes/infer", head + element * rows, fields)
+    assert answer.status == 200
+    assert answer.json["outputs"][0]["data"] == ["x"] * rows
+
+
+def test_rows_without_elements_are_bounded(server):
+    answer = server.infer("identity_fp32", inference(tensor("INPUT0", [1_000_000_000, 0], "FP32", [])))
+    assert (answer.status, answer.error) == (400, "inference request batch-size must be <= 640000 for 'identity_fp32'")

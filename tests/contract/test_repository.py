@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import math
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -278,3 +280,32 @@ def test_loads_and_unloads_from_many_threads(own_server):
         list(pool.map(churn, range(8)))
     assert models(own_server) == ["simple"]
     assert own_server.get("/v2/health/ready").status == 200
+
+
+def test_a_chain_of_batched_models(own_server):
+    server = own_server
+    assert server.post("/v2/models/simple/load", {"next": "simple"}).json["name"] == "simple-0"
+    for shape in ([16], [1, 16], [3, 16]):
+        count = 16 * (shape[0] if len(shape) > 1 else 1)
+        body = inference(tensor("INPUT0", shape, "INT32", [5] * count), tensor("INPUT1", shape, "INT32", [2] * count))
+        outputs = server.infer("simple-0", body).json["outputs"]
+        # (5 + 2) and (5 - 2) go by position into the second stage: their sum and their difference.
+        assert [(output["shape"], set(output["data"])) for output in outputs] == [(shape, {10}), (shape, {4})]
+
+
+def test_a_chain_from_a_batched_model_into_a_worker_without_batches(own_server):
+    server = own_server
+    assert worker(server, "fake") == "fake"
+    assert server.post("/v2/models/simple/load", {"next": "fake"}).json["name"] == "simple-0"
+    item = inference(tensor("INPUT0", [16], "INT32", [5] * 16), tensor("INPUT1", [16], "INT32", [2] * 16))
+    outputs = server.infer("simple-0", item).json["outputs"]
+    assert [(output["shape"], set(output["data"])) for output in outputs] == [([16], {7}), ([16], {3})]
+
+
+def test_a_repository_that_is_not_there_is_told():
+    found = subprocess.run(
+        [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", "/nowhere"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "there is no directory '/nowhere'" in found.stderr

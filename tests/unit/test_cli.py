@@ -333,7 +333,8 @@ def test_infer_without_a_server(request_file: str, capsys: pytest.CaptureFixture
         port = httpd.server_port  # free again, and refused, in a moment
     assert cli.main(["infer", "m", request_file, "--url", f"http://127.0.0.1:{port}"]) == 2
     assert capsys.readouterr().err == (
-        f"fastinfer: no server answers at http://127.0.0.1:{port}; start one with 'fastinfer serve'\n"
+        f"fastinfer: no server answers at http://127.0.0.1:{port}; start one with 'fastinfer serve', "
+        "or name it with --url\n"
     )
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -327,3 +329,66 @@ async def test_statistics_add_up():
     assert entry["execution_count"] == 1
     assert entry["inference_stats"]["success"]["count"] == 2
     assert entry["inference_stats"]["fail"]["count"] == 1
+
+
+@run
+async def test_a_batch_is_freed_without_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        model = Model()
+        tickets = [model.submit() for _ in range(3)]
+        await turn()
+        requests = [weakref.ref(ticket.outcomes) if ticket.outcomes else None for ticket in tickets]
+        watched = weakref.ref(next(iter(model.scheduler._running)))
+        model.finish()
+        del tickets, requests
+        await turn()
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+@run
+async def test_many_groups_that_were_given_up_do_not_stand_in_the_way():
+    model = Model(max_queue_size=10_000)
+    first = model.submit()
+    await turn()
+    tickets = [model.submit(key=key) for key in range(3000)]
+    for ticket in tickets[:1400]:
+        model.scheduler.cancel(ticket.request)
+    model.finish()
+    await turn()
+    assert first.status == 200
+    assert model.batches[0][0] == [tickets[1400].request]
+
+
+@run
+async def test_an_answer_that_cannot_be_given_is_given_as_an_error():
+    model = Model()
+    ticket = model.submit()
+    outcomes = []
+
+    def complete(_request, outcome):
+        outcomes.append(outcome)
+        if not isinstance(outcome, ApiError):
+            raise RuntimeError("no")
+
+    ticket.request.complete = complete
+    await turn()
+    model.finish()
+    assert [isinstance(outcome, ApiError) for outcome in outcomes] == [False, True]
+
+
+@run
+async def test_retired_is_told_once_and_last():
+    model = Model(BatchingPolicy(1))
+    told = []
+    first = model.submit()
+    await turn()
+    second = model.submit()
+    model.scheduler.retire(lambda: told.append((first.status, second.status)))
+    model.inline = True  # the second one runs inside the end of the first
+    model.finish()
+    await turn()
+    assert told == [(200, 200)]

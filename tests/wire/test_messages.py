@@ -248,6 +248,27 @@ def test_a_kept_body_is_not_overwritten(wire):
     assert kept == [b"first", b"second"]
 
 
+def test_a_body_in_the_read_buffer_is_gone_with_its_handler(wire):
+    client = wire.client().send(b"POST /hold HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nfirst")
+    wire.until(lambda: wire.handlers.held)
+    exchange = wire.handlers.held[0]
+    assert not exchange.body_is_stable
+    with pytest.raises(ValueError):
+        wire.call(memoryview, exchange.body)
+    wire.call(exchange.respond, 200, b"held")
+    assert client.answer().body == b"held"
+
+
+def test_heads_that_begin_alike_are_told_apart(wire):
+    """The last head is looked for first: a longer and a shorter one, and one of the same size, are others."""
+    client = wire.client()
+    for path in (b"headers", b"headers", b"echo", b"headers/x", b"headers"):
+        for field in (b"", b"X: 1\r\n", b"X: 2\r\n", b"X: 2\r\n"):
+            client.send(b"GET /%b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (path, field))
+            fields = [(b"host", b"a"), *([(b"x", field[3:4])] if field else [])]
+            assert client.answer().body == (b"" if path == b"echo" else repr(fields).encode())
+
+
 @pytest.mark.parametrize("size", [1, 300, 300_000])
 @pytest.mark.parametrize(
     ("coding", "compress"),

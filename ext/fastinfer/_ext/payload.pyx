@@ -1,6 +1,6 @@
 # Tensors of a request: see payload.pxd.
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.string cimport memcpy
 
 from fastinfer._ext.buffer cimport Cursor, Text, peek, skip_brackets, take, take_string, unescape
@@ -278,7 +278,8 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t i
     cdef uint32_t size
-    cdef bint copied = not decoder.views
+    # Kernels may expect elements at addresses that suit them; a body gives them any.
+    cdef bint copied = not decoder.views or (itemsize > 1 and <uintptr_t>tensor.view % <uintptr_t>itemsize != 0)
     if tensor.datatype_id == BYTES:
         while at < tensor.nbytes:
             if tensor.nbytes - at < 4:

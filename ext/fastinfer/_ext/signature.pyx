@@ -125,8 +125,11 @@ cdef class Signature:
 
     cdef int _check_outputs(self, InferRequest request, str model) except -1:
         cdef RequestedOutput wanted
+        known = self._output_index
+        if self.anything and request.outputs:
+            known = {(<Tensor>tensor).name for tensor in request.inputs}
         for wanted in request.outputs:
-            if wanted.name not in self._output_index and not self.anything:
+            if wanted.name not in known:
                 raise ApiError(400, f"unexpected inference output '{wanted.name}' for model '{model}'")
             if wanted.classification:
                 raise ApiError(400, f"classification of output '{wanted.name}' is not supported")
@@ -166,13 +169,10 @@ cdef class Signature:
         cdef RequestedOutput wanted
         cdef tuple binary = ()
         if request.outputs:
-            if self.anything:
-                by_name = {(<Tensor>t).name: t for t in outputs}
-                chosen = [by_name[wanted.name] for wanted in request.outputs if wanted.name in by_name]
-            else:
-                chosen = [outputs[self._output_index[wanted.name]] for wanted in request.outputs]
-                binary = tuple([wanted.binary == 1 or (wanted.binary == -1 and request.binary_output)
-                                for wanted in request.outputs])
+            index = {(<Tensor>t).name: i for i, t in enumerate(outputs)} if self.anything else self._output_index
+            chosen = [outputs[index[wanted.name]] for wanted in request.outputs]
+            binary = tuple([wanted.binary == 1 or (wanted.binary == -1 and request.binary_output)
+                            for wanted in request.outputs])
         elif request.binary_output or request.raw:
             binary = (True,) * len(outputs)
         if request.implicit_batch:

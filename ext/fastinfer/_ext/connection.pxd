@@ -1,0 +1,67 @@
+# The half of an HTTP/1.1 connection that every request passes: bytes from the socket to exchanges, answers back in
+# request order. The other half, what is rare, is http/protocol.py, a subclass; the law of both stands there.
+# Loop's thread only.
+
+from libc.stdint cimport int64_t
+
+from fastinfer._ext.exchange cimport Exchange, Head
+
+
+cdef class Shared:
+    # What all connections of a loop share, as far as every request needs it; http/hub.py has the rest.
+    cdef readonly object limits         # HttpLimits
+    cdef readonly object loop
+    cdef Py_ssize_t _max_pipelined
+    # Where every connection reads; what lies there is valid until the callback returns.
+    cdef readonly bytearray buffer
+    cdef readonly object view           # of the whole buffer; it also pins the memory, so that data stays valid
+    cdef char* _data
+    cdef bint _looked_into              # a handler kept a view of its body: the buffer shall not be read into again
+    cdef readonly dict heads            # dict[bytes, Head]
+    cdef public bint draining
+    cdef public double now              # the loop's clock, read a few times a second
+    cdef public int64_t in_flight_bytes
+    cdef int64_t[6] _answers            # by the status's first digit
+
+
+cdef class HttpExchange(Exchange):
+    cdef readonly Head head
+    cdef public Py_ssize_t counted      # bytes of its body that count towards the process's budget
+    cdef public bint packed             # its answer was compressed
+    cdef public tuple reply             # (status, content_type, body, fields) if that came before its turn
+
+
+cdef class Connection:
+    # Per connection.
+    cdef readonly Shared _hub
+    cdef public object _transport       # None: lost
+    cdef public bint _deaf              # nothing more is read as a request
+    cdef public bint _eof               # the client has closed its side
+    cdef public bint _write_paused
+    cdef public object _wake            # the handle of a call of _resume that is due, or None
+    cdef public double _since           # when the current wait for the client began
+    cdef Head _latest                   # the head of the last request, if it is remembered
+    # Per message and answer.
+    cdef public bint _reading           # inside _read or _written: answers are collected
+    cdef public bint _more              # while draining: there are bytes behind the message that is being handled
+    cdef public bint _resumed           # what is read begins with a head that was started earlier
+    cdef public bytes _pending          # a started head; when reading is paused, all that was read
+    cdef public object _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
+    cdef public Py_ssize_t _skip        # bytes of a refused body, still to be thrown away
+    cdef public list _queue             # list[HttpExchange]: not answered yet, in order
+    cdef public list _out               # list[bytes | memoryview]: outgoing bytes, and ...
+    cdef public Py_ssize_t _out_size    # ... how many
+
+    cdef int read(self, Py_ssize_t end) except -1
+    cdef Head known(self, const char* data, Py_ssize_t size)
+    cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef bint blocked(self) noexcept
+    cdef int enqueue(self, HttpExchange exchange) except -1
+    cdef int handle(self, HttpExchange exchange) except -1
+
+    cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
+    cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
+    cdef int retire(self, HttpExchange exchange, int status_class) except -1
+    cdef int flush(self) except -1
+    cdef int write_out(self) except -1
+    cdef int wake_up(self) except -1

@@ -1,0 +1,404 @@
+# The half of an HTTP/1.1 connection that every request passes: see connection.pxd, and http/protocol.py for the rest.
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcmp, memcpy, strlen
+
+from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
+
+import logging
+
+from fastinfer import limits as constants
+from fastinfer._ext.exchange import JSON
+from fastinfer.errors import ApiError
+from fastinfer.http.upload import SizedUpload
+
+cdef extern from "<string.h>" nogil:
+    const void* memmem(const void* haystack, size_t size, const void* needle, size_t needle_size)
+
+log = logging.getLogger(__name__)
+
+# Answers are copied together up to this; larger ones are not copied.
+JOINED_BYTES = 64 * constants.KIB
+INTERNAL_ERROR = ApiError(500, "internal error")
+
+cdef Py_ssize_t joined_bytes = JOINED_BYTES
+cdef Py_ssize_t min_compressed_bytes = constants.MIN_COMPRESSED_BYTES
+cdef Py_ssize_t max_cached_heads = constants.MAX_CACHED_HEADS
+cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
+cdef bytes json_type = JSON
+# The common answer's head, up to the body's size.
+cdef const char* OK_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+cdef Py_ssize_t OK_JSON_SIZE = strlen(OK_JSON)
+
+
+cdef class Shared:
+    def __init__(self, limits, loop):
+        self.limits = limits
+        self.loop = loop
+        self._max_pipelined = limits.max_pipelined
+        self.heads = {}
+        self.now = loop.time()
+        self.renew_buffer()
+
+    def renew_buffer(self):
+        # Two heads fit, so that there is always room behind a started one.
+        self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
+        self.view = memoryview(self.buffer)
+        self._data = PyByteArray_AS_STRING(self.buffer)
+
+    def remember(self, bytes raw not None, Head head not None):
+        if PyBytes_GET_SIZE(raw) <= max_cached_head_bytes:
+            if len(self.heads) >= max_cached_heads:
+                self.heads.clear()
+            self.heads[raw] = head
+            head.raw = raw
+
+    @property
+    def answers(self):
+        return [self._answers[i] for i in range(6)]
+
+
+@cython.final
+cdef class HttpExchange(Exchange):
+    def __init__(self, Connection connection not None, Head head not None, body, bint stable):
+        self._connection = connection
+        self.method = head.method
+        self.arguments = head.arguments
+        self.headers = head.headers
+        self.body = body
+        self.body_is_stable = stable
+        self.head = head
+
+    cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1:
+        return (<Connection>self._connection).answer(self, status, content_type, body, fields)
+
+
+cdef HttpExchange new_exchange(Connection connection, Head head, object body, bint stable):
+    # HttpExchange(...), without packing the arguments.
+    cdef HttpExchange exchange = HttpExchange.__new__(HttpExchange)
+    exchange._connection = connection
+    exchange.method = head.method
+    exchange.arguments = head.arguments
+    exchange.headers = head.headers
+    exchange.body = body
+    exchange.body_is_stable = stable
+    exchange.head = head
+    return exchange
+
+
+cdef class Connection:
+    def __init__(self, Shared hub not None):
+        self._hub = hub
+        self._since = hub.now
+        self._pending = b""
+        self._queue = []
+        self._out = []
+
+    # --- Called by the transport -------------------------------------------------------------------------------------
+
+    def get_buffer(self, sizehint):
+        if self._upload is not None and type(self._upload) is SizedUpload:
+            return self._upload.space()
+        cdef Shared hub = self._hub
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self._pending)
+        if size == 0:           # the common case
+            return hub.buffer
+        memcpy(hub._data, PyBytes_AS_STRING(self._pending), size)
+        return hub.view[size:]
+
+    def buffer_updated(self, Py_ssize_t size):
+        if self._deaf:
+            return
+        if self._upload is not None and type(self._upload) is SizedUpload:
+            self._written(self._upload, size)
+            return
+        cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
+        if kept > 0:
+            self._pending = b""
+            self._resumed = True
+        self.read(kept + size)
+
+    # --- Bytes to requests -------------------------------------------------------------------------------------------
+
+    cdef int read(self, Py_ssize_t end) except -1:
+        # Takes the messages in the first `end` bytes of the hub's buffer; keeps what is left.
+        cdef Shared hub = self._hub
+        cdef const char* data = hub._data       # the buffer is not renewed before this returns
+        cdef const char* found
+        cdef Py_ssize_t start = 0
+        cdef Py_ssize_t first, stop
+        cdef Head head
+        cdef bytes raw
+        self._reading = True
+        while start < end and not self._deaf:
+            # The common case comes first: a head and its body wholly in the buffer.
+            if self._skip == 0 and self._upload is None:
+                if self._out_size > joined_bytes:
+                    self.write_out()
+                if self.blocked():
+                    self._pending = data[start:end]
+                    self._transport.pause_reading()
+                    break
+                head = self.known(data + start, end - start)
+                if head is not None:
+                    start = self.begin(head, start + PyBytes_GET_SIZE(head.raw), end)
+                    continue
+                first = start
+                if data[start] == c"\r":
+                    first = self._skip_empty_lines(start, end)
+                    if first < 0:
+                        break
+                found = <const char*>memmem(data + first, end - first, b"\r\n\r\n", 4)
+                if found == NULL:
+                    self._keep_started_head(start, first, end)
+                    break
+                stop = found - data + 4
+                raw = data[first:stop]
+                head = <Head>hub.heads.get(raw)
+                if head is None:
+                    head = self._understand(raw)
+                    if head is None:
+                        break
+                self._latest = head if head.raw is not None else None
+                start = self.begin(head, stop, end)
+            elif self._skip > 0:
+                stop = min(start + self._skip, end)
+                self._skip -= stop - start
+                start = stop
+            else:
+                start = self._feed(self._upload, start, end)
+        self._reading = self._more = self._resumed = False
+        if self._out:
+            self.flush()
+        if hub._looked_into:
+            hub._looked_into = False
+            hub.renew_buffer()  # a handler kept a view of its body; it shall not see other clients' bytes
+        return 0
+
+    cdef Head known(self, const char* data, Py_ssize_t size):
+        # The head that data starts with, if it is the same as the last one: clients repeat theirs. None otherwise.
+        # A head ends at its first empty line, so one that is equal as far as it goes is equal.
+        cdef Head head = self._latest
+        if head is not None:
+            if PyBytes_GET_SIZE(head.raw) <= size:
+                if memcmp(PyBytes_AS_STRING(head.raw), data, PyBytes_GET_SIZE(head.raw)) == 0:
+                    return head
+        return None
+
+    cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
+        # Starts a message whose body begins at `start`; returns where the next one does, as far as it is here.
+        cdef Shared hub = self._hub
+        cdef Py_ssize_t size = head.body_size
+        cdef HttpExchange exchange
+        cdef BorrowedBody body
+        if head.error is not None:
+            return self._answer_early(head, head.error, start, end)
+        if size < 0 or size > end - start:
+            return self._begin_upload(head, start, end)
+        if hub.draining:
+            self._more = start + size < end
+        if size > 0 and head.coding is not None:
+            self._inflate(head, memoryview(<bytes>hub._data[start:start + size]), 0)
+            return start + size
+        if size == 0:
+            exchange = new_exchange(self, head, b"", True)
+            self.enqueue(exchange)
+            self.handle(exchange)
+            return start
+        body = lend(hub.buffer, hub._data + start, size)
+        exchange = new_exchange(self, head, body, False)
+        self.enqueue(exchange)
+        self.handle(exchange)
+        if body.take_back():
+            hub._looked_into = True
+        return start + size
+
+    cdef bint blocked(self) noexcept:
+        # Whether no further request may start: too many in flight, or the client does not read its answers.
+        return self._write_paused or len(self._queue) >= self._hub._max_pipelined
+
+    # --- Requests to handlers ----------------------------------------------------------------------------------------
+
+    cdef int enqueue(self, HttpExchange exchange) except -1:
+        # Gives an exchange its place in the order of answers.
+        self._queue.append(exchange)
+        if not exchange.head.keep_alive:
+            self._deaf = True
+        return 0
+
+    cdef int handle(self, HttpExchange exchange) except -1:
+        try:
+            coroutine = exchange.head.handler(exchange)
+        except ApiError as error:
+            exchange.fail(error)
+        except Exception:
+            log.exception("a request could not be handled")
+            exchange.fail(INTERNAL_ERROR)
+        else:
+            if coroutine is not None:
+                self._spawn(exchange, coroutine)
+        return 0
+
+    # --- Answers -----------------------------------------------------------------------------------------------------
+
+    cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
+        # Sends an answer, or keeps it until all earlier requests are answered.
+        cdef list queue = self._queue
+        cdef HttpExchange first
+        if not queue or <HttpExchange>queue[0] is not exchange:
+            exchange.reply = (status, content_type, body, fields)
+            return 0
+        self.emit(exchange, status, content_type, body, fields)
+        while queue:
+            first = <HttpExchange>queue[0]
+            if first.reply is None:
+                break
+            status, content_type, body, fields = first.reply
+            self.emit(first, status, content_type, body, fields)
+        if not self._reading:
+            if queue:
+                self.wake_up()          # more answers may come in this turn: one write for all
+            else:
+                self.flush()
+                if self._pending or self._eof or self._upload is not None:
+                    self.wake_up()
+        return 0
+
+    cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
+        # Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it.
+        cdef bytes whole
+        try:
+            # The common case comes first.
+            if status == 200 and exchange.head.plain and content_type == json_type and not self._hub.draining:
+                if not fields and type(body) is not list and type(body) is not tuple:
+                    whole = ok_json(body, joined_bytes if exchange.head.accepted is None else min_compressed_bytes - 1)
+                    if whole is not None:
+                        self._out.append(whole)
+                        self._out_size += PyBytes_GET_SIZE(whole)
+                        self.retire(exchange, 2)
+                        return 0
+            self._emit_any(exchange, status, content_type, body, fields)
+        except Exception:
+            log.exception("an answer could not be written")
+            self._emit_any(exchange, 500, json_type, INTERNAL_ERROR.body(), ())
+        return 0
+
+    cdef int retire(self, HttpExchange exchange, int status_class) except -1:
+        # The exchange's answer is in the outgoing bytes.
+        cdef Shared hub = self._hub
+        del self._queue[0]
+        if 0 <= status_class <= 5:
+            hub._answers[status_class] += 1
+        self._since = hub.now
+        if exchange.counted:
+            hub.in_flight_bytes -= exchange.counted
+            exchange.body = b""
+        return 0
+
+    cdef int flush(self) except -1:
+        # Hands the collected answers to the transport; after the last one, ends the connection gently.
+        self.write_out()
+        if self._deaf and not self._queue:
+            self._linger()
+        return 0
+
+    cdef int write_out(self) except -1:
+        cdef list out = self._out
+        if self._transport is not None and out:
+            if len(out) == 1:
+                self._transport.write(out[0])
+            elif self._out_size <= joined_bytes:
+                self._transport.write(b"".join(out))
+            else:
+                self._transport.writelines(out)
+        out.clear()
+        self._out_size = 0
+        return 0
+
+    cdef int wake_up(self) except -1:
+        if self._wake is None and self._transport is not None:
+            self._wake = self._hub.loop.call_soon(self._resume)
+        return 0
+
+    def _resume(self):
+        # Writes what was collected in the last turn, and goes on reading if that was paused.
+        self._wake = None
+        if self._transport is None:
+            return
+        if self._out:
+            self.flush()
+        if self._deaf or self.blocked():
+            return
+        if self._upload is not None and self._upload.wants_continue and not self._queue:
+            self._send_continue(self._upload)
+            self.write_out()
+        if self._transport.is_reading():
+            return
+        cdef bytes pending = self._pending
+        self._pending = b""
+        if pending:
+            memcpy(self._hub._data, PyBytes_AS_STRING(pending), PyBytes_GET_SIZE(pending))
+            self.read(PyBytes_GET_SIZE(pending))
+        if self._deaf or self.blocked():
+            return
+        if not self._eof:
+            self._transport.resume_reading()
+        elif not self._queue:
+            self._close()
+
+    # --- For the other half ------------------------------------------------------------------------------------------
+
+    def _enqueue(self, HttpExchange exchange not None):
+        self.enqueue(exchange)
+
+    def _handle(self, HttpExchange exchange not None):
+        self.handle(exchange)
+
+    def _blocked(self):
+        return self.blocked()
+
+    def _retire(self, HttpExchange exchange not None, int status_class):
+        self.retire(exchange, status_class)
+
+    def _flush(self):
+        self.flush()
+
+    def _write_out(self):
+        self.write_out()
+
+    def _wake_up(self):
+        self.wake_up()
+
+
+cdef bytes ok_json(object body, Py_ssize_t limit):
+    # The common answer, head and body in one piece; None if the body is larger than the limit.
+    cdef char[24] digits
+    cdef char* digit = digits + 24
+    cdef Py_buffer view
+    cdef Py_ssize_t left
+    cdef bytes whole
+    cdef char* at
+    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    try:
+        if view.len > limit:
+            return None
+        left = view.len
+        while True:
+            digit -= 1
+            digit[0] = <char>(c"0" + left % 10)
+            left //= 10
+            if left == 0:
+                break
+        left = digits + 24 - digit
+        whole = PyBytes_FromStringAndSize(NULL, OK_JSON_SIZE + left + 4 + view.len)
+        at = PyBytes_AS_STRING(whole)
+        memcpy(at, OK_JSON, OK_JSON_SIZE)
+        memcpy(at + OK_JSON_SIZE, digit, left)
+        memcpy(at + OK_JSON_SIZE + left, b"\r\n\r\n", 4)
+        memcpy(at + OK_JSON_SIZE + left + 4, view.buf, view.len)
+        return whole
+    finally:
+        PyBuffer_Release(&view)

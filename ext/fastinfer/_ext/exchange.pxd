@@ -1,0 +1,53 @@
+# An HTTP request and its answer: its head as the connection understood it, its body, and the way to answer it.
+# Lives here: what the routes and the connection both see. Does not: the socket, the order of answers.
+# Loop's thread only.
+
+
+cdef class Head:
+    # One request's head, understood (http/head.py). Immutable once it is parsed: equal heads share one.
+    cdef bytes raw                      # its bytes while it is remembered (connection), else None
+    # Framing and the client.
+    cdef readonly str method
+    cdef readonly bint version_10
+    cdef readonly dict headers
+    cdef public Py_ssize_t body_size    # CHUNKED (-1) where only its end will tell
+    cdef public bint keep_alive
+    cdef public bint expects_continue
+    cdef public bytes coding            # of the body: gzip, deflate or None
+    cdef public bytes accepted          # of the answer: gzip, deflate or None
+    cdef public bint plain              # HTTP/1.1 with nothing unusual to its answer's head: the common case
+    # The route.
+    cdef public object error            # ApiError that is the answer, or None
+    cdef public object handler
+    cdef public tuple arguments
+    cdef public object max_body_bytes
+
+
+cdef class BorrowedBody:
+    # A body in the connections' shared read buffer, until its handler returns. Offers the buffer protocol, read-only.
+    cdef bytearray _buffer              # the owner; whoever keeps a view keeps the buffer with it
+    cdef const char* _data              # NULL once it was taken back
+    cdef Py_ssize_t _size
+    cdef Py_ssize_t _views              # of those who look into it now
+
+    # Ends the loan; returns whether somebody still looks into the buffer, which must not be read into then.
+    cdef bint take_back(self) noexcept
+
+
+cdef BorrowedBody lend(bytearray buffer, const char* data, Py_ssize_t size)
+
+
+cdef class Exchange:
+    cdef object _connection
+    cdef readonly str method
+    cdef readonly tuple arguments
+    cdef readonly object headers
+    cdef public object body
+    cdef public bint body_is_stable
+    cdef public object abandoned
+    cdef public bint answered
+
+    cpdef respond(self, int status, body=*, bytes content_type=*, fields=*)
+    cpdef fail(self, error)
+    # Where the answer goes: the connection's `answer`.
+    cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1
