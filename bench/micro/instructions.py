@@ -5,7 +5,7 @@
 
 The work runs in one process under valgrind, which counts only while the work says so, by a library of two calls that is
 compiled on demand. Each piece is done N times and 2 N times; the difference, divided by N, is free of what happens
-once. Other threads' work and timers can only add to a count, so the least of several is taken. valgrind tells programs
+once. Timers and other threads disturb single counts, so the median of several is taken. valgrind tells programs
 of no vector unit beyond AVX2, so machines with wider ones count alike; other versions of Python do not, so each has
 figures of its own.
 """
@@ -20,10 +20,11 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ VERSION = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info
 TOLERANCE = 1.05
 ELEMENTS = 4096
 REQUESTS, CALLS = 100, 8  # N
-REPEATS = 4
+REPEATS = 5
 MARKS = """
 #include <valgrind/callgrind.h>
 void begin(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
@@ -72,7 +73,7 @@ def count() -> dict[str, float]:
     pieces = {}
     for i, name in enumerate(PIECES):
         of_piece = totals[2 * REPEATS * i : 2 * REPEATS * (i + 1)]
-        once, twice = min(of_piece[::2]), min(of_piece[1::2])
+        once, twice = statistics.median(of_piece[::2]), statistics.median(of_piece[1::2])
         pieces[name] = round((twice - once) / (REQUESTS if name == "request" else CALLS * ELEMENTS), 2)
     return pieces
 
@@ -121,28 +122,40 @@ def calls() -> dict[str, Callable[[], object]]:
     return made
 
 
-async def work(marks: ctypes.CDLL) -> None:
-    """Every piece N times, then 2 N times, both counted."""
+def counted(marks: ctypes.CDLL) -> Iterator[int]:
+    """How often to do a piece, again and again: first uncounted, to warm up."""
+    for times in (0, *(1, 2) * REPEATS):
+        gc.collect()
+        if times:
+            marks.begin()
+        yield times or 1
+        if times:
+            marks.end()
+
+
+async def requests(marks: ctypes.CDLL) -> None:
+    """The first piece."""
     import request
 
-    found = calls()
     async with request.running() as service:
         connections = request.Connections(service, 1)
         asked = request.head() + request.body()
-        for name in PIECES:
-            for times in (0, *(1, 2) * REPEATS):  # first to warm up
-                gc.collect()
-                if times:
-                    marks.begin()
-                if name == "request":
-                    await connections.ask(REQUESTS * (times or 1), asked)
-                else:
-                    for _ in range(CALLS * (times or 1)):
-                        found[name]()
-                if times:
-                    marks.end()
+        for times in counted(marks):
+            await connections.ask(REQUESTS * times, asked)
         request.check(connections.sinks[0].last)
         connections.close()
+
+
+def work(marks: ctypes.CDLL) -> None:
+    """All pieces; those without a server come when it has ended, with its threads and timers."""
+    import uvloop
+
+    uvloop.run(requests(marks))
+    found = calls()
+    for name in PIECES[1:]:
+        for times in counted(marks):
+            for _ in range(CALLS * times):
+                found[name]()
 
 
 def main() -> int:
@@ -151,19 +164,17 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        import uvloop
-
-        uvloop.run(work(ctypes.CDLL(str(arguments.work))))
+        work(ctypes.CDLL(str(arguments.work)))
         return 0
-    counted, before = count(), baseline() or {}
-    for name, instructions in counted.items():
+    found, before = count(), baseline() or {}
+    for name, instructions in found.items():
         change = f"{instructions / before[name] - 1:+.1%}" if name in before else "new"
         print(f"{name:22}{instructions:12,.1f}  {change}")
     if arguments.update:
         known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-        BASELINE.write_text(json.dumps(known | {VERSION: counted}, indent=1, sort_keys=True) + "\n")
+        BASELINE.write_text(json.dumps(known | {VERSION: found}, indent=1, sort_keys=True) + "\n")
         return 0
-    return int(any(value > before.get(name, value) * TOLERANCE for name, value in counted.items()))
+    return int(any(value > before.get(name, value) * TOLERANCE for name, value in found.items()))
 
 
 if __name__ == "__main__":
