@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format debug sanitize sanitized-test fuzz bench bench-quick models clean
+.PHONY: help serve test lint format debug sanitize sanitized-test fuzz bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
@@ -51,11 +51,19 @@ fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 	@$(BIN)/python -m tests.fuzz.numbers
 
-bench: $(BUILT) $(DONE)/dev  ## measure against other servers; the result goes to bench/results/
+bench: $(BUILT) $(DONE)/dev  ## measure against the servers that are installed; the result goes to bench/results/
 	@$(BIN)/python bench/load/run.py $(ARGS)
 
 bench-quick: $(BUILT) $(DONE)/dev  ## the same in a minute: one short round
 	@$(BIN)/python bench/load/run.py --quick $(ARGS)
+
+bench-peers: $(DONE)/dependencies  ## install the servers to compare with: FastAPI, MLServer, Triton (1.1 GB)
+	@$(BIN)/python -m bench.peers install $(ARGS)
+
+bench-micro: $(BUILT) $(DONE)/dev  ## time decoder, encoder and a request without a socket; count instructions
+	@$(BIN)/python bench/micro/codec.py
+	@$(BIN)/python bench/micro/request.py
+	@$(BIN)/python bench/micro/instructions.py
 
 models: $(DONE)/dev  ## make the bundled models again
 	@$(BIN)/python model-repository/make_models.py

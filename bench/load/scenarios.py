@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,80 @@ DATATYPES = {np.dtype("float32"): "FP32", np.dtype("int32"): "INT32", np.dtype("
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """A model, how many connections ask it, and how its inputs are made from random numbers."""
+class Part:
+    """Requests of one kind: a model, how its inputs are made from random numbers, and how they are written."""
 
     name: str
     model: str
-    connections: tuple[int, ...]
     make: Callable[[np.random.Generator], Tensors]
+    weight: int = 1
     variants: int = 16
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Parts that are asked in blocks of their weights, by so many connections.
+
+    Attributes:
+        loads: of the open loop, as shares of the rate that the same server reached in the closed loop.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    connections: tuple[int, ...]
+    loads: tuple[float, ...] = ()
+
+    @property
+    def binary(self) -> bool:
+        """Whether a server must take binary tensors."""
+        return any(part.binary for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Case:
     """One request and the outputs that ONNX Runtime itself gives."""
 
+    path: str
     body: bytes
+    json_size: int | None
     outputs: Tensors
+
+    def headers(self) -> dict[str, str]:
+        """What the request needs beside its length."""
+        if self.json_size is None:
+            return {"Content-Type": "application/json"}
+        return {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(self.json_size)}
+
+    def request(self) -> bytes:
+        """The request as it is sent."""
+        fields = {"Host": "127.0.0.1", **self.headers(), "Content-Length": str(len(self.body))}
+        lines = [f"POST {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
 
     def answer(self) -> bytes:
         """An answer that is right."""
         return tensors_json("outputs", self.outputs)
 
-    def check(self, body: bytes) -> None:
-        """Raises ValueError unless the answer has the right names, shapes and values (FP32: to 1e-4 relative)."""
-        got = {tensor["name"]: tensor for tensor in orjson.loads(body)["outputs"]}
+    def check(self, body: bytes, json_size: int = -1) -> None:
+        """Raises ValueError unless the answer has the right names, shapes and values (FP32: to 1e-4 relative).
+
+        Where its JSON text ends is said by json_size; -1: it is nothing else.
+        """
+        end = len(body) if json_size < 0 else json_size
+        got = {tensor["name"]: tensor for tensor in orjson.loads(body[:end])["outputs"]}
+        raw = memoryview(body)[end:]
         for name, expected in self.outputs.items():
-            tensor = got[name]
-            if tensor["shape"] != list(expected.shape) or tensor["datatype"] != DATATYPES[expected.dtype]:
+            tensor = got.get(name)
+            if tensor is None:
+                raise ValueError(f"{name}: missing")
+            if list(tensor["shape"]) != list(expected.shape) or tensor["datatype"] != DATATYPES[expected.dtype]:
                 raise ValueError(f"{name}: {tensor['datatype']} {tensor['shape']}")
-            values = np.array(tensor["data"], expected.dtype).reshape(expected.shape)
+            if "data" in tensor:
+                values = np.array(tensor["data"], expected.dtype).reshape(expected.shape)
+            else:
+                size = tensor["parameters"]["binary_data_size"]
+                values, raw = np.frombuffer(raw[:size], expected.dtype).reshape(expected.shape), raw[size:]
             tolerance = 1e-4 if expected.dtype.kind == "f" else 0
             if not np.allclose(values, expected, rtol=tolerance, atol=tolerance):
                 raise ValueError(f"{name}: {values.ravel()[:8]}, expected {expected.ravel()[:8]}")
@@ -60,35 +105,67 @@ def tensors_json(key: str, tensors: Tensors) -> bytes:
     return orjson.dumps({key: listed}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def cases(scenario: Scenario, repositories: Sequence[Path]) -> list[Case]:
-    """The scenario's requests, always the same ones."""
-    (file,) = [file for root in repositories for file in root.glob(f"{scenario.model}/1/model.onnx")]
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+def tensors_binary(tensors: Tensors) -> tuple[bytes, int]:
+    """A request with its inputs as raw bytes behind the JSON text, and that text's size; it asks for such outputs."""
+    listed = [
+        {
+            "name": name,
+            "shape": array.shape,
+            "datatype": DATATYPES[array.dtype],
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in tensors.items()
+    ]
+    text = orjson.dumps({"parameters": {"binary_data_output": True}, "inputs": listed})
+    return text + b"".join(array.tobytes() for array in tensors.values()), len(text)
+
+
+def cases(part: Part, models: dict[str, Path]) -> list[Case]:
+    """The part's requests, always the same ones."""
+    session = onnxruntime.InferenceSession(models[part.model], providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     made = []
-    for seed in range(scenario.variants):
-        inputs = scenario.make(np.random.default_rng(seed))
+    for seed in range(part.variants):
+        inputs = part.make(np.random.default_rng(seed))
         outputs = dict(zip(names, session.run(names, inputs), strict=True))
-        made.append(Case(tensors_json("inputs", inputs), outputs))
+        body, size = tensors_binary(inputs) if part.binary else (tensors_json("inputs", inputs), None)
+        made.append(Case(f"/v2/models/{part.model}/infer", body, size, outputs))
     return made
+
+
+# --- The scenarios ----------------------------------------------------------------------------------------------------
 
 
 def two_rows_of_integers(random: np.random.Generator) -> Tensors:
     return {name: random.integers(-1000, 1000, (1, 16), np.int32) for name in ("INPUT0", "INPUT1")}
 
 
+def pixels(random: np.random.Generator) -> Tensors:
+    return {"pixels": random.integers(0, 17, (1, 64)).astype(np.float32)}
+
+
+def image(random: np.random.Generator) -> Tensors:
+    return {"image": random.random((1, 3, 224, 224), np.float32)}
+
+
+def floats(name: str, size: int) -> Callable[[np.random.Generator], Tensors]:
+    return lambda random: {name: random.random((1, size), np.float32)}
+
+
+SIMPLE = Part("simple", "simple", two_rows_of_integers)
+IMAGE = Part("image", "convnet", image, variants=3)
+PAYLOADS = (16, 256, 4096, 65536)  # elements
+
 SCENARIOS = [
-    Scenario("simple", "simple", (1, 16, 64), two_rows_of_integers),
-    Scenario(
-        "digits", "digits", (1, 16, 64), lambda random: {"pixels": random.integers(0, 17, (1, 64)).astype(np.float32)}
+    Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (0.25, 0.5, 0.75)),
+    Scenario("digits", (Part("digits", "digits", pixels),), (1, 64)),
+    Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64)),
+    Scenario("large MLP", (Part("large MLP", "mlp_large", floats("input", 1024)),), (1, 64)),
+    Scenario("image JSON", (IMAGE,), (1, 16)),
+    Scenario("image binary", (Part("image", "convnet", image, variants=3, binary=True),), (1, 16)),
+    Scenario("mix", (Part("small", "simple", two_rows_of_integers, weight=100), IMAGE), (64,), (0.5,)),
+    *(
+        Scenario(f"payload {size}", (Part("payload", "identity_fp32", floats("INPUT0", size), variants=4),), (8,))
+        for size in PAYLOADS
     ),
-    Scenario("mlp", "mlp", (1, 64), lambda random: {"input": random.random((1, 64), np.float32)}),
-    Scenario(
-        "image JSON",
-        "convnet",
-        (1, 8),
-        lambda random: {"image": random.random((1, 3, 224, 224), np.float32)},
-        variants=3,
-    ),
-    Scenario("large mlp", "mlp_large", (1, 64), lambda random: {"input": random.random((1, 1024), np.float32)}),
 ]
