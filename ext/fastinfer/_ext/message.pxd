@@ -27,7 +27,7 @@ cdef class InferRequest:
 
     # Life in the scheduler; loop's thread only.
     cdef public int64_t enqueued_ns
-    cdef public int state               # see scheduler.py
+    cdef public int state               # see scheduler.pyx
     cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
     cdef public object timer            # the handle of an explicit deadline, or None
     cdef void* before                   # neighbours in the scheduler's list of deadlines, which owns its members
