@@ -1,7 +1,7 @@
 """The servers that are measured: how each is installed and started.
 
     python -m bench.peers                   which are there, and why others are not
-    python -m bench.peers install [NAME...] install them, each into its own environment below build/peers
+    python -m bench.peers install [NAME...] install them, each into its own environment below .venv/peers
     python -m bench.peers serve NAME PORT   start one with the models of the bench, as a measurement does
 
 Each serves on one port until it is terminated.
@@ -21,7 +21,7 @@ from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-ENVIRONMENTS = ROOT / "build" / "peers"
+ENVIRONMENTS = ROOT / ".venv" / "peers"  # outlives build/, which `make` empties when the build's switches change
 ONNXRUNTIME = "onnxruntime==1.32.0"  # the same for all
 INSTALL_TIMEOUT_S = 900
 

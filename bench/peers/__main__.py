@@ -51,7 +51,7 @@ def serve(name: str, port: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description="The servers that are measured.")
     verbs = parser.add_subparsers(dest="verb")
-    installs = verbs.add_parser("install", help="into environments of their own below build/peers")
+    installs = verbs.add_parser("install", help="into environments of their own below .venv/peers")
     installs.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(PEERS)}")
     serves = verbs.add_parser("serve", help="start one with the models of the bench")
     serves.add_argument("name", choices=PEERS)
