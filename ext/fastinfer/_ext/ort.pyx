@@ -11,7 +11,7 @@ from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from fastinfer._ext.datatype cimport from_onnx, name_of
 from fastinfer._ext.ort_run cimport (
-    FAIL, INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, Failure, Feed, Output, bind, check,
+    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, Failure, Feed, Output, bind, check,
     discard, error_of, own, receive, release_values, run, use_table,
 )
 from fastinfer._ext.ort_table cimport *
@@ -310,7 +310,7 @@ cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
                        f"which has {', '.join(available_providers())}", INVALID_ARGUMENT)
     if provider != "CUDAExecutionProvider":
         return check(ort_append_provider(options, provider.removesuffix("ExecutionProvider").encode(),
-                                          NULL, NULL, 0))
+                                         NULL, NULL, 0))
     check(ort_create_cuda_options(&cuda))
     try:
         return check(ort_append_cuda_provider(options, cuda))

@@ -61,13 +61,14 @@ cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil
 # Frees what was received and not owned yet.
 cdef void discard(Output* output) noexcept nogil
 
-# A session bound to memory for its inputs (feeds) and outputs; NULL and `failure` where that fails. No BYTES. The memory
-# must outlive the binding. One thread at a time may run it.
+# A session bound to memory for its inputs and outputs, none of them BYTES; NULL where that fails. The memory must
+# outlive the binding. One thread at a time may run it.
 cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, const Feed* outputs,
                                   Failure* failure) noexcept nogil
 cdef int run_bound(const Handle* handle, OrtIoBinding* binding, Failure* failure) noexcept nogil
 # Fails unless the last run left its outputs in the memory that was bound.
-cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs, Failure* failure) noexcept nogil
+cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
+                        Failure* failure) noexcept nogil
 cdef void release_binding(OrtIoBinding* binding) noexcept nogil
 
 # Run options, which carry the wish to terminate: may be set on another thread before, in and after the run.

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t
 from fastinfer._ext.batchrun cimport BatchRun
 from fastinfer._ext.binding cimport Binding
 from fastinfer._ext.executor cimport Executor
-from fastinfer._ext.message cimport BatchResult
+from fastinfer._ext.message cimport BatchResult, BatchRunner
 from fastinfer._ext.ort cimport Session
 
 cdef enum:
@@ -29,7 +29,7 @@ cdef class RunTimes:
     cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept
 
 
-cdef class Runner:
+cdef class Runner(BatchRunner):
     cdef readonly Session session
     cdef bint batched
     cdef Executor executor
@@ -37,12 +37,10 @@ cdef class Runner:
     cdef RunTimes times
     cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
     cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
-    cdef Py_ssize_t bound_nbytes    # of all bindings
+    cdef readonly Py_ssize_t bound_nbytes   # of all bindings
     cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
-    # The result of a run in a binding; None where none is ready, or where the run failed.
-    cdef BatchResult run_bound(self, list requests)
     cdef Binding ready_binding(self, list requests)
     cdef Binding bind(self, int64_t rows)
     cdef int no_bindings(self) except -1

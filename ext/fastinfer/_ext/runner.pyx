@@ -62,7 +62,7 @@ cdef class RunTimes:
 
 
 @cython.final
-cdef class Runner:
+cdef class Runner(BatchRunner):
     def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us):
         self.session = session
         self.batched = batched
@@ -75,13 +75,8 @@ cdef class Runner:
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
         return not self.session.may_loop and self.times.predict_ns(input_bytes) < self.inline_run_ns
 
-    def start(self, list requests not None, done not None):
-        cdef RunningBatch batch
-        cdef BatchResult result = self.run_bound(requests)
-        if result is not None:
-            done(result)
-            return None
-        batch = RunningBatch.__new__(RunningBatch)
+    def __call__(self, list requests not None, done not None):
+        cdef RunningBatch batch = RunningBatch.__new__(RunningBatch)
         batch.runner = self
         batch.requests = requests
         batch.done = done
@@ -94,7 +89,8 @@ cdef class Runner:
         self.no_bindings()
         self.session = None
 
-    cdef BatchResult run_bound(self, list requests):
+    cdef BatchResult run_at_once(self, list requests):
+        # In a binding, where one is ready; if that fails, the ordinary way tells why.
         cdef Binding binding = self.ready_binding(requests)
         cdef list outcomes
         if binding is None:
@@ -124,7 +120,7 @@ cdef class Runner:
         try:
             binding = make_binding(self.session, self.batched, rows, MAX_BINDING_BYTES)
         except (OrtError, MemoryError):
-            pass                            # the ordinary way tells what is wrong
+            pass
         if binding is None:
             del self.bindings[rows:]        # more rows need no less
             return None
