@@ -44,51 +44,81 @@ static inline char* put_small(uint64_t number, char* out) {
     return out + entry[3];
 }
 
-// A block of integers without their signs.
-struct Integers {
-    uint64_t numbers[BLOCK];
-    uint8_t negative[BLOCK];        // 1 or 0
+// An integer and its sign, apart: nothing branches on it.
+struct Integer {
+    uint64_t size;
+    uint64_t negative;      // 1 or 0
 };
 
-// Each with a comma behind it. FITS_16: none has more than 16 digits.
-template <bool FITS_16>
-static inline char* put_integers(const Integers& block, int size, char* out) {
-    constexpr int DIGITS = FITS_16 ? 16 : 24;
-    alignas(16) char text[BLOCK][2 * DIGITS];           // zeros, the number; what is behind is read but not kept
-    unsigned first[BLOCK];                              // digit that is not 0, or the last one
+template <class T>
+static inline Integer integer_at(const char* memory, int i) {
+    T value;
+    memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
+    if constexpr (T(-1) > T(0))
+        return {value, 0};
+    uint64_t minus = uint64_t(int64_t(value) >> 63);
+    return {(uint64_t(int64_t(value)) ^ minus) - minus, minus & 1};
+}
+
+// The largest without sign.
+template <class T>
+static inline uint64_t largest_of(const char* memory, int size) {
+    T least = 0, most = 0;
     for (int i = 0; i < size; i++) {
-        uint64_t upper = block.numbers[i] / TEN_TO_8;
-        uint64_t lower = block.numbers[i] % TEN_TO_8;
-        unsigned nonzero;
-        if constexpr (FITS_16) {
-            nonzero = put_8_and_8(upper, lower, text[i], text[i] + 8);
-        } else {
-            nonzero = put_8_and_8(upper / TEN_TO_8, upper % TEN_TO_8, text[i], text[i] + 8);
-            nonzero |= put_8_and_8(lower, 0, text[i] + 16, text[i] + 24) << 16;
+        T value;
+        memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
+        least = value < least ? value : least;
+        most = value > most ? value : most;
+    }
+    uint64_t below = 0 - uint64_t(least), above = uint64_t(most);
+    return below > above ? below : above;
+}
+
+// A block of integers of at most DIGITS digits (8, 12, 16 or 24), each with a comma behind it.
+template <class T, int DIGITS>
+static inline char* put_integers(const char* memory, int size, char* out) {
+    alignas(16) char text[BLOCK][DIGITS == 24 ? 48 : 32];       // what is behind the digits is read but not kept
+    unsigned nonzero[BLOCK];                                    // which digits are not 0
+    if constexpr (DIGITS <= 12) {
+        constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
+        for (int i = 0; i < size; i += 2) {
+            int next = i + 1 < size ? i + 1 : i;                // the last one may go with itself
+            unsigned both = put(integer_at<T>(memory, i).size, integer_at<T>(memory, next).size, text[i], text[next]);
+            nonzero[i] = both & ((1u << DIGITS) - 1);
+            nonzero[next] = both >> (DIGITS == 8 ? 8 : 16);
         }
-        first[i] = unsigned(__builtin_ctz(nonzero | 1u << (DIGITS - 1)));
+    } else {
+        for (int i = 0; i < size; i++) {
+            uint64_t number = integer_at<T>(memory, i).size;
+            uint64_t upper = number / TEN_TO_8, lower = number % TEN_TO_8;
+            if constexpr (DIGITS == 16) {
+                nonzero[i] = put_8_and_8(upper, lower, text[i], text[i] + 8);
+            } else {
+                nonzero[i] = put_8_and_8(upper / TEN_TO_8, upper % TEN_TO_8, text[i], text[i] + 8);
+                nonzero[i] |= put_8_and_8(lower, 0, text[i] + 16, text[i] + 24) << 16;
+            }
+        }
     }
     for (int i = 0; i < size; i++) {
-        const char* digits = text[i] + first[i];
+        int first = __builtin_ctz(nonzero[i] | 1u << (DIGITS - 1));
+        const char* digits = text[i] + first;
         out[0] = '-';
-        out += block.negative[i];
+        out += integer_at<T>(memory, i).negative;
         copy16(out, digits);
-        if constexpr (!FITS_16)
+        if constexpr (DIGITS == 24)
             memcpy(out + 16, digits + 16, 4);
-        out += DIGITS - first[i];
-        *out++ = ',';
+        out[DIGITS - first] = ',';
+        out += DIGITS - first + 1;
     }
     return out;
 }
 
 static inline char* format_signed(int64_t number, char* out) {
-    Integers one;
-    one.numbers[0] = number < 0 ? 0 - uint64_t(number) : uint64_t(number);
-    one.negative[0] = number < 0;
-    if (one.numbers[0] >= 1000)
-        return put_integers<false>(one, 1, out) - 1;
+    Integer integer = integer_at<int64_t>(reinterpret_cast<const char*>(&number), 0);
+    if (integer.size >= 1000)
+        return put_integers<int64_t, 24>(reinterpret_cast<const char*>(&number), 1, out) - 1;
     *out = '-';
-    return put_small(one.numbers[0], out + one.negative[0]);
+    return put_small(integer.size, out + integer.negative);
 }
 
 // --- Layouts -----------------------------------------------------------------------------------------------------------
@@ -166,27 +196,26 @@ struct Decimals {
     static constexpr int HEAD = WIDE<F> ? 16 : 8;       // digits
     typename F::Bits bits[BLOCK];
     Shortest shortest[BLOCK];
-    uint32_t nonzero[BLOCK];        // which digits in `text` are not 0
-    // Up to 17 digits, the first ones 0; and zeros, so that 16 more digits can be read anywhere.
+    unsigned nonzero[BLOCK];                            // which digits are not 0
+    // Up to 17 digits, the first ones 0; and zeros, so that 16 characters can be read from any of them.
     alignas(64) char text[BLOCK][64];
 
-    explicit Decimals(int64_t size) { memset(text, '0', size_t(size < BLOCK ? size : BLOCK) * sizeof(text[0])); }
+    explicit Decimals(int64_t count) { memset(text, '0', size_t(count < BLOCK ? count : BLOCK) * sizeof(text[0])); }
 
-    void read(const char* memory, int size) {
+    void put_digits(const char* memory, int size) {
         memcpy(bits, memory, size_t(size) * sizeof(bits[0]));
-        for (int i = 0; i < size; i++)
-            shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
-    }
-
-    void put_digits(int size) {
         if constexpr (WIDE<F>) {
             for (int i = 0; i < size; i++) {
-                uint64_t upper = shortest[i].head / TEN_TO_8;
-                uint64_t lower = shortest[i].head - upper * TEN_TO_8;
+                shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
+                uint64_t upper = shortest[i].head / TEN_TO_8, lower = shortest[i].head % TEN_TO_8;
                 put_last(i, put_8_and_8(upper, lower, text[i], text[i] + 8));
             }
         } else {
-            for (int i = 0; i < size; i += 2) {         // what is behind the last one is not looked at
+            for (int i = 0; i < size; i++)
+                shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
+            if (size % 2 != 0)
+                shortest[size] = {};                    // they go in pairs
+            for (int i = 0; i < size; i += 2) {
                 unsigned both = put_8_and_8(shortest[i].head, shortest[i + 1].head, text[i], text[i + 1]);
                 put_last(i, both & 0xFF);
                 put_last(i + 1, both >> 8);
@@ -194,19 +223,20 @@ struct Decimals {
         }
     }
 
-    void put_last(int i, unsigned nonzero_before) {
+    void put_last(int i, unsigned nonzero_in_head) {
         text[i][HEAD] = char('0' + shortest[i].last);
-        nonzero[i] = nonzero_before | unsigned(shortest[i].last != 0) << HEAD;
+        nonzero[i] = nonzero_in_head | unsigned(shortest[i].last != 0) << HEAD;
     }
 
+    // The text of a finite one and its comma.
     char* put(int i, char* out) const {
-        int first = __builtin_ctz(nonzero[i] | 2u << HEAD);
-        unsigned behind = unsigned((31 ^ __builtin_clz(nonzero[i] | 1)) - first);     // significant digits behind the first
+        int first = __builtin_ctz(nonzero[i] | 2u << HEAD);         // of 0: a digit too far, which leads to its layout
+        unsigned behind = unsigned((31 ^ __builtin_clz(nonzero[i] | 1)) - first);
         const char* digits = text[i] + first;
         const Layout& layout = LAYOUTS<F>.entries[shortest[i].exponent + HEAD - first - Layouts<F>::ZERO];
         out[0] = '-';
         out += (bits[i] & F::SIGN) != 0;
-        store64(out, 0x3030303030302E30u);              // 0.000000
+        memcpy(out, "0.000000", 8);
         copy16(out + layout.digits, digits);
         copy16(out + layout.rest, digits + layout.cut);
         out[layout.point] = '.';
@@ -218,6 +248,17 @@ struct Decimals {
     }
 };
 
+static inline bool all_zero(const char* bytes, size_t size) {
+    size_t at = 0;
+    for (; at + 8 <= size; at += 8)
+        if (load64(bytes + at) != 0)
+            return false;
+    for (; at < size; at++)
+        if (bytes[at] != 0)
+            return false;
+    return true;
+}
+
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
 template <class F>
 static char* format_binary_run(const char* memory, int64_t count, int mode, char* out, int64_t* fault) {
@@ -226,8 +267,13 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
     *fault = -1;
     for (int64_t start = 0; start < count; start += BLOCK) {
         int size = count - start < BLOCK ? int(count - start) : BLOCK;
-        block.read(memory + start * int64_t(sizeof(Bits)), size);
-        block.put_digits(size);
+        const char* from = memory + start * int64_t(sizeof(Bits));
+        if (all_zero(from, size * sizeof(Bits))) {              // padding, masks, what a ReLU has cut off
+            memcpy(out, "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,", 4 * BLOCK);
+            out += 4 * size;
+            continue;
+        }
+        block.put_digits(from, size);
         for (int i = 0; i < size; i++) {
             Bits bits = block.bits[i];
             if (__builtin_expect(Bits(bits << 1) < Bits(F::INFINITE << 1), 1)) {
@@ -247,29 +293,26 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
 
 template <class T>
 static char* format_integer_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
-    Integers block;
+    constexpr int STEP = sizeof(T) == 1 ? 256 : BLOCK;
     *fault = -1;
-    for (int64_t start = 0; start < count; start += BLOCK) {
-        int size = count - start < BLOCK ? int(count - start) : BLOCK;
-        uint64_t largest = 0;
-        for (int i = 0; i < size; i++) {
-            T value;
-            memcpy(&value, memory + (start + i) * int64_t(sizeof(T)), sizeof(T));
-            uint64_t number = value < 0 ? 0 - uint64_t(value) : uint64_t(value);
-            block.negative[i] = value < 0;
-            block.numbers[i] = number;
-            largest = number > largest ? number : largest;
-        }
-        if (sizeof(T) == 1 || largest < 1000) {             // pixels, classes, token ids
+    for (int64_t start = 0; start < count; start += STEP, memory += STEP * sizeof(T)) {
+        int size = count - start < STEP ? int(count - start) : STEP;
+        uint64_t largest = sizeof(T) == 1 ? 0 : largest_of<T>(memory, size);
+        if (largest < 1000) {                               // pixels, classes
             for (int i = 0; i < size; i++) {
+                Integer integer = integer_at<T>(memory, i);
                 *out = '-';
-                out = put_small(block.numbers[i], out + block.negative[i]);
+                out = put_small(integer.size, out + integer.negative);
                 *out++ = ',';
             }
-        } else if (sizeof(T) <= 4 || largest < TEN_TO_8 * TEN_TO_8) {
-            out = put_integers<true>(block, size, out);
+        } else if (largest < TEN_TO_8) {                    // token ids
+            out = put_integers<T, 8>(memory, size, out);
+        } else if (largest <= UINT32_MAX) {
+            out = put_integers<T, 12>(memory, size, out);
+        } else if (largest < TEN_TO_8 * TEN_TO_8) {
+            out = put_integers<T, 16>(memory, size, out);
         } else {
-            out = put_integers<false>(block, size, out);
+            out = put_integers<T, 24>(memory, size, out);
         }
     }
     return count > 0 ? out - 1 : out;

@@ -11,6 +11,8 @@
 // which tests/unit/test_number_shortest.py computes for every exponent; so a fraction of 64 bits (39) is enough.
 #pragma once
 
+#include <type_traits>
+
 #include "number_power.h"
 
 namespace fastinfer::number {
@@ -47,9 +49,8 @@ constexpr Power half_step(int power, bool closer_below) {
 // What depends on the exponent alone, by the biased exponent; the row of infinity and NaN is 0.
 template <class F>
 struct Steps {
-    Power halves[WIDE<F> ? F::MAX_BIASED + 1 : 0];
-    uint64_t short_halves[WIDE<F> ? 0 : F::MAX_BIASED + 1];
-    int16_t exponents[F::MAX_BIASED + 1];
+    std::conditional_t<WIDE<F>, Power, uint64_t> half[F::MAX_BIASED + 1];
+    int16_t exponent[F::MAX_BIASED + 1];
 };
 
 template <class F>
@@ -58,10 +59,10 @@ constexpr Steps<F> make_steps() {
     for (int biased = 0; biased < F::MAX_BIASED; biased++) {
         Power half = half_step(binary_exponent<F>(biased), false);
         if constexpr (WIDE<F>)
-            steps.halves[biased] = half;
+            steps.half[biased] = half;
         else
-            steps.short_halves[biased] = half.high + (half.low != 0);
-        steps.exponents[biased] = int16_t(decimal_exponent(binary_exponent<F>(biased), false));
+            steps.half[biased] = half.high + (half.low != 0);
+        steps.exponent[biased] = int16_t(decimal_exponent(binary_exponent<F>(biased), false));
     }
     return steps;
 }
@@ -120,7 +121,7 @@ static inline Shortest shortest(uint64_t bits) {
     uint64_t whole, fraction, short_above, short_below;
     unsigned last;
     if constexpr (WIDE<F>) {
-        Power half = STEPS<F>.halves[biased];
+        Power half = STEPS<F>.half[biased];
         Fixed tens = multiply(2 * mantissa, half);
         uint64_t reach = half.high + 1 - (2 * mantissa & 2);       // right in the middle an even mantissa is read
         whole = tens.whole;
@@ -130,7 +131,7 @@ static inline Shortest shortest(uint64_t bits) {
         last = rounded_digit(tens);
     } else {
         constexpr int POINT = 39;                       // bits of the fraction
-        uint64_t half = STEPS<F>.short_halves[biased];
+        uint64_t half = STEPS<F>.half[biased];
         uint64_t tens = uint64_t((uint128(mantissa << (POINT + 1)) * half) >> 64);
         uint64_t reach = (half >> (64 - POINT)) + 16 - (32 * mantissa & 32);
         whole = tens >> POINT;
@@ -145,7 +146,7 @@ static inline Shortest shortest(uint64_t bits) {
     if constexpr (F::MANTISSA < 10)
         short_above &= whole != 0;      // the least BF16 is 9.18e-41: 1e-40 is no shorter than 9e-41
     last &= unsigned((short_above | short_below) - 1);
-    return {whole + short_above, last, STEPS<F>.exponents[biased]};
+    return {whole + short_above, last, STEPS<F>.exponent[biased]};
 }
 
 }  // namespace fastinfer::number
