@@ -74,7 +74,8 @@ static inline uint64_t largest_of(const char* memory, int size) {
     return below > above ? below : above;
 }
 
-// A block of integers of at most DIGITS digits (8, 12, 16 or 24), each with a comma behind it.
+// A block of integers of at most DIGITS digits (8, 12, 16 or 24), each with a comma behind it. (Text that is loaded
+// again right behind its store, at another place, would stall: hence two steps.)
 template <class T, int DIGITS>
 static inline char* put_integers(const char* memory, int size, char* out) {
     alignas(16) char text[BLOCK][DIGITS == 24 ? 48 : 32];       // what is behind the digits is read but not kept

@@ -2,10 +2,10 @@
 // to it. No Python, no allocation.
 //
 // Neighbours of a value are a step apart. Take the power of ten that is at most a step: one of its multiples is always
-// nearer to the value than to a neighbour, and at most one of them can drop its last digit. (Giulietti's Schubfach shows
-// this.) So the value is measured in tens of that power, by one multiplication: `head` is the whole tens, and a
-// fraction is left. If head or head + 1 is within half a step of the value, its last digit is 0 and the number is short;
-// else the last digit is the fraction, rounded.
+// nearer to the value than to a neighbour, and at most one of them can drop its last digit (Giulietti's Schubfach). So
+// the value is measured in tens of that power, by one multiplication: `head` is the whole tens, and a fraction is left.
+// If head or head + 1 is within half a step of the value, the last digit is 0 and the number is short; else it is the
+// fraction, rounded.
 //
 // What is compared never comes closer than 2^-62.9 to being equal (FP64; 2^-32.1 for the others) without being equal,
 // which tests/unit/test_number_shortest.py computes for every exponent; so a fraction of 64 bits (39) is enough.
@@ -86,7 +86,7 @@ static inline unsigned carries(uint64_t a, uint64_t b) {
     return __builtin_add_overflow(a, b, &sum);
 }
 
-// The fraction as one digit, rounded. Only .25 and .75 are as near to one digit as to another: to 2 and 8, the even ones.
+// The fraction as one digit, rounded. Only .25 and .75 are right between two digits: they go to the even ones, 2 and 8.
 static inline unsigned rounded_digit(Fixed tens) {
     constexpr uint64_t HALF = uint64_t(1) << 63, QUARTER = uint64_t(1) << 62;
     uint64_t tie = ((tens.fraction ^ QUARTER) | tens.rest) == 0;
