@@ -76,6 +76,10 @@ def cases() -> dict[str, Case]:
     pixels = source.integers(0, 256, COUNT, dtype=np.uint8)
     wide = source.integers(-(2**31), 2**31, COUNT, dtype=np.int32)
     doubles = source.random(COUNT)
+    probabilities = np.exp(8 * source.standard_normal(COUNT) - 12).astype(np.float32)
+    mask = source.integers(0, 2, COUNT).astype(np.float32)
+    ids = source.integers(0, 50_000, COUNT, dtype=np.int64)
+    wider = source.integers(-(2**63), 2**63, COUNT, dtype=np.int64)
     found: dict[str, Case] = {}
 
     def add(name: str, array: np.ndarray, datatype: str, text_of: np.ndarray | None = None) -> None:
@@ -94,9 +98,14 @@ def cases() -> dict[str, Case]:
     add("FP32 normal", image, "FP32")
     add("FP32 0..1", unit, "FP32")
     add("FP32 written as doubles", unit, "FP32", unit.astype(np.float64))
+    add("FP32 probabilities", probabilities, "FP32")
+    add("FP32 0 or 1", mask, "FP32")
     add("UINT8", pixels, "UINT8")
     add("INT32", wide, "INT32")
+    add("INT64 token ids", ids, "INT64")
+    add("INT64 wide", wider, "INT64")
     add("FP64 0..1", doubles, "FP64")
+    add("FP64 normal", source.standard_normal(COUNT), "FP64")
     half = image.astype(np.float16)
     add("FP16 normal", half, "FP16")
     tiny = source.integers(0, 100, 16, dtype=np.int32)

@@ -4,11 +4,14 @@
 # moves before it is checked. What a cursor reads is strict RFC 8259: every function says in `fault` what it expected,
 # with `at` on the byte where it was not. No Python objects; everything runs without the GIL.
 
+from libc.string cimport memcpy
+
 cdef extern from "number_run.h" namespace "fastinfer::number" nogil:
     const char* skip_space "fastinfer::number::skip_space"(const char* at, const char* end) noexcept
 
 cdef enum:
     MAX_JSON_DEPTH = 100    # fastinfer.limits.MAX_JSON_DEPTH
+    MAX_ESCAPED = 6         # \u001f
 
 cdef struct Cursor:
     const char* begin       # borrowed from the body, which outlives the cursor
@@ -66,8 +69,12 @@ cdef struct Writer:
 cdef inline Py_ssize_t room(const Writer* writer) noexcept nogil:
     return writer.end - writer.at
 
-cdef void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil
+# Inlined, so that a literal of known size is a few moves.
+cdef inline void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil:
+    memcpy(writer.at, bytes, size)
+    writer.at += size
+
 # A string's content with escapes where JSON asks for them; ill-formed UTF-8 becomes U+FFFD, one per maximal subpart.
 cdef void put_escaped(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil
-# How many bytes put_escaped writes.
+# How many bytes put_escaped writes; never more than MAX_ESCAPED for each that it is given.
 cdef Py_ssize_t escaped_size(const char* bytes, Py_ssize_t size) noexcept nogil

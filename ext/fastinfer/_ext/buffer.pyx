@@ -339,11 +339,6 @@ cdef int skip_brackets(Cursor* cursor) noexcept nogil:
 
 # --- Writer ----------------------------------------------------------------------------------------------------------
 
-cdef void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil:
-    memcpy(writer.at, bytes, size)
-    writer.at += size
-
-
 cdef inline char short_escape(uint8_t c) noexcept nogil:
     if c == QUOTE or c == BACKSLASH:
         return <char>c

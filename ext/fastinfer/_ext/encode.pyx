@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastinfer._ext.buffer cimport Writer, escaped_size, put, put_escaped
+from fastinfer._ext.buffer cimport MAX_ESCAPED, Writer, escaped_size, put, put_escaped
 from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, row
 from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
@@ -102,12 +102,11 @@ cdef Py_ssize_t text_size(Plan* plan) noexcept nogil:
     cdef Py_ssize_t size
     cdef Py_ssize_t i
     cdef const PlannedOutput* output
-    total += escaped_size(plan.model_name, plan.model_name_size)
-    total += escaped_size(plan.model_version, plan.model_version_size)
+    total += MAX_ESCAPED * (plan.model_name_size + plan.model_version_size)
     for i in range(plan.output_count):
         output = &plan.outputs[i]
         # Keys and punctuation are 92 bytes; a dimension or a size has 19 digits and a comma.
-        total += 128 + escaped_size(output.name, output.name_size) + (output.rank + 1) * 20 + SLACK
+        total += 128 + MAX_ESCAPED * output.name_size + (output.rank + 1) * 20 + SLACK
         if not output.binary:
             size = data_size(output)
             if size < 0:

@@ -1,19 +1,24 @@
-// Number -> text: the fewest significant digits that read back to the same value of the same type, and of those the
-// ones closest to it, in the form of Python's repr.
+// Number -> text, in the form of Python's repr; runs of elements with a comma between them.
 //
-// The digits come from Giulietti's Schubfach, generic over the types: all but FP64 need 64 bits of the power of ten.
-// No Python, no allocation. Every function writes at `out` and returns the byte behind; MAX_* says how much it may
-// touch, which can be more than it keeps.
+// Every function writes at `out` and returns the byte behind; MAX_* says how much it may touch, which can be more than
+// it keeps. No Python, no allocation.
+//
+// A run is written a block at a time, in steps that each go over the whole block: what there is to print, its digits,
+// its text. Each step is a long chain of operations an element; apart, the processor has many elements under way at
+// once. Nothing branches on an element's size, for what is unpredictable costs more than what is superfluous: all text
+// has one form, whose parts are stored at places that a table tells, some over others.
 #pragma once
 
-#include "number_power.h"
+#include "number_digits.h"
+#include "number_shortest.h"
 
 namespace fastinfer::number {
 
 constexpr int MAX_BINARY_TEXT = 48;     // "-2.2250738585072014e-308" has 24; wide stores reach further
 constexpr int MAX_INTEGER_TEXT = 24;    // "-9223372036854775808" has 20
+constexpr int BLOCK = 16;               // elements
 
-// --- Digits ------------------------------------------------------------------------------------------------------------
+// --- Integers ----------------------------------------------------------------------------------------------------------
 
 // The numbers below 1,000: up to three characters, and how many.
 struct SmallNumbers {
@@ -33,303 +38,147 @@ constexpr SmallNumbers make_small_numbers() {
 
 static constexpr SmallNumbers SMALL_NUMBERS = make_small_numbers();
 
-// The 8 digits of a number below 10^8, not characters, the first in the lowest byte.
-static inline uint64_t digits_of_8(uint32_t number) {
-    uint64_t fours = number / 10000 | uint64_t(number % 10000) << 32;
-    uint64_t upper = ((fours * 10486) >> 20) & 0x0000007F0000007Fu;
-    uint64_t twos = upper | (fours - 100 * upper) << 16;
-    uint64_t tens = ((twos * 103) >> 10) & 0x000F000F000F000Fu;
-    return tens | (twos - 10 * tens) << 8;
+static inline char* put_small(uint64_t number, char* out) {
+    const char* entry = SMALL_NUMBERS.entries[number];
+    memcpy(out, entry, 4);
+    return out + entry[3];
 }
 
-// How many of 8 digits, not all 0, are zeros at the end. (Trailing bits, since x86-64's count of leading ones is slow.)
-static inline int ending_zeros(uint64_t digits) { return __builtin_ctzll(__builtin_bswap64(digits)) >> 3; }
+// An integer and its sign, apart: nothing branches on it.
+struct Integer {
+    uint64_t size;
+    uint64_t negative;      // 1 or 0
+};
 
-constexpr uint64_t ZEROS = 0x3030303030303030u;
+template <class T>
+static inline Integer integer_at(const char* memory, int i) {
+    T value;
+    memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
+    if constexpr (T(-1) > T(0))
+        return {value, 0};
+    uint64_t minus = uint64_t(int64_t(value) >> 63);
+    return {(uint64_t(int64_t(value)) ^ minus) - minus, minus & 1};
+}
 
-static inline void store64(char* out, uint64_t word) { memcpy(out, &word, 8); }
-
-static inline char* format_unsigned(uint64_t number, char* out) {
-    if (number < 1000) {                                    // the common case: pixels, classes, token ids
-        const char* entry = SMALL_NUMBERS.entries[number];
-        memcpy(out, entry, 4);
-        return out + entry[3];
+// The largest without sign.
+template <class T>
+static inline uint64_t largest_of(const char* memory, int size) {
+    T least = 0, most = 0;
+    for (int i = 0; i < size; i++) {
+        T value;
+        memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
+        least = value < least ? value : least;
+        most = value > most ? value : most;
     }
-    if (number < 100000000) {
-        uint64_t digits = digits_of_8(uint32_t(number));
-        int leading = __builtin_ctzll(digits) >> 3;
-        store64(out, (digits | ZEROS) >> (8 * leading));
-        return out + 8 - leading;
+    uint64_t below = 0 - uint64_t(least), above = uint64_t(most);
+    return below > above ? below : above;
+}
+
+// A block of integers of at most DIGITS digits (8, 12, 16 or 24), each with a comma behind it. (Text that is loaded
+// again right behind its store, at another place, would stall: hence two steps.)
+template <class T, int DIGITS>
+static inline char* put_integers(const char* memory, int size, char* out) {
+    alignas(16) char text[BLOCK][DIGITS == 24 ? 48 : 32];       // what is behind the digits is read but not kept
+    unsigned nonzero[BLOCK];                                    // which digits are not 0
+    if constexpr (DIGITS <= 12) {
+        constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
+        for (int i = 0; i < size; i += 2) {
+            int next = i + 1 < size ? i + 1 : i;                // the last one may go with itself
+            unsigned both = put(integer_at<T>(memory, i).size, integer_at<T>(memory, next).size, text[i], text[next]);
+            nonzero[i] = both & ((1u << DIGITS) - 1);
+            nonzero[next] = both >> (DIGITS == 8 ? 8 : 16);
+        }
+    } else {
+        for (int i = 0; i < size; i++) {
+            uint64_t number = integer_at<T>(memory, i).size;
+            uint64_t upper = number / TEN_TO_8, lower = number % TEN_TO_8;
+            if constexpr (DIGITS == 16) {
+                nonzero[i] = put_8_and_8(upper, lower, text[i], text[i] + 8);
+            } else {
+                nonzero[i] = put_8_and_8(upper / TEN_TO_8, upper % TEN_TO_8, text[i], text[i] + 8);
+                nonzero[i] |= put_8_and_8(lower, 0, text[i] + 16, text[i] + 24) << 16;
+            }
+        }
     }
-    uint64_t rest = number % 100000000;
-    out = format_unsigned(number / 100000000, out);
-    store64(out, digits_of_8(uint32_t(rest)) | ZEROS);
-    return out + 8;
+    for (int i = 0; i < size; i++) {
+        int first = __builtin_ctz(nonzero[i] | 1u << (DIGITS - 1));
+        const char* digits = text[i] + first;
+        out[0] = '-';
+        out += integer_at<T>(memory, i).negative;
+        copy16(out, digits);
+        if constexpr (DIGITS == 24)
+            memcpy(out + 16, digits + 16, 4);
+        out[DIGITS - first] = ',';
+        out += DIGITS - first + 1;
+    }
+    return out;
 }
 
 static inline char* format_signed(int64_t number, char* out) {
+    Integer integer = integer_at<int64_t>(reinterpret_cast<const char*>(&number), 0);
+    if (integer.size >= 1000)
+        return put_integers<int64_t, 24>(reinterpret_cast<const char*>(&number), 1, out) - 1;
     *out = '-';
-    return format_unsigned(number < 0 ? 0 - uint64_t(number) : uint64_t(number), out + (number < 0));
+    return put_small(integer.size, out + integer.negative);
 }
 
-// --- Shortest digits ---------------------------------------------------------------------------------------------------
+// --- Layouts -----------------------------------------------------------------------------------------------------------
 
-struct Shortest {
-    uint64_t digits;        // may end in zeros
-    int exponent;           // the value is digits * 10^exponent
+// Where the parts of a number's text go, by the power of ten of its first digit:
+//     0.00012345   1.2345   1234.5   123450.0   1.2345e-05
+// The digits are stored at `digits`, and again, without the first `cut` of them, at `rest`; then the point, and the
+// ending over what is too much of the digits.
+struct Layout {
+    uint8_t digits;
+    uint8_t cut;
+    uint8_t rest;
+    uint8_t point;
+    uint8_t more;               // characters besides the digits behind the first
+    uint8_t least;              // characters at least: 100.0
+    uint8_t alone;              // 1 where one digit has no point: 1e-05
+    uint8_t ending_size;
+    char ending[8];             // the exponent and the comma
 };
 
-// floor(10^n's leading bits) + 1 where it is not exact: what Schubfach's proofs ask for.
-constexpr uint64_t scale_64(int n) {
-    Power power = power_of_five(n);
-    return power.high + !(n >= 0 && n <= 27);
-}
-
-static inline Power scale_128(int n) {
-    Power power = power_of_five(n);
-    power.low += !(n >= 0 && n <= LAST_EXACT_POWER);
-    power.high += power.low == 0 && !(n >= 0 && n <= LAST_EXACT_POWER);
-    return power;
-}
-
-static inline uint64_t round_to_odd(uint64_t scale, uint64_t number) {
-    uint128 product = uint128(scale) * number;
-    return uint64_t(product >> 64) | (uint64_t(product) > 0x1FFFFFFFFu);
-}
-
-static inline uint64_t round_to_odd(Power scale, uint64_t number) {
-    uint128 product = uint128(scale.high) * number + uint64_t((uint128(scale.low) * number) >> 64);
-    return uint64_t(product >> 64) | (uint64_t(product) > 1);
-}
-
-constexpr int decimal_exponent(int power, bool closer_below) {
-    return (power * 1262611 - (closer_below ? 524031 : 0)) >> 22;
-}
-
-// What depends on the exponent alone, for the types whose exponents are few: 8 KiB for 8 bits.
-struct Scaling {
-    uint64_t scale;
-    int32_t exponent;
-    int32_t shift;
-};
-
-template <class F>
-struct ScalingTable {
-    Scaling entries[2][F::MAX_BIASED];
-};
-
-template <class F>
-constexpr ScalingTable<F> make_scalings() {
-    ScalingTable<F> table{};
-    for (int closer = 0; closer < 2; closer++) {
-        for (int biased = 0; biased < F::MAX_BIASED; biased++) {
-            int power = (biased != 0 ? biased : 1) - F::BIAS - F::MANTISSA;
-            int exponent = decimal_exponent(power, closer != 0);
-            int shift = power + floor_log2_pow10(-exponent) + 1;
-            table.entries[closer][biased] = {scale_64(-exponent), exponent, shift};
-        }
+constexpr Layout make_layout(int exponent) {
+    if (exponent >= -4 && exponent < 0) {
+        uint8_t zeros = uint8_t(1 - exponent);      // and the point
+        return {zeros, 1, uint8_t(zeros + 1), 1, uint8_t(zeros + 1), 0, 0, 1, {','}};
     }
+    if (exponent >= 0 && exponent < 16) {
+        uint8_t before = uint8_t(exponent + 1);
+        return {0, before, uint8_t(before + 1), before, 2, uint8_t(before + 2), 0, 1, {','}};
+    }
+    int size = exponent < 0 ? -exponent : exponent;
+    Layout layout{0, 1, 2, 1, 2, 0, 1, 0, {'e', exponent < 0 ? '-' : '+'}};
+    int at = 2;
+    if (size >= 100)
+        layout.ending[at++] = char('0' + size / 100);
+    layout.ending[at++] = char('0' + size / 10 % 10);
+    layout.ending[at++] = char('0' + size % 10);
+    layout.ending[at++] = ',';
+    layout.ending_size = uint8_t(at);
+    return layout;
+}
+
+// By the exponent of the first digit; before the least of all, the layout of 0.
+template <class F>
+struct Layouts {
+    static constexpr int ZERO = decimal_exponent(binary_exponent<F>(0), false) - 1;
+    static constexpr int LAST = decimal_exponent(binary_exponent<F>(F::MAX_BIASED - 1), false) + (WIDE<F> ? 16 : 8);
+    Layout entries[LAST - ZERO + 1];
+};
+
+template <class F>
+constexpr Layouts<F> make_layouts() {
+    Layouts<F> table{};
+    for (int exponent = Layouts<F>::ZERO; exponent <= Layouts<F>::LAST; exponent++)
+        table.entries[exponent - Layouts<F>::ZERO] = make_layout(exponent == Layouts<F>::ZERO ? 0 : exponent);
     return table;
 }
 
 template <class F>
-static constexpr ScalingTable<F> SCALINGS = make_scalings<F>();
-
-// `bits` without its sign: finite, not 0.
-template <class F>
-static inline Shortest shortest(uint64_t bits) {
-    uint64_t stored = bits & (F::HIDDEN - 1);
-    int biased = int(bits >> F::MANTISSA);
-    uint64_t mantissa = biased != 0 ? stored | F::HIDDEN : stored;
-    int power = (biased != 0 ? biased : 1) - F::BIAS - F::MANTISSA;
-    if ((__builtin_ctzll(mantissa) + power >= 0) & (power <= 0))
-        return {mantissa >> -power, 0};                     // a small integer
-    bool even = (mantissa & 1) == 0;
-    bool closer_below = stored == 0 && biased > 1;          // the neighbour below is half as far away
-    uint64_t low, middle, high;
-    int exponent;
-    if constexpr (F::MANTISSA > 24) {
-        exponent = decimal_exponent(power, closer_below);
-        int shift = power + floor_log2_pow10(-exponent) + 1;
-        Power scale = scale_128(-exponent);
-        low = round_to_odd(scale, (4 * mantissa - 2 + closer_below) << shift);
-        middle = round_to_odd(scale, (4 * mantissa) << shift);
-        high = round_to_odd(scale, (4 * mantissa + 2) << shift);
-    } else {
-        const Scaling& scaling = SCALINGS<F>.entries[closer_below][biased];
-        exponent = scaling.exponent;
-        low = round_to_odd(scaling.scale, (4 * mantissa - 2 + closer_below) << scaling.shift);
-        middle = round_to_odd(scaling.scale, (4 * mantissa) << scaling.shift);
-        high = round_to_odd(scaling.scale, (4 * mantissa + 2) << scaling.shift);
-    }
-    low += !even;
-    high -= !even;
-    // Which candidate is taken is as good as random: integers instead of conditions, so that nothing is branched on.
-    uint64_t digits = middle / 4;
-    uint64_t tens = digits / 10;                            // one digit less?
-    uint64_t tens_below = low <= 40 * tens;
-    uint64_t tens_above = 40 * tens + 40 <= high;
-    uint64_t shorter = (tens_below ^ tens_above) & uint64_t(digits >= 10);
-    uint64_t below = low <= 4 * digits;
-    uint64_t above = 4 * digits + 4 <= high;
-    uint64_t nearer = (middle & 3) + (digits & 1) > 2;      // more than half, or half and odd
-    uint64_t one = below ^ above;                           // only one of the two is inside
-    uint64_t up = (one & above) | (~one & nearer);
-    uint64_t mask = 0 - shorter;
-    return {((digits + up) & ~mask) | ((tens + tens_above) & mask), exponent + int(shorter)};
-}
-
-// --- repr --------------------------------------------------------------------------------------------------------------
-
-static inline char* put_exponent(int exponent, char* out) {
-    unsigned size = unsigned(exponent < 0 ? -exponent : exponent);
-    *out++ = 'e';
-    *out++ = exponent < 0 ? '-' : '+';
-    if (size < 10)
-        *out++ = '0';
-    return format_unsigned(size, out);
-}
-
-// All digits of a number behind each other, right-aligned in DIGITS characters behind some zeros.
-template <class F>
-struct DigitText {
-    static constexpr bool WIDE = F::MANTISSA > 24;
-    static constexpr int DIGITS = WIDE ? 17 : 9;
-    static constexpr int ZEROS_BEFORE = 4;
-    static constexpr int COPY = WIDE ? 24 : 16;             // bytes that hold any text without exponent
-    char text[ZEROS_BEFORE + DIGITS + COPY];
-    int count;                                              // significant digits, without zeros at their end
-    int leading;                                            // characters before them
-
-    explicit DigitText(uint64_t number) {
-        memcpy(text, "0000", 4);
-        uint64_t low = digits_of_8(uint32_t(number % 100000000));
-        uint64_t upper = number / 100000000;
-        store64(text + ZEROS_BEFORE + DIGITS - 8, low | ZEROS);
-        int before, trailing;
-        if constexpr (WIDE) {
-            uint64_t high = digits_of_8(uint32_t(upper % 100000000));
-            uint64_t head = upper / 100000000;
-            store64(text + ZEROS_BEFORE + 1, high | ZEROS);
-            text[ZEROS_BEFORE] = char('0' + head);
-            if (__builtin_expect(high == 0 || low == 0, 0)) {
-                const char* all = text + ZEROS_BEFORE;
-                for (before = 0; all[before] == '0';)
-                    before++;
-                for (trailing = 0; all[DIGITS - 1 - trailing] == '0';)
-                    trailing++;
-            } else {
-                before = head != 0 ? 0 : 1 + (__builtin_ctzll(high) >> 3);
-                trailing = ending_zeros(low);
-            }
-        } else {
-            text[ZEROS_BEFORE] = char('0' + upper);
-            // A highest (lowest) bit more makes the count right where all 8 digits are 0.
-            before = upper != 0 ? 0 : 1 + (__builtin_ctzll(low | uint64_t(1) << 63) >> 3);
-            trailing = low != 0 ? ending_zeros(low) : 8;
-        }
-        count = DIGITS - before - trailing;
-        leading = ZEROS_BEFORE + before;
-    }
-};
-
-// digits * 10^exponent; `digits` is not 0.
-template <class F>
-static char* put_any_decimal(Shortest value, char* out) {
-    using Text = DigitText<F>;
-    Text digits(value.digits);
-    const char* from = digits.text + digits.leading;
-    int point = Text::ZEROS_BEFORE + Text::DIGITS - digits.leading + value.exponent;    // digits before the point
-    if (point >= -3 && point < digits.count) {
-        // A number below 1 takes zeros from before its digits, so all numbers have the same form.
-        int zeros = point > 0 ? 0 : 1 - point;
-        from -= zeros;
-        point += zeros;
-        memcpy(out, from, Text::COPY);
-        memcpy(out + point + 1, from + point, Text::COPY - 1);
-        out[point] = '.';
-        return out + digits.count + zeros + 1;
-    }
-    if (point >= -3 && point <= 16) {                       // an integer
-        memset(out, '0', 18);
-        memcpy(out, from, size_t(digits.count));
-        memcpy(out + point, ".0", 2);
-        return out + point + 2;
-    }
-    *out++ = *from;
-    if (digits.count > 1) {
-        *out = '.';
-        memcpy(out + 1, from + 1, 16);
-        out += digits.count;
-    }
-    return put_exponent(point - 1, out);
-}
-
-// The common case, in registers: text that is stored and loaded again at other places would stall. A point among the
-// digits or before them, no exponent. Whether the number is below 1 is told by the caller, who knows it early: a branch
-// on the digits themselves would be resolved late, at the end of a long chain of multiplications.
-template <class F>
-static inline char* put_decimal(Shortest value, bool below_one, char* out) {
-    if constexpr (F::MANTISSA > 24) {                       // 16 or 17 digits, at most 7 of them before the point
-        uint64_t upper = value.digits / 100000000;
-        uint64_t head = upper / 100000000;
-        uint64_t high = digits_of_8(uint32_t(upper % 100000000));
-        uint64_t low = digits_of_8(uint32_t(value.digits % 100000000));
-        if (__builtin_expect(low == 0 || (head == 0 && (high & 0xFF) == 0), 0))
-            return put_any_decimal<F>(value, out);
-        int size = 16 + (head != 0);
-        uint64_t first = (head != 0 ? high << 8 | head : high) | ZEROS;
-        uint64_t second = (head != 0 ? low << 8 | high >> 56 : low) | ZEROS;
-        char last = char((low >> 56) | '0');
-        int count = size - ending_zeros(low);
-        int point = size + value.exponent;
-        if (below_one) {
-            if (__builtin_expect(point < -3, 0))
-                return put_any_decimal<F>(value, out);
-            store64(out, 0x3030303030302E30u);              // 0.000000
-            out += 2 - point;
-            store64(out, first);
-            store64(out + 8, second);
-            out[16] = last;
-            return out + count;
-        }
-        if (__builtin_expect(point > 7 || point >= count, 0))
-            return put_any_decimal<F>(value, out);
-        uint64_t before = (uint64_t(1) << (8 * point)) - 1; // a mask of the digits before the point
-        store64(out, (first & before) | uint64_t('.') << (8 * point) | (first << 8 & ~(before << 8 | 0xFF)));
-        out[8] = char(first >> 56);
-        store64(out + 9, second);
-        out[17] = last;
-        return out + count + 1;
-    } else {                                                // up to 9 digits
-        uint32_t head = uint32_t(value.digits) / 100000000;
-        uint64_t low = digits_of_8(uint32_t(value.digits) - head * 100000000);
-        if (__builtin_expect(low == 0, 0))
-            return put_any_decimal<F>(value, out);
-        // The first 8 significant digits, and a 9th that counts only where there is a head.
-        int before = head != 0 ? 0 : 1 + (__builtin_ctzll(low) >> 3);
-        uint64_t first = head != 0 ? low << 8 | head : low >> (8 * before - 8);
-        uint64_t ninth = (low >> 56) | '0';
-        int count = 9 - before - ending_zeros(low);
-        int point = 9 - before + value.exponent;            // digits before the point
-        first |= ZEROS;
-        if (!below_one) {
-            if (__builtin_expect(point >= count, 0))
-                return put_any_decimal<F>(value, out);
-            store64(out, first);
-            store64(out + point + 1, (first >> (8 * point - 8)) >> 8 | ninth << (64 - 8 * point));
-            out[point] = '.';
-            return out + count + 1;
-        }
-        if (__builtin_expect(point < -3, 0))
-            return put_any_decimal<F>(value, out);
-        store64(out, 0x3030303030302E30u);                  // 0.000000
-        out += 2 - point;
-        store64(out, first);
-        out[8] = char(ninth);
-        return out + count;
-    }
-}
+static constexpr Layouts<F> LAYOUTS = make_layouts<F>();
 
 // --- Runs: `n,n,n` -----------------------------------------------------------------------------------------------------
 
@@ -342,54 +191,101 @@ static inline char* put_nonfinite(bool nan, bool negative, int mode, char* out) 
     return out + size;
 }
 
-// Any element's text.
+// A block of numbers on their way to text.
 template <class F>
-static char* format_binary(uint64_t bits, int mode, char* out) {
-    bool negative = (bits & F::SIGN) != 0;
-    bits &= ~F::SIGN;
-    if (bits >= F::INFINITE)
-        return put_nonfinite(bits != F::INFINITE, negative, mode, out);
-    *out = '-';
-    out += negative;
-    if (bits == 0) {
-        memcpy(out, "0.0", 3);
-        return out + 3;
+struct Decimals {
+    static constexpr int HEAD = WIDE<F> ? 16 : 8;       // digits
+    typename F::Bits bits[BLOCK];
+    Shortest shortest[BLOCK];
+    unsigned nonzero[BLOCK];                            // which digits are not 0
+    // Up to 17 digits, the first ones 0; and zeros, so that 16 characters can be read from any of them.
+    alignas(64) char text[BLOCK][64];
+
+    explicit Decimals(int64_t count) { memset(text, '0', size_t(count < BLOCK ? count : BLOCK) * sizeof(text[0])); }
+
+    void put_digits(const char* memory, int size) {
+        memcpy(bits, memory, size_t(size) * sizeof(bits[0]));
+        if constexpr (WIDE<F>) {
+            for (int i = 0; i < size; i++) {
+                shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
+                uint64_t upper = shortest[i].head / TEN_TO_8, lower = shortest[i].head % TEN_TO_8;
+                put_last(i, put_8_and_8(upper, lower, text[i], text[i] + 8));
+            }
+        } else {
+            for (int i = 0; i < size; i++)
+                shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
+            if (size % 2 != 0)
+                shortest[size] = {};                    // they go in pairs
+            for (int i = 0; i < size; i += 2) {
+                unsigned both = put_8_and_8(shortest[i].head, shortest[i + 1].head, text[i], text[i + 1]);
+                put_last(i, both & 0xFF);
+                put_last(i + 1, both >> 8);
+            }
+        }
     }
-    return put_any_decimal<F>(shortest<F>(bits), out);
+
+    void put_last(int i, unsigned nonzero_in_head) {
+        text[i][HEAD] = char('0' + shortest[i].last);
+        nonzero[i] = nonzero_in_head | unsigned(shortest[i].last != 0) << HEAD;
+    }
+
+    // The text of a finite one and its comma.
+    char* put(int i, char* out) const {
+        int first = __builtin_ctz(nonzero[i] | 2u << HEAD);         // of 0: a digit too far, which leads to its layout
+        unsigned behind = unsigned((31 ^ __builtin_clz(nonzero[i] | 1)) - first);
+        const char* digits = text[i] + first;
+        const Layout& layout = LAYOUTS<F>.entries[shortest[i].exponent + HEAD - first - Layouts<F>::ZERO];
+        out[0] = '-';
+        out += (bits[i] & F::SIGN) != 0;
+        memcpy(out, "0.000000", 8);
+        copy16(out + layout.digits, digits);
+        copy16(out + layout.rest, digits + layout.cut);
+        out[layout.point] = '.';
+        int size = int(behind + layout.more);
+        size = size < layout.least ? layout.least : size;
+        size -= behind < layout.alone;
+        memcpy(out + size, layout.ending, 8);
+        return out + size + layout.ending_size;
+    }
+};
+
+static inline bool all_zero(const char* bytes, size_t size) {
+    size_t at = 0;
+    for (; at + 8 <= size; at += 8)
+        if (load64(bytes + at) != 0)
+            return false;
+    for (; at < size; at++)
+        if (bytes[at] != 0)
+            return false;
+    return true;
 }
 
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
-//
-// In two passes over a few elements at a time: first the digits of all, then the text of all. Each pass is a long chain
-// of multiplications an element; apart, the processor has more elements under way at once.
 template <class F>
 static char* format_binary_run(const char* memory, int64_t count, int mode, char* out, int64_t* fault) {
-    constexpr int PASS = 32;
-    constexpr uint64_t ONE = uint64_t(F::BIAS) << F::MANTISSA;
-    Shortest decimals[PASS];
-    uint64_t elements[PASS];
+    using Bits = typename F::Bits;
+    Decimals<F> block(count);
     *fault = -1;
-    for (int64_t start = 0; start < count; start += PASS) {
-        int size = count - start < PASS ? int(count - start) : PASS;
-        for (int i = 0; i < size; i++) {
-            typename F::Bits bits;
-            memcpy(&bits, memory + (start + i) * int64_t(sizeof(bits)), sizeof(bits));
-            elements[i] = bits;
-            uint64_t positive = bits & ~F::SIGN;
-            decimals[i] = positive - 1 < F::INFINITE - 1 ? shortest<F>(positive) : Shortest{0, 0};
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        int size = count - start < BLOCK ? int(count - start) : BLOCK;
+        const char* from = memory + start * int64_t(sizeof(Bits));
+        if (all_zero(from, size * sizeof(Bits))) {              // padding, masks, what a ReLU has cut off
+            memcpy(out, "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,", 4 * BLOCK);
+            out += 4 * size;
+            continue;
         }
+        block.put_digits(from, size);
         for (int i = 0; i < size; i++) {
-            uint64_t positive = elements[i] & ~F::SIGN;
-            if (__builtin_expect(positive - 1 >= F::INFINITE - 1, 0)) {
-                if (positive != 0 && mode == NONFINITE_ERROR) {
-                    *fault = start + i;
-                    return out;
-                }
-                out = format_binary<F>(elements[i], mode, out);
-            } else {
-                *out = '-';
-                out = put_decimal<F>(decimals[i], positive < ONE, out + (elements[i] != positive));
+            Bits bits = block.bits[i];
+            if (__builtin_expect(Bits(bits << 1) < Bits(F::INFINITE << 1), 1)) {
+                out = block.put(i, out);
+                continue;
             }
+            if (mode == NONFINITE_ERROR) {
+                *fault = start + i;
+                return out;
+            }
+            out = put_nonfinite((bits & ~F::SIGN) != F::INFINITE, (bits & F::SIGN) != 0, mode, out);
             *out++ = ',';
         }
     }
@@ -398,15 +294,27 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
 
 template <class T>
 static char* format_integer_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
+    constexpr int STEP = sizeof(T) == 1 ? 256 : BLOCK;
     *fault = -1;
-    for (int64_t i = 0; i < count; i++) {
-        T value;
-        memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
-        if constexpr (T(-1) < T(0))
-            out = format_signed(value, out);
-        else
-            out = format_unsigned(value, out);
-        *out++ = ',';
+    for (int64_t start = 0; start < count; start += STEP, memory += STEP * sizeof(T)) {
+        int size = count - start < STEP ? int(count - start) : STEP;
+        uint64_t largest = sizeof(T) == 1 ? 0 : largest_of<T>(memory, size);
+        if (largest < 1000) {                               // pixels, classes
+            for (int i = 0; i < size; i++) {
+                Integer integer = integer_at<T>(memory, i);
+                *out = '-';
+                out = put_small(integer.size, out + integer.negative);
+                *out++ = ',';
+            }
+        } else if (largest < TEN_TO_8) {                    // token ids
+            out = put_integers<T, 8>(memory, size, out);
+        } else if (largest <= UINT32_MAX) {
+            out = put_integers<T, 12>(memory, size, out);
+        } else if (largest < TEN_TO_8 * TEN_TO_8) {
+            out = put_integers<T, 16>(memory, size, out);
+        } else {
+            out = put_integers<T, 24>(memory, size, out);
+        }
     }
     return count > 0 ? out - 1 : out;
 }
