@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("hdrh")
 sys.path.append(str(Path(__file__).parents[2]))
 
-from bench.load import loadgen, report
+from bench.load import goals, loadgen, report
 from bench.load.scenarios import SIMPLE, Case, cases, tensors_binary
 from bench.peers import PEERS, ROOT
 
@@ -123,7 +123,8 @@ def test_what_is_absent_is_in_the_report():
     def cell(server, **more):
         head = {"scenario": "simple", "connections": 64, "load": None, "server": server}
         rate = {"requests_per_s": 50.0, "p50_us": 1, "p99_us": 2, "server_user_us": 1, "server_sys_us": 1}
-        return head | ({"median": rate, "classes": {}, "spread": [40, 60], "rounds": [{}, {}]} | more)
+        rounds = [rate | {"requests_per_s": 40.0}, rate | {"requests_per_s": 60.0}]
+        return head | ({"median": rate, "classes": {}, "spread": [40, 60], "rounds": rounds} | more)
 
     result = {
         "time": "now",
@@ -135,13 +136,14 @@ def test_what_is_absent_is_in_the_report():
         "servers": dict.fromkeys(("naive", "fastinfer"), ""),
         "absent": {"triton": "no such\nwheel"},
         "results": [cell("naive"), cell("fastinfer")],
-        "batch_sizes": {"simple": [("1", 3), ("8", 4)]},
     }
+    result["results"][1]["rounds"][0]["batches"] = {"1": 1, "8": 3}
+    result["goals"] = goals.rows(result)
     text = report.markdown(result, [])
     assert "| triton | all | no such wheel |" in text
     assert "| simple | 64 | 1.00 |" in text
     assert "50 ±20%" in text
-    assert "≤ 8: 4" in text
+    assert "| simple, 64 connections | 25 % | 75 % |" in text
 
 
 def test_every_peer_says_what_it_is():
