@@ -14,7 +14,11 @@ Sizes = dict[int, int]  # the largest number of rows of a class, and batches in 
 def so_far(port: int) -> Sizes:
     """Of all models together, since the server began."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        page = answer.read().decode()
+        return on_page(answer.read().decode())
+
+
+def on_page(page: str) -> Sizes:
+    """What the text of /metrics says: its counts are cumulated."""
     sizes: Counter[int] = Counter()
     below = 0
     for bound, count in SAMPLE.findall(page):

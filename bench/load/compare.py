@@ -21,7 +21,8 @@ from bench.load.scenarios import Case, Scenario, cases
 from bench.load.servers import FailedError, Server, serving
 from bench.peers import PEERS, Models
 
-CHECK_S = 0.5  # under load, before the measurement; it warms up, too
+SETUP_S = 1.5  # of a scenario: its requests, the floor with its answer
+CHECK_S = 0.3  # under load, before the measurement; it warms up, too
 UNBATCHED = "unbatched"  # fastinfer, told not to batch: what batching must not be slower than
 
 # --- One measurement -------------------------------------------------------------------------------------------------
@@ -113,7 +114,8 @@ def open_loop_connections(counts: Sequence[int]) -> int:
 
 
 def loads_of(scenario: Scenario, options: argparse.Namespace) -> Sequence[float]:
-    return [load for load in scenario.loads if load == 0.5] if options.quick else scenario.loads
+    """A quick run has the open loop only where the tail is the question."""
+    return scenario.loads if scenario.client_apart or not options.quick else ()
 
 
 def takes_part(name: str, scenario: Scenario) -> bool:
@@ -124,10 +126,13 @@ def takes_part(name: str, scenario: Scenario) -> bool:
 def planned_s(scenario: Scenario, options: argparse.Namespace) -> float:
     """How long all of it should take."""
     names = [name for name in options.servers if takes_part(name, scenario)]
+    names = [name for name in names if PEERS[name].binary or not scenario.binary]
     near = [name for name in names if not PEERS[name].distant]
     closed, opened = len(connections_of(scenario, options)), len(loads_of(scenario, options))
     measured = options.rounds * (len(names) * closed + len(near) * opened) * step_s(options)
-    return measured + len(names) * CHECK_S + (runtime.planned_s(options.rounds) if scenario.batching else 0)
+    unbatched = options.rounds * step_s(options) + CHECK_S if scenario.batching else 0
+    beside = runtime.planned_s(options.rounds) if scenario.batching else 0
+    return SETUP_S + len(names) * CHECK_S + measured + unbatched + beside
 
 
 def step_s(options: argparse.Namespace) -> float:
@@ -156,6 +161,7 @@ class Comparison:
 
     def run(self, scenario: Scenario) -> None:
         """All servers, all numbers of connections and loads, all rounds of one scenario."""
+        self.say(f"{scenario.name}: making the requests", SETUP_S)
         asked = [(part, cases(part, self.served.files)) for part in scenario.parts]
         with contextlib.ExitStack() as stack:
             servers = {name: server for name, server in self.servers.items() if takes_part(name, scenario)}
@@ -223,7 +229,7 @@ class Comparison:
                     cell = Cell(scenario.name, connections, name, load)
                     cell = cells.setdefault((connections, name, load), cell)
                     what = f"{scenario.name}: {number + 1}/{options.rounds}, {describe(cell)}"
-                    self.say(what, 0 if name == UNBATCHED else step_s(options))
+                    self.say(what, step_s(options))
                     rates = [each["requests_per_s"] for each in cells[connections, name, None].rounds]
                     try:
                         rate = load * statistics.median(rates) if load else 0.0

@@ -154,21 +154,23 @@ def of_runtime(scenario: str, connections: int) -> Callable[[Result], Measured]:
     return ratio
 
 
-def codec(prefix: str, other: str) -> Callable[[Result], Measured]:
-    """How many times longer another decoder or encoder takes: the least favourable of the cases."""
+def codec(other: str, *prefixes: str, but: str = " x ") -> Callable[[Result], Measured]:
+    """How many times longer another decoder or encoder takes: the least favourable of the cases with such names.
+
+    `but` is in the names of the others; " x " is in those of a few elements, where the call itself is all.
+    """
 
     def ratio(result: Result) -> Measured:
         passes = result.get("codec", ())
         if not passes:
             raise MissingError("the codec is not part of this run")
-        cases = [case["case"] for case in passes[0] if case["case"].startswith(prefix) and case["bytes"] > 100_000]
         found: dict[str, list[float]] = {}
         for each in passes:
             for case in each:
-                if case["case"] in cases and case.get(f"{other}_us"):
+                if case["case"].startswith(prefixes) and but not in case["case"] and case.get(f"{other}_us"):
                     found.setdefault(case["case"], []).append(case[f"{other}_us"] / case["us"])
         if not found:
-            raise MissingError("libsimdjson-dev is not installed" if other == "simdjson" else f"no case {prefix}")
+            raise MissingError("libsimdjson-dev is not installed" if other == "simdjson" else "there is no such case")
         name, ratios = min(found.items(), key=lambda item: statistics.median(item[1]))
         return Measured(ratios, f"{name}, the least of {len(found)}" if len(found) > 1 else name)
 
@@ -285,10 +287,22 @@ GOALS = [
         least=1.5,
         native=NATIVE["image binary, 16"],
     ),
-    Goal(3, "decoder, FP32: times as fast as simdjson on-demand", codec("decode FP32", "simdjson"), least=1.9),
-    Goal(3, "the same, small integers", codec("decode UINT8", "simdjson"), least=1.9),
-    Goal(3, "the same, FP64", codec("decode FP64", "simdjson"), least=1.6),
-    Goal(3, "encoder: times as fast as orjson with numpy", codec("encode", "orjson"), least=2),
+    Goal(
+        3,
+        "decoder, FP32 text: times as fast as simdjson on-demand",
+        codec("simdjson", "decode FP32", but="doubles"),
+        least=1.9,
+    ),
+    Goal(3, "the same, small integers", codec("simdjson", "decode UINT8"), least=1.9),
+    Goal(
+        3,
+        "the same, FP64 text",
+        codec("simdjson", "decode FP64", "decode FP32 written as doubles"),
+        least=1.6,
+    ),
+    Goal(3, "encoder, FP32: times as fast as orjson with numpy", codec("orjson", "encode FP32"), least=2),
+    Goal(3, "the same, FP64", codec("orjson", "encode FP64"), least=2),
+    Goal(3, "the same, integers", codec("orjson", "encode UINT", "encode INT"), least=2),
     Goal(
         4, "large MLP, 64 connections: items/s, times ONNX Runtime's own best", of_runtime("large MLP", 64), least=0.85
     ),

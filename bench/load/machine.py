@@ -18,7 +18,8 @@ from fastinfer import __version__
 METHOD = (
     "one process per server (Triton: its own), servers in turn in every round, medians over rounds; values checked "
     "under load before; closed loop by wrk if installed, mix and open loop by bench/load/loadgen.cpp; open loop at "
-    "constant rates, latency counted from the moment a request was due"
+    "constant rates, latency counted from the moment a request was due; in the mix the client has the last core to "
+    "itself and the servers the others"
 )
 
 

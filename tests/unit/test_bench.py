@@ -6,6 +6,7 @@ import http.server
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def setup(self):
+        super().setup()
+        self.server.accepted += 1
+
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.server.delays.pop(0) if self.server.delays else 0)
+        time.sleep(self.server.delays.pop(0) if self.server.delays else 0.2 * (self.path == "/slow"))
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
         self.end_headers()
@@ -43,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.answer, made.status, made.delays = RIGHT, 200, []
+    made.answer, made.status, made.delays, made.accepted = RIGHT, 200, [], 0
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
@@ -74,6 +79,20 @@ def test_latency_counts_from_the_moment_a_request_was_due(server):
     measured = run(server, rate=100)
     assert measured["classes"]["simple"]["requests"] == 30
     assert measured["classes"]["simple"]["p50_us"] > 20_000
+
+
+def test_a_small_request_never_waits_in_the_client_because_of_large_ones(server):
+    large = replace(CASE, path="/slow", body=bytes(3_000_000))
+    asked = [(SIMPLE, [CASE]), (replace(SIMPLE, name="large"), [large])]
+    measured = loadgen.run(server.server_address[1], asked, 4, 0.3, rate=100, warmup=0)
+    assert measured["classes"]["large"]["p50_us"] > 200_000  # two connections of them cannot keep up
+    assert measured["classes"]["simple"]["requests"] == 15
+    assert measured["classes"]["simple"]["p50_us"] < 150_000
+
+
+def test_silent_connections_are_open_and_ask_nothing(server):
+    assert run(server, silent=5)["errors"] == 0
+    assert server.accepted == 2 + 5
 
 
 @pytest.mark.parametrize(
