@@ -235,11 +235,10 @@ def size_text(size: int) -> str:
 
 def memory(result: Result) -> Measured:
     """What a request in flight takes at most, as a share of body + tensors + 64 KiB."""
-    held = growth_of(result)["memory"]
-    allowed = held["body"] + held["tensors"] + (64 << 10)
-    parts = [f"{held[name] / 1e6:.2f} MB" for name in ("a_request", "body", "tensors")]
-    note = "{} for a body of {} and tensors of {}".format(*parts)
-    return Measured([held["a_request"] / allowed], note)
+    measured = growth_of(result)["memory"]
+    ratios = [each["a_request"] / (each["body"] + each["tensors"] + (64 << 10)) for each in measured]
+    parts = [statistics.median(each[name] for each in measured) / 1e6 for name in ("a_request", "body", "tensors")]
+    return Measured(ratios, "{:.2f} MB for a body of {:.2f} MB and tensors of {:.2f} MB".format(*parts))
 
 
 # --- The goals --------------------------------------------------------------------------------------------------------

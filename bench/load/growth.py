@@ -47,12 +47,12 @@ ELEMENTS = 200_000  # of such a request
 STEP_S = 0.5  # of each measurement
 OPENING_S = 0.6  # of ten thousand connections
 BYTES_S = 2.5  # of all sizes
-MEMORY_S = 4.0
+MEMORY_S = 2 * STEP_S + 1.5  # and a fresh server
 
 
 def planned_s(options: argparse.Namespace) -> float:
     connections = 2 * (len(CONNECTIONS) * (STEP_S + 0.2) + 2 * OPENING_S)
-    return 6 + MEMORY_S + options.rounds * (connections + 4 * (STEP_S + 0.2) + BYTES_S)
+    return 3 + options.rounds * (connections + 4 * (STEP_S + 0.2) + BYTES_S + MEMORY_S)
 
 
 def measure(options: argparse.Namespace, served: Models, servers: dict[str, Server], say: Progress) -> dict[str, Any]:
@@ -87,8 +87,10 @@ def measure(options: argparse.Namespace, served: Models, servers: dict[str, Serv
                 made["models"].setdefault(label, []).append(us_a_request(got, asking))
             say(f"growth: {number + 1}/{options.rounds}, bytes", BYTES_S)
             made["bytes"].append([ns_a_byte(size) for size in SIZES])
-    say("growth: memory of a request", MEMORY_S)
-    made["memory"] = memory(served, cores)
+    made["memory"] = []
+    for number in range(options.rounds):
+        say(f"growth: {number + 1}/{options.rounds}, memory of a request", MEMORY_S)
+        made["memory"].append(memory(served, cores))
     return made
 
 
@@ -167,7 +169,7 @@ def memory(served: Models, cores: set[int] | None) -> dict[str, float]:
     peaks = []
     with serving("fastinfer", served) as server:
         for connections in (1, IN_FLIGHT):
-            loadgen.run(server.port, [(part, [case])], connections, 1, cores=cores)
+            loadgen.run(server.port, [(part, [case])], connections, STEP_S, cores=cores)
             peaks.append(peak_bytes(server))
     return {
         "peak_1": peaks[0],

@@ -131,7 +131,7 @@ def test_connections_that_the_machine_forbids_are_not_measured():
 
 def test_memory_is_judged_by_what_a_request_must_hold():
     held = {"a_request": 2 << 20, "body": 1 << 20, "tensors": (1 << 20) - (64 << 10)}
-    assert goals.memory(result(growth={"memory": held})).ratios == [1.0]
+    assert goals.memory(result(growth={"memory": [held]})).ratios == [1.0]
 
 
 # --- Batches ----------------------------------------------------------------------------------------------------------
