@@ -36,11 +36,13 @@ def between(before: Sizes, after: Sizes) -> Sizes:
 
 
 def of_result(result: dict[str, Any]) -> dict[str, Sizes]:
-    """For each scenario, of fastinfer's measurements with the most connections."""
+    """For each scenario, of fastinfer's measurements with the most connections up to 64."""
     found: dict[str, tuple[int, Sizes]] = {}
     for cell in result["results"]:
         rounds = [each["batches"] for each in cell.get("rounds", ()) if "batches" in each]
-        if cell["server"] != "fastinfer" or not rounds or cell["connections"] < found.get(cell["scenario"], (0,))[0]:
+        if cell["server"] != "fastinfer" or cell["load"] or not rounds or cell["connections"] > 64:
+            continue
+        if cell["connections"] < found.get(cell["scenario"], (0,))[0]:
             continue
         sizes: Counter[int] = Counter()
         for each in rounds:

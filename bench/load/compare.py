@@ -130,7 +130,7 @@ def planned_s(scenario: Scenario, options: argparse.Namespace) -> float:
     near = [name for name in names if not PEERS[name].distant]
     closed, opened = len(connections_of(scenario, options)), len(loads_of(scenario, options))
     measured = options.rounds * (len(names) * closed + len(near) * opened) * step_s(options)
-    unbatched = options.rounds * step_s(options) + CHECK_S if scenario.batching else 0
+    unbatched = options.rounds * step_s(options) + CHECK_S + 1 if scenario.batching and closed > 1 else 0
     beside = runtime.planned_s(options.rounds) if scenario.batching else 0
     return SETUP_S + len(names) * CHECK_S + measured + unbatched + beside
 
@@ -174,6 +174,7 @@ class Comparison:
                 bare = stack.enter_context(
                     runtime.Runtime(self.served.files[scenario.parts[0].model], self.server_cores)
                 )
+            if scenario.batching and 1 in connections_of(scenario, self.options):
                 try:
                     unbatched = stack.enter_context(serving(UNBATCHED, self.served, self.server_cores))
                 except FailedError as reason:

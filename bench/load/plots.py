@@ -64,7 +64,10 @@ def write(result: Result, directory: Path) -> list[str]:
             {"-": payload},
             measured_only=True,
         ),
-        bars(directory / "batches.png", batches.of_result(result)),
+        bars(
+            directory / "batches.png",
+            {name: sizes for name, sizes in batches.of_result(result).items() if not name.startswith("payload")},
+        ),
     ]
     return [name for name in made if name]
 
@@ -79,7 +82,7 @@ def lines(
 ) -> str:
     """Both axes are logarithmic. `measured_only`: the horizontal one is marked only where something was measured."""
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if not any(len(points) > 1 for drawn in styles.values() for points in drawn.values()):
         return ""
@@ -95,10 +98,10 @@ def lines(
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.set_minor_locator(NullLocator())
     if measured_only:
         axes.set_xticks(sorted({x for drawn in styles.values() for points in drawn.values() for x, _ in points}))
-        axes.minorticks_off()
     decorate(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(file, dpi=110)
@@ -112,19 +115,19 @@ def bars(file: Path, counted: dict[str, batches.Sizes]) -> str:
 
     if not counted:
         return ""
-    columns = min(2, len(counted))
+    columns = min(3, len(counted))
     count = -(-len(counted) // columns)
     classes = sorted({bound for sizes in counted.values() for bound in sizes})
     figure, every = pyplot.subplots(
-        count, columns, figsize=(4.5 * columns, 2 * count + 0.6), layout="constrained", squeeze=False, sharey=True
+        count, columns, figsize=(3.6 * columns, 2 * count + 0.6), layout="constrained", squeeze=False, sharey=True
     )
     for axes in every.flat[len(counted) :]:
         axes.set_visible(False)
     for axes, (name, sizes) in zip(every.flat, counted.items(), strict=False):
         shares = [100 * sizes.get(bound, 0) / sum(sizes.values()) for bound in classes]
         axes.bar([batches.class_text(bound) for bound in classes], shares, color=COLOURS["fastinfer"])
-        axes.set_title(name, fontsize="medium")
-        axes.tick_params(labelsize="small")
+        axes.set_title(name, fontsize="small")
+        axes.tick_params(labelsize="x-small")
         axes.set_ylim(0, 100)
         decorate(axes)
     figure.suptitle("Batches of fastinfer by rows", fontsize="medium")
