@@ -242,7 +242,10 @@ class Comparison:
                 rate = ours.rounds[-1]["requests_per_s"] if ours and ours.rounds else 0.0
                 self.say(f"{scenario.name}: {number + 1}/{options.rounds}, ONNX Runtime alone", runtime.planned_s(1))
                 floor = servers.get("floor")
-                bare.round(partial(loadgen.run, floor.port, asked, 64, check=False) if floor else None, rate)
+                bare.round(
+                    partial(loadgen.run, floor.port, asked, 64, cores=client_cores, check=False) if floor else None,
+                    rate,
+                )
         self.cells += [cell.summary() for cell in cells.values()]
         if bare:
             self.runtime.append({"scenario": scenario.name, "connections": max(counts), "rounds": bare.rounds})

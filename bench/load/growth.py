@@ -46,7 +46,7 @@ IN_FLIGHT = 32
 ELEMENTS = 200_000  # of such a request
 STEP_S = 0.5  # of each measurement
 OPENING_S = 0.6  # of ten thousand connections
-BYTES_S = 2.5  # of all sizes
+BYTES_S = 3.0  # of all sizes
 MEMORY_S = 2 * STEP_S + 1.5  # and a fresh server
 
 
@@ -57,7 +57,7 @@ def planned_s(options: argparse.Namespace) -> float:
 
 def measure(options: argparse.Namespace, served: Models, servers: dict[str, Server], say: Progress) -> dict[str, Any]:
     """Everything; each value has its rounds."""
-    cores = apart(options.pin)[1]
+    server_cores, cores = apart(options.pin)
     made: dict[str, Any] = {"connections": {}, "models": {}, "bytes": [], "absent": {}}
     asked = [(SIMPLE, cases(SIMPLE, served.files))]
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - OTHER_FILES
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace, served: Models, servers: dict[str, Serv
         beside = {name: servers[name] for name in ("floor", "fastinfer") if name in servers}
         say(f"starting servers with 1 and {MODELS} models", 3)
         one, many = (
-            stack.enter_context(serving("fastinfer", copies(served, Path(directory, str(count)), count)))
+            stack.enter_context(serving("fastinfer", copies(served, Path(directory, str(count)), count), server_cores))
             for count in (1, MODELS)
         )
         for number in range(options.rounds):
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace, served: Models, servers: dict[str, Serv
     made["memory"] = []
     for number in range(options.rounds):
         say(f"growth: {number + 1}/{options.rounds}, memory of a request", MEMORY_S)
-        made["memory"].append(memory(served, cores))
+        made["memory"].append(memory(served, server_cores, cores))
     return made
 
 
@@ -145,10 +145,10 @@ def ns_a_byte(size: int) -> dict[str, float]:
 
 
 def best_ns(call: Callable[[], object], size: int) -> float:
-    """The best of three, each long enough for the clock."""
+    """The best of five, each long enough for the clock."""
     repeat = max(1, (256 << 10) // size)
     times = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter_ns()
         for _ in range(repeat):
             call()
@@ -159,7 +159,7 @@ def best_ns(call: Callable[[], object], size: int) -> float:
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def memory(served: Models, cores: set[int] | None) -> dict[str, float]:
+def memory(served: Models, server_cores: set[int] | None, cores: set[int] | None) -> dict[str, float]:
     """What each further request in flight adds to the server's peak, in bytes, and the least that it must."""
     values = np.random.default_rng(0).random((1, ELEMENTS), np.float32)
     request = orjson.loads(tensors_json("inputs", {"INPUT0": values})) | {"parameters": {"binary_data_output": True}}
@@ -167,7 +167,7 @@ def memory(served: Models, cores: set[int] | None) -> dict[str, float]:
     case = Case("/v2/models/identity_fp32/infer", body, None, {"OUTPUT0": values})
     part = Part("large", "identity_fp32", lambda _: {}, variants=1)
     peaks = []
-    with serving("fastinfer", served) as server:
+    with serving("fastinfer", served, server_cores) as server:
         for connections in (1, IN_FLIGHT):
             loadgen.run(server.port, [(part, [case])], connections, STEP_S, cores=cores)
             peaks.append(peak_bytes(server))

@@ -15,7 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from bench.load import batches, goals, plots, runtime
-from bench.load.tables import Cells, Result, cpu, grid, latencies, rate_and_spread, ratio, table
+from bench.load.tables import Cells, Result, cpu, grid, latencies, rate_and_spread, ratio, rounds_text, table
 
 HOW_TO_READ = (
     "Each figure is the median of the rounds, ± half of their spread. Where ± is as large as a difference, there is no "
@@ -110,8 +110,7 @@ def runtime_table(measured: Cells) -> list[str]:
             found = runtime.best(each["rounds"], kind)
             if found:
                 way, rates = found
-                items = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-                rows.append([each["scenario"], where, items, runtime.describe(way)])
+                rows.append([each["scenario"], where, rounds_text(rates, 0), runtime.describe(way)])
     if not rows:
         return []
     return ["## ONNX Runtime in a bare loop", table(["model of", "where", "items/s (rounds)", "its best way"], rows)]
@@ -135,16 +134,12 @@ def codec_table(passes: Sequence[Cells]) -> list[str]:
 
 def growth_tables(grown: Result) -> list[str]:
     """What grows with connections, models and bytes; memory has a row in the goals."""
-
-    def shown(rounds: Sequence[float]) -> str:
-        return f"{statistics.median(rounds):,.1f} ({min(rounds):,.1f} to {max(rounds):,.1f})"
-
     rows = []
     for key, servers in grown["connections"].items():
         asking, among = map(int, key.split("/"))
         what = f"{asking:,} of {among:,} connections ask"
-        rows += [[what, name, shown(rounds)] for name, rounds in servers.items()]
-    rows += [[name, "fastinfer", shown(rounds)] for name, rounds in grown["models"].items()]
+        rows += [[what, name, rounds_text(rounds, 1)] for name, rounds in servers.items()]
+    rows += [[name, "fastinfer", rounds_text(rounds, 1)] for name, rounds in grown["models"].items()]
     heads = ["simple", "server", "µs a request: p50 of 1 connection, 1/rate of several (rounds)"]
     parts = ["## Growth with connections and models", table(heads, rows)]
     rows = []

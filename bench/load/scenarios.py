@@ -170,7 +170,7 @@ PAYLOADS = (16, 256, 4096, 65536)  # elements
 SCENARIOS = [
     Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (1, 64), loads=(0.25, 0.5, 0.75)),
     Scenario("digits", (Part("digits", "digits", pixels),), (1, 64), distant=False),
-    Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64)),
+    Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64), batching=True),
     Scenario("large MLP", (LARGE_MLP,), (1, 64), (64,), batching=True),
     Scenario("large MLP binary", (replace(LARGE_MLP, binary=True),), (64,)),
     Scenario("image JSON", (IMAGE,), (1, 8), (8,)),

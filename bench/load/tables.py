@@ -29,6 +29,12 @@ def grid(
     return table([first, "connections", *servers], made)
 
 
+def rounds_text(rounds: Sequence[float], digits: int) -> str:
+    """The median, and behind it the least and the largest of several."""
+    text = f"{statistics.median(rounds):,.{digits}f}"
+    return text + (f" ({min(rounds):,.{digits}f} to {max(rounds):,.{digits}f})" if len(rounds) > 1 else "")
+
+
 # --- What a cell may show ---------------------------------------------------------------------------------------------
 
 

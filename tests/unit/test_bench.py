@@ -161,6 +161,8 @@ def test_what_is_absent_is_in_the_report():
     text = report.markdown(result, [])
     assert "| triton | all | no such wheel |" in text
     assert "| simple | 64 | 1.00 |" in text
+    assert "| ≥ 3.5 | 1.00 (1.00 to 1.00) | **missed** |" in text
+    assert "| ≥ 60 | – | **not measured** | mlserver in simple at 64 is not part of this run |" in text
     assert "50 ±20%" in text
     assert "| simple, 64 connections | 25 % | 75 % |" in text
 
