@@ -158,6 +158,7 @@ class Comparison:
         self.server_cores, self.client_cores = apart(options.pin)
         self.cells: list[dict[str, Any]] = []
         self.runtime: list[dict[str, Any]] = []
+        self.absent: dict[str, str] = {}
 
     def run(self, scenario: Scenario) -> None:
         """All servers, all numbers of connections and loads, all rounds of one scenario."""
@@ -184,9 +185,9 @@ class Comparison:
             client_cores = self.client_cores
             if scenario.client_apart and not self.options.pin:
                 server_cores, client_cores = apart()
-                for server in servers.values() if server_cores else ():
+                for server in servers.values():
                     stack.callback(server.pin, self.cores)
-                    server.pin(server_cores)
+                    server.pin(server_cores or self.cores)
             failed |= self.check(scenario, asked, servers)
             self.rounds(scenario, asked, servers, failed, client_cores, bare)
 
@@ -242,10 +243,13 @@ class Comparison:
                 rate = ours.rounds[-1]["requests_per_s"] if ours and ours.rounds else 0.0
                 self.say(f"{scenario.name}: {number + 1}/{options.rounds}, ONNX Runtime alone", runtime.planned_s(1))
                 floor = servers.get("floor")
-                bare.round(
-                    partial(loadgen.run, floor.port, asked, 64, cores=client_cores, check=False) if floor else None,
-                    rate,
+                traffic = (
+                    partial(loadgen.run, floor.port, asked, 64, cores=client_cores, check=False) if floor else None
                 )
+                try:
+                    bare.round(traffic, rate)
+                except (OSError, ValueError) as error:  # its process has ended
+                    self.absent["onnxruntime"], bare = f"{scenario.name}: {error}", None
         self.cells += [cell.summary() for cell in cells.values()]
         if bare:
             self.runtime.append({"scenario": scenario.name, "connections": max(counts), "rounds": bare.rounds})

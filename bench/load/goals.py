@@ -77,8 +77,7 @@ class Goal:
 
 def rounds(result: Result, scenario: str, connections: int, server: str, load: float | None = None) -> list[Any]:
     """The measurements of one server."""
-    if server in result["absent"]:
-        raise MissingError(f"{server} is absent: {short(result['absent'][server])}")
+    require(result, server)
     for cell in result["results"]:
         found = (cell["scenario"], cell["connections"], cell["server"], cell["load"])
         if found == (scenario, connections, server, load):
@@ -86,6 +85,12 @@ def rounds(result: Result, scenario: str, connections: int, server: str, load: f
                 raise MissingError(f"{server}: {short(cell['failed'])}")
             return list(cell["rounds"])
     raise MissingError(f"{server} in {scenario} at {connections} is not part of this run")
+
+
+def require(result: Result, name: str) -> None:
+    """Raises MissingError if this server or part of the run is absent."""
+    if name in result["absent"]:
+        raise MissingError(f"{name} is absent: {short(result['absent'][name])}")
 
 
 def short(reason: str) -> str:
@@ -138,6 +143,7 @@ def of_runtime(scenario: str, connections: int) -> Callable[[Result], Measured]:
 
     def ratio(result: Result) -> Measured:
         ours = [each["requests_per_s"] for each in rounds(result, scenario, connections, "fastinfer")]
+        require(result, "onnxruntime")
         for measured in result.get("onnxruntime", ()):
             if measured["scenario"] == scenario:
                 beside, alone = (runtime.best(measured["rounds"], kind) for kind in ("beside", "alone"))
@@ -161,6 +167,7 @@ def codec(other: str, *prefixes: str, but: str = " x ") -> Callable[[Result], Me
     """
 
     def ratio(result: Result) -> Measured:
+        require(result, "codec")
         passes = result.get("codec", ())
         if not passes:
             raise MissingError("the codec is not part of this run")
@@ -178,6 +185,7 @@ def codec(other: str, *prefixes: str, but: str = " x ") -> Callable[[Result], Me
 
 
 def growth_of(result: Result) -> Any:
+    require(result, "growth")
     if "growth" not in result:
         raise MissingError("growth is not part of this run")
     return result["growth"]
@@ -217,7 +225,8 @@ def per_byte(kind: str) -> Callable[[Result], Measured]:
     """Time per byte of 64 MiB, as a multiple of that of 64 KiB."""
 
     def ratio(result: Result) -> Measured:
-        ratios, by_size = [], {}
+        ratios: list[float] = []
+        by_size: dict[int, list[float]] = {}
         for sizes in growth_of(result)["bytes"]:
             timed = {each["bytes"]: each[f"{kind}_ns"] for each in sizes}
             ratios.append(timed[64 << 20] / timed[64 << 10])

@@ -40,6 +40,7 @@ QUICK_SERVERS = ["floor", "naive", "triton", "fastinfer"]
 QUICK_SCENARIOS = [scenario.name for scenario in SCENARIOS if scenario.quick]
 CODEC_ROUNDS = 10  # of each pass; a tenth of a second each
 CODEC_S = 4.0
+CODEC_TIMEOUT_S = 120
 START_S = {"triton": 6.0, "mlserver": 4.0, "fastapi": 2.0}  # of servers that take long
 
 
@@ -68,7 +69,7 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def start(options: argparse.Namespace, served: Models, stack: contextlib.ExitStack, say: Callable[[str], None]) -> Any:
+def start(options: argparse.Namespace, served: Models, stack: contextlib.ExitStack, say: Progress) -> Any:
     """The servers that start, and of the others the reason why not."""
     servers: dict[str, Server] = {}
     absent: dict[str, str] = {}
@@ -82,21 +83,32 @@ def start(options: argparse.Namespace, served: Models, stack: contextlib.ExitSta
     return servers, absent
 
 
-def codec() -> list[dict[str, Any]]:
-    """One pass of bench/micro/codec.py."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        file = Path(directory, "codec.json")
-        words = [sys.executable, str(CODEC), "--rounds", str(CODEC_ROUNDS), "--json", str(file)]
-        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        measured: list[dict[str, Any]] = json.loads(file.read_text())["results"]
+def codec(passes: int, say: Progress) -> list[list[dict[str, Any]]]:
+    """The figures of bench/micro/codec.py."""
+    measured = []
+    for number in range(passes):
+        say(f"codec: {number + 1}/{passes}", CODEC_S)
+        with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+            file = Path(directory, "codec.json")
+            words = [sys.executable, str(CODEC), "--rounds", str(CODEC_ROUNDS), "--json", str(file)]
+            subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=CODEC_TIMEOUT_S)
+            measured.append(json.loads(file.read_text())["results"])
     return measured
+
+
+def part(result: dict[str, Any], name: str, measure: Callable[[], Any]) -> None:
+    """A part of the run: its figures, or the reason why there are none; the rest is worth keeping."""
+    try:
+        result[name] = measure()
+    except (FailedError, loadgen.WrongAnswer, subprocess.SubprocessError, OSError, ValueError) as error:
+        result["absent"][name] = str(error)
 
 
 def main() -> int:
     options = arguments()
     chosen = [scenario for scenario in SCENARIOS if scenario.name in options.scenarios]
-    parts = {part.model for scenario in chosen for part in scenario.parts}
-    served = models(parts | ({"simple", "identity_fp32"} if options.growth else set()))
+    asked = {each.model for scenario in chosen for each in scenario.parts}
+    served = models(asked | ({"simple", "identity_fp32"} if options.growth else set()))
     loadgen.build()
     result = surroundings(options)
     planned = sum(START_S.get(name, 1) for name in options.servers)
@@ -110,13 +122,11 @@ def main() -> int:
         for scenario in chosen:
             comparison.run(scenario)
         result["results"], result["onnxruntime"] = comparison.cells, comparison.runtime
+        result["absent"] |= comparison.absent
         if options.growth:
-            result["growth"] = growth.measure(options, served, servers, say)
+            part(result, "growth", lambda: growth.measure(options, served, servers, say))
     if options.codec:
-        result["codec"] = []
-        for number in range(options.rounds):
-            say(f"codec: {number + 1}/{options.rounds}", CODEC_S)
-            result["codec"].append(codec())
+        part(result, "codec", lambda: codec(options.rounds, say))
     say.end()
     result["took_s"] = round(time.monotonic() - say.start)
     result["goals"] = goals.rows(result)
@@ -130,7 +140,7 @@ def main() -> int:
     for each in bad:
         reason = each.get("failed") or f"{each['errors']} errors"
         print(f"fastinfer, {each['scenario']}: {reason}", file=sys.stderr)
-    return 1 if bad or "fastinfer" in result["absent"] else 0
+    return 1 if bad or {"fastinfer", "growth", "codec"} & set(result["absent"]) else 0
 
 
 if __name__ == "__main__":
