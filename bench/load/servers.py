@@ -24,6 +24,7 @@ from bench.peers import PEERS, ROOT, Models
 LARGE_MODELS = ROOT / "build" / "bench-models"
 REPOSITORIES = (ROOT / "model-repository", LARGE_MODELS)
 START_TIMEOUT_S = 90
+END_TIMEOUT_S = 5  # then it is killed: nobody waits for an answer of it
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -159,7 +160,7 @@ def serving(name: str, served: Models, cores: set[int] | None = None, answer: by
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(END_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -212,7 +212,7 @@ class Triton(Peer):
             f"--backend-directory={self.server / 'backends'}",
             f"--http-port={port}",
             "--http-address=127.0.0.1",
-            *("--allow-grpc=false", "--allow-metrics=false", "--log-info=false"),
+            *("--allow-grpc=false", "--allow-metrics=false", "--log-info=false", "--exit-timeout-secs=2"),
         ]
 
     def environment(self) -> dict[str, str]:
