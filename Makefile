@@ -51,10 +51,10 @@ fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 	@$(BIN)/python -m tests.fuzz.numbers
 
-bench: $(BUILT) $(DONE)/dev  ## measure against the servers that are installed; the result goes to bench/results/
+bench: $(BUILT) $(DONE)/dev  ## nine minutes: measure against the servers that are installed, say which goals are met (bench/results/)
 	@$(BIN)/python bench/load/run.py $(ARGS)
 
-bench-quick: $(BUILT) $(DONE)/dev  ## the same in a minute: one short round
+bench-quick: $(BUILT) $(DONE)/dev  ## the same in a minute: one short round, without growth
 	@$(BIN)/python bench/load/run.py --quick $(ARGS)
 
 bench-peers: $(DONE)/dependencies  ## install the servers to compare with: FastAPI, MLServer, Triton (1.1 GB)

@@ -1,17 +1,22 @@
 // A load generator for HTTP/1.1 on loopback: one thread, epoll, closed or open loop, every answer looked at.
 //
-//     loadgen PORT CONNECTIONS WARMUP_S SECONDS RATE ANSWERS_FILE < PLAN
+//     loadgen PORT CONNECTIONS SILENT WARMUP_S SECONDS RATE ANSWERS_FILE < PLAN
 //
 // RATE 0 is the closed loop: each connection asks again as soon as it is answered. Any other rate is the open loop:
 // request i is due at start + i / RATE, whether or not the server keeps up. It is sent by the connection that has been
 // idle longest; if none is idle it waits here. Its latency counts from the moment it was due, so a server that stalls
 // pays for everybody who would have asked meanwhile, and what is unanswered at the end counts with its age.
 //
+// In the open loop each class has connections of its own, and a large request is sent in slices between which others
+// get their turn: a small one never waits in this program because of a large one. SILENT further connections are
+// opened and never ask.
+//
 // PLAN has a line `CLASS WEIGHT FILE` for each request; FILE is the whole of it, head and body. Files of one class are
 // asked in turn, classes in blocks of their weights. Latencies are in nanoseconds, in histograms of three significant
 // digits, one for each class. Each distinct answer of each request is written once to ANSWERS_FILE, for the caller to
 // check: "class request json_size size\n" and so many bytes; json_size is -1 unless the answer has binary tensors.
 
+#include <algorithm>
 #include <arpa/inet.h>
 #include <cerrno>
 #include <cstdint>
@@ -38,6 +43,7 @@ namespace {
 
 constexpr int64_t SECOND = 1'000'000'000;
 constexpr int64_t DRAIN = 5 * SECOND;       // the longest wait for what is under way when the time is over
+constexpr size_t SLICE = 64u << 10;         // of a request, sent at once; it takes the kernel some 20 microseconds
 constexpr size_t KEPT_BYTES = 256u << 20;   // of distinct answers; further ones are counted as unchecked
 
 int64_t now() {
@@ -84,12 +90,24 @@ struct Class {
     Histogram latencies;
 };
 
+struct Due {
+    int klass;
+    int64_t when;
+};
+
+// Connections, and the requests that wait for one of them: one lane for each class, or for all in the closed loop.
+struct Lane {
+    std::deque<int> idle;
+    std::deque<Due> waiting;
+};
+
 struct Connection {
     int fd = -1;
+    int lane = 0;
     bool idle = true;
     bool wants_write = false;
     int klass = 0, request = 0;
-    int64_t due = 0;
+    int64_t due = 0, idle_since = 0;
     size_t sent = 0;
     std::string in;
 };
@@ -101,13 +119,15 @@ struct Errors {
 
 std::vector<Class> classes;
 std::vector<Connection> connections;
-std::deque<int> idle;
+std::vector<Lane> lanes;
 std::unordered_set<uint64_t> seen;
 std::ofstream answers;
 size_t kept = 0;
 uint64_t answered = 0, unchecked = 0, sequence = 0, block = 0;
 int poll_fd, port;
-int64_t measured_from, measured_to;
+size_t busy = 0;  // connections that are not idle
+double rate;
+int64_t start, measured_from, measured_to;
 Histogram lateness;
 
 uint64_t hash(const char *data, size_t size, uint64_t seed) {
@@ -131,7 +151,9 @@ void note(uint64_t &count, const std::string &what) {
 void open_connection(int index) {
     Connection &c = connections[index];
     if (c.fd >= 0) close(c.fd);
+    int lane = c.lane;
     c = Connection();
+    c.lane = lane;
     c.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address{};
     address.sin_family = AF_INET;
@@ -163,11 +185,8 @@ void watch_writing(int index, bool wanted) {
 void write_more(int index) {
     Connection &c = connections[index];
     const std::string &request = classes[c.klass].requests[c.request];
-    while (c.sent < request.size()) {
-        ssize_t n = send(c.fd, request.data() + c.sent, request.size() - c.sent, MSG_NOSIGNAL);
-        if (n <= 0) break;  // full, or gone: reading will tell
-        c.sent += n;
-    }
+    ssize_t n = send(c.fd, request.data() + c.sent, std::min(SLICE, request.size() - c.sent), MSG_NOSIGNAL);
+    if (n > 0) c.sent += n;  // else full, or gone: reading will tell
     watch_writing(index, c.sent < request.size());
 }
 
@@ -179,20 +198,48 @@ int next_class() {
     return k;
 }
 
-void ask(int index, int64_t due) {
+void ask(int index, Due due) {
     Connection &c = connections[index];
-    c.klass = next_class();
+    c.klass = due.klass;
     Class &klass = classes[c.klass];
     c.request = klass.next++ % klass.requests.size();
-    c.due = due;
+    c.due = due.when;
     c.sent = 0;
     c.idle = false;
+    busy++;
     write_more(index);
 }
 
 void rest(int index) {
-    connections[index].idle = true;
-    idle.push_back(index);
+    Connection &c = connections[index];
+    c.idle = true;
+    c.idle_since = now();
+    busy--;
+    lanes[c.lane].idle.push_back(index);
+}
+
+int64_t next_due() { return start + int64_t(double(sequence) * SECOND / rate); }
+
+// Sends what is due and can be sent: in the closed loop something on every idle connection.
+void send_due(int64_t t) {
+    if (rate > 0)
+        for (int64_t when; (when = next_due()) <= t && when < measured_to;) {
+            int k = next_class();
+            lanes[k].waiting.push_back({k, when});
+        }
+    for (Lane &lane : lanes)
+        while (!lane.idle.empty() && (rate > 0 ? !lane.waiting.empty() : t < measured_to)) {
+            int index = lane.idle.front();
+            lane.idle.pop_front();
+            Due due{};
+            if (rate > 0) {
+                due = lane.waiting.front();
+                lane.waiting.pop_front();
+                // The lateness of this program alone: a connection was free, so nobody else was waited for.
+                if (connections[index].idle_since <= due.when) lateness.add(now() - due.when);
+            } else due = {next_class(), now()};
+            ask(index, due);
+        }
 }
 
 void fail(int index, uint64_t &count, const std::string &what) {
@@ -272,8 +319,11 @@ void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
         count = epoll_wait(poll_fd, events.data(), events.size(), nanoseconds / 1'000'000);
     for (int i = 0; i < count; i++) {
         int index = events[i].data.u32;
-        if (events[i].events & EPOLLOUT) write_more(index);
         if (events[i].events & ~uint32_t(EPOLLOUT)) readable(index);
+        if ((events[i].events & EPOLLOUT) && connections[index].wants_write) {
+            write_more(index);
+            send_due(now());  // what became due during this slice
+        }
     }
 }
 
@@ -281,9 +331,10 @@ void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
 
 int main(int, char **argv) {
     port = std::atoi(argv[1]);
-    int count = std::atoi(argv[2]);
-    double warmup = std::atof(argv[3]), seconds = std::atof(argv[4]), rate = std::atof(argv[5]);
-    answers.open(argv[6], std::ios::binary);
+    int asking = std::atoi(argv[2]), silent = std::atoi(argv[3]);
+    double warmup = std::atof(argv[4]), seconds = std::atof(argv[5]);
+    rate = std::atof(argv[6]);
+    answers.open(argv[7], std::ios::binary);
     std::string name, file;
     for (int weight; std::cin >> name >> weight && std::getline(std::cin >> std::ws, file);) {
         if (classes.empty() || classes.back().name != name) {
@@ -301,56 +352,47 @@ int main(int, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     prctl(PR_SET_TIMERSLACK, 1);
     poll_fd = epoll_create1(EPOLL_CLOEXEC);
-    connections.resize(count);
-    for (int i = 0; i < count; i++) {
+    lanes.resize(rate > 0 ? classes.size() : 1);
+    connections.resize(std::max<size_t>(asking, lanes.size()) + silent);
+    for (size_t i = 0; i < connections.size(); i++) {
+        connections[i].lane = i % lanes.size();
         open_connection(i);
-        idle.push_back(i);
+        if (i + silent < connections.size()) lanes[connections[i].lane].idle.push_back(i);
     }
 
-    int64_t start = now();
+    start = now();
     measured_from = start + int64_t(warmup * SECOND);
     measured_to = measured_from + int64_t(seconds * SECOND);
-    auto due = [&] { return start + int64_t(double(sequence) * SECOND / rate); };
     std::vector<epoll_event> events(1024);
-    bool had_idle = true;  // whether, when we went to sleep, a connection was ready for the next request
     rusage before, after;
     getrusage(RUSAGE_SELF, &before);
-    auto send_due = [&](int64_t t) { return rate > 0 && due() < measured_to && due() <= t; };
     for (int64_t t = start; t < measured_to; t = now()) {
-        int64_t next = measured_to - t;
-        if (rate > 0) {
-            for (; !idle.empty() && send_due(t); had_idle = false) {
-                if (had_idle) lateness.add(now() - due());
-                int index = idle.front();
-                idle.pop_front();
-                ask(index, due());
-            }
-            had_idle = !idle.empty();
-            if (had_idle) next = std::min(next, std::max<int64_t>(0, due() - now()));
-        } else
-            for (; !idle.empty(); idle.pop_front()) ask(idle.front(), now());
-        wait(events, next);
+        send_due(t);
+        int64_t next = rate > 0 ? std::min(next_due(), measured_to) : measured_to;
+        wait(events, std::max<int64_t>(0, next - now()));
     }
     getrusage(RUSAGE_SELF, &after);
     // Nothing further is due; what was and what is under way counts, with its age if it does not come in time.
-    auto busy = [&] { return idle.size() < connections.size() || send_due(measured_to); };
-    for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && busy();) {
-        for (; !idle.empty() && send_due(t); idle.pop_front()) ask(idle.front(), due());
-        wait(events, std::min(end - t, SECOND));
+    auto left = [&] {
+        for (Lane &lane : lanes)
+            if (!lane.waiting.empty()) return true;
+        return busy > 0;
+    };
+    send_due(measured_to);
+    for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && left();) {
+        wait(events, end - t);
+        send_due(measured_to);
     }
     int64_t end = now();
+    auto unfinished = [&](const Due &due) {
+        if (due.when < measured_from) return;
+        classes[due.klass].unfinished++;
+        classes[due.klass].latencies.add(end - due.when);
+    };
     for (Connection &c : connections)
-        if (!c.idle && c.due >= measured_from) {
-            classes[c.klass].unfinished++;
-            classes[c.klass].latencies.add(end - c.due);
-        }
-    if (rate > 0)
-        for (int64_t t; (t = due()) < measured_to;) {
-            Class &klass = classes[next_class()];
-            if (t < measured_from) continue;
-            klass.unfinished++;
-            klass.latencies.add(end - t);
-        }
+        if (!c.idle) unfinished({c.klass, c.due});
+    for (Lane &lane : lanes)
+        for (Due &due : lane.waiting) unfinished(due);
 
     auto spent = [](const timeval &a, const timeval &b) { return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6; };
     std::printf("{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",

@@ -68,11 +68,13 @@ def run(
     seconds: float,
     *,
     rate: float = 0,
+    silent: int = 0,
     warmup: float = 0.2,
     cores: set[int] | None = None,
     check: bool = True,
 ) -> dict[str, Any]:
-    """One measurement; `rate` requests a second, or 0 for the closed loop.
+    """One measurement; `rate` requests a second, or 0 for the closed loop; `silent` connections are open beside
+    those that ask.
 
     Raises:
         WrongAnswer: at least one answer is not right, or not 200.
@@ -85,7 +87,7 @@ def run(
                 file.write_bytes(case.request())
                 plan.append(f"{i} {part.weight} {file}")
         answers = Path(directory, "answers")
-        words = [str(build()), *map(str, (port, connections, warmup, seconds, rate, answers))]
+        words = [str(build()), *map(str, (port, connections, silent, warmup, seconds, rate, answers))]
         done = subprocess.run(
             words,
             input="\n".join(plan) + "\n",

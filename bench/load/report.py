@@ -1,86 +1,87 @@
-"""Tables and plots of a result: `python bench/load/report.py bench/results/RUN.json` writes them again.
+"""The report of a result: `python bench/load/report.py bench/results/RUN.json` writes it again, with its goals.
 
-Ratios first: they hold within a run, the absolute figures belong to the machine and its minute.
+The goals first, then ratios: they hold within a run; the absolute figures belong to the machine and its minute.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import statistics
 import sys
-import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-Result = dict[str, Any]
-Cells = list[dict[str, Any]]
-SAMPLE = re.compile(r'fastinfer_batch_size_bucket\{le="([^"]+)",model="([^"]+)",version="[^"]+"\} ([0-9.e+]+)')
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from bench.load import batches, goals, plots, runtime
+from bench.load.tables import Cells, Result, cpu, grid, latencies, rate_and_spread, ratio, rounds_text, table
 
-def batch_sizes(port: int) -> dict[str, list[tuple[str, int]]]:
-    """For each model that ran: (largest size of a class, batches of that class), from the server's /metrics."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        page = answer.read().decode()
-    cumulated: dict[str, list[tuple[str, float]]] = {}
-    for bound, model, count in SAMPLE.findall(page):
-        cumulated.setdefault(model, []).append((bound.removesuffix(".0"), float(count)))
-    sizes = {}
-    for model, counts in cumulated.items():
-        below = [0.0, *(count for _, count in counts)]
-        single = [int(count - less) for (_, count), less in zip(counts, below, strict=False)]
-        if any(single):
-            sizes[model] = [(bound, count) for (bound, _), count in zip(counts, single, strict=True) if count]
-    return sizes
+HOW_TO_READ = (
+    "Each figure is the median of the rounds, ± half of their spread. Where ± is as large as a difference, there is no "
+    "difference. bench/README.md says what each scenario is and how the goals are computed."
+)
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------------
+# --- The goals --------------------------------------------------------------------------------------------------------
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def figure(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def grid(
-    cells: Cells, servers: Sequence[str], shown: Callable[[dict[str, Any], dict[str, dict[str, Any]]], str], first: str
-) -> str:
-    """A row for each scenario, connections and load; a column for each server. `shown` gets a cell and its row."""
-    rows: dict[tuple[str, int, float | None], dict[str, dict[str, Any]]] = {}
-    for cell in cells:
-        rows.setdefault((cell["scenario"], cell["connections"], cell["load"]), {})[cell["server"]] = cell
-    made = []
-    for (scenario, connections, load), row in rows.items():
-        head = [scenario, f"{connections:,}"] + ([f"{load:.0%}"] if load else [])
-        made.append(head + [shown(row[name], row) if "median" in row.get(name, {}) else "–" for name in servers])
-    heads = [first, "connections", *(["load"] if cells and cells[0]["load"] else []), *servers]
-    return table(heads, made)
+def goals_table(rows: Sequence[Result]) -> str:
+    """A row for each goal; what is missed or was not measured stands out."""
+    shown = []
+    for row in rows:
+        measured = "–"
+        if "ratio" in row:
+            measured = figure(row["ratio"])
+            if row["rounds"] > 1:
+                measured += f" ({figure(row['spread'][0])} to {figure(row['spread'][1])})"
+        verdict = row["verdict"] if row["verdict"] == "met" else f"**{row['verdict']}**"
+        shown.append([str(row["goal"]), row["what"], row["required"], measured, verdict, row["note"].replace("|", "/")])
+    return table(["goal", "measured in this run", "required", "ratio (rounds)", "", "told by the run"], shown)
 
 
-def rate(cell: dict[str, Any]) -> float:
-    return float(cell["median"]["requests_per_s"])
+def goals_summary(rows: Sequence[Result]) -> str:
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("met", "missed", "not measured")}
+    return (
+        f"Of {len(rows)} requirements {counts['met']} are met, {counts['missed']} are missed and "
+        f"{counts['not measured']} were not measured. Each is a ratio within this run; the median of the rounds is "
+        "judged, and the least and the largest stand behind it."
+    )
 
 
-def ratio(cell: dict[str, Any], row: dict[str, dict[str, Any]]) -> str:
-    ours = row.get("fastinfer", {})
-    return f"{rate(ours) / rate(cell):.2f}" if "median" in ours and rate(cell) else "–"
+# --- The sections -----------------------------------------------------------------------------------------------------
 
 
-def rate_and_spread(cell: dict[str, Any], _: object) -> str:
-    low, high = cell["spread"]
-    half = (high - low) / 2 / rate(cell) if rate(cell) else 0.0
-    return f"{rate(cell):,.0f}" + (f" ±{half:.0%}" if len(cell["rounds"]) > 1 else "")
+def facts(result: Result) -> str:
+    machine, method = result["machine"], result["method"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"{result['time']}, commit {result['commit'] or 'unknown'}, took {result['took_s']} s.",
+        f"{machine['cores']} cores of {machine['cpu']}, kernel {machine['kernel']}, "
+        f"load before {machine['load_before']:.1f}.",
+        f"{versions}.",
+        f"{method['rounds']} rounds of {method['seconds']} s, closed loop by {method['client']}, "
+        + ("the client on the last core, servers on the others." if method["pin"] else "all share the cores."),
+        *([f"Method: {method['summary']}."] if "summary" in method else []),
+    ]
+    lines += [f"{name}: {note}." for name, note in result["servers"].items() if note]
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def latencies(cell: dict[str, Any], _: object) -> str:
-    return f"{cell['median']['p50_us']:,.0f} / {cell['median']['p99_us']:,.0f}"
+def absent(result: Result) -> list[str]:
+    missing = [(name, "all", reason) for name, reason in result["absent"].items()]
+    missing += [(cell["server"], cell["scenario"], cell["failed"]) for cell in result["results"] if "failed" in cell]
+    if not missing:
+        return []
+    rows = [[*names, " ".join(reason.split())[:300]] for *names, reason in dict.fromkeys(missing)]
+    return ["## Absent", table(["server", "scenario", "reason"], rows)]
 
 
-def cpu(cell: dict[str, Any], _: object) -> str:
-    return f"{cell['median']['server_user_us']:,.1f} + {cell['median']['server_sys_us']:,.1f}"
-
-
-def open_loop(cells: Cells) -> str:
+def open_loop(cells: Cells) -> list[str]:
     """A row for each kind of request, server and load."""
     rows = []
     for cell in cells:
@@ -94,121 +95,109 @@ def open_loop(cells: Cells) -> str:
             asked = f"{cell['load']:.0%}: {cell['median']['rate']:,.0f}"
             what = cell["scenario"] if name == cell["scenario"] else f"{cell['scenario']}: {name}"
             rows.append([what, cell["server"], asked, *tail, late, left])
+    if not rows:
+        return []
     heads = "requests, server, share of its peak: req/s, p50 µs, p99 µs, p99.9 µs, p99 / p50, p99.9 / p50"
-    return table([*heads.split(", "), "client late: p99 µs", "unanswered"], rows)
+    shown = table([*heads.split(", "), "client late: p99 µs", "unanswered"], rows)
+    return ["## Open loop: constant rate, latency from the moment a request was due", shown]
 
 
-def facts(result: Result) -> str:
-    machine, method = result["machine"], result["method"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines = [
-        f"{result['time']}, commit {result['commit'] or 'unknown'}, took {result['took_s']} s.",
-        f"{machine['cores']} cores of {machine['cpu']}, kernel {machine['kernel']}, "
-        f"load before {machine['load_before']:.1f}.",
-        f"{versions}.",
-        f"{method['rounds']} rounds of {method['seconds']} s, closed loop by {method['client']}, "
-        + ("servers on core 0, client on core 1." if method["pin"] else "servers and client share the cores."),
+def runtime_table(measured: Cells) -> list[str]:
+    """ONNX Runtime in a bare loop: the best of each batch size."""
+    rows = []
+    for each in measured:
+        for kind, where in (("alone", "alone on the cores"), ("beside", "beside the same traffic")):
+            found = runtime.best(each["rounds"], kind)
+            if found:
+                way, rates = found
+                rows.append([each["scenario"], where, rounds_text(rates, 0), runtime.describe(way)])
+    if not rows:
+        return []
+    return ["## ONNX Runtime in a bare loop", table(["model of", "where", "items/s (rounds)", "its best way"], rows)]
+
+
+def codec_table(passes: Sequence[Cells]) -> list[str]:
+    """Decoder and encoder: the median of the passes."""
+    if not passes:
+        return []
+    rows = []
+    for number, case in enumerate(passes[0]):
+        mine = statistics.median(each[number]["us"] for each in passes)
+        row = [case["case"], f"{case['bytes']:,}", f"{mine:,.1f}"]
+        for other in ("orjson_us", "simdjson_us"):
+            took = [each[number][other] / each[number]["us"] for each in passes if each[number].get(other)]
+            row.append(f"{statistics.median(took):.2f}" if took else "–")
+        rows.append(row)
+    heads = ["case", "bytes of text", "µs", "orjson + numpy takes, times", "simdjson takes, times"]
+    return ["## Decoder and encoder without a server, one core", table(heads, rows)]
+
+
+def growth_tables(grown: Result) -> list[str]:
+    """What grows with connections, models and bytes; memory has a row in the goals."""
+    rows = []
+    for key, servers in grown["connections"].items():
+        asking, among = map(int, key.split("/"))
+        what = f"{asking:,} of {among:,} connections ask"
+        rows += [[what, name, rounds_text(rounds, 1)] for name, rounds in servers.items()]
+    rows += [[name, "fastinfer", rounds_text(rounds, 1)] for name, rounds in grown["models"].items()]
+    heads = ["simple", "server", "µs a request: p50 of 1 connection, 1/rate of several (rounds)"]
+    parts = ["## Growth with connections and models", table(heads, rows)]
+    rows = []
+    for number, size in enumerate(grown["bytes"][0]):
+        rounds = [each[number] for each in grown["bytes"]]
+        figures = [f"{statistics.median(each[key] for each in rounds):.2f}" for key in ("decode_ns", "encode_ns")]
+        rows.append([goals.size_text(size["bytes"]), *figures])
+    heads = ["FP32 text", "decoder: ns a byte", "encoder: ns a byte"]
+    return [*parts, "## Growth with bytes, without a server", table(heads, rows)]
+
+
+def batches_table(counted: dict[str, batches.Sizes]) -> list[str]:
+    classes = sorted({bound for sizes in counted.values() for bound in sizes})
+    if not classes:
+        return []
+    rows = [
+        [name, *(f"{100 * sizes.get(bound, 0) / sum(sizes.values()):.0f} %" for bound in classes)]
+        for name, sizes in counted.items()
     ]
-    lines += [f"{name}: {note}." for name, note in result["servers"].items() if note]
-    return "\n".join(f"- {line}" for line in lines)
+    return ["## Batches of fastinfer by rows", table(["scenario", *map(batches.class_text, classes)], rows)]
 
 
-def markdown(result: Result, plots: Sequence[str]) -> str:
+def markdown(result: Result, plotted: Sequence[str]) -> str:
     others = [name for name in result["servers"] if name != "fastinfer"]
     order = others + [name for name in result["servers"] if name == "fastinfer"]
     closed = [cell for cell in result["results"] if cell["load"] is None]
     opened = [cell for cell in result["results"] if cell["load"] is not None]
+    rows = result["goals"]
     quick = " (quick: one noisy round, not a result)" if result["method"]["quick"] else ""
-    parts = [f"# Benchmark{quick}", facts(result)]
-    missing = [(name, "all", reason) for name, reason in result["absent"].items()]
-    missing += [(cell["server"], cell["scenario"], cell["failed"]) for cell in closed + opened if "failed" in cell]
-    if missing:
-        rows = [[*names, " ".join(reason.split())[:300]] for *names, reason in dict.fromkeys(missing)]
-        parts += ["## Absent", table(["server", "scenario", "reason"], rows)]
-    if "fastinfer" in order:
+    parts = [f"# Benchmark{quick}", "## Goals", goals_summary(rows), goals_table(rows)]
+    parts += ["## The run", facts(result), HOW_TO_READ, *absent(result)]
+    if "fastinfer" in order and others and closed:
         parts += ["## fastinfer's rate as a multiple of the others'", grid(closed, others, ratio, "scenario")]
-    parts += ["## Requests per second, closed loop", grid(closed, order, rate_and_spread, "scenario")]
-    parts += ["## Latency p50 / p99 in µs, closed loop", grid(closed, order, latencies, "scenario")]
-    parts += ["## CPU of the server in µs a request, its own + the system's", grid(closed, order, cpu, "scenario")]
-    if opened:
-        parts += ["## Open loop: constant rate, latency from the moment a request was due", open_loop(opened)]
-    for model, sizes in result["batch_sizes"].items():
-        if sizes != [["1", sizes[0][1]]]:
-            text = ", ".join(f"≤ {bound}: {count:,}" for bound, count in sizes)
-            parts.append(f"Batches of {model} by rows, whole run: {text}.")
-    parts += [f"![{name}]({name})" for name in plots]
+    if closed:
+        parts += ["## Requests per second, closed loop", grid(closed, order, rate_and_spread, "scenario")]
+        parts += ["## Latency p50 / p99 in µs, closed loop", grid(closed, order, latencies, "scenario")]
+        parts += ["## CPU of the server in µs a request, its own + the system's", grid(closed, order, cpu, "scenario")]
+    parts += open_loop(opened)
+    parts += runtime_table(result.get("onnxruntime", []))
+    parts += codec_table(result.get("codec", []))
+    parts += growth_tables(result["growth"]) if "growth" in result else []
+    parts += batches_table(batches.of_result(result))
+    parts += ["## Plots"] if plotted else []
+    parts += [f"![{name}]({name})" for name in plotted]
     return "\n\n".join(parts) + "\n"
-
-
-# --- Plots ------------------------------------------------------------------------------------------------------------
-
-
-def plot(result: Result, directory: Path) -> list[str]:
-    """The files' names; nothing without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cells = [cell for cell in result["results"] if "median" in cell]
-    servers = list(result["servers"])
-    made = []
-
-    def figure(name: str, title: str, x: str, y: str, lines: dict[str, list[tuple[float, float]]], scale: str) -> None:
-        lines = {label: sorted(points) for label, points in lines.items() if len(points) > 1}
-        if not lines:
-            return
-        drawn, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        for label, points in lines.items():
-            style = "--" if label.endswith("p50") else "-"
-            colour = f"C{servers.index(label.split()[0])}"
-            axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
-        axes.set(title=title, xlabel=x, ylabel=y, xscale=scale, yscale="log")
-        axes.grid(True, which="both", alpha=0.3)
-        axes.legend(fontsize="small")
-        drawn.savefig(directory / name, dpi=110)
-        pyplot.close(drawn)
-        made.append(name)
-
-    load: dict[str, list[tuple[float, float]]] = {}
-    payload: dict[str, list[tuple[float, float]]] = {}
-    connections: dict[str, list[tuple[float, float]]] = {}
-    for cell in cells:
-        if cell["scenario"] == "simple" and cell["load"]:
-            for key in ("p50", "p99"):
-                points = load.setdefault(f"{cell['server']} {key}", [])
-                points.append((cell["median"]["rate"], cell["median"][f"{key}_us"]))
-        if cell["scenario"] == "simple" and not cell["load"]:
-            connections.setdefault(cell["server"], []).append((cell["connections"], rate(cell)))
-        if cell["scenario"].startswith("payload "):
-            payload.setdefault(cell["server"], []).append((int(cell["scenario"].split()[1]), rate(cell)))
-    figure("latency.png", "Latency against load: simple, open loop", "requests/s", "µs", load, "log")
-    figure("connections.png", "Throughput against connections: simple", "connections", "requests/s", connections, "log")
-    figure("payload.png", "Throughput against payload: identity FP32, JSON", "elements", "requests/s", payload, "log")
-    sizes = {model: counts for model, counts in result["batch_sizes"].items() if len(counts) > 1}
-    if sizes:
-        size = (8, 2 * len(sizes) + 1)
-        drawn, all_axes = pyplot.subplots(len(sizes), figsize=size, layout="constrained", squeeze=False)
-        for axes, (model, counts) in zip(all_axes[:, 0], sizes.items(), strict=True):
-            axes.bar([bound for bound, _ in counts], [count for _, count in counts])
-            axes.set(title=model, xlabel="rows, at most", ylabel="batches", yscale="log")
-        drawn.suptitle("Batch sizes of fastinfer, whole run")
-        drawn.savefig(directory / "batches.png", dpi=110)
-        pyplot.close(drawn)
-        made.append("batches.png")
-    return made
 
 
 def write(result: Result, directory: Path) -> str:
     """Writes report.md and the plots; returns the former."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = markdown(result, plot(result, directory))
+    text = markdown(result, plots.write(result, directory))
     (directory / "report.md").write_text(text)
     return text
 
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
-    print(write(json.loads(source.read_text()), source.with_suffix("")))
+    read = json.loads(source.read_text())
+    read["goals"] = goals.rows(read)  # by the goals of today
+    source.write_text(json.dumps(read, indent=1) + "\n")
+    print(write(read, source.with_suffix("")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,22 @@ class Scenario:
     """Parts that are asked in blocks of their weights, by so many connections.
 
     Attributes:
+        quick: the numbers of connections of a quick run; none: it is left out there.
         loads: of the open loop, as shares of the rate that the same server reached in the closed loop.
+        distant: whether servers that are ten times slower are asked, too.
+        batching: whether ONNX Runtime's own best is measured beside, and the same server without batches.
+        client_apart: whether the client gets a core of its own, and the servers all others. Where a tail is the
+            question: on shared cores the client often waits for the server's threads, and its own lateness is the tail.
     """
 
     name: str
     parts: tuple[Part, ...]
     connections: tuple[int, ...]
+    quick: tuple[int, ...] = ()
     loads: tuple[float, ...] = ()
+    distant: bool = True
+    batching: bool = False
+    client_apart: bool = False
 
     @property
     def binary(self) -> bool:
@@ -154,18 +163,29 @@ def floats(name: str, size: int) -> Callable[[np.random.Generator], Tensors]:
 
 SIMPLE = Part("simple", "simple", two_rows_of_integers)
 IMAGE = Part("image", "convnet", image, variants=3)
+LARGE_MLP = Part("large MLP", "mlp_large", floats("input", 1024))
+PAYLOAD = Part("payload", "identity_fp32", floats("INPUT0", 1), variants=4)
 PAYLOADS = (16, 256, 4096, 65536)  # elements
 
 SCENARIOS = [
-    Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (0.25, 0.5, 0.75)),
-    Scenario("digits", (Part("digits", "digits", pixels),), (1, 64)),
-    Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64)),
-    Scenario("large MLP", (Part("large MLP", "mlp_large", floats("input", 1024)),), (1, 64)),
-    Scenario("image JSON", (IMAGE,), (1, 16)),
-    Scenario("image binary", (Part("image", "convnet", image, variants=3, binary=True),), (1, 16)),
-    Scenario("mix", (Part("small", "simple", two_rows_of_integers, weight=100), IMAGE), (64,), (0.5,)),
+    Scenario("simple", (SIMPLE,), (1, 16, 64, 1000), (1, 64), loads=(0.25, 0.5, 0.75)),
+    Scenario("digits", (Part("digits", "digits", pixels),), (1, 64), distant=False),
+    Scenario("MLP", (Part("MLP", "mlp", floats("input", 64)),), (1, 64), batching=True),
+    Scenario("large MLP", (LARGE_MLP,), (1, 64), (64,), batching=True),
+    Scenario("large MLP binary", (replace(LARGE_MLP, binary=True),), (64,)),
+    Scenario("image JSON", (IMAGE,), (1, 8), (8,)),
+    Scenario("image binary", (replace(IMAGE, binary=True),), (1, 16), (16,)),
+    Scenario(
+        "mix",
+        (replace(SIMPLE, name="small", weight=100), IMAGE),
+        (64,),
+        (64,),
+        loads=(0.5,),
+        distant=False,
+        client_apart=True,
+    ),
     *(
-        Scenario(f"payload {size}", (Part("payload", "identity_fp32", floats("INPUT0", size), variants=4),), (8,))
+        Scenario(f"payload {size}", (replace(PAYLOAD, make=floats("INPUT0", size)),), (8,), distant=False)
         for size in PAYLOADS
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -23,6 +24,7 @@ from bench.peers import PEERS, ROOT, Models
 LARGE_MODELS = ROOT / "build" / "bench-models"
 REPOSITORIES = (ROOT / "model-repository", LARGE_MODELS)
 START_TIMEOUT_S = 90
+END_TIMEOUT_S = 5  # then it is killed: nobody waits for an answer of it
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -66,10 +68,25 @@ class Server:
         user, system = (sum(int(each[i]) for each in times if each) / TICKS_PER_S for i in (0, 1))
         return user, system
 
+    def pin(self, cores: set[int]) -> None:
+        """All its threads run on these cores from now on."""
+        for pid in self.processes():
+            for task in tasks(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task.name), cores)
+
     def memory_bytes(self) -> int:
         """Resident; what processes share counts for each."""
         pages = [read(Path(f"/proc/{pid}/statm")).split()[1:2] for pid in self.processes()]
         return sum(int(each[0]) for each in pages if each) * os.sysconf("SC_PAGE_SIZE")
+
+
+def prepared(cores: set[int] | None) -> None:
+    """What a server's process does before its program: cores, and as many open files as it may have."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tasks(pid: int) -> list[Path]:
@@ -129,7 +146,7 @@ def serving(name: str, served: Models, cores: set[int] | None = None, answer: by
             stdout=log,
             stderr=log,
             start_new_session=True,  # a group of its own, which ends together
-            preexec_fn=partial(os.sched_setaffinity, 0, cores) if cores else None,
+            preexec_fn=partial(prepared, cores),
         )
         try:
             end = time.monotonic() + START_TIMEOUT_S
@@ -143,7 +160,7 @@ def serving(name: str, served: Models, cores: set[int] | None = None, answer: by
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(END_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

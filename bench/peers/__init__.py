@@ -44,6 +44,7 @@ class Peer(ABC):
     Attributes:
         requirements: what its own environment has; empty: it runs in ours.
         binary: whether it takes and gives binary tensors.
+        distant: whether it is ten times slower and more, so that only closed loops are worth the time.
         ready: the path that answers 200 when all models are loaded.
         note: what a reader of the figures should know.
     """
@@ -51,6 +52,7 @@ class Peer(ABC):
     name: ClassVar[str]
     requirements: ClassVar[tuple[str, ...]] = ()
     binary: ClassVar[bool] = False
+    distant: ClassVar[bool] = False
     ready: ClassVar[str] = "/v2/health/ready"
     note: ClassVar[str] = ""
 
@@ -119,6 +121,14 @@ class Fastinfer(Peer):
         return [self.python, "-m", "fastinfer", "serve", *options, "--port", str(port)]
 
 
+class Unbatched(Fastinfer):
+    name = "unbatched"
+    note = "fastinfer that runs every request by itself; only to compare batching with"
+
+    def command(self, port: int, models: Models, directory: Path) -> list[str]:
+        return [*super().command(port, models, directory), "--default-max-batch-size", "1"]
+
+
 class Floor(Peer):
     name = "floor"
     binary = True
@@ -140,6 +150,7 @@ class Naive(Peer):
 class FastApi(Peer):
     name = "fastapi"
     requirements = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", ONNXRUNTIME, "numpy>=2")
+    distant = True
     note = "FastAPI with pydantic models on one uvicorn process: what people write themselves"
 
     def command(self, port: int, models: Models, directory: Path) -> list[str]:  # noqa: ARG002
@@ -150,6 +161,7 @@ class FastApi(Peer):
 class MlServer(Peer):
     name = "mlserver"
     requirements = ("mlserver==1.7.1", ONNXRUNTIME)
+    distant = True
     note = "MLServer with a runtime of our own that calls onnxruntime, in one process (parallel_workers 0)"
 
     def command(self, port: int, models: Models, directory: Path) -> list[str]:
@@ -200,7 +212,7 @@ class Triton(Peer):
             f"--backend-directory={self.server / 'backends'}",
             f"--http-port={port}",
             "--http-address=127.0.0.1",
-            *("--allow-grpc=false", "--allow-metrics=false", "--log-info=false"),
+            *("--allow-grpc=false", "--allow-metrics=false", "--log-info=false", "--exit-timeout-secs=2"),
         ]
 
     def environment(self) -> dict[str, str]:
@@ -210,4 +222,6 @@ class Triton(Peer):
         return {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": libraries, "PATH": path}
 
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Floor(), Naive(), FastApi(), MlServer(), Triton(), Fastinfer())}
+PEERS: dict[str, Peer] = {
+    peer.name: peer for peer in (Floor(), Naive(), FastApi(), MlServer(), Triton(), Fastinfer(), Unbatched())
+}

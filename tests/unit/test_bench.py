@@ -6,6 +6,7 @@ import http.server
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("hdrh")
 sys.path.append(str(Path(__file__).parents[2]))
 
-from bench.load import loadgen, report
+from bench.load import goals, loadgen, report
 from bench.load.scenarios import SIMPLE, Case, cases, tensors_binary
 from bench.peers import PEERS, ROOT
 
@@ -28,9 +29,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def setup(self):
+        super().setup()
+        self.server.accepted += 1
+
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.server.delays.pop(0) if self.server.delays else 0)
+        time.sleep(self.server.delays.pop(0) if self.server.delays else 0.2 * (self.path == "/slow"))
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
         self.end_headers()
@@ -43,7 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.answer, made.status, made.delays = RIGHT, 200, []
+    made.answer, made.status, made.delays, made.accepted = RIGHT, 200, [], 0
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
@@ -74,6 +79,20 @@ def test_latency_counts_from_the_moment_a_request_was_due(server):
     measured = run(server, rate=100)
     assert measured["classes"]["simple"]["requests"] == 30
     assert measured["classes"]["simple"]["p50_us"] > 20_000
+
+
+def test_a_small_request_never_waits_in_the_client_because_of_large_ones(server):
+    large = replace(CASE, path="/slow", body=bytes(3_000_000))
+    asked = [(SIMPLE, [CASE]), (replace(SIMPLE, name="large"), [large])]
+    measured = loadgen.run(server.server_address[1], asked, 4, 0.3, rate=100, warmup=0)
+    assert measured["classes"]["large"]["p50_us"] > 200_000  # two connections of them cannot keep up
+    assert measured["classes"]["simple"]["requests"] == 15
+    assert measured["classes"]["simple"]["p50_us"] < 150_000
+
+
+def test_silent_connections_are_open_and_ask_nothing(server):
+    assert run(server, silent=5)["errors"] == 0
+    assert server.accepted == 2 + 5
 
 
 @pytest.mark.parametrize(
@@ -123,7 +142,8 @@ def test_what_is_absent_is_in_the_report():
     def cell(server, **more):
         head = {"scenario": "simple", "connections": 64, "load": None, "server": server}
         rate = {"requests_per_s": 50.0, "p50_us": 1, "p99_us": 2, "server_user_us": 1, "server_sys_us": 1}
-        return head | ({"median": rate, "classes": {}, "spread": [40, 60], "rounds": [{}, {}]} | more)
+        rounds = [rate | {"requests_per_s": 40.0}, rate | {"requests_per_s": 60.0}]
+        return head | ({"median": rate, "classes": {}, "spread": [40, 60], "rounds": rounds} | more)
 
     result = {
         "time": "now",
@@ -135,13 +155,16 @@ def test_what_is_absent_is_in_the_report():
         "servers": dict.fromkeys(("naive", "fastinfer"), ""),
         "absent": {"triton": "no such\nwheel"},
         "results": [cell("naive"), cell("fastinfer")],
-        "batch_sizes": {"simple": [("1", 3), ("8", 4)]},
     }
+    result["results"][1]["rounds"][0]["batches"] = {"1": 1, "8": 3}
+    result["goals"] = goals.rows(result)
     text = report.markdown(result, [])
     assert "| triton | all | no such wheel |" in text
     assert "| simple | 64 | 1.00 |" in text
+    assert "| ≥ 3.5 | 1.00 (1.00 to 1.00) | **missed** |" in text
+    assert "| ≥ 60 | – | **not measured** | mlserver in simple at 64 is not part of this run |" in text
     assert "50 ±20%" in text
-    assert "≤ 8: 4" in text
+    assert "| simple, 64 connections | 25 % | 75 % |" in text
 
 
 def test_every_peer_says_what_it_is():
