@@ -1,7 +1,7 @@
 # Request bodies on their way in: see upload.pxd.
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.string cimport memcpy, memmove
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -117,8 +117,6 @@ cdef class Body:
         if self.received == self.size:
             PyBuffer_FillInfo(view, self, self._block.at + self._before, self.size, 1, flags)
             return
-        if not flags & PyBUF_WRITABLE:
-            raise BufferError("the body is not complete")
         # Memory grows here alone, between two reads: nobody has a view then.
         self._reserve(self.received + 1)
         room = min(self.size, self._block.size - self._before) - self.received
