@@ -77,8 +77,8 @@ cdef class InferHandler:
             self.executor.submit(DecodeJob(body, json_size, inference.model.name), inference.decoded)
 
 
-# A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie, or copied, or walked
-# through at the worst.
+# A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they
+# are copied or walked through.
 cdef Py_ssize_t decoding_bytes(Py_ssize_t size, Py_ssize_t json_size) noexcept:
     return size if json_size < 0 else json_size + (size - json_size) // BINARY_IS_QUICKER
 
