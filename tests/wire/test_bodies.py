@@ -1,5 +1,5 @@
-"""Where bodies lie: in the shared read buffer where that is possible, else in memory of their own, which is aligned, grows
-with the bytes that come, and is used again when nobody looks at it any more."""
+"""Where bodies lie: in the shared read buffer where that is possible, else in memory of their own, which is aligned,
+grows with the bytes that come, and is used again when nobody looks at it any more."""
 
 from __future__ import annotations
 
