@@ -351,7 +351,8 @@ cdef class Connection:
         # Does nothing, and returns so, where the answer shall be compressed.
         cdef bint compressed = exchange.head.accepted is not None and status == 200
         cdef bytes whole = None
-        cdef Py_ssize_t size = 0
+        cdef list views = None
+        cdef Py_ssize_t size
         if type(body) is not list and type(body) is not tuple:
             if status == 200 and content_type == json_type and not fields:      # the common case
                 whole = ok_json(body, min_compressed_bytes - 1 if compressed else joined_bytes)
@@ -360,11 +361,13 @@ cdef class Connection:
             size = size_of(body)
             if compressed and size >= min_compressed_bytes:
                 return False
-            whole = reply(status, content_type, fields, b"", size, body if size <= joined_bytes else None)
+            if size > joined_bytes:     # not copied
+                views = [memoryview(part).cast("B") for part in body if memoryview(part).nbytes > 0]
+            whole = reply(status, content_type, fields, b"", size, body if views is None else None)
         self._out.append(whole)
         self._out_size += PyBytes_GET_SIZE(whole)
-        if size > joined_bytes:         # not copied
-            self._out.extend([memoryview(part).cast("B") for part in body if memoryview(part).nbytes])
+        if views is not None:
+            self._out.extend(views)
             self._out_size += size
         self.retire(exchange, status // 100)
         return True
