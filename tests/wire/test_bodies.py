@@ -61,6 +61,21 @@ def test_a_body_that_never_begins_costs_nothing_and_is_forgotten(wire):
     assert wire.handlers.calls == 0
 
 
+def test_a_body_that_never_begins_is_not_waited_for(start):
+    client = start(body_idle_timeout_s=0.2).client().send(head(b"echo", 5))
+    assert [answer.status for answer in client.answers()] == [408]
+
+
+def test_draining_waits_for_a_body_whose_head_is_here(start):
+    wire = start()
+    client = apart(wire.client(), head(b"echo", 5))
+    drained = wire.drain()
+    wire.until(lambda: wire.server.draining)
+    client.send(b"hello" + head(b"echo", 5) + b"again")
+    assert [answer.body for answer in client.answers()] == [b"hello", b"again"]
+    assert drained.result(5)
+
+
 @pytest.mark.parametrize("json_size", [0, 1, 63, 64, 119, SIZE])
 @pytest.mark.parametrize("first", [None, 0, 1])
 def test_tensors_in_large_bodies_are_aligned(wire, kept, json_size, first):

@@ -68,10 +68,6 @@ cdef class BodyPool:
 @cython.no_gc
 @cython.final
 cdef class Body:
-    def __cinit__(self):
-        self._block.at = NULL
-        self._block.size = 0
-
     def __dealloc__(self):
         if self._block.at != NULL:
             self._pool.give(self._block)
@@ -91,9 +87,9 @@ cdef class Body:
         return 0
 
     cdef int _reserve(self, Py_ssize_t received) except -1:
-        # Makes room for so many bytes, and more.
-        cdef Py_ssize_t whole = (self._before + self.size + PAGE - 1) & ~<Py_ssize_t>(PAGE - 1)
-        cdef Py_ssize_t size = min(whole, (self._before + GROWTH * received + PAGE - 1) & ~<Py_ssize_t>(PAGE - 1))
+        # Makes room for so many bytes, and more. Nobody has a view then: a reader gets one for one read.
+        cdef Py_ssize_t whole = whole_pages(self._before + self.size)
+        cdef Py_ssize_t size = min(whole, whole_pages(self._before + GROWTH * received))
         cdef void* at
         if self._block.at == NULL:
             self._block = self._pool.take(whole)
@@ -117,10 +113,13 @@ cdef class Body:
         if self.received == self.size:
             PyBuffer_FillInfo(view, self, self._block.at + self._before, self.size, 1, flags)
             return
-        # Memory grows here alone, between two reads: nobody has a view then.
         self._reserve(self.received + 1)
         room = min(self.size, self._block.size - self._before) - self.received
         PyBuffer_FillInfo(view, self, self._block.at + self._before + self.received, room, 0, flags)
+
+
+cdef Py_ssize_t whole_pages(Py_ssize_t size) noexcept:
+    return (size + PAGE - 1) // PAGE * PAGE
 
 
 # --- Progress --------------------------------------------------------------------------------------------------------
