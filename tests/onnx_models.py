@@ -196,3 +196,12 @@ def external_weight(location: str) -> bytes:
     return model(
         [helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", [4])], [value("y", "FP32", [4])], [weight]
     )
+
+
+def compress() -> bytes:
+    """``y`` holds the elements of x where keep is true; it is declared to hold all four."""
+    return model(
+        [helper.make_node("Compress", ["x", "keep"], ["y"])],
+        [value("x", "FP32", [4]), value("keep", "BOOL", [4])],
+        [value("y", "FP32", [4])],
+    )

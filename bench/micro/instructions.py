@@ -2,6 +2,7 @@
 
     python bench/micro/instructions.py            count, and compare with instructions.json
     python bench/micro/instructions.py --update   count, and write instructions.json
+    python bench/micro/instructions.py --profile  where the instructions of a request go, by library and module
 
 The work runs in one process under valgrind, which counts only while the work says so, by a library of two calls that is
 compiled on demand. Each piece is done N times and 2 N times; the difference, divided by N, is free of what happens
@@ -24,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,8 +48,8 @@ PIECES = (
 )
 
 
-def count() -> dict[str, float]:
-    """Instructions of each piece.
+def count() -> tuple[dict[str, float], dict[str, float]]:
+    """Instructions of each piece; of a request also those of each library and of each of our modules.
 
     Raises:
         RuntimeError: valgrind failed.
@@ -70,12 +72,35 @@ def count() -> dict[str, float]:
         if done.returncode:
             raise RuntimeError(f"valgrind: {done.stderr[-2000:]}")
         totals = [dumped(Path(f"{out}.{i + 1}")) for i in range(2 * REPEATS * len(PIECES))]
+        once, twice = (by_library(Path(f"{out}.{i}")) for i in (1, 2))
+    libraries = {name: round((twice[name] - once[name]) / REQUESTS) for name in twice}
     pieces = {}
     for i, name in enumerate(PIECES):
         of_piece = totals[2 * REPEATS * i : 2 * REPEATS * (i + 1)]
         once, twice = statistics.median(of_piece[::2]), statistics.median(of_piece[1::2])
         pieces[name] = round((twice - once) / (REQUESTS if name == "request" else CALLS * ELEMENTS), 2)
-    return pieces
+    return pieces, libraries
+
+
+def by_library(file: Path) -> Counter[str]:
+    """The instructions in one dump, by the file that they were in."""
+    names: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    library, called = "", False
+    for line in file.read_text().splitlines():
+        if match := re.match(r"c?ob=\((\d+)\)(?: (.+))?", line):
+            number, path = match.groups()
+            if path:
+                names[number] = Path(path).name.split(".")[0]
+            if line.startswith("ob"):
+                library = names[number]
+        elif line.startswith("calls="):
+            called = True  # the next line is what the called one cost
+        elif re.match(r"[\d+*-]", line):
+            if not called:
+                found[library] += int(line.split()[1])
+            called = False
+    return found
 
 
 def dumped(file: Path) -> int:
@@ -161,12 +186,17 @@ def work(marks: ctypes.CDLL) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write instructions.json")
+    parser.add_argument("--profile", action="store_true", help="where the instructions of a request go")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(ctypes.CDLL(str(arguments.work)))
         return 0
-    found, before = count(), baseline() or {}
+    (found, libraries), before = count(), baseline() or {}
+    if arguments.profile:
+        for name, instructions in sorted(libraries.items(), key=lambda each: -each[1]):
+            print(f"{name:22}{instructions:12,}  {instructions / max(1, sum(libraries.values())):6.1%}")
+        return 0
     for name, instructions in found.items():
         change = f"{instructions / before[name] - 1:+.1%}" if name in before else "new"
         print(f"{name:22}{instructions:12,.1f}  {change}")

@@ -65,12 +65,12 @@ class Sink(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writes = 0
         self.last: bytes = b""
+        self.written: Callable[[], object] = lambda: None
 
     def write(self, data: Any) -> None:
-        self.writes += 1
         self.last = data
+        self.written()
 
     def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
@@ -108,14 +108,22 @@ class Connections:
 
     async def ask(self, turns: int, request: bytes) -> None:
         """In each turn of the loop every connection asks once; returns when all are answered."""
-        size = len(request)
-        for _ in range(turns):
-            wanted = self.sinks[-1].writes + 1
+        loop = asyncio.get_running_loop()
+        size, left, answered = len(request), turns, loop.create_future()
+
+        def turn() -> None:
+            nonlocal left
+            if left == 0:
+                answered.set_result(None)
+                return
+            left -= 1
             for protocol in self.protocols:
                 protocol.get_buffer(65536)[:size] = request
                 protocol.buffer_updated(size)
-            while self.sinks[-1].writes < wanted:
-                await asyncio.sleep(0)
+
+        self.sinks[-1].written = lambda: loop.call_soon(turn)
+        turn()
+        await answered
 
     def close(self) -> None:
         for protocol in self.protocols:

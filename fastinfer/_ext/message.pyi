@@ -86,3 +86,6 @@ class BatchResult:
         compute_infer_ns: int = 0,
         compute_output_ns: int = 0,
     ) -> None: ...
+
+class BatchRunner:
+    """Runs batches. Where it can do so at once, the scheduler asks it at the level of C."""

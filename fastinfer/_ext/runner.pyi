@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.message import BatchResult, BatchRunner, InferRequest
 from fastinfer._ext.ort import Session
 from fastinfer.models.run import Run
 
@@ -15,7 +15,7 @@ class RunTimes:
     def predict_ns(self, nbytes: int) -> float:
         """The time of a run on so many bytes, rather too long than too short; infinite where nothing was measured."""
 
-class Runner:
+class Runner(BatchRunner):
     """Predicts how long a batch runs, and runs it where that is best. Loop's thread only.
 
     Args:
@@ -23,11 +23,15 @@ class Runner:
         batched: the first dimension of all its inputs and outputs is the batch.
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread.
+
+    Attributes:
+        bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
     """
 
     session: Session
+    bound_nbytes: int
     def __init__(self, session: Session, batched: bool, executor: Executor, inline_run_us: int) -> None: ...
-    def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
+    def __call__(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         """Runs requests that share a batch. Where it fails, its halves are run again by themselves.
 
         Calls ``done`` once, on the loop's thread: before it returns (then it returns None), or later.

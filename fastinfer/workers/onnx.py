@@ -62,6 +62,5 @@ class OnnxWorker:
 
     def __init__(self, session: Session, signature: Signature, executor: Executor, inline_run_us: int) -> None:
         self.signature = signature
-        self._runner = Runner(session, signature.batched, executor, inline_run_us)
-        self.start = self._runner.start
-        self.close = self._runner.close
+        self.start = Runner(session, signature.batched, executor, inline_run_us)
+        self.close = self.start.close

@@ -7,7 +7,8 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.batch cimport Piece
 from fastinfer._ext.job cimport Job
-from fastinfer._ext.ort cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output, Session
+from fastinfer._ext.ort cimport Session
+from fastinfer._ext.ort_run cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output
 
 cdef struct BatchState:
     # Configuration.

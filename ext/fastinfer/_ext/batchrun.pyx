@@ -8,8 +8,8 @@ from libc.string cimport memcmp, memcpy
 from fastinfer._ext.batch cimport gather, gathered_size, scatter
 from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.message cimport InferRequest
-from fastinfer._ext.ort cimport (
-    bind, create_run_options, discard, error_of, fail, own, receive, release_run_options, release_values, run,
+from fastinfer._ext.ort_run cimport (
+    FAIL, bind, create_run_options, discard, error_of, fail, own, receive, release_run_options, release_values, run,
     terminate,
 )
 from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec, allocate_block, element_count, free_block
@@ -20,7 +20,6 @@ cdef extern from *:
     enum: SEQUENTIAL "__ATOMIC_SEQ_CST"
 
 cdef enum:
-    FAIL = 1            # OrtErrorCode
     SLAB_ALIGNMENT = 64
 
 

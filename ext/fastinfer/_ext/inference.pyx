@@ -90,6 +90,7 @@ cdef Py_ssize_t read_length(bytes value, Py_ssize_t size) except? -1:
     return int(value)
 
 
+@cython.freelist(64)
 @cython.final
 cdef class Inference(Waiter):
     # --- In -----------------------------------------------------------------------------------------------------------

@@ -69,3 +69,9 @@ cdef class BatchResult:
     # As the constructor, without a Python call.
     @staticmethod
     cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns)
+
+
+# Runs batches. Where it can do so at once it is asked at the level of C.
+cdef class BatchRunner:
+    # Runs requests that share a batch on this thread; None where that is not what to do with them: then start them.
+    cdef BatchResult run_at_once(self, list requests)

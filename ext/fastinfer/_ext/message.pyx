@@ -11,6 +11,7 @@ cdef class RequestedOutput:
         self.classification = classification
 
 
+@cython.freelist(64)
 @cython.final
 cdef class InferRequest:
     def __init__(self, list inputs not None, list outputs=None, bytes id=b"", bint binary_output=False,
@@ -43,6 +44,7 @@ cdef class Waiter:
         raise NotImplementedError
 
 
+@cython.freelist(8)
 @cython.final
 cdef class InferResponse:
     def __init__(self, str model_name not None, str model_version not None, list outputs not None, bytes id=b"",
@@ -64,6 +66,7 @@ cdef class InferResponse:
         return response
 
 
+@cython.freelist(8)
 @cython.final
 cdef class BatchResult:
     def __init__(self, list outputs not None, int64_t compute_input_ns=0, int64_t compute_infer_ns=0,
@@ -81,3 +84,8 @@ cdef class BatchResult:
         result.compute_infer_ns = compute_infer_ns
         result.compute_output_ns = compute_output_ns
         return result
+
+
+cdef class BatchRunner:
+    cdef BatchResult run_at_once(self, list requests):
+        return None

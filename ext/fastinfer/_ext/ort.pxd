@@ -1,68 +1,7 @@
-# ONNX Runtime through its C API: sessions, and runs that need no GIL.
-# Lives here: everything that knows the runtime. Does not: requests, batches, threads of our own.
-#
-# The C level is three steps, so that each can be timed: bind (memory -> values), run, receive (values -> memory).
-# All of it may be called on any thread; one Handle may be used by several at once.
+# ONNX Runtime through its C API: the library, its environment, sessions.
+# Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
 
-from libc.stdint cimport int32_t, int64_t
-
-from fastinfer._ext.ort_table cimport OrtRunOptions, OrtSession, OrtValue
-from fastinfer._ext.tensor cimport MAX_RANK
-
-cdef enum:
-    FAILURE_BYTES = 1024
-
-cdef struct Failure:
-    int32_t code                # OrtErrorCode; 0: none
-    char[FAILURE_BYTES] text    # NUL-terminated
-
-cdef struct Feed:
-    # An input: borrowed memory, which must outlive the run.
-    int datatype_id
-    int rank
-    const int64_t* dims
-    const char* data
-    Py_ssize_t nbytes
-
-cdef struct Output:
-    # Memory of the runtime's value, or a block of allocate_block; see own().
-    int datatype_id
-    int rank
-    int64_t[MAX_RANK] dims
-    char* data
-    Py_ssize_t nbytes
-    OrtValue* value             # NULL where data is a block
-
-cdef struct Handle:
-    # What a run needs of a session; valid as long as the Session.
-    OrtSession* session
-    Py_ssize_t input_count
-    Py_ssize_t output_count
-    const char** input_names
-    const char** output_names
-
-# Every function fills in `failure` where it returns -1.
-cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil
-# Fills values with handle.input_count values over the feeds' memory (copies BYTES). The caller releases them.
-cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failure* failure) noexcept nogil
-# Fills outputs, which must be NULLs. The caller passes each one to receive, or releases it.
-cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
-             OrtValue** outputs, OrtRunOptions* options, Failure* failure) noexcept nogil
-# Takes the value over in any case, and sets value[0] to NULL. The output does not share memory with the feeds.
-cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
-                 Failure* failure) noexcept nogil
-cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil
-# Frees what was received and not owned yet.
-cdef void discard(Output* output) noexcept nogil
-
-# Run options, which carry the wish to terminate: may be set on another thread before, in and after the run.
-cdef OrtRunOptions* create_run_options() except NULL
-cdef void release_run_options(OrtRunOptions* options) noexcept nogil
-cdef void terminate(OrtRunOptions* options) noexcept nogil
-
-# The owner of a received output's memory; to be called once for each output.
-cdef object own(Output* output, Session session)
-cdef object error_of(const Failure* failure)
+from fastinfer._ext.ort_run cimport Handle
 
 
 cdef class Session:

@@ -6,14 +6,18 @@ import os
 from pathlib import Path
 
 cimport cython
-from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, strlen
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
-from fastinfer._ext.datatype cimport BYTES, from_onnx, name_of, row
+from fastinfer._ext.datatype cimport from_onnx, name_of
+from fastinfer._ext.ort_run cimport (
+    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, Failure, Feed, Output, bind, check,
+    discard, error_of, own, receive, release_values, run, use_table,
+)
 from fastinfer._ext.ort_table cimport *
-from fastinfer._ext.tensor cimport Memory, Tensor, TensorSpec, allocate_block, element_count, free_block
+from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec
+
+from fastinfer._ext.ort_run import OrtError
 
 cdef extern from "signals.h" nogil:
     ctypedef struct sigset_t:
@@ -29,14 +33,6 @@ cdef enum:
     LOG_FATAL = 4               # failures come back as statuses; the runtime would print each one, too
     PARALLEL = 1                # ExecutionMode
     TENSOR = 1                  # ONNXType
-    ARENA = 1                   # OrtAllocatorType
-    DEFAULT_MEMORY = 0          # OrtMemType
-
-    FAIL = 1                    # OrtErrorCode
-    INVALID_ARGUMENT = 2
-    NO_SUCH_FILE = 3
-    INVALID_PROTOBUF = 7
-    NOT_IMPLEMENTED = 9
 
 _WHEEL_NEEDED = "fastinfer needs the 'onnxruntime' wheel, 1.32 or newer, for Linux (glibc) or macOS"
 _LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
@@ -47,16 +43,8 @@ _LOOPING = (b"Loop", b"If", b"Scan", b"SequenceMap", b"BeamSearch", b"WhisperBea
 # The process's one environment. It lives as long as the process, as do the library and its threads: the runtime keeps
 # one environment per process in any case, and a second one would only ignore its arguments.
 cdef OrtEnv* _env = NULL
-cdef OrtMemoryInfo* _cpu = NULL
 cdef OrtAllocator* _allocator = NULL
 cdef const OrtApiBase* _base = NULL
-cdef char _no_bytes = 0         # what an output without elements points to
-
-
-class OrtError(Exception):
-    def __init__(self, str message not None, int code=FAIL):
-        super().__init__(message)
-        self.code = code
 
 
 # --- The library ------------------------------------------------------------------------------------------------------
@@ -76,8 +64,8 @@ cdef str _library_path():
 
 
 cdef int _load_library() except -1:
-    global _base, ort_table
-    if ort_table != NULL:
+    global _base, _allocator, ort_table
+    if _base != NULL:
         return 0
     if os.environ.get("FASTINFER_ORT_TELEMETRY") != "1":
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"       # os.environ writes C's environment, too
@@ -93,40 +81,29 @@ cdef int _load_library() except -1:
     cdef void** table = base.get_api(API_VERSION)
     if table == NULL:
         raise OrtError(f"{_WHEEL_NEEDED}; installed is {base.get_version_string().decode()}", NO_SUCH_FILE)
-    _base = base
+    use_table(table)
     ort_table = table
+    check(ort_default_allocator(&_allocator))
+    _base = base
     return 0
 
 
-cdef int _check(OrtStatus* status) except -1:
-    # Raises what a status says, and releases it.
-    if status == NULL:
-        return 0
-    message = ort_get_error_message(status).decode("utf-8", "replace")
-    code = ort_get_error_code(status)
-    ort_release_status(status)
-    raise OrtError(message, code)
-
-
 def configure(int intra_op_threads, int inter_op_threads=1, bint spinning=False):
-    global _env, _cpu, _allocator
+    global _env
     if _env != NULL:
         raise RuntimeError("ONNX Runtime is configured already")
     if intra_op_threads < 1 or inter_op_threads < 1:
         raise ValueError("thread counts are positive")
     _load_library()
-    if _cpu == NULL:
-        _check(ort_create_cpu_memory_info(ARENA, DEFAULT_MEMORY, &_cpu))
-        _check(ort_default_allocator(&_allocator))
     cdef OrtThreadingOptions* options = NULL
     cdef sigset_t before
     block_signals(&before)      # for the pools' threads
     try:
-        _check(ort_create_threading_options(&options))
-        _check(ort_set_global_intra_op_threads(options, intra_op_threads))
-        _check(ort_set_global_inter_op_threads(options, inter_op_threads))
-        _check(ort_set_global_spinning(options, spinning))
-        _check(ort_create_env_with_global_thread_pools(LOG_FATAL, b"fastinfer", options, &_env))
+        check(ort_create_threading_options(&options))
+        check(ort_set_global_intra_op_threads(options, intra_op_threads))
+        check(ort_set_global_inter_op_threads(options, inter_op_threads))
+        check(ort_set_global_spinning(options, spinning))
+        check(ort_create_env_with_global_thread_pools(LOG_FATAL, b"fastinfer", options, &_env))
     finally:
         restore_signals(&before)
         if options != NULL:
@@ -142,11 +119,11 @@ def available_providers():
     _load_library()
     cdef char** names = NULL
     cdef int32_t count = 0
-    _check(ort_get_available_providers(&names, &count))
+    check(ort_get_available_providers(&names, &count))
     try:
         return tuple([names[i].decode() for i in range(count)])
     finally:
-        _check(ort_release_available_providers(names, count))
+        check(ort_release_available_providers(names, count))
 
 
 # --- Sessions ---------------------------------------------------------------------------------------------------------
@@ -173,17 +150,17 @@ cdef class Session:
         if path is not None:
             _refuse_hard_links(model, os.fsdecode(folder))
         cdef OrtSessionOptions* options = NULL
-        _check(ort_create_session_options(&options))
+        check(ort_create_session_options(&options))
         try:
             _set_config(options, "session.load_model_format", "ONNX")
             _set_config(options, "session.model_external_initializers_file_folder_path", folder)
             _set_threads(options, intra_op_threads, inter_op_threads, allow_spinning)
             # Patterns are kept for every set of input shapes ever seen: clients choose those.
-            _check(ort_disable_mem_pattern(options))
+            check(ort_disable_mem_pattern(options))
             if graph_optimization_level is not None:
-                _check(ort_set_graph_optimization_level(options, _level(graph_optimization_level)))
+                check(ort_set_graph_optimization_level(options, _level(graph_optimization_level)))
             for name, value in (free_dimension_overrides or {}).items():
-                _check(ort_override_free_dimension(options, <bytes>name.encode(), value))
+                check(ort_override_free_dimension(options, <bytes>name.encode(), value))
             for provider in execution_providers:
                 _append_provider(options, provider)
             _create(self, model, options)
@@ -247,7 +224,7 @@ cdef int _create(Session session, const unsigned char[::1] model, OrtSessionOpti
         block_signals(&before)      # for threads of the session's own
         status = ort_create_session_from_array(_env, &model[0], model.shape[0], options, &session.handle.session)
         restore_signals(&before)
-    _check(status)
+    check(status)
     # NodeProto.op_type as it stands in the file. Bytes of a weight may look the same; then a model that does not loop
     # is thought to, which only costs it the run on the loop's thread.
     session.may_loop = any([_holds(model, b"\x22" + bytes([len(name)]) + name) for name in _LOOPING])
@@ -282,8 +259,8 @@ cdef int _describe(Session session) except -1:
     cdef size_t inputs = 0
     cdef size_t outputs = 0
     cdef Py_ssize_t i
-    _check(ort_input_count(handle.session, &inputs))
-    _check(ort_output_count(handle.session, &outputs))
+    check(ort_input_count(handle.session, &inputs))
+    check(ort_output_count(handle.session, &outputs))
     session.inputs = tuple([_spec(handle.session, i, True) for i in range(<Py_ssize_t>inputs)])
     session.outputs = tuple([_spec(handle.session, i, False) for i in range(<Py_ssize_t>outputs)])
     session.metadata = _metadata(handle.session)
@@ -300,16 +277,16 @@ cdef int _describe(Session session) except -1:
 
 
 cdef int _set_config(OrtSessionOptions* options, str key, str value) except -1:
-    return _check(ort_add_session_config(options, key.encode(), os.fsencode(value)))
+    return check(ort_add_session_config(options, key.encode(), os.fsencode(value)))
 
 
 cdef int _set_threads(OrtSessionOptions* options, intra_op_threads, inter_op_threads, allow_spinning) except -1:
     if intra_op_threads is None and inter_op_threads is None:
-        return _check(ort_disable_per_session_threads(options))     # the process's pools
-    _check(ort_set_intra_op_threads(options, intra_op_threads or 1))
-    _check(ort_set_inter_op_threads(options, inter_op_threads or 1))
+        return check(ort_disable_per_session_threads(options))     # the process's pools
+    check(ort_set_intra_op_threads(options, intra_op_threads or 1))
+    check(ort_set_inter_op_threads(options, inter_op_threads or 1))
     if (inter_op_threads or 1) > 1:
-        _check(ort_set_execution_mode(options, PARALLEL))
+        check(ort_set_execution_mode(options, PARALLEL))
     spinning = "1" if allow_spinning else "0"
     _set_config(options, "session.intra_op.allow_spinning", spinning)
     return _set_config(options, "session.inter_op.allow_spinning", spinning)
@@ -332,11 +309,11 @@ cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
         raise OrtError(f"execution provider '{provider}' is not in this build of ONNX Runtime, "
                        f"which has {', '.join(available_providers())}", INVALID_ARGUMENT)
     if provider != "CUDAExecutionProvider":
-        return _check(ort_append_provider(options, provider.removesuffix("ExecutionProvider").encode(),
-                                          NULL, NULL, 0))
-    _check(ort_create_cuda_options(&cuda))
+        return check(ort_append_provider(options, provider.removesuffix("ExecutionProvider").encode(),
+                                         NULL, NULL, 0))
+    check(ort_create_cuda_options(&cuda))
     try:
-        return _check(ort_append_cuda_provider(options, cuda))
+        return check(ort_append_cuda_provider(options, cuda))
     finally:
         ort_release_cuda_options(cuda)
 
@@ -351,31 +328,31 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
     cdef int32_t kind = 0
     cdef int32_t element_type = 0
     if is_input:
-        _check(ort_input_name(session, index, _allocator, &text))
+        check(ort_input_name(session, index, _allocator, &text))
     else:
-        _check(ort_output_name(session, index, _allocator, &text))
+        check(ort_output_name(session, index, _allocator, &text))
     cdef str name = _take_text(text)
     cdef str what = f"{'input' if is_input else 'output'} '{name}'"
     if "\ufffd" in name:
         raise OrtError(f"the name of {what} is not UTF-8", INVALID_PROTOBUF)
     if is_input:
-        _check(ort_input_type(session, index, &type_info))
+        check(ort_input_type(session, index, &type_info))
     else:
-        _check(ort_output_type(session, index, &type_info))
+        check(ort_output_type(session, index, &type_info))
     try:
-        _check(ort_kind_of_type(type_info, &kind))
+        check(ort_kind_of_type(type_info, &kind))
         if kind != TENSOR:
             raise OrtError(f"{what} is {_KINDS.get(kind, 'no tensor')}; only tensors can be served", NOT_IMPLEMENTED)
-        _check(ort_tensor_info_of_type(type_info, &info))
-        _check(ort_element_type(info, &element_type))
+        check(ort_tensor_info_of_type(type_info, &info))
+        check(ort_element_type(info, &element_type))
         if from_onnx(element_type) < 0:
             raise OrtError(f"{what} has an element type (number {element_type}) that the protocol has no word for",
                            NOT_IMPLEMENTED)
-        _check(ort_rank(info, &rank))
+        check(ort_rank(info, &rank))
         if rank > MAX_RANK:
             raise OrtError(f"{what} has {rank} dimensions, at most {MAX_RANK} are supported", NOT_IMPLEMENTED)
-        _check(ort_dimensions(info, dims, rank))
-        _check(ort_symbolic_dimensions(info, symbols, rank))
+        check(ort_dimensions(info, dims, rank))
+        check(ort_symbolic_dimensions(info, symbols, rank))
         return TensorSpec(name, name_of(from_onnx(element_type)), [dims[i] for i in range(<Py_ssize_t>rank)],
                           [symbols[i].decode("utf-8", "replace") for i in range(<Py_ssize_t>rank)])
     finally:
@@ -389,22 +366,22 @@ cdef dict _metadata(OrtSession* session):
     cdef int64_t count = 0
     cdef int64_t i
     cdef dict found = {}
-    _check(ort_model_metadata(session, &metadata))
+    check(ort_model_metadata(session, &metadata))
     try:
-        _check(ort_custom_metadata_keys(metadata, _allocator, &keys, &count))
+        check(ort_custom_metadata_keys(metadata, _allocator, &keys, &count))
         for i in range(count):
             text = NULL
-            _check(ort_custom_metadata(metadata, _allocator, keys[i], &text))
+            check(ort_custom_metadata(metadata, _allocator, keys[i], &text))
             found[_take_text(keys[i])] = _take_text(text)
         if keys != NULL:
-            _check(ort_free(_allocator, keys))
-        _check(ort_producer_name(metadata, _allocator, &text))
+            check(ort_free(_allocator, keys))
+        check(ort_producer_name(metadata, _allocator, &text))
         found["producer"] = _take_text(text)
-        _check(ort_graph_name(metadata, _allocator, &text))
+        check(ort_graph_name(metadata, _allocator, &text))
         found["graph"] = _take_text(text)
-        _check(ort_description(metadata, _allocator, &text))
+        check(ort_description(metadata, _allocator, &text))
         found["description"] = _take_text(text)
-        _check(ort_model_version(metadata, &i))
+        check(ort_model_version(metadata, &i))
         found["version"] = str(i) if i != 0x7FFFFFFFFFFFFFFF else ""      # what the runtime says where it is not set
         return found
     finally:
@@ -418,207 +395,10 @@ cdef str _take_text(char* text):
     try:
         return text.decode("utf-8", "replace")
     finally:
-        _check(ort_free(_allocator, text))
+        check(ort_free(_allocator, text))
 
 
-# --- Runs -------------------------------------------------------------------------------------------------------------
-
-
-cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil:
-    cdef size_t size = strlen(text)
-    if size >= FAILURE_BYTES:
-        size = FAILURE_BYTES - 1
-    failure.code = code
-    memcpy(failure.text, text, size)
-    failure.text[size] = 0
-    return -1
-
-
-cdef int _failed(OrtStatus* status, Failure* failure) noexcept nogil:
-    # -1 where the status is a failure, which it then copies and releases.
-    if status == NULL:
-        return 0
-    fail(failure, ort_get_error_code(status), ort_get_error_message(status))
-    ort_release_status(status)
-    return -1
-
-
-cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failure* failure) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef const Feed* feed
-    for i in range(handle.input_count):
-        values[i] = NULL
-    for i in range(handle.input_count):
-        feed = &feeds[i]
-        if feed.datatype_id == BYTES:
-            if _bind_strings(feed, &values[i], failure) < 0:
-                release_values(values, handle.input_count)
-                return -1
-        elif _failed(ort_create_tensor_over(_cpu, <void*>feed.data, feed.nbytes, feed.dims, feed.rank,
-                                            row(feed.datatype_id).onnx, &values[i]), failure) < 0:
-            release_values(values, handle.input_count)
-            return -1
-    return 0
-
-
-cdef int _bind_strings(const Feed* feed, OrtValue** value, Failure* failure) noexcept nogil:
-    cdef int64_t count = element_count(feed.dims, feed.rank)
-    cdef Py_ssize_t at = 0
-    cdef int64_t i
-    cdef uint32_t size
-    cdef char* element = NULL
-    # Each element has a length of 4 bytes: this also bounds what is allocated by what was received.
-    if count < 0 or feed.nbytes // 4 < count:
-        return fail(failure, INVALID_ARGUMENT, b"a BYTES input has fewer elements than its shape")
-    if _failed(ort_create_tensor(_allocator, feed.dims, feed.rank, row(BYTES).onnx, value), failure) < 0:
-        return -1
-    for i in range(count):
-        if feed.nbytes - at < 4:
-            return fail(failure, INVALID_ARGUMENT, b"a BYTES input has fewer elements than its shape")
-        memcpy(&size, feed.data + at, 4)
-        at += 4
-        if <Py_ssize_t>size > feed.nbytes - at:
-            return fail(failure, INVALID_ARGUMENT, b"an element of a BYTES input is longer than the input")
-        if _failed(ort_resized_string(value[0], i, size, &element), failure) < 0:
-            return -1
-        memcpy(element, feed.data + at, size)
-        at += size
-    return 0
-
-
-cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
-             OrtValue** outputs, OrtRunOptions* options, Failure* failure) noexcept nogil:
-    if _failed(ort_run(handle.session, options, handle.input_names, inputs, handle.input_count,
-                       output_names, output_count, outputs), failure) < 0:
-        release_values(outputs, output_count)
-        return -1
-    return 0
-
-
-cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
-                 Failure* failure) noexcept nogil:
-    cdef OrtValue* taken = value[0]
-    cdef int failed
-    value[0] = NULL
-    output.value = NULL
-    output.data = NULL
-    failed = _receive(taken, output, failure)
-    if failed == 0 and output.datatype_id != BYTES:
-        if not _lies_in_a_feed(handle, feeds, output):      # the common case
-            output.value = taken
-            return 0
-        failed = _copy_out(output, failure)
-    ort_release_value(taken)
-    return failed
-
-
-cdef bint _lies_in_a_feed(const Handle* handle, const Feed* feeds, const Output* output) noexcept nogil:
-    # An input that is an output as well comes back as it was given.
-    cdef Py_ssize_t i
-    for i in range(handle.input_count):
-        if feeds[i].data <= output.data < feeds[i].data + feeds[i].nbytes:
-            return True
-    return False
-
-
-cdef int _copy_out(Output* output, Failure* failure) noexcept nogil:
-    cdef char* block = allocate_block(output.nbytes)
-    if block != NULL:
-        memcpy(block, output.data, output.nbytes)
-    output.data = block
-    return 0 if block != NULL else fail(failure, FAIL, b"no memory for an output")
-
-
-cdef int _receive(OrtValue* value, Output* output, Failure* failure) noexcept nogil:
-    cdef OrtTensorInfo* info = NULL
-    cdef int32_t kind = 0
-    cdef int32_t element_type = 0
-    cdef size_t rank = 0
-    cdef int64_t count
-    cdef void* data = NULL
-    if value == NULL:
-        return fail(failure, FAIL, b"the model gave no value for an output")
-    if _failed(ort_kind_of_value(value, &kind), failure) < 0:
-        return -1
-    if kind != TENSOR:
-        return fail(failure, NOT_IMPLEMENTED, b"the model gave something other than a tensor for an output")
-    if _failed(ort_tensor_info_of_value(value, &info), failure) < 0:
-        return -1
-    cdef bint failed = (_failed(ort_element_type(info, &element_type), failure) < 0
-                        or _failed(ort_rank(info, &rank), failure) < 0)
-    if not failed and rank > MAX_RANK:
-        fail(failure, NOT_IMPLEMENTED, b"the model gave an output of more than 16 dimensions")
-        failed = True
-    if not failed:
-        failed = _failed(ort_dimensions(info, output.dims, rank), failure) < 0
-    ort_release_tensor_info(info)
-    if failed:
-        return -1
-    output.rank = <int>rank
-    output.datatype_id = from_onnx(element_type)
-    count = element_count(output.dims, output.rank)
-    if output.datatype_id < 0 or count < 0:
-        return fail(failure, NOT_IMPLEMENTED, b"the model gave an output of a type that the protocol has no word for")
-    if output.datatype_id == BYTES:
-        return _receive_strings(value, count, output, failure)
-    if _failed(ort_tensor_data(value, &data), failure) < 0:
-        return -1
-    output.data = <char*>data if data != NULL else &_no_bytes
-    output.nbytes = count * row(output.datatype_id).itemsize
-    return 0
-
-
-cdef int _receive_strings(OrtValue* value, int64_t count, Output* output, Failure* failure) noexcept nogil:
-    # The texts are written behind the room for their lengths, then moved forward, each behind its own length.
-    cdef size_t size = 0
-    cdef size_t* offsets
-    cdef char* block
-    cdef size_t end
-    cdef uint32_t length
-    cdef int64_t i
-    if _failed(ort_strings_size(value, &size), failure) < 0:
-        return -1
-    offsets = <size_t*>malloc((count + 1) * sizeof(size_t))
-    block = allocate_block(<Py_ssize_t>size + 4 * count)
-    if offsets == NULL or block == NULL:
-        free(offsets)
-        free_block(block)
-        return fail(failure, FAIL, b"no memory for an output")
-    if count > 0 and _failed(ort_strings(value, block + 4 * count, size, offsets, count), failure) < 0:
-        free(offsets)
-        free_block(block)
-        return -1
-    for i in range(count):
-        end = offsets[i + 1] if i + 1 < count else size
-        if end - offsets[i] > 0xFFFFFFFFu:
-            free(offsets)
-            free_block(block)
-            return fail(failure, FAIL, b"an element of an output has 4 GiB or more")
-        length = <uint32_t>(end - offsets[i])
-        # The length lies before the text's old place, hence over no text that is still to be moved.
-        memcpy(block + offsets[i] + 4 * i, &length, 4)
-        memmove(block + offsets[i] + 4 * i + 4, block + offsets[i] + 4 * count, length)
-    free(offsets)
-    output.data = block
-    output.nbytes = <Py_ssize_t>size + 4 * count
-    return 0
-
-
-cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(count):
-        if values[i] != NULL:
-            ort_release_value(values[i])
-            values[i] = NULL
-
-
-cdef void discard(Output* output) noexcept nogil:
-    if output.value != NULL:
-        ort_release_value(output.value)
-    else:
-        free_block(output.data)
-    output.value = NULL
-    output.data = NULL
+# --- Runs by name -----------------------------------------------------------------------------------------------------
 
 
 cdef list _ordered(tuple specs, list inputs):
@@ -660,47 +440,6 @@ cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, 
     return failed
 
 
-cdef OrtRunOptions* create_run_options() except NULL:
-    cdef OrtRunOptions* options = NULL
-    _check(ort_create_run_options(&options))
-    return options
-
-
-cdef void release_run_options(OrtRunOptions* options) noexcept nogil:
-    ort_release_run_options(options)
-
-
-cdef void terminate(OrtRunOptions* options) noexcept nogil:
-    ort_release_status(ort_terminate(options))
-
-
-@cython.final
-cdef class Value:
-    # The owner of one value of the runtime, and a reference to the session whose allocator made it.
-    cdef OrtValue* value
-    cdef Session session
-
-    def __dealloc__(self):
-        ort_release_value(self.value)
-
-
-cdef object own(Output* output, Session session):
-    if output.value == NULL:
-        memory = Memory.adopt(output.data, output.nbytes)
-        output.data = NULL
-        return memory
-    cdef Value value = Value.__new__(Value)
-    value.value = output.value
-    value.session = session
-    output.value = NULL
-    output.data = NULL
-    return value
-
-
 cdef Tensor _tensor(str name, Output* output, Session session):
     cdef char* data = output.data
     return Tensor.wrap(name, output.datatype_id, output.rank, output.dims, data, output.nbytes, own(output, session))
-
-
-cdef object error_of(const Failure* failure):
-    return OrtError((<const char*>failure.text).decode("utf-8", "replace"), failure.code)

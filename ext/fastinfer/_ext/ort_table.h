@@ -24,6 +24,7 @@ struct OrtValue;
 struct OrtMemoryInfo;
 struct OrtAllocator;
 struct OrtModelMetadata;
+struct OrtIoBinding;
 struct OrtCudaOptions;  // OrtCUDAProviderOptionsV2
 
 struct OrtApiBase {
@@ -109,6 +110,20 @@ ORT_FUNCTION(37, OrtStatus*, ort_output_name,
 ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out))
 ORT_FUNCTION(46, OrtStatus*, ort_terminate, (OrtRunOptions* options), (options))
 ORT_FUNCTION(97, void, ort_release_run_options, (OrtRunOptions* options), (options))
+
+// Bindings: a session with its inputs and outputs
+ORT_FUNCTION(134, OrtStatus*, ort_create_io_binding, (OrtSession* session, OrtIoBinding** out), (session, out))
+ORT_FUNCTION(136, OrtStatus*, ort_bind_input, (OrtIoBinding* binding, const char* name, const OrtValue* value),
+             (binding, name, value))
+ORT_FUNCTION(137, OrtStatus*, ort_bind_output, (OrtIoBinding* binding, const char* name, const OrtValue* value),
+             (binding, name, value))
+ORT_FUNCTION(133, OrtStatus*, ort_run_with_binding,
+             (OrtSession* session, const OrtRunOptions* options, const OrtIoBinding* binding),
+             (session, options, binding))
+ORT_FUNCTION(140, OrtStatus*, ort_bound_outputs,
+             (const OrtIoBinding* binding, OrtAllocator* allocator, OrtValue*** out, size_t* count),
+             (binding, allocator, out, count))
+ORT_FUNCTION(135, void, ort_release_io_binding, (OrtIoBinding* binding), (binding))
 
 // Types and shapes
 ORT_FUNCTION(55, OrtStatus*, ort_tensor_info_of_type, (const OrtTypeInfo* type, const OrtTensorInfo** borrowed),

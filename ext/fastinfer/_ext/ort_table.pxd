@@ -1,4 +1,5 @@
-# ort_table.h for Cython; the C++ compiler compares the two. Only ort.pyx may use it: the table is set there.
+# ort_table.h for Cython; the C++ compiler compares the two. The table is one of each module: ort sets its own and that
+# of ort_run; no other may use this.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
@@ -15,6 +16,7 @@ cdef extern from "ort_table.h" nogil:
     ctypedef struct OrtMemoryInfo
     ctypedef struct OrtAllocator
     ctypedef struct OrtModelMetadata
+    ctypedef struct OrtIoBinding
     ctypedef struct OrtCudaOptions
     ctypedef struct OrtApiBase:
         void** (*get_api)(uint32_t version) noexcept
@@ -66,6 +68,13 @@ cdef extern from "ort_table.h" nogil:
     OrtStatus* ort_create_run_options(OrtRunOptions** out)
     OrtStatus* ort_terminate(OrtRunOptions* options)
     void ort_release_run_options(OrtRunOptions* options)
+
+    OrtStatus* ort_create_io_binding(OrtSession* session, OrtIoBinding** out)
+    OrtStatus* ort_bind_input(OrtIoBinding* binding, const char* name, OrtValue* value)
+    OrtStatus* ort_bind_output(OrtIoBinding* binding, const char* name, OrtValue* value)
+    OrtStatus* ort_run_with_binding(OrtSession* session, OrtRunOptions* options, OrtIoBinding* binding)
+    OrtStatus* ort_bound_outputs(OrtIoBinding* binding, OrtAllocator* allocator, OrtValue*** out, size_t* count)
+    void ort_release_io_binding(OrtIoBinding* binding)
 
     OrtStatus* ort_tensor_info_of_type(OrtTypeInfo* type, const OrtTensorInfo** borrowed)
     OrtStatus* ort_kind_of_type(OrtTypeInfo* type, int32_t* out)

@@ -3,16 +3,21 @@
 # A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted
 # time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
 # about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
+# Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
 # Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
 
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.batchrun cimport BatchRun
+from fastinfer._ext.binding cimport Binding
 from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.message cimport BatchResult, BatchRunner
 from fastinfer._ext.ort cimport Session
 
 cdef enum:
-    SIZES = 64          # sizes of input, in powers of two
+    SIZES = 64                      # sizes of input, in powers of two
+    MAX_BINDING_BYTES = 16 << 10    # of one binding: larger runs take so long that a binding hardly matters
+    MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
 
 
 # How long runs took, by the size of their input.
@@ -24,14 +29,21 @@ cdef class RunTimes:
     cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept
 
 
-cdef class Runner:
+cdef class Runner(BatchRunner):
     cdef readonly Session session
     cdef bint batched
     cdef Executor executor
     cdef int64_t inline_run_ns
     cdef RunTimes times
+    cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
+    cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
+    cdef readonly Py_ssize_t bound_nbytes   # of all bindings
+    cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
+    cdef Binding ready_binding(self, list requests)
+    cdef Binding bind(self, int64_t rows)
+    cdef int no_bindings(self) except -1
 
 
 # A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one bad

@@ -7,10 +7,14 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.batchrun cimport BatchRun
+from fastinfer._ext.binding cimport Binding, make_binding
+from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor
-from fastinfer._ext.message cimport BatchResult
+from fastinfer._ext.message cimport BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
+from fastinfer._ext.tensor cimport TensorSpec, element_count
 
+from fastinfer._ext.ort_run import OrtError
 from fastinfer.errors import ApiError, without_paths
 
 log = logging.getLogger(__name__)
@@ -58,18 +62,20 @@ cdef class RunTimes:
 
 
 @cython.final
-cdef class Runner:
+cdef class Runner(BatchRunner):
     def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us):
         self.session = session
         self.batched = batched
         self.executor = executor
         self.inline_run_ns = inline_run_us * 1000
         self.times = RunTimes()
+        self.row_nbytes = row_nbytes_of(session.inputs, batched)
+        self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
         return not self.session.may_loop and self.times.predict_ns(input_bytes) < self.inline_run_ns
 
-    def start(self, list requests not None, done not None):
+    def __call__(self, list requests not None, done not None):
         cdef RunningBatch batch = RunningBatch.__new__(RunningBatch)
         batch.runner = self
         batch.requests = requests
@@ -80,7 +86,65 @@ cdef class Runner:
 
     def close(self):
         # Freed with its last reference: an answer may still be written from its memory.
+        self.no_bindings()
         self.session = None
+
+    cdef BatchResult run_at_once(self, list requests):
+        # In a binding, where one is ready; if that fails, the ordinary way tells why.
+        cdef Binding binding = self.ready_binding(requests)
+        cdef list outcomes
+        if binding is None:
+            return None
+        outcomes = binding.run(requests)
+        if outcomes is None:
+            self.in_doubt = True
+            return None
+        self.times.observe(binding.rows * self.row_nbytes, binding.input_ns + binding.infer_ns)
+        return BatchResult.make(outcomes, binding.input_ns, binding.infer_ns, binding.output_ns)
+
+    cdef Binding ready_binding(self, list requests):
+        cdef Binding binding
+        cdef InferRequest request
+        cdef int64_t rows = 0
+        for request in requests:
+            rows += request.rows
+        if not 0 < rows < len(self.bindings) or not self.runs_inline(rows * self.row_nbytes):
+            return None
+        binding = <Binding>self.bindings[rows]
+        if binding is None:
+            return self.bind(rows) if self.bound_nbytes < MAX_BOUND_BYTES else None
+        return binding if binding.is_free() else None
+
+    cdef Binding bind(self, int64_t rows):
+        cdef Binding binding = None
+        try:
+            binding = make_binding(self.session, self.batched, rows, MAX_BINDING_BYTES)
+        except (OrtError, MemoryError):
+            pass
+        if binding is None:
+            del self.bindings[rows:]        # more rows need no less
+            return None
+        self.bound_nbytes += binding.memory.nbytes
+        self.bindings[rows] = binding
+        return binding
+
+    cdef int no_bindings(self) except -1:
+        self.bindings = []
+        return 0
+
+
+# The bytes of a row of all inputs; 0 where shapes are open, or where there are BYTES.
+cdef Py_ssize_t row_nbytes_of(tuple inputs, bint batched):
+    cdef TensorSpec spec
+    cdef int64_t elements
+    cdef Py_ssize_t nbytes = 0
+    cdef int first = 1 if batched else 0
+    for spec in inputs:
+        elements = element_count(spec.dims + first, spec.rank - first) if spec.rank >= first else -1
+        if elements < 0 or elements > MAX_BINDING_BYTES or spec.datatype_id == BYTES:
+            return 0
+        nbytes += elements * row(spec.datatype_id).itemsize
+    return nbytes
 
 
 @cython.final
@@ -134,10 +198,14 @@ cdef class RunningBatch:
 
     cdef bint take(self, BatchRun attempt) except? True:
         cdef list outcomes
+        cdef bint in_doubt
         self.input_ns += attempt.run_state.input_ns
         self.infer_ns += attempt.run_state.infer_ns
         self.output_ns += attempt.run_state.output_ns
+        in_doubt, self.runner.in_doubt = self.runner.in_doubt, False
         if attempt.run_state.failure.code == 0:
+            if in_doubt:        # it is the binding that fails: the model's outputs are not what it declares, say
+                self.runner.no_bindings()
             outcomes = attempt.split()
             self.runner.times.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
             if self.outcomes is None:       # the common case: all at once

@@ -11,7 +11,7 @@
 
 from libc.stdint cimport int64_t
 
-from fastinfer._ext.message cimport BatchResult, InferRequest
+from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest
 from fastinfer._ext.stats cimport Counters
 
 cdef enum:
@@ -52,6 +52,7 @@ cdef class Batch:
 cdef class Scheduler:
     # Configuration.
     cdef object _start
+    cdef BatchRunner _runner            # _start, if it is one
     cdef object _policy
     cdef bint _policy_matters           # else a batch is what fits
     cdef int64_t _max_batch_size
@@ -98,12 +99,14 @@ cdef class Scheduler:
     cdef int _sweep_out(self) except -1
     # From queue to run to answer.
     cdef int _dispatch(self) except -1
-    cdef int _run(self, Batch batch) except -1
-    cdef Batch _take(self)
-    cdef Batch _take_by_policy(self, int64_t now)
-    cdef Batch _take_from(self, Group group, Py_ssize_t limit, int64_t now)
+    cdef bint _run_at_once(self, list requests, int64_t now) except -1
+    cdef bint _start_batch(self, list requests, int64_t now) except -1
+    cdef list _take(self, int64_t now)
+    cdef list _take_by_policy(self, int64_t now)
+    cdef list _take_from(self, Group group, Py_ssize_t limit)
     cdef int _finish(self, Batch batch, BatchResult result) except -1
-    cdef int _answer(self, Batch batch, BatchResult result) except -1
+    cdef int _end_batch(self, list requests, int64_t started_ns, BatchResult result) except -1
+    cdef int _answer(self, list requests, int64_t started_ns, BatchResult result) except -1
     cdef int _check_idle(self) except -1
     # The ends of requests.
     cdef int _forget(self, InferRequest request) except -1

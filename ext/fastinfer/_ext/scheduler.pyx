@@ -7,7 +7,7 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastinfer._ext.job cimport monotonic_ns
-from fastinfer._ext.message cimport BatchResult, InferRequest, Waiter
+from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest, Waiter
 from fastinfer._ext.stats cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
 
 from fastinfer.errors import ApiError
@@ -60,6 +60,7 @@ cdef class Scheduler:
     def __init__(self, start, policy, *, int64_t instances, int64_t max_queue_size, double timeout_s,
                  int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop):
         self._start = start
+        self._runner = start if isinstance(start, BatchRunner) else None
         self._policy = policy
         self._max_batch_size = policy.max_batch_size
         self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
@@ -225,18 +226,21 @@ cdef class Scheduler:
         self._dispatch()
 
     cdef int _dispatch(self) except -1:
-        cdef Batch batch
-        cdef int64_t began_ns = monotonic_ns()
+        cdef list taken
+        cdef int64_t now = monotonic_ns()
+        cdef int64_t began_ns = now
+        cdef bint ended
         self._dispatching = True
         try:
             while self._free_instances > 0 and self._queued > 0:
-                batch = self._take()
-                if batch is None:
+                taken = self._take(now)
+                if taken is None:
                     break
-                self._free_instances -= 1
-                self._running.add(batch)
-                self._run(batch)
-                if batch.finished and self._queued > 0 and monotonic_ns() - began_ns > TURN_NS:
+                ended = self._run_at_once(taken, now) or self._start_batch(taken, now)
+                if self._queued == 0:       # the common case
+                    break
+                now = monotonic_ns()
+                if ended and now - began_ns > TURN_NS:
                     # These ran on this thread: let others have a turn of the loop before the next one.
                     if not self._dispatch_due:
                         self._dispatch_due = True
@@ -246,28 +250,49 @@ cdef class Scheduler:
             self._dispatching = False
         return 0
 
-    cdef int _run(self, Batch batch) except -1:
+    cdef bint _run_at_once(self, list requests, int64_t now) except -1:
+        cdef BatchResult result
+        if self._runner is None:
+            return False
         try:
-            run = self._start(batch.requests, batch)
+            result = self._runner.run_at_once(requests)
+        except Exception:
+            log.exception("a batch could not be run")
+            result = failed(requests, "the batch could not be run")
+        if result is None:
+            return False
+        self._end_batch(requests, now, result)
+        return True
+
+    cdef bint _start_batch(self, list requests, int64_t now) except -1:
+        # Whether it has ended already.
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.scheduler = self
+        batch.requests = requests
+        batch.started_ns = now
+        batch.waiting = len(requests)
+        self._free_instances -= 1
+        self._running.add(batch)
+        try:
+            run = self._start(requests, batch)
         except Exception:
             log.exception("a batch could not be started")
-            batch.finish(failed(batch, "the batch could not be started"))
-            return 0
+            batch.finish(failed(requests, "the batch could not be started"))
+            return True
         if not batch.finished:
             batch.run = run
-        return 0
+        return batch.finished
 
-    cdef Batch _take(self):
-        # The next batch, or None where the policy waits (a timer is then set).
-        cdef int64_t now = monotonic_ns()
-        cdef Batch batch = None
+    cdef list _take(self, int64_t now):
+        # The requests of the next batch, or None where the policy waits (a timer is then set).
+        cdef list taken = None
         if self._policy_matters:
             return self._take_by_policy(now)
-        while batch is None and len(self._heads) > 0:       # a group may hold nothing but ended ones
-            batch = self._take_from(<Group>self._heads[0], -1, now)
-        return batch
+        while taken is None and len(self._heads) > 0:       # a group may hold nothing but ended ones
+            taken = self._take_from(<Group>self._heads[0], -1)
+        return taken
 
-    cdef Batch _take_by_policy(self, int64_t now):
+    cdef list _take_by_policy(self, int64_t now):
         cdef Group group
         cdef int64_t shortest_ns = 0
         cdef int64_t waits_ns
@@ -278,15 +303,14 @@ cdef class Scheduler:
             since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
             take, waits_ns = self._policy.decide(rows_of(group, self._max_batch_size), now - since_ns)
             if take > 0:
-                return self._take_from(group, take, now)
+                return self._take_from(group, take)
             shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
         if self._delay is None and len(self._heads) > 0:
             self._delay = self._loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
 
-    cdef Batch _take_from(self, Group group, Py_ssize_t limit, int64_t now):
+    cdef list _take_from(self, Group group, Py_ssize_t limit):
         # The first `limit` live requests of a group, or with -1 as many as fit, as BatchingPolicy would have it.
-        cdef Batch batch
         cdef InferRequest request
         cdef list taken = []
         cdef int64_t rows = 0
@@ -309,14 +333,7 @@ cdef class Scheduler:
                 group.first = 0
             self._remove_head(group)
             self._push_head(group)
-        if count == 0:
-            return None
-        batch = Batch.__new__(Batch)
-        batch.scheduler = self
-        batch.requests = taken
-        batch.started_ns = now
-        batch.waiting = count
-        return batch
+        return taken if count > 0 else None
 
     def _delay_over(self):
         self._delay = None
@@ -325,28 +342,31 @@ cdef class Scheduler:
     cdef int _finish(self, Batch batch, BatchResult result) except -1:
         self._running.discard(batch)
         self._free_instances += 1
+        return self._end_batch(batch.requests, batch.started_ns, result)
+
+    cdef int _end_batch(self, list requests, int64_t started_ns, BatchResult result) except -1:
         self._finishing += 1
         try:
             if self._queued > 0 and not self._dispatching:
                 self._dispatch()    # the next batch starts before the answers of this one are written
         finally:
-            self._answer(batch, result)
+            self._answer(requests, started_ns, result)
             self._finishing -= 1
             self._check_idle()
         return 0
 
-    cdef int _answer(self, Batch batch, BatchResult result) except -1:
+    cdef int _answer(self, list requests, int64_t started_ns, BatchResult result) except -1:
         cdef InferRequest request
         cdef int64_t now, total_ns
         cdef int64_t rows = 0
         cdef int64_t answered = 0
         cdef Py_ssize_t i
-        if len(result.outputs) != len(batch.requests):
-            log.error("a run gave %d outcomes for %d requests", len(result.outputs), len(batch.requests))
-            result = failed(batch, "the model was not run")
+        if len(result.outputs) != len(requests):
+            log.error("a run gave %d outcomes for %d requests", len(result.outputs), len(requests))
+            result = failed(requests, "the model was not run")
         now = monotonic_ns()
-        for i in range(len(batch.requests)):
-            request = <InferRequest>batch.requests[i]
+        for i in range(len(requests)):
+            request = <InferRequest>requests[i]
             rows += request.rows
             if request.state == ENDED:
                 continue
@@ -354,7 +374,7 @@ cdef class Scheduler:
             total_ns = now - request.enqueued_ns
             if isinstance(outcome, list):
                 answered += 1
-                self._stats.count_success(total_ns, batch.started_ns - request.enqueued_ns, request.rows)
+                self._stats.count_success(total_ns, started_ns - request.enqueued_ns, request.rows)
             else:
                 self._stats.count_failure(BY_MODEL if outcome.status >= 500 else BY_CLIENT, total_ns)
             complete = request.complete
@@ -467,8 +487,8 @@ cdef list rows_of(Group group, int64_t max_batch_size):
     return rows
 
 
-cdef BatchResult failed(Batch batch, str message):
-    return BatchResult([ApiError(500, message)] * len(batch.requests))
+cdef BatchResult failed(list requests, str message):
+    return BatchResult([ApiError(500, message)] * len(requests))
 
 
 # An outcome that cannot be told is told as an error, so that nobody waits for ever.

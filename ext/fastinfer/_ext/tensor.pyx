@@ -59,6 +59,7 @@ cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
     return count
 
 
+@cython.freelist(64)
 @cython.final
 cdef class Memory:
     def __dealloc__(self):
@@ -115,6 +116,7 @@ cdef class TensorSpec:
 
 # Not the collector's business (requests are made of tensors): an owner of memory never leads back to a tensor.
 @cython.no_gc
+@cython.freelist(64)
 @cython.final
 cdef class Tensor:
     @staticmethod
