@@ -9,8 +9,8 @@ from typing import Any, Final
 from typing_extensions import Buffer
 
 from fastinfer._ext.exchange import Exchange, Head
+from fastinfer._ext.upload import BodyPool, Upload
 from fastinfer.errors import ApiError
-from fastinfer.http.upload import ChunkedUpload, SizedUpload, Upload
 from fastinfer.limits import HttpLimits
 
 JOINED_BYTES: Final[int]
@@ -26,6 +26,8 @@ class Shared:
     """Where every connection reads; valid until the callback returns."""
     view: memoryview
     """Of the whole buffer."""
+    bodies: BodyPool
+    """The memory of bodies that do not lie in the read buffer."""
     heads: dict[bytes, Head]
     """Request heads seen lately, understood. Clients repeat theirs: 64 connections of a load generator or a client
     library need one entry for each size of body. Finding one here costs a small part of understanding it
@@ -80,7 +82,7 @@ class Connection:
     """What is read begins with a head that was started earlier."""
     _pending: bytes
     """A started head; when reading is paused, all that was read."""
-    _upload: SizedUpload | ChunkedUpload | None
+    _upload: Upload | None
     """A body that is not in the buffer wholly."""
     _skip: int
     """Bytes of a refused body, still to be thrown away."""
@@ -103,6 +105,8 @@ class Connection:
         """Gives an exchange its place in the order of answers."""
     def _handle(self, exchange: HttpExchange) -> None:
         """Calls the route's handler; what it raises is the answer."""
+    def _finish(self, upload: Upload, body: Buffer) -> None:
+        """Handles a message whose body came in parts."""
     def _retire(self, exchange: HttpExchange, status_class: int) -> None:
         """The exchange's answer is in the outgoing bytes; it is the queue's first and leaves it."""
     def _flush(self) -> None:
@@ -128,13 +132,16 @@ class Connection:
     def _answer_early(self, head: Head, error: ApiError, start: int, end: int) -> int:
         """Answers before the body, which begins at ``start``; returns where to go on."""
     @abstractmethod
-    def _begin_upload(self, head: Head, start: int, end: int) -> int:
-        """Starts a message whose body is not here wholly; returns where to go on."""
+    def _begin_chunked(self, head: Head, start: int, end: int) -> int:
+        """Starts a message with a chunked body; returns where to go on."""
     @abstractmethod
-    def _written(self, upload: SizedUpload, size: int) -> None:
-        """Bytes of a body went straight into its own buffer."""
+    def _expect(self, upload: Upload) -> None:
+        """The client may wait to be asked for the body."""
     @abstractmethod
-    def _feed(self, upload: ChunkedUpload, start: int, end: int) -> int:
+    def _refuse_for_memory(self, head: Head) -> None:
+        """Too many bytes of requests are in flight: the connection's last answer."""
+    @abstractmethod
+    def _feed(self, upload: Any, start: int, end: int) -> int:
         """Takes what belongs to a chunked body; returns where to go on."""
     @abstractmethod
     def _inflate(self, head: Head, data: memoryview, counted: int) -> None:

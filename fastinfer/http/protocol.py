@@ -30,12 +30,13 @@ from typing import Any, Final, cast
 from fastinfer import limits as constants
 from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
 from fastinfer._ext.exchange import Head
+from fastinfer._ext.reply import reply_head
+from fastinfer._ext.upload import Upload
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Fields
-from fastinfer.http.head import CHUNKED, LINE_BYTES, parse, request_line, target_too_long
+from fastinfer.http.head import LINE_BYTES, parse, request_line, target_too_long
 from fastinfer.http.hub import Hub, Sweepable
-from fastinfer.http.reply import reply_head
-from fastinfer.http.upload import ChunkedUpload, SizedUpload, Upload, deflate, inflate
+from fastinfer.http.upload import ChunkedUpload, deflate, inflate
 
 log = logging.getLogger(__name__)
 
@@ -164,25 +165,23 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             hub.remember(raw, head)
         return head
 
-    def _begin_upload(self, head: Head, start: int, end: int) -> int:
-        """Starts a message whose body, which begins at ``start``, is not here wholly; returns what :meth:`_read` shall
-        go on with."""
+    def _begin_chunked(self, head: Head, start: int, end: int) -> int:
+        """Starts a message with a chunked body, which begins at ``start``; returns where to go on."""
         hub = self._hub
         if hub.in_flight_bytes > hub.limits.in_flight_bytes:
-            self._refuse(_out_of_memory(), head)
+            self._refuse_for_memory(head)
             return end
-        upload: SizedUpload | ChunkedUpload
-        if head.body_size == CHUNKED:
-            upload = ChunkedUpload(head, hub.now, hub.limits)
-        else:
-            upload = SizedUpload(head, hub.now, hub.view[start:end])
-            hub.in_flight_bytes += end - start
+        upload = ChunkedUpload(head, hub.now, hub.limits)
         self._upload = upload
         if head.expects_continue and start == end:
-            upload.wants_continue = True
-            if not self._queue:
-                self._send_continue(upload)
-        return start if head.body_size == CHUNKED else end
+            self._expect(upload)
+        return start
+
+    def _expect(self, upload: Upload) -> None:
+        """The client may wait to be asked for the body."""
+        upload.wants_continue = True
+        if not self._queue:
+            self._send_continue(upload)
 
     def _answer_early(self, head: Head, error: ApiError, start: int, end: int) -> int:
         """Answers before the body; it is thrown away if it is small and surely coming, else the connection ends."""
@@ -198,20 +197,6 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         exchange.fail(error)
         return start + skipped
 
-    def _written(self, upload: SizedUpload, size: int) -> None:
-        """``size`` bytes of a body went straight into its own buffer."""
-        hub = self._hub
-        hub.in_flight_bytes += size
-        upload.written(size)
-        self._reading = True
-        if upload.complete:
-            self._finish_upload(upload)
-        elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
-            self._refuse(_out_of_memory(), upload.head)
-        self._reading = False
-        if self._out:
-            self._flush()
-
     def _feed(self, upload: ChunkedUpload, start: int, end: int) -> int:
         hub = self._hub
         before = upload.received
@@ -224,21 +209,10 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         hub.in_flight_bytes += upload.received - before
         if upload.complete:
             self._more = start < end
-            self._finish_upload(upload)
+            self._finish(upload, upload.body())
         elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
-            self._refuse(_out_of_memory(), upload.head)
+            self._refuse_for_memory(upload.head)
         return start
-
-    def _finish_upload(self, upload: SizedUpload | ChunkedUpload) -> None:
-        self._upload = None
-        head = upload.head
-        if head.coding is not None and upload.received:
-            self._inflate(head, upload.body(), upload.received)
-            return
-        exchange = HttpExchange(self, head, upload.body(), True)
-        exchange.counted = upload.received
-        self._enqueue(exchange)
-        self._handle(exchange)
 
     def _drop_upload(self) -> None:
         if self._upload is not None:
@@ -283,6 +257,9 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         exchange = HttpExchange(self, head, b"", True)
         self._queue.append(exchange)
         exchange.fail(error)
+
+    def _refuse_for_memory(self, head: Head) -> None:
+        self._refuse(ApiError(503, "too many bytes of requests are in flight", retry_after_s=1), head)
 
     # --- Answers ------------------------------------------------------------------------------------------------------
 
@@ -422,7 +399,3 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         """Ends at once."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _out_of_memory() -> ApiError:
-    return ApiError(503, "too many bytes of requests are in flight", retry_after_s=1)

@@ -1,6 +1,6 @@
-"""Request bodies on their way in: of announced length, or chunked; and inflating them. No socket, no clock.
+"""Request bodies: chunked ones on their way in, and inflating. No socket, no clock.
 
-Memory is taken for bytes really received, never for announced ones, so that a promise costs nothing.
+Bodies of announced length, which are more common, are :mod:`fastinfer._ext.upload`'s.
 """
 
 from __future__ import annotations
@@ -8,79 +8,16 @@ from __future__ import annotations
 import re
 import zlib
 
-import numpy as np
-
 from fastinfer._ext.exchange import Head
+from fastinfer._ext.upload import Upload
 from fastinfer.errors import ApiError
 from fastinfer.http.head import too_large
 from fastinfer.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
-
-_FIRST_BYTES = 4096
-_GROWTH = 8
-"""A buffer is replaced by one this many times larger: an eighth of the body is copied, and less than ten times what was
-received is reserved. Pages that were not written to do not exist yet."""
 
 _SMALL_CHUNK_BYTES = 4096
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n")
-
-
-class Upload:
-    """What both kinds have: the head they belong to, and how they get on.
-
-    Attributes:
-        received: bytes of the body so far.
-        complete: all of it is here.
-        started, window_started: when it and its current window of measured progress began.
-        window_received: ``received`` at that time.
-        wants_continue: the client waits for ``100 Continue``, which was not sent yet.
-    """
-
-    __slots__ = ("complete", "head", "received", "started", "wants_continue", "window_received", "window_started")
-
-    def __init__(self, head: Head, now: float) -> None:
-        self.head = head
-        self.received = 0
-        self.complete = False
-        self.started = now
-        self.window_started = now
-        self.window_received = 0
-        self.wants_continue = False
-
-
-class SizedUpload(Upload):
-    """A body of announced length: the socket writes straight into its own buffer, never past its end."""
-
-    __slots__ = ("_view",)
-
-    def __init__(self, head: Head, now: float, first: memoryview) -> None:
-        super().__init__(head, now)
-        self._view = memoryview(b"")
-        self.received = len(first)
-        self._reserve()
-        self._view[: len(first)] = first
-
-    def _reserve(self) -> None:
-        size = min(self.head.body_size, max(_FIRST_BYTES, _GROWTH * self.received))
-        larger = np.empty(size, np.uint8).data
-        larger[: len(self._view)] = self._view
-        self._view = larger
-
-    def space(self) -> memoryview:
-        """Where the next bytes go; not empty while the body is incomplete."""
-        if self.received == len(self._view):
-            self._reserve()
-        return self._view[self.received :]
-
-    def written(self, size: int) -> None:
-        """``size`` bytes were written to what :meth:`space` returned."""
-        self.received += size
-        self.complete = self.received == self.head.body_size
-
-    def body(self) -> memoryview:
-        """The whole body; its buffer is exactly as long, since growth stops at the announced length."""
-        return self._view
 
 
 class ChunkedUpload(Upload):

@@ -5,6 +5,7 @@
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.exchange cimport Exchange, Head
+from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
 
 cdef class Shared:
@@ -12,11 +13,13 @@ cdef class Shared:
     cdef readonly object limits         # HttpLimits
     cdef readonly object loop
     cdef Py_ssize_t _max_pipelined
+    cdef int64_t _max_in_flight_bytes
     # Where every connection reads; what lies there is valid until the callback returns.
     cdef readonly bytearray buffer
     cdef readonly object view           # of the whole buffer; it also pins the memory, so that data stays valid
     cdef char* _data
     cdef bint _looked_into              # a handler kept a view of its body: the buffer shall not be read into again
+    cdef readonly BodyPool bodies       # the memory of bodies that do not lie in the buffer
     cdef readonly dict heads            # dict[bytes, Head]
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
@@ -46,7 +49,7 @@ cdef class Connection:
     cdef public bint _more              # while draining: there are bytes behind the message that is being handled
     cdef public bint _resumed           # what is read begins with a head that was started earlier
     cdef public bytes _pending          # a started head; when reading is paused, all that was read
-    cdef public object _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
+    cdef public Upload _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
     cdef public Py_ssize_t _skip        # bytes of a refused body, still to be thrown away
     cdef public list _queue             # list[HttpExchange]: not answered yet, in order
     cdef public list _out               # list[bytes | memoryview]: outgoing bytes, and ...
@@ -55,12 +58,20 @@ cdef class Connection:
     cdef int read(self, Py_ssize_t end) except -1
     cdef Head known(self, const char* data, Py_ssize_t size)
     cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef Py_ssize_t take_body(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef SizedUpload sized_upload(self)
+    cdef Py_ssize_t begin_sized(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef Py_ssize_t feed_sized(self, SizedUpload upload, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef int written(self, SizedUpload upload, Py_ssize_t size) except -1
+    cdef int finish(self, Upload upload, object body) except -1
     cdef bint blocked(self) noexcept
     cdef int enqueue(self, HttpExchange exchange) except -1
     cdef int handle(self, HttpExchange exchange) except -1
 
     cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
     cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
+    cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
+                         object fields) except -1
     cdef int retire(self, HttpExchange exchange, int status_class) except -1
     cdef int flush(self) except -1
     cdef int write_out(self) except -1

@@ -1,19 +1,19 @@
 # The half of an HTTP/1.1 connection that every request passes: see connection.pxd, and http/protocol.py for the rest.
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memcmp, memcpy, strlen
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer._ext.reply cimport ok_json, reply, size_of
+from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
 import logging
 
 from fastinfer import limits as constants
 from fastinfer._ext.exchange import JSON
 from fastinfer.errors import ApiError
-from fastinfer.http.upload import SizedUpload
 
 cdef extern from "<string.h>" nogil:
     const void* memmem(const void* haystack, size_t size, const void* needle, size_t needle_size)
@@ -29,9 +29,6 @@ cdef Py_ssize_t min_compressed_bytes = constants.MIN_COMPRESSED_BYTES
 cdef Py_ssize_t max_cached_heads = constants.MAX_CACHED_HEADS
 cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
 cdef bytes json_type = JSON
-# The common answer's head, up to the body's size.
-cdef const char* OK_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
-cdef Py_ssize_t OK_JSON_SIZE = strlen(OK_JSON)
 
 
 cdef class Shared:
@@ -39,6 +36,8 @@ cdef class Shared:
         self.limits = limits
         self.loop = loop
         self._max_pipelined = limits.max_pipelined
+        self._max_in_flight_bytes = limits.in_flight_bytes
+        self.bodies = BodyPool(constants.KEPT_BODY_BYTES)
         self.heads = {}
         self.now = loop.time()
         self.renew_buffer()
@@ -100,8 +99,9 @@ cdef class Connection:
     # --- Called by the transport -------------------------------------------------------------------------------------
 
     def get_buffer(self, sizehint):
-        if self._upload is not None and type(self._upload) is SizedUpload:
-            return self._upload.space()
+        cdef SizedUpload upload = self.sized_upload()
+        if upload is not None and upload.body is not None:
+            return upload.body
         cdef Shared hub = self._hub
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self._pending)
         if size == 0:           # the common case
@@ -112,8 +112,9 @@ cdef class Connection:
     def buffer_updated(self, Py_ssize_t size):
         if self._deaf:
             return
-        if self._upload is not None and type(self._upload) is SizedUpload:
-            self._written(self._upload, size)
+        cdef SizedUpload upload = self.sized_upload()
+        if upload is not None and upload.body is not None:
+            self.written(upload, size)
             return
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
         if kept > 0:
@@ -168,6 +169,8 @@ cdef class Connection:
                 stop = min(start + self._skip, end)
                 self._skip -= stop - start
                 start = stop
+            elif type(self._upload) is SizedUpload:
+                start = self.feed_sized(<SizedUpload>self._upload, start, end)
             else:
                 start = self._feed(self._upload, start, end)
         self._reading = self._more = self._resumed = False
@@ -190,14 +193,20 @@ cdef class Connection:
 
     cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
         # Starts a message whose body begins at `start`; returns where the next one does, as far as it is here.
+        if head.error is not None:
+            return self._answer_early(head, head.error, start, end)
+        if head.body_size < 0:
+            return self._begin_chunked(head, start, end)
+        if head.body_size > end - start:
+            return self.begin_sized(head, start, end)
+        return self.take_body(head, start, end)
+
+    cdef Py_ssize_t take_body(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
+        # Handles a message whose body is here wholly; returns where the next one begins.
         cdef Shared hub = self._hub
         cdef Py_ssize_t size = head.body_size
         cdef HttpExchange exchange
         cdef BorrowedBody body
-        if head.error is not None:
-            return self._answer_early(head, head.error, start, end)
-        if size < 0 or size > end - start:
-            return self._begin_upload(head, start, end)
         if hub.draining:
             self._more = start + size < end
         if size > 0 and head.coding is not None:
@@ -215,6 +224,63 @@ cdef class Connection:
         if body.take_back():
             hub._looked_into = True
         return start + size
+
+    # --- Bodies that come in parts: of announced length --------------------------------------------------------------
+
+    cdef SizedUpload sized_upload(self):
+        upload = self._upload
+        return <SizedUpload>upload if type(upload) is SizedUpload else None
+
+    cdef Py_ssize_t begin_sized(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
+        cdef Shared hub = self._hub
+        if hub.in_flight_bytes > hub._max_in_flight_bytes:
+            self._refuse_for_memory(head)
+            return end
+        self._upload = SizedUpload.begin(head, hub.now)
+        if start < end:
+            return self.feed_sized(<SizedUpload>self._upload, start, end)
+        if head.expects_continue:
+            self._expect(self._upload)
+        return end
+
+    cdef Py_ssize_t feed_sized(self, SizedUpload upload, Py_ssize_t start, Py_ssize_t end) except -1:
+        # The first bytes of a body, in the read buffer. Many clients send heads and bodies apart: where the rest of the
+        # message is here, it is as if it had come at once. Where not, the body gets memory of its own.
+        if upload.head.body_size <= end - start:
+            self._upload = None
+            return self.take_body(upload.head, start, end)
+        upload.append(self._hub.bodies, self._hub._data + start, end - start)
+        self._hub.in_flight_bytes += end - start
+        return end
+
+    cdef int written(self, SizedUpload upload, Py_ssize_t size) except -1:
+        # So many bytes of a body went from the socket straight to where they belong.
+        cdef Shared hub = self._hub
+        hub.in_flight_bytes += size
+        upload.written(size)
+        self._reading = True
+        if upload.complete:
+            self.finish(upload, upload.body)
+        elif hub.in_flight_bytes > hub._max_in_flight_bytes:
+            self._refuse_for_memory(upload.head)
+        self._reading = False
+        if self._out:
+            self.flush()
+        return 0
+
+    cdef int finish(self, Upload upload, object body) except -1:
+        # Handles a message whose body came in parts.
+        cdef Head head = upload.head
+        cdef HttpExchange exchange
+        self._upload = None
+        if head.coding is not None and upload.received > 0:
+            self._inflate(head, memoryview(body), upload.received)
+            return 0
+        exchange = new_exchange(self, head, body, True)
+        exchange.counted = upload.received
+        self.enqueue(exchange)
+        self.handle(exchange)
+        return 0
 
     cdef bint blocked(self) noexcept:
         # Whether no further request may start: too many in flight, or the client does not read its answers.
@@ -269,22 +335,42 @@ cdef class Connection:
 
     cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
         # Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it.
-        cdef bytes whole
         try:
-            # The common case comes first.
-            if status == 200 and exchange.head.plain and content_type == json_type and not self._hub.draining:
-                if not fields and type(body) is not list and type(body) is not tuple:
-                    whole = ok_json(body, joined_bytes if exchange.head.accepted is None else min_compressed_bytes - 1)
-                    if whole is not None:
-                        self._out.append(whole)
-                        self._out_size += PyBytes_GET_SIZE(whole)
-                        self.retire(exchange, 2)
-                        return 0
+            # What changes an answer's head is rare: a connection that ends, an old client, compression.
+            if exchange.head.plain and not self._hub.draining and not self._deaf:
+                if self.emit_plain(exchange, status, content_type, body, fields):
+                    return 0
             self._emit_any(exchange, status, content_type, body, fields)
         except Exception:
             log.exception("an answer could not be written")
             self._emit_any(exchange, 500, json_type, INTERNAL_ERROR.body(), ())
         return 0
+
+    cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
+                         object fields) except -1:
+        # Does nothing, and returns so, where the answer shall be compressed.
+        cdef bint compressed = exchange.head.accepted is not None and status == 200
+        cdef bytes whole = None
+        cdef list views = None
+        cdef Py_ssize_t size
+        if type(body) is not list and type(body) is not tuple:
+            if status == 200 and content_type == json_type and not fields:      # the common case
+                whole = ok_json(body, min_compressed_bytes - 1 if compressed else joined_bytes)
+            body = (body,)
+        if whole is None:
+            size = size_of(body)
+            if compressed and size >= min_compressed_bytes:
+                return False
+            if size > joined_bytes:     # not copied
+                views = [memoryview(part).cast("B") for part in body if memoryview(part).nbytes > 0]
+            whole = reply(status, content_type, fields, b"", size, body if views is None else None)
+        self._out.append(whole)
+        self._out_size += PyBytes_GET_SIZE(whole)
+        if views is not None:
+            self._out.extend(views)
+            self._out_size += size
+        self.retire(exchange, status // 100)
+        return True
 
     cdef int retire(self, HttpExchange exchange, int status_class) except -1:
         # The exchange's answer is in the outgoing bytes.
@@ -363,6 +449,9 @@ cdef class Connection:
     def _retire(self, HttpExchange exchange not None, int status_class):
         self.retire(exchange, status_class)
 
+    def _finish(self, Upload upload not None, body):
+        self.finish(upload, body)
+
     def _flush(self):
         self.flush()
 
@@ -371,34 +460,3 @@ cdef class Connection:
 
     def _wake_up(self):
         self.wake_up()
-
-
-cdef bytes ok_json(object body, Py_ssize_t limit):
-    # The common answer, head and body in one piece; None if the body is larger than the limit.
-    cdef char[24] digits
-    cdef char* digit = digits + 24
-    cdef Py_buffer view
-    cdef Py_ssize_t left
-    cdef bytes whole
-    cdef char* at
-    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
-    try:
-        if view.len > limit:
-            return None
-        left = view.len
-        while True:
-            digit -= 1
-            digit[0] = <char>(c"0" + left % 10)
-            left //= 10
-            if left == 0:
-                break
-        left = digits + 24 - digit
-        whole = PyBytes_FromStringAndSize(NULL, OK_JSON_SIZE + left + 4 + view.len)
-        at = PyBytes_AS_STRING(whole)
-        memcpy(at, OK_JSON, OK_JSON_SIZE)
-        memcpy(at + OK_JSON_SIZE, digit, left)
-        memcpy(at + OK_JSON_SIZE + left, b"\r\n\r\n", 4)
-        memcpy(at + OK_JSON_SIZE + left + 4, view.buf, view.len)
-        return whole
-    finally:
-        PyBuffer_Release(&view)

@@ -1,12 +1,12 @@
 # One inference on its way: from a request's body to tensors to its answer.
 #
-# It knows the exchange (by name: arguments, headers, body, body_is_stable, abandoned, respond, guard), the codec, the
-# signature and the scheduler, and no runtime. Small bodies are decoded on the loop's thread where they lie; large ones,
-# and large answers, on a native thread. Loop's thread only.
+# It knows the exchange, the codec, the signature and the scheduler, and no runtime. What is quick is decoded and
+# encoded on the loop's thread; what is not, on a native one. Loop's thread only.
 
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.encode cimport Encoded
+from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.message cimport InferRequest, InferResponse, Waiter
 from fastinfer._ext.scheduler cimport Scheduler
@@ -38,7 +38,7 @@ cdef class InferHandler:
 # with its exchange is broken before the exchange is answered.
 cdef class Inference(Waiter):
     cdef InferHandler handler
-    cdef object exchange                # None: it is answered, or nobody waits any more
+    cdef Exchange exchange              # None: it is answered, or nobody waits any more
     cdef tuple arguments
     cdef Target model
     cdef InferRequest request           # while the scheduler has it
@@ -47,4 +47,4 @@ cdef class Inference(Waiter):
     cdef int start(self, InferRequest request) except -1
     cdef int respond(self, InferRequest request, object outcome) except -1
     cdef int answer(self, Encoded encoded) except -1
-    cdef int fail(self, object exchange, object error) except -1
+    cdef int fail(self, Exchange exchange, object error) except -1

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.decode cimport DecodeJob, decode_view
 from fastinfer._ext.encode cimport Encoded, EncodeJob, encode_response
+from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.message cimport InferRequest, InferResponse
 from fastinfer._ext.scheduler cimport Scheduler
@@ -13,6 +14,9 @@ from fastinfer._ext.signature cimport Signature
 from fastinfer._ext.tensor cimport Tensor
 
 from fastinfer.errors import ApiError
+
+cdef enum:
+    BINARY_IS_QUICKER = 16      # times, at least, a byte
 
 cdef bytes HEADER_LENGTH = b"inference-header-content-length"
 cdef bytes JSON = b"application/json"
@@ -43,7 +47,7 @@ cdef class InferHandler:
         found = self.ready.get(arguments)
         return found if found is not None else self.find(*arguments)
 
-    def __call__(self, exchange):
+    def __call__(self, Exchange exchange not None):
         cdef Inference inference = Inference.__new__(Inference)
         cdef Py_buffer view
         cdef Py_ssize_t json_size = -1
@@ -59,7 +63,7 @@ cdef class InferHandler:
         try:
             if length is not None:
                 json_size = read_length(length, view.len)
-            if stable and view.len > self.off_loop_bytes:
+            if stable and decoding_bytes(view.len, json_size) > self.off_loop_bytes:
                 request = None
             else:
                 request = decode_view(&view, body, json_size, stable, inference.model.name)
@@ -71,6 +75,12 @@ cdef class InferHandler:
             inference.start(request)
         else:
             self.executor.submit(DecodeJob(body, json_size, inference.model.name), inference.decoded)
+
+
+# A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they
+# are copied or walked through.
+cdef Py_ssize_t decoding_bytes(Py_ssize_t size, Py_ssize_t json_size) noexcept:
+    return size if json_size < 0 else json_size + (size - json_size) // BINARY_IS_QUICKER
 
 
 # The bytes of JSON before the binary tensors, out of the field's value.
@@ -123,7 +133,7 @@ cdef class Inference(Waiter):
         self.completed(request, outcome)
 
     cdef int completed(self, InferRequest request, object outcome) except -1:
-        exchange = self.exchange
+        cdef Exchange exchange = self.exchange
         self.request = None
         self.cancel = None
         if exchange is not None:
@@ -138,21 +148,22 @@ cdef class Inference(Waiter):
         cdef Signature signature
         cdef InferHandler handler = self.handler
         cdef InferResponse response
-        cdef Tensor tensor
-        cdef int64_t nbytes = 0
+        cdef int64_t nbytes = 0         # of what becomes text
+        cdef Py_ssize_t i
         if not isinstance(outcome, list):
             raise outcome
         signature = model.own if model.successor is None else (<object>model).signature
         response = signature.respond(request, <list>outcome, model.name, model.version)
-        for tensor in response.outputs:
-            nbytes += tensor.nbytes
+        for i in range(len(response.outputs)):
+            if not response.binary or not response.binary[i]:
+                nbytes += (<Tensor>response.outputs[i]).nbytes
         if nbytes > handler.off_loop_bytes:
             handler.executor.submit(EncodeJob(response, handler.nonfinite), self.encoded)
             return 0
         return self.answer(encode_response(response, handler.nonfinite, 0))
 
     def encoded(self, EncodeJob job not None):
-        exchange = self.exchange
+        cdef Exchange exchange = self.exchange
         if exchange is not None:
             try:
                 self.answer(job.result())
@@ -160,7 +171,8 @@ cdef class Inference(Waiter):
                 self.fail(exchange, error)
 
     cdef int answer(self, Encoded encoded) except -1:
-        exchange, self.exchange = self.exchange, None
+        cdef Exchange exchange = self.exchange
+        self.exchange = None
         if encoded.binary:
             length = (b"Inference-Header-Content-Length", b"%d" % encoded.json_size)
             exchange.respond(200, encoded.parts(), OCTETS, (length,))
@@ -168,7 +180,7 @@ cdef class Inference(Waiter):
             exchange.respond(200, encoded, JSON)
         return 0
 
-    cdef int fail(self, object exchange, object error) except -1:
+    cdef int fail(self, Exchange exchange, object error) except -1:
         self.exchange = None
         exchange.guard(_raise, error)   # it knows how to answer what is raised
         return 0

@@ -276,7 +276,6 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef int64_t itemsize = row(tensor.datatype_id).itemsize
     cdef int64_t count = 0
     cdef Py_ssize_t at = 0
-    cdef Py_ssize_t i
     cdef uint32_t size
     # Kernels may expect elements at addresses that suit them; a body gives them any.
     cdef bint copied = not decoder.views or (itemsize > 1 and <uintptr_t>tensor.view % <uintptr_t>itemsize != 0)
@@ -294,19 +293,31 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     elif tensor.count > tensor.nbytes or tensor.count * itemsize != tensor.nbytes:
         return fail(decoder, "", "", SIZE)
     elif tensor.datatype_id == BOOL:
-        for i in range(tensor.nbytes):      # anything but 0 is true, and 1 in memory: then not in place
-            if <unsigned char>tensor.view[i] > 1:
-                copied = True
-                break
+        # Anything but 0 is true, and 1 in memory: then not in place.
+        copied = copied or all_bits(tensor.view, tensor.nbytes) > 1
     if not copied:
         return 0
     tensor.block = allocate_block(tensor.nbytes)
     if tensor.block == NULL:
         return fail(decoder, "", "", NO_MEMORY)
     if tensor.datatype_id == BOOL:
-        for i in range(tensor.nbytes):
-            tensor.block[i] = tensor.view[i] != 0
+        put_truths(tensor.block, tensor.view, tensor.nbytes)
     else:
         memcpy(tensor.block, tensor.view, tensor.nbytes)
     tensor.view = NULL
     return 0
+
+
+# Loops that the compiler makes vectors of.
+cdef unsigned char all_bits(const char* bytes, Py_ssize_t size) noexcept nogil:
+    cdef unsigned char bits = 0
+    cdef Py_ssize_t i
+    for i in range(size):
+        bits |= <unsigned char>bytes[i]
+    return bits
+
+
+cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        truths[i] = bytes[i] != 0

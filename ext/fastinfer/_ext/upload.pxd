@@ -1,0 +1,67 @@
+# Request bodies on their way in: their memory, and how they get on. No socket, no clock.
+#
+# Only a body that does not lie in the connections' read buffer wholly comes here. Its memory follows the bytes that
+# really came, so that a promise costs nothing; but for memory that is there already, which a promise may have at once.
+# Threads: all with the GIL. The loop makes and fills bodies; whoever drops the last view gives the memory back.
+
+from fastinfer._ext.exchange cimport Head
+
+cdef enum:
+    MAX_KEPT = 64       # blocks
+
+cdef struct Block:
+    # Whole pages of mmap; at is NULL where there is none.
+    char* at
+    Py_ssize_t size
+
+
+cdef class BodyPool:
+    # Blocks between two bodies: their pages exist already, and are warm in the caches. The latest is the last.
+    cdef readonly Py_ssize_t max_bytes
+    cdef readonly Py_ssize_t kept_bytes
+    cdef Block[MAX_KEPT] _kept
+    cdef int _count
+
+    cdef Block take(self, Py_ssize_t size) noexcept
+    cdef void give(self, Block block) noexcept
+    cdef void _remove(self, int index) noexcept
+
+
+cdef class Body:
+    # One body in memory of its own. Through the buffer protocol it is, until it is complete, the room for the next
+    # bytes, writable; then the body, read-only. Its memory is given back with its last reference, and every view holds
+    # one: no view ever shows another body.
+    cdef BodyPool _pool
+    cdef Block _block
+    cdef Py_ssize_t _before         # unused bytes before the body, for the alignment of what lies in it
+    cdef readonly Py_ssize_t size   # as announced
+    cdef readonly Py_ssize_t received
+
+    # `aligned_at`: the byte of the body that shall be aligned as tensors are.
+    @staticmethod
+    cdef Body begin(BodyPool pool, Py_ssize_t size, Py_ssize_t aligned_at)
+    # Copies the next bytes to the room; no more than there are to come.
+    cdef int append(self, const char* data, Py_ssize_t size) except -1
+    cdef int _reserve(self, Py_ssize_t received) except -1
+
+
+cdef class Upload:
+    # What bodies of announced length and chunked ones (http/upload.py) have: how they get on.
+    cdef readonly Head head
+    cdef public Py_ssize_t received         # bytes of the body so far
+    cdef public bint complete
+    cdef public bint wants_continue         # the client waits for 100 Continue, which was not sent yet
+    cdef public double started              # when it began, and ...
+    cdef public double window_started       # ... its current window of measured progress, ...
+    cdef public Py_ssize_t window_received  # ... and `received` at that time
+
+
+cdef class SizedUpload(Upload):
+    cdef readonly Body body                 # None until its first bytes are here
+
+    @staticmethod
+    cdef SizedUpload begin(Head head, double now)
+    # The next bytes are elsewhere, or were written to the body's room.
+    cdef int append(self, BodyPool pool, const char* data, Py_ssize_t size) except -1
+    cdef void written(self, Py_ssize_t size) noexcept
+    cdef void _count(self) noexcept
