@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 
-from fastinfer import __version__, logs, routes
+from fastinfer import __version__, limits, logs, routes
 from fastinfer._ext import ort
+from fastinfer._ext.executor import ask_for_short_slices
 from fastinfer.config.server import ServerConfig
 from fastinfer.http.server import Server, run
 from fastinfer.service import Service
@@ -32,6 +33,7 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)
+    ask_for_short_slices(limits.LOOP_SLICE_NS)  # this thread is the loop's; native ones compute for milliseconds
     service = Service(config, asyncio.get_running_loop())
     server = Server(
         routes.build(service),

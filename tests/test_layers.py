@@ -39,8 +39,8 @@ FLOORS: list[dict[str, str]] = [
         "_ext.reply": "",
         "_ext.ort_table": "ort_table.h",
         "ort_table.h": "",
-        "pool.h": "signals.h",
-        "signals.h": "",
+        "pool.h": "native_thread.h",
+        "native_thread.h": "",
     },
     {
         "config.server": "",

@@ -7,6 +7,16 @@ from fastinfer._ext.job import Job
 
 _J = TypeVar("_J", bound=Job)
 
+def ask_for_short_slices(nanoseconds: int) -> bool:
+    """Asks the system for short slices of the CPU for the calling thread, and not for those that it starts.
+
+    A thread of short slices waits less for a core that other threads use: since Linux 6.12 its wake-up cuts their longer
+    slices short. It gets no larger share of the core.
+
+    Returns:
+        Whether the system took it. It does not where the thread was given a policy other than the default one.
+    """
+
 class Executor:
     """Native threads with one queue. All methods belong to one thread, the event loop's.
 

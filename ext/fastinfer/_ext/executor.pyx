@@ -5,6 +5,14 @@ import os
 
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
+from libc.stdint cimport uint64_t
+
+cdef extern from "native_thread.h" nogil:
+    bint c_ask_for_short_slices "ask_for_short_slices" (uint64_t nanoseconds)
+
+
+def ask_for_short_slices(uint64_t nanoseconds):
+    return c_ask_for_short_slices(nanoseconds)
 
 
 @cython.final

@@ -19,7 +19,7 @@
 #include <mutex>
 #include <vector>
 
-#include "signals.h"
+#include "native_thread.h"
 
 namespace fastinfer {
 
