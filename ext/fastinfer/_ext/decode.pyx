@@ -51,6 +51,7 @@ cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_s
         decoder.binary = body + json_size
     decoder.binary_end = body + size
     decoder.views = views
+    decoder.portable = False
     decoder.failure.is_set = False
     decoder.place = IN_REQUEST
     decoder.index = 0
@@ -226,13 +227,15 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
     return 0
 
 
-cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model):
+cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
+                              bint portable=False):
     cdef Decoder decoder
     check_json_size(json_size, view.len)
     try:
         if json_size == 0:
             return build_raw(view, body, stable)
         open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable)
+        decoder.portable = portable
         try:
             if view.len <= SMALL_BODY:
                 read_request(&decoder)
@@ -248,11 +251,11 @@ cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t jso
         raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
 
 
-def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=""):
+def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None="", bint portable=False):
     cdef Py_buffer view
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
-        return decode_view(&view, body, json_size, stable, model)
+        return decode_view(&view, body, json_size, stable, model, portable)
     finally:
         PyBuffer_Release(&view)
 

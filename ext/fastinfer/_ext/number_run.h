@@ -216,6 +216,23 @@ static inline bool round_plain(uint64_t word, int places, bool negative, typenam
     }
 }
 
+// word * 10^power, |power| <= 308: the first station of to_binary, for what stays in the normal range.
+template <class F>
+static inline bool round_product(uint64_t word, int power, bool negative, typename F::Bits* out) {
+    constexpr int DROP = 63 - F::MANTISSA;
+    constexpr uint64_t HALF = uint64_t(1) << (DROP - 1);
+    const int zeros = __builtin_clzll(word | 1);
+    const uint128 product = uint128(word << zeros) * power_of_five(power).high;
+    const uint64_t high = uint64_t(product >> 64);
+    const uint64_t up = (high >> 63) ^ 1;
+    const uint64_t value = high << up | (uint64_t(product) >> 63 & up);     // the true value lies in [value, value + 3)
+    const uint64_t below = value & (2 * HALF - 1);
+    const int biased = floor_log2_pow10(power) + 64 - zeros - int(up) + F::BIAS;
+    const uint64_t bits = (uint64_t(int64_t(biased - 1)) << F::MANTISSA) + (value >> DROP) + (below > HALF);
+    *out = typename F::Bits((bits & (0 - uint64_t(word != 0))) | uint64_t(negative) * F::SIGN);
+    return (below - (HALF - 2) > 2) & (biased >= 1) & (bits < F::INFINITE);
+}
+
 // The common forms of a floating-point element. [at, end) is what lies between two commas.
 template <class F>
 struct BinaryElement {
@@ -249,29 +266,7 @@ struct BinaryElement {
         if ((first > 9) | (second > 9) | (third > 9))
             return false;
         uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
-        return round_long(lead * POW10[places < 16 ? 15 : 16] + low, int(places), negative, out);
-    }
-
-    // word / 10^places, places <= 18: the first station of to_binary, for what stays in the normal range.
-    static inline bool round_long(uint64_t word, int places, bool negative, Value* out) {
-        constexpr int DROP = 63 - F::MANTISSA;
-        constexpr uint64_t HALF = uint64_t(1) << (DROP - 1);
-        if (word == 0)
-            return false;
-        int zeros = __builtin_clzll(word);
-        uint128 product = uint128(word << zeros) * power_of_five(-places).high;
-        uint64_t up = (uint64_t(product >> 64) >> 63) ^ 1;
-        product <<= up;
-        uint64_t value = uint64_t(product >> 64);           // the true value lies in [value, value + 3)
-        uint64_t below = value & (2 * HALF - 1);
-        if (below - (HALF - 2) <= 2)
-            return false;
-        int biased = floor_log2_pow10(-places) + 64 - zeros - int(up) + F::BIAS;
-        uint64_t bits = (uint64_t(biased - 1) << F::MANTISSA) + (value >> DROP) + (below > HALF);
-        if (biased < 1 || bits >= F::INFINITE)              // only FP16 is so narrow
-            return false;
-        *out = Value(bits | (negative ? F::SIGN : 0));
-        return true;
+        return round_product<F>(lead * POW10[places < 16 ? 15 : 16] + low, -int(places), negative, out);
     }
 };
 
@@ -315,10 +310,13 @@ struct BoolElement {
     using Value = uint8_t;
 
     static inline bool read(const char* at, const char* end, Value* out) {
-        int error;
-        const char* fault;
         at += *at == ' ';
-        return parse(at, end, out, &error, &fault) == end;
+        const int64_t size = end - at;
+        const uint32_t tail = load32(end - 4);
+        const bool yes = (size == 4) & (tail == load32("true"));
+        const bool no = (size == 5) & (tail == load32("alse")) & (*at == 'f');
+        *out = yes;
+        return yes | no;
     }
 
     static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
