@@ -53,22 +53,29 @@ static constexpr RunFunction WIDE_RUNS[RUNS] = {
     run_wide<BinaryElement<Binary32>>, run_wide<BinaryElement<Binary64>>,
 };
 
-static inline bool has_wide() {
+// The widest registers of this CPU that are of use here, in bits; 0: what any CPU has.
+static inline int find_width() {
 #if defined(FASTINFER_WIDE)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("popcnt");
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
+        !__builtin_cpu_supports("lzcnt") || !__builtin_cpu_supports("popcnt"))
+        return 0;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2"))
+        return 512;
+    return 256;
 #else
-    return false;
+    return 0;
 #endif
 }
 
-// `portable`: as on any CPU, whatever this one can.
-static inline void open_reader(Reader* reader, const char* begin, int datatype_id, bool portable) {
-    static const bool wide = has_wide();
-    reader->run = (wide && !portable ? WIDE_RUNS : PORTABLE_RUNS)[datatype_id];
+// `width`: no wider registers than these are used.
+static inline void open_reader(Reader* reader, const char* begin, int datatype_id, int width) {
+    static const int widest = find_width();
+    if (width > widest)
+        width = widest;
     reader->begin = begin;
+    reader->run = (width >= 256 ? WIDE_RUNS : PORTABLE_RUNS)[datatype_id];
 #if defined(FASTINFER_WIDE)
-    open_wide(&reader->wide, begin);
+    open_wide(&reader->wide, width >= 512 ? &VECTORS_512 : &VECTORS_256, begin);
 #endif
 }
 

@@ -18,6 +18,8 @@ namespace fastinfer::number {
 
 // --- Numbers ---------------------------------------------------------------------------------------------------------
 
+constexpr int LOADED = 33;      // bytes before the end of a number that are loaded with it
+
 // A mask of the last `n` of 32 bytes.
 static inline __m256i last_of_32(int64_t n) {
     alignas(64) static const uint8_t STEP[64] = {
@@ -188,6 +190,7 @@ struct WideElement<IntegerElement<T>> {
 
 // What is known of the text between one row of an array and the next.
 struct WideReader {
+    const Vectors* vectors;
     const char* piece;          // where `found` was found
     int taken;                  // numbers of it that rows have taken
     int ready;                  // numbers of it that are in memory: all, up to one that is out of range or has no room
@@ -197,7 +200,8 @@ struct WideReader {
     Found found;
 };
 
-static inline void open_wide(WideReader* reader, const char* begin) {
+static inline void open_wide(WideReader* reader, const Vectors* vectors, const char* begin) {
+    reader->vectors = vectors;
     reader->taken = reader->ready = 0;
     reader->odd_end = begin;
 }
@@ -209,12 +213,15 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
     using Wide = WideElement<Element>;
     constexpr int64_t SIZE = sizeof(Value);
     Found& found = reader->found;
-    find_numbers<Wide::POINTS>(begin, at, end, &found);
+    // No more text than so many numbers are likely to have: what follows them may be long.
+    const int64_t likely = room < PIECE / 32 ? 64 + 32 * room : PIECE;
+    const int64_t size = end - at < likely ? end - at : likely;
+    find_numbers<Wide::POINTS>(reader->vectors, begin, at, int(size < PIECE ? size : PIECE), &found);
     reader->piece = at;
     reader->taken = reader->ready = reader->bracket = 0;
     if (!found.sound || !found.plain) {
         reader->odd_end = at + found.next;
-        reader->odd_count = found.sound ? found.count : INT64_MAX;
+        reader->odd_count = !found.sound ? INT64_MAX : found.count > 0 ? found.count : 1;
         return;
     }
     const int count = room < found.count ? int(room) : found.count;

@@ -41,7 +41,8 @@ cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
         pass
     enum:
         RUNS "fastinfer::number::RUNS"
-    void open_reader "fastinfer::number::open_reader"(Reader*, const char* begin, int datatype_id, bint portable) noexcept
+    void open_reader "fastinfer::number::open_reader"(
+        Reader*, const char* begin, int datatype_id, int width) noexcept
     Run read_run "fastinfer::number::read_run"(
         Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t room) noexcept
 
@@ -73,7 +74,7 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         if room > tensor.count:
             room = tensor.count
         size = room * itemsize
-        open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.portable)
+        open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.width)
     tensor.block = allocate_block(size)
     if tensor.block == NULL:
         return fail(decoder, "", "", NO_MEMORY)
@@ -154,14 +155,15 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
     cdef int64_t[MAX_RANK] counts       # complete elements of the open array of each level
     cdef int rank = tensor.rank
     cdef int level = 0                  # of the innermost open array
-    cdef int64_t before
+    cdef int64_t before, rest
     cdef int c
     counts[0] = 0
     while True:
         # Behind an opening bracket or a comma.
         if level == rank - 1:
             before = done[0]
-            if read_row(decoder, tensor, reader, min(tensor.dims[level], room - before), room - before, done) < 0:
+            rest = room - before
+            if read_row(decoder, tensor, reader, min(tensor.dims[level], rest), rest, done) < 0:
                 return -1
             if done[0] - before != tensor.dims[level]:
                 return fail(decoder, ".data", "", ROW, -1, done[0] - before, tensor.dims[level])
