@@ -110,8 +110,15 @@ static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
     uint16_t* to = offsets;
     for (int i = 0; i < blocks; i++) {
         const __m256i first = _mm512_castsi512_si256(_mm512_maskz_compress_epi8(bits[i], numbers));
-        _mm512_storeu_si512(to, _mm512_add_epi16(_mm512_cvtepu8_epi16(first), _mm512_set1_epi16(int16_t(64 * i))));
-        to += _mm_popcnt_u64(bits[i]);
+        const __m256i base = _mm256_set1_epi16(int16_t(64 * i));
+        const int64_t count = _mm_popcnt_u64(bits[i]);
+        const __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(first));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi16(low, base));
+        if (count > 16) {
+            const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(first, 1));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), _mm256_add_epi16(high, base));
+        }
+        to += count;
     }
     return int(to - offsets);
 }

@@ -233,6 +233,38 @@ static inline bool round_product(uint64_t word, int power, bool negative, typena
     return (below - (HALF - 2) > 2) & (biased >= 1) & (bits < F::INFINITE);
 }
 
+// One digit, a dot and 15 to 18 digits: what a double looks like.
+static inline bool read_long(const char* at, const char* end, uint64_t* word, int* places) {
+    const int64_t count = end - at - 2;
+    if (count < 15 || count > 18 || at[1] != '.')
+        return false;
+    const int extra = count > 16 ? int(count) - 16 : 0;     // digits behind the dot that the 16 do not cover
+    uint64_t low;
+    if (!read_16(end, count < 16 ? 15 : 16, &low))
+        return false;
+    const unsigned first = uint8_t(at[0] - '0'), second = uint8_t(at[2] - '0'), third = uint8_t(at[3] - '0');
+    if ((first > 9) | (second > 9) | (third > 9))
+        return false;
+    const uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
+    *word = lead * POW10[count < 16 ? 15 : 16] + low;
+    *places = int(count);
+    return true;
+}
+
+// Where an exponent of up to three digits begins; `end`, and a power of 0, where there is none.
+static inline const char* before_exponent(const char* at, const char* end, int* power) {
+    const char* digit = end;
+    int value = 0, scale = 1;
+    for (int i = 0; i < 3 && digit - at > 2 && is_digit(digit[-1]); i++, scale *= 10)
+        value += (*--digit - '0') * scale;
+    const bool below = digit - at > 1 && digit[-1] == '-';
+    const char* mark = digit - (below || (digit - at > 1 && digit[-1] == '+'));
+    if (digit == end || mark - at < 2 || (mark[-1] | 0x20) != 'e')
+        return end;
+    *power = below ? -value : value;
+    return mark - 1;
+}
+
 // The common forms of a floating-point element. [at, end) is what lies between two commas.
 template <class F>
 struct BinaryElement {
@@ -240,33 +272,22 @@ struct BinaryElement {
 
     static inline bool read(const char* at, const char* end, Value* out) {
         at += *at == ' ';
-        bool negative = *at == '-';
+        const bool negative = *at == '-';
         at += negative;
         uint64_t word;
         int places;
         if (read_plain(at, end, &word, &places))
             return round_plain<F>(word, places, negative, out);
-        return read_long(at, end, negative, out);
+        int power = 0;
+        end = before_exponent(at, end, &power);
+        if (!read_plain(at, end, &word, &places) && !read_long(at, end, &word, &places))
+            return false;
+        power -= places;
+        return power >= MIN_POWER && power <= 308 && round_product<F>(word, power, negative, out);
     }
 
     static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
         return parse_binary<F>(at, end, out, error, error_at);
-    }
-
-    // One digit, a dot and 15 to 18 digits: what a double looks like.
-    static inline bool read_long(const char* at, const char* end, bool negative, Value* out) {
-        int64_t places = end - at - 2;
-        if (places < 15 || places > 18 || at[1] != '.')
-            return false;
-        int extra = places > 16 ? int(places) - 16 : 0;     // digits behind the dot that the 16 do not cover
-        uint64_t low;
-        if (!read_16(end, places < 16 ? 15 : 16, &low))
-            return false;
-        unsigned first = uint8_t(at[0] - '0'), second = uint8_t(at[2] - '0'), third = uint8_t(at[3] - '0');
-        if ((first > 9) | (second > 9) | (third > 9))
-            return false;
-        uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
-        return round_product<F>(lead * POW10[places < 16 ? 15 : 16] + low, -int(places), negative, out);
     }
 };
 

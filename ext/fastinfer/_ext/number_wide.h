@@ -30,18 +30,32 @@ static inline __m256i last_of_32(int64_t n) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(STEP + n));
 }
 
+static inline __m256i two_of_16(const void* first, const void* second) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(first))),
+                                   _mm_loadu_si128(static_cast<const __m128i*>(second)), 1);
+}
+
 static inline __m256i load_32(const char* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
 
-// The value of 32 digits (not characters), the first in the lowest byte. False where it may be past 64 bits.
-static inline bool value_of_32(__m256i digits, uint64_t* value) {
+// The values of two times 16 digits (not characters), the first of each in the lowest byte.
+static inline __m256i values_of_16(__m256i digits) {
     const __m256i pairs = _mm256_maddubs_epi16(digits, _mm256_set1_epi16(10 | 1 << 8));
     const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(100 | 1 << 16));
     const __m256i eights = _mm256_madd_epi16(_mm256_packus_epi32(fours, fours), _mm256_set1_epi32(10000 | 1 << 16));
-    const __m256i halves =
-        _mm256_add_epi64(_mm256_mul_epu32(eights, _mm256_set1_epi64x(100000000)), _mm256_srli_epi64(eights, 32));
-    const uint64_t high = uint64_t(_mm_cvtsi128_si64(_mm256_castsi256_si128(halves)));
-    const uint64_t low = uint64_t(_mm_cvtsi128_si64(_mm256_extracti128_si256(halves, 1)));
-    *value = high * 10000000000000000u + low;
+    return _mm256_add_epi64(_mm256_mul_epu32(eights, _mm256_set1_epi64x(100000000)), _mm256_srli_epi64(eights, 32));
+}
+
+static inline uint64_t first_half(__m256i values) { return uint64_t(_mm_cvtsi128_si64(_mm256_castsi256_si128(values))); }
+
+static inline uint64_t second_half(__m256i values) {
+    return uint64_t(_mm_cvtsi128_si64(_mm256_extracti128_si256(values, 1)));
+}
+
+// The value of 32 digits. False where it may be past 64 bits.
+static inline bool value_of_32(__m256i digits, uint64_t* value) {
+    const __m256i halves = values_of_16(digits);
+    const uint64_t high = first_half(halves);
+    *value = high * 10000000000000000u + second_half(halves);
     return high < 1844;                 // 1844 * 10^16 < 2^64
 }
 
@@ -123,14 +137,28 @@ struct WideElement<IntegerElement<T>> {
     using Value = T;
 
     static inline bool read(const char* piece, const Found& found, int64_t i, Value* out) {
-        constexpr uint64_t MAX = SIGNED ? (uint64_t(1) << (8 * sizeof(T) - 1)) - 1 : uint64_t(T(-1));
         const int64_t count = found.ends[i] - found.digits[i];
-        const bool negative = piece[found.digits[i] - 1] == '-';
         uint64_t word;
-        if (count > 31 || !value_of_32(digits_of(load_32(piece + found.ends[i] - 32), count), &word))
+        return count < 32 && value_of_32(digits_of(load_32(piece + found.ends[i] - 32), count), &word) &&
+               put(word, piece[found.digits[i] - 1] == '-', out);
+    }
+
+    static inline bool put(uint64_t word, bool negative, Value* out) {
+        constexpr uint64_t MAX = SIGNED ? (uint64_t(1) << (8 * sizeof(T) - 1)) - 1 : uint64_t(T(-1));
+        *out = T((word ^ (0 - uint64_t(negative))) + negative);
+        return word <= (SIGNED ? MAX + negative : negative ? 0 : MAX);
+    }
+
+    // Two numbers of up to 16 digits. False, too, where one is out of range.
+    static inline bool read_two(const char* piece, const Found& found, int64_t i, Value* out) {
+        const int64_t first_count = found.ends[i] - found.digits[i], second_count = found.ends[i + 1] - found.digits[i + 1];
+        if ((first_count > 16) | (second_count > 16))
             return false;
-        *out = T(negative ? 0 - word : word);
-        return word <= (negative ? (SIGNED ? MAX + 1 : 0) : MAX);
+        const __m256i text = two_of_16(piece + found.ends[i] - 16, piece + found.ends[i + 1] - 16);
+        const __m256i window = two_of_16(LAST_BYTES + first_count, LAST_BYTES + second_count);
+        const __m256i values = values_of_16(_mm256_and_si256(_mm256_sub_epi8(text, _mm256_set1_epi8('0')), window));
+        return put(first_half(values), piece[found.digits[i] - 1] == '-', out) &
+               put(second_half(values), piece[found.digits[i + 1] - 1] == '-', out + 1);
     }
 
     // Four numbers of up to 7 digits. False, too, where one is out of range.
@@ -237,6 +265,13 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
         }
         const int stop = count - i < 4 ? count : i + 4;
         for (; i < stop; i++) {
+            if constexpr (!Wide::POINTS) {
+                if (stop - i >= 2 && Wide::read_two(at, found, i, values)) {
+                    memcpy(memory + i * SIZE, values, 2 * SIZE);
+                    i++;
+                    continue;
+                }
+            }
             if (__builtin_expect(!Wide::read(at, found, i, values), 0)) {
                 const char* const first = at + found.digits[i];
                 int error;

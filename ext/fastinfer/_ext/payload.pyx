@@ -106,7 +106,8 @@ cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t
                 return -1
         else:
             run = read_run(
-                reader, cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit, room)
+                reader, cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit,
+                room)
             cursor.at = run.at
             done[0] = start + run.count
             if run.error != OK:
