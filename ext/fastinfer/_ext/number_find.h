@@ -1,8 +1,8 @@
 // Where the numbers of a text are: 64 bytes at a time, as bit masks.
 //
-// One mask tells which bytes are digits, another which are white space, and so on (number_mask.h); the grammar of numbers in
-// an array is then a few operations on masks for all of the 64 bytes, white space or not. Offsets are written down for what
-// is found in order; the faults are only counted: whoever needs their place reads one number after the other.
+// One mask tells which bytes are digits, another which are white space, and so on (number_mask.h); the grammar of numbers
+// in an array is then a few operations on masks for all of the 64 bytes, white space or not. Offsets are written down for
+// what is found in order; of faults, only that there are some: whoever needs their place reads number by number.
 // To be included by number_wide.h, which says for which CPUs this is compiled.
 #pragma once
 

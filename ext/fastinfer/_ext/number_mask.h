@@ -1,4 +1,4 @@
-// Bytes as bits: which of 64 are digits, commas and so on, and where the set bits are. In registers of 256 and 512 bits.
+// Bytes as bits: which of 64 are digits, commas and so on; and bits as offsets. In registers of 256 and 512 bits.
 // To be included by number_wide.h.
 #pragma once
 
@@ -91,7 +91,8 @@ static void classify_512(const char* at, int blocks, Masks* masks) {
     for (int i = 0; i < blocks; i++, at += 64, masks++) {
         const __m512i bytes = _mm512_loadu_si512(at);
         masks->of[COMMAS] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(','));
-        masks->of[BRACKETS] = _mm512_cmpeq_epi8_mask(_mm512_or_si512(bytes, _mm512_set1_epi8(6)), _mm512_set1_epi8(0x5F));
+        masks->of[BRACKETS] =
+            _mm512_cmpeq_epi8_mask(_mm512_or_si512(bytes, _mm512_set1_epi8(6)), _mm512_set1_epi8(0x5F));
         masks->of[BLANKS] = _mm512_cmpeq_epi8_mask(_mm512_shuffle_epi8(white, bytes), bytes);
         masks->of[DIGITS] = _mm512_cmplt_epu8_mask(_mm512_sub_epi8(bytes, _mm512_set1_epi8('0')), _mm512_set1_epi8(10));
         masks->of[MINUS] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('-'));
@@ -104,8 +105,9 @@ static void classify_512(const char* at, int blocks, Masks* masks) {
 
 static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
     alignas(64) static constexpr char COUNT[64] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-        32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
     const __m512i numbers = _mm512_load_si512(COUNT);
     uint16_t* to = offsets;
     for (int i = 0; i < blocks; i++) {

@@ -175,45 +175,47 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
 }
 #endif
 
-static constexpr double EXACT_POW10[16] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
-                                           1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+// Exact up to 10^22: 5^22 has 52 bits. Those above are the nearest doubles.
+static constexpr double NEAR_POW10[32] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10,
+                                          1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21,
+                                          1e22, 1e23, 1e24, 1e25, 1e26, 1e27, 1e28, 1e29, 1e30, 1e31};
 
-// word / 10^places, for a word of at most 15 digits (16 without a dot).
-// A double holds both exactly, so their quotient is the nearest double. Rounding that again gives the nearest value of
-// a narrower type unless the quotient is exactly the middle of two of them: then the true value may lie on either side.
+// word / 10^places, places <= 31, for a type narrower than FP64. The quotient of two doubles, each rounded, is off by
+// less than three units in its last place: only near the middle between two values of the narrow type can that matter.
 template <class F>
-static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
-    constexpr uint64_t EXACT = uint64_t(1) << 53;
-    if (word > EXACT)
-        return false;
-    double quotient = double(int64_t(word)) / EXACT_POW10[places];
+static inline bool round_quotient(uint64_t word, int64_t places, bool negative, typename F::Bits* out) {
+    constexpr int LOST = 52 - F::MANTISSA;
+    constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
+    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
     uint64_t wide;
     memcpy(&wide, &quotient, 8);
-    if constexpr (F::MANTISSA == 52) {
-        *out = typename F::Bits(wide | uint64_t(negative) << 63);
-        return true;
+    const uint64_t below = wide & (2 * MIDDLE - 1);
+    const bool clear = below - (MIDDLE - 3) > 6;
+    if constexpr (F::MANTISSA == 23) {                      // 10^-31 .. 2^63 are all normal
+        const float narrow = float(quotient);
+        uint32_t bits;
+        memcpy(&bits, &narrow, 4);
+        *out = typename F::Bits(bits | uint32_t(negative) << 31);
+        return clear & (int64_t(word) >= 0);
     } else {
-        constexpr int LOST = 52 - F::MANTISSA;
-        constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
-        if ((wide & (2 * MIDDLE - 1)) == MIDDLE)
-            return false;
-        if constexpr (F::MANTISSA == 23) {          // 1e-15 .. 1e16 are all normal
-            float narrow = float(quotient);
-            uint32_t bits;
-            memcpy(&bits, &narrow, 4);
-            *out = typename F::Bits(bits | uint32_t(negative) << 31);
-            return true;
-        } else {
-            constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
-            int64_t bits = int64_t((wide + MIDDLE) >> LOST) - REBIAS;
-            if (word == 0)
-                bits = 0;
-            else if (bits < int64_t(F::HIDDEN) || bits >= int64_t(F::INFINITE))
-                return false;                       // subnormal or too large
-            *out = typename F::Bits(uint64_t(bits) | (negative ? F::SIGN : 0));
-            return true;
-        }
+        constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
+        const int64_t bits = word == 0 ? 0 : int64_t((wide + MIDDLE) >> LOST) - REBIAS;
+        *out = typename F::Bits(uint64_t(bits) | uint64_t(negative) * F::SIGN);
+        const bool normal = (bits >= int64_t(F::HIDDEN)) & (bits < int64_t(F::INFINITE));
+        return (clear & normal & (int64_t(word) >= 0)) | (word == 0);
     }
+}
+
+// word / 10^places. Where a double holds the word, and so both, exactly, the quotient is the nearest double.
+template <class F>
+static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
+    if constexpr (F::MANTISSA < 52)
+        return round_quotient<F>(word, places, negative, out);
+    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
+    uint64_t wide;
+    memcpy(&wide, &quotient, 8);
+    *out = typename F::Bits(wide | uint64_t(negative) << 63);
+    return word <= uint64_t(1) << 53;
 }
 
 // word * 10^power, |power| <= 308: the first station of to_binary, for what stays in the normal range.
@@ -282,6 +284,8 @@ struct BinaryElement {
         end = before_exponent(at, end, &power);
         if (!read_plain(at, end, &word, &places) && !read_long(at, end, &word, &places))
             return false;
+        if (F::MANTISSA < 52 && power == 0)
+            return round_plain<F>(word, places, negative, out);
         power -= places;
         return power >= MIN_POWER && power <= 308 && round_product<F>(word, power, negative, out);
     }

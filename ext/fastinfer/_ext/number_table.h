@@ -59,9 +59,9 @@ static inline int find_width() {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
         !__builtin_cpu_supports("lzcnt") || !__builtin_cpu_supports("popcnt"))
         return 0;
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2"))
-        return 512;
-    return 256;
+    const bool wider = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                       __builtin_cpu_supports("avx512vbmi2");
+    return wider ? 512 : 256;
 #else
     return 0;
 #endif

@@ -45,7 +45,9 @@ static inline __m256i values_of_16(__m256i digits) {
     return _mm256_add_epi64(_mm256_mul_epu32(eights, _mm256_set1_epi64x(100000000)), _mm256_srli_epi64(eights, 32));
 }
 
-static inline uint64_t first_half(__m256i values) { return uint64_t(_mm_cvtsi128_si64(_mm256_castsi256_si128(values))); }
+static inline uint64_t first_half(__m256i values) {
+    return uint64_t(_mm_cvtsi128_si64(_mm256_castsi256_si128(values)));
+}
 
 static inline uint64_t second_half(__m256i values) {
     return uint64_t(_mm_cvtsi128_si64(_mm256_extracti128_si256(values, 1)));
@@ -79,35 +81,6 @@ static inline bool read_plain_32(const char* piece, const Found& found, int64_t 
     const __m256i both = _mm256_xor_si256(behind, before);
     const __m256i joined = _mm256_xor_si256(before, _mm256_and_si256(both, last_of_32(*places)));
     return value_of_32(digits_of(joined, count), word);
-}
-
-static constexpr double NEAR_POW10[32] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10,
-                                          1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21,
-                                          1e22, 1e23, 1e24, 1e25, 1e26, 1e27, 1e28, 1e29, 1e30, 1e31};
-
-// word / 10^places, places <= 31, for a type narrower than FP64. The quotient of two doubles, each rounded, is off by less
-// than three units in its last place: only near the middle between two values of the narrow type can that matter.
-template <class F>
-static inline bool round_quotient(uint64_t word, int64_t places, bool negative, typename F::Bits* out) {
-    constexpr int LOST = 52 - F::MANTISSA;
-    constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
-    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
-    uint64_t wide;
-    memcpy(&wide, &quotient, 8);
-    const uint64_t below = wide & (2 * MIDDLE - 1);
-    const bool clear = below - (MIDDLE - 3) > 6;
-    if constexpr (F::MANTISSA == 23) {                      // 10^-31 .. 2^63 are all normal
-        const float narrow = float(quotient);
-        uint32_t bits;
-        memcpy(&bits, &narrow, 4);
-        *out = typename F::Bits(bits | uint32_t(negative) << 31);
-        return clear & (int64_t(word) >= 0);
-    } else {
-        constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
-        const int64_t bits = word == 0 ? 0 : int64_t((wide + MIDDLE) >> LOST) - REBIAS;
-        *out = typename F::Bits(uint64_t(bits) | uint64_t(negative) * F::SIGN);
-        return (clear & (int64_t(word) >= 0) & (bits >= int64_t(F::HIDDEN)) & (bits < int64_t(F::INFINITE))) | (word == 0);
-    }
 }
 
 template <class Element>
@@ -151,7 +124,8 @@ struct WideElement<IntegerElement<T>> {
 
     // Two numbers of up to 16 digits. False, too, where one is out of range.
     static inline bool read_two(const char* piece, const Found& found, int64_t i, Value* out) {
-        const int64_t first_count = found.ends[i] - found.digits[i], second_count = found.ends[i + 1] - found.digits[i + 1];
+        const int64_t first_count = found.ends[i] - found.digits[i];
+        const int64_t second_count = found.ends[i + 1] - found.digits[i + 1];
         if ((first_count > 16) | (second_count > 16))
             return false;
         const __m256i text = two_of_16(piece + found.ends[i] - 16, piece + found.ends[i + 1] - 16);
@@ -169,8 +143,8 @@ struct WideElement<IntegerElement<T>> {
                                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(found.digits + i)));
         // A number's digits are the highest of its eight bytes: a shift by 64 or more, for a long one, leaves none.
         const __m256i ones = _mm256_set1_epi8(-1);
-        const __m256i other_bits = _mm256_sub_epi64(_mm256_set1_epi64x(64), _mm256_slli_epi64(_mm256_cvtepu16_epi64(counts), 3));
-        const __m256i window = _mm256_sllv_epi64(ones, other_bits);
+        const __m256i bits = _mm256_slli_epi64(_mm256_cvtepu16_epi64(counts), 3);
+        const __m256i window = _mm256_sllv_epi64(ones, _mm256_sub_epi64(_mm256_set1_epi64x(64), bits));
         const __m256i digits = _mm256_and_si256(_mm256_sub_epi8(text, _mm256_set1_epi8('0')), window);
         __m256i faults = _mm256_or_si256(_mm256_andnot_si256(window, _mm256_set1_epi64x(int64_t(0xFF) << 56)),
                                          _mm256_and_si256(window, _mm256_set1_epi64x(0xFF)));
@@ -208,7 +182,7 @@ struct WideElement<IntegerElement<T>> {
         if constexpr (sizeof(T) == 2)
             narrow = _mm_shuffle_epi8(narrow, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
         if constexpr (sizeof(T) == 1)
-            narrow = _mm_shuffle_epi8(narrow, _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+            narrow = _mm_shuffle_epi8(narrow, _mm_cvtsi32_si128(0x0C080400));
         memcpy(out, &narrow, 4 * sizeof(T));
     }
 };
@@ -236,7 +210,8 @@ static inline void open_wide(WideReader* reader, const Vectors* vectors, const c
 
 // Reads the numbers of the piece at `at` into `memory`, `room` of them at most.
 template <class Element>
-static void read_piece(WideReader* reader, const char* begin, const char* at, const char* end, char* memory, int64_t room) {
+static void read_piece(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
+                       int64_t room) {
     using Value = typename Element::Value;
     using Wide = WideElement<Element>;
     constexpr int64_t SIZE = sizeof(Value);
@@ -290,8 +265,8 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
 // parse_run of number_run.h. Numbers are read ahead, into later rows; there is room for `room` of all rows together.
 // Nothing before `begin` is read.
 template <class Element>
-static Run parse_run_wide(WideReader* reader, const char* begin, const char* at, const char* end, char* memory, int64_t limit,
-                          int64_t room) {
+static Run parse_run_wide(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
+                          int64_t limit, int64_t room) {
     constexpr int64_t SIZE = sizeof(typename Element::Value);
     const Found& found = reader->found;
     const auto start_of = [&](int i) {
