@@ -281,9 +281,11 @@ struct BinaryElement {
         if (read_plain(at, end, &word, &places))
             return round_plain<F>(word, places, negative, out);
         int power = 0;
-        end = before_exponent(at, end, &power);
-        if (!read_plain(at, end, &word, &places) && !read_long(at, end, &word, &places))
-            return false;
+        if (!read_long(at, end, &word, &places)) {
+            end = before_exponent(at, end, &power);
+            if (!read_plain(at, end, &word, &places) && !read_long(at, end, &word, &places))
+                return false;
+        }
         if (F::MANTISSA < 52 && power == 0)
             return round_plain<F>(word, places, negative, out);
         power -= places;

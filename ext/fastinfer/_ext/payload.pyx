@@ -93,8 +93,8 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return 0
 
 
-# The elements of one array, behind its opening bracket; takes the closing one. At most `limit` of them; there is room for
-# `room` of this row and later ones.
+# The elements of one array, behind its opening bracket; takes the closing one. At most `limit` of them; there is room
+# for `room` of this row and later ones.
 cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t limit, int64_t room,
                   int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
