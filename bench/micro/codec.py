@@ -28,7 +28,7 @@ from fastinfer._ext.message import InferResponse
 from fastinfer._ext.tensor import Tensor
 
 COUNT = 3 * 224 * 224
-SIMDJSON = ("FP32", "FP64", "INT32", "UINT8")  # what simdjson.cpp reads
+SIMDJSON = ("FP32", "FP64", "INT32", "INT64", "UINT8")  # what simdjson.cpp reads
 
 
 def body_of(array: np.ndarray, datatype: str) -> bytes:
@@ -58,7 +58,9 @@ def simdjson() -> Path | None:
 
 def simdjson_us(program: Path, datatype: str, body: bytes, expected: np.ndarray, rounds: int) -> float:
     """The best of its rounds; its sum of the elements must be ours."""
-    done = subprocess.run([program, datatype, str(rounds)], input=body, capture_output=True, check=True)
+    done = subprocess.run(
+        [program, datatype, str(rounds), str(expected.ndim)], input=body, capture_output=True, check=True
+    )
     said = json.loads(done.stdout)
     if said["count"] != expected.size or not np.isclose(said["sum"], expected.astype(np.float64).sum()):
         raise ValueError(f"simdjson read something else: {said}")
@@ -82,15 +84,22 @@ def cases() -> dict[str, Case]:
     wider = source.integers(-(2**63), 2**63, COUNT, dtype=np.int64)
     found: dict[str, Case] = {}
 
-    def add(name: str, array: np.ndarray, datatype: str, text_of: np.ndarray | None = None) -> None:
-        body = body_of(array if text_of is None else text_of, datatype)
+    def add(
+        name: str,
+        array: np.ndarray,
+        datatype: str,
+        text_of: np.ndarray | None = None,
+        separator: str = ",",
+        decode_only: bool = False,
+    ) -> None:
+        body = body_of(array if text_of is None else text_of, datatype).replace(b",", separator.encode())
         found[f"decode {name}"] = (
             lambda: decode(body),
             lambda: loads(body, array.dtype),
             len(body),
             (datatype, body, array),
         )
-        if text_of is None:
+        if text_of is None and not decode_only:
             response = InferResponse("m", "1", [Tensor.from_numpy("x", array)])
             size = len(bytes(encode(response)))
             found[f"encode {name}"] = (lambda: encode(response), lambda: dumps(array), size, None)
@@ -108,6 +117,14 @@ def cases() -> dict[str, Case]:
     add("FP64 normal", source.standard_normal(COUNT), "FP64")
     half = image.astype(np.float16)
     add("FP16 normal", half, "FP16")
+    add("INT64", source.integers(-(2**63), 2**63 - 1, COUNT, dtype=np.int64), "INT64", decode_only=True)
+    add("INT64 tokens", source.integers(0, 50_000, COUNT, dtype=np.int64), "INT64", decode_only=True)
+    add("FP32 two digits", image.round(2), "FP32", decode_only=True)
+    add("FP32 with exponents", image * np.float32(1e-6), "FP32", decode_only=True)
+    add("FP32 in rows of 3", image.reshape(-1, 3), "FP32", decode_only=True)
+    add("UINT8 in rows of 3", pixels.reshape(-1, 3), "UINT8", decode_only=True)
+    add("UINT8 by json.dumps", pixels, "UINT8", separator=", ", decode_only=True)
+    add("FP32 by json.dumps, indented", image, "FP32", image.astype(np.float64), ",\n        ")
     tiny = source.integers(0, 100, 16, dtype=np.int32)
     add("INT32 x 16", tiny, "INT32")
     return found

@@ -5,7 +5,9 @@ from typing_extensions import Buffer
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferRequest
 
-def decode(body: Buffer, json_size: int = -1, stable: bool = False, model: str = "") -> InferRequest:
+def decode(
+    body: Buffer, json_size: int = -1, stable: bool = False, model: str = "", width: int = 512
+) -> InferRequest:
     """Reads a request's body.
 
     What needs a model is not checked here: names, datatypes and shapes are only well-formed.
@@ -23,6 +25,7 @@ def decode(body: Buffer, json_size: int = -1, stable: bool = False, model: str =
         stable: the body may be kept. Binary tensors are then views of it (at any alignment), and own a reference to
             it; otherwise they are copied.
         model: the model's name, for the sentences of errors.
+        width: numbers are read with registers of at most so many bits, 512, 256 or (as on any CPU) 0: for tests.
 
     Raises:
         ApiError: 400 with the place of the fault, 503 where there is no memory.

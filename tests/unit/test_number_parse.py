@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -15,14 +16,32 @@ from fastinfer.errors import ApiError
 from tests import reference
 
 FLOATS = list(reference.FLOATS)
+WIDTHS = [512, 256, 0]
+"""Of the registers that numbers are read with; 0 is what any CPU has."""
 BITS = {"FP16": np.uint16, "BF16": np.uint16, "FP32": np.uint32, "FP64": np.uint64}
 
 
+def decode_data(data: str, shape: list[int], datatype: str) -> np.ndarray:
+    """The tensor of this data, which all widths read alike, or refuse alike; floating point as its bits."""
+    body = f'{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":{shape},"data":{data}}}]}}'.encode()
+    found, refused = [], []
+    for width in WIDTHS:
+        try:
+            found.append(codec.decode(body, width=width).inputs[0].numpy())
+        except ApiError as error:
+            refused.append(error)
+    assert not (found and refused)
+    if refused:
+        assert {(error.status, error.message) for error in refused} == {(refused[0].status, refused[0].message)}
+        raise refused[0]
+    array = found[0].view(BITS[datatype]) if datatype in BITS else found[0]
+    assert all(other.tobytes() == array.tobytes() for other in found)
+    return array
+
+
 def decode_texts(texts: list[str], datatype: str, separator: str = ",") -> np.ndarray:
-    """The tensor of these elements; floating point as its bits."""
-    head = f'{{"inputs":[{{"name":"x","datatype":"{datatype}","shape":[{len(texts)}],"data":['
-    array = codec.decode((head + separator.join(texts) + "]}]}").encode()).inputs[0].numpy()
-    return array.view(BITS[datatype]) if datatype in BITS else array
+    """The tensor of these elements."""
+    return decode_data(f"[{separator.join(texts)}]", [len(texts)], datatype)
 
 
 def check(texts: list[str], datatype: str) -> None:
@@ -187,8 +206,7 @@ def test_white_space_between_elements(datatype: str, separator: str) -> None:
         assert decode_texts(texts, datatype, separator).tolist() == [t == "true" for t in texts]
     elif datatype.startswith("FP"):
         texts = [repr(source.gauss(0, 1)) for _ in range(count)]
-        expected = [reference.parse_float(t, datatype) for t in texts]
-        assert decode_texts(texts, datatype, separator).tolist() == expected
+        assert decode_texts(texts, datatype, separator).tolist() == expected(texts, datatype)
     else:
         texts = [str(source.randrange(128)) for _ in range(count)]
         assert decode_texts(texts, datatype, separator).tolist() == [int(t) for t in texts]
@@ -207,3 +225,90 @@ def test_long_numbers_between_short_ones() -> None:
 @pytest.mark.parametrize("size", [*range(1, 70), 127, 128, 129, 700, 2047, 2048, 2049])
 def test_every_length_of_a_run(size: int) -> None:
     assert decode_texts([str(i % 100) for i in range(size)], "UINT8").tolist() == [i % 100 for i in range(size)]
+
+
+def numbers(source: random.Random, datatype: str, count: int) -> list[str]:
+    """Short and long ones of a type, in the forms that are read in different ways."""
+    if datatype == "BOOL":
+        return source.choices(["true", "false"], k=count)
+    if datatype in reference.INTEGERS:
+        sign, bits = reference.INTEGERS[datatype]
+        limit = 2 ** (bits - (sign == ""))
+        signs = [1] if sign else [1, -1]
+        return [
+            str(source.choice(signs) * source.randrange(min(limit, 10 ** source.randrange(1, 20))))
+            for _ in range(count)
+        ]
+    forms = [".0f", ".1f", ".3f", ".7f", ".9g", ".12f", ".17f", ".24f", ".33f", ".9e"]
+    return [f"{source.gauss(0, 1):{source.choice(forms)}}" for _ in range(count)]
+
+
+def expected(texts: list[str], datatype: str) -> list[int]:
+    if datatype in BITS:
+        return [reference.parse_float(text, datatype) for text in texts]
+    return [text == "true" if datatype == "BOOL" else int(text) for text in texts]
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", *reference.INTEGERS, *FLOATS])
+@pytest.mark.parametrize("shape", [[3000], [700, 3], [3, 2, 500], [1500, 1], [7, 5, 3, 2]])
+def test_rows_through_pieces_of_text(datatype: str, shape: list[int]) -> None:
+    source = random.Random(f"{datatype} {shape}")
+    for separator in (",", ", ", " ,\n "):
+        texts = numbers(source, datatype, int(np.prod(shape)))
+
+        def nested(level: int, elements: Iterator[str], separator: str = separator) -> str:
+            if level == len(shape):
+                return next(elements)
+            return "[" + separator.join(nested(level + 1, elements) for _ in range(shape[level])) + "]"
+
+        for data in (nested(0, iter(texts)), f"[{separator.join(texts)}]"):
+            assert decode_data(data, shape, datatype).reshape(-1).tolist() == expected(texts, datatype)
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "INT64", "FP32"])
+def test_a_sign_a_dot_and_a_comma_at_every_place_of_a_piece(datatype: str) -> None:
+    for size in [*range(1950, 2060), *range(50, 70)]:
+        texts = ["1" * (size % 7 + 1)] * (datatype != "UINT8") + ["1"] * (size // 2) + ["-7"] * (datatype != "UINT8")
+        texts += ["2.5", "-0.5", "3"] if datatype == "FP32" else ["3", "44"]
+        assert decode_texts(texts, datatype).tolist() == expected(texts, datatype)
+        wide = ["1" + " " * size, " " * size + "2", "3"]
+        assert decode_texts(wide, datatype).tolist() == expected(["1", "2", "3"], datatype)
+
+
+@pytest.mark.parametrize("datatype", ["UINT8", "INT32", "FP32", "FP64"])
+def test_faults_between_rows(datatype: str) -> None:
+    rows = ["[1,2,3]"] * 300
+    for fault in (
+        "[1,2]",
+        "[1,2,3,4]",
+        "[]",
+        "1",
+        "[[1,2,3]]",
+        "[1,2,3",
+        "1,2,3]",
+        "[1,,3]",
+        "[1 2,3]",
+        "[1,2,]",
+        "[1,2,3],",
+        "{}",
+        '"',
+    ):
+        for place in (0, 1, 150, 299):
+            faulty = [*rows[:place], fault, *rows[place + 1 :]]
+            with pytest.raises(ApiError):
+                decode_data(f"[{','.join(faulty)}]", [300, 3], datatype)
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "FP64"])
+def test_odd_numbers_among_short_rows_take_linear_time(datatype: str) -> None:
+    odd = "1e5" if datatype == "FP64" else "-0"
+    rows = 100_000
+    decode_data("[" + ",".join([f"[{odd}]", "[1]"] * (rows // 2)) + "]", [rows, 1], datatype)
+
+
+def test_data_at_the_very_beginning_of_a_body() -> None:
+    for width in WIDTHS:
+        for size in range(1, 60):
+            texts = [str(-i % 11) for i in range(size)]
+            body = f'{{"inputs":[{{"data":[{",".join(texts)}],"name":"","shape":[{size}],"datatype":"FP32"}}]}}'
+            assert codec.decode(body.encode(), width=width).inputs[0].numpy().tolist() == [float(t) for t in texts]

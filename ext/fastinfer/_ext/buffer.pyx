@@ -18,6 +18,9 @@ cdef enum:
     COMMA = 0x2C
     COLON = 0x3A
 
+cdef extern from *:
+    int trailing_zeros "__builtin_ctzll"(uint64_t word) noexcept nogil
+
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
@@ -33,11 +36,12 @@ cdef inline uint64_t special_bytes(uint64_t word) noexcept nogil:
 
 
 cdef inline const uint8_t* skip_plain(const uint8_t* at, const uint8_t* end) noexcept nogil:
-    cdef uint64_t word
+    cdef uint64_t word, special
     while end - at >= 8:
         memcpy(&word, at, 8)
-        if special_bytes(word) != 0:
-            break
+        special = special_bytes(word)
+        if special != 0:
+            return at + (trailing_zeros(special) >> 3)
         at += 8
     while at < end and 0x20 <= at[0] < 0x80 and at[0] != QUOTE and at[0] != BACKSLASH:
         at += 1

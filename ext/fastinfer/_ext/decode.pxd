@@ -12,7 +12,8 @@ from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport InferRequest
 
 # decode() of a buffer that the caller has got and will release; `body` is its owner.
-cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model)
+cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
+                              int width=*)
 
 
 cdef class DecodeJob(Job):

@@ -37,6 +37,7 @@ from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
 from fastinfer.errors import ApiError
 
 cdef enum:
+    WIDEST = 512                # bits of a register: whatever the CPU has
     SMALL_BODY = 16 * 1024      # decoded without giving up the GIL: that costs more than such a body
 
 
@@ -51,6 +52,7 @@ cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_s
         decoder.binary = body + json_size
     decoder.binary_end = body + size
     decoder.views = views
+    decoder.width = WIDEST
     decoder.failure.is_set = False
     decoder.place = IN_REQUEST
     decoder.index = 0
@@ -226,13 +228,15 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
     return 0
 
 
-cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model):
+cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
+                              int width=WIDEST):
     cdef Decoder decoder
     check_json_size(json_size, view.len)
     try:
         if json_size == 0:
             return build_raw(view, body, stable)
         open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable)
+        decoder.width = width
         try:
             if view.len <= SMALL_BODY:
                 read_request(&decoder)
@@ -248,11 +252,11 @@ cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t jso
         raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
 
 
-def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None=""):
+def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None="", int width=WIDEST):
     cdef Py_buffer view
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
-        return decode_view(&view, body, json_size, stable, model)
+        return decode_view(&view, body, json_size, stable, model, width)
     finally:
         PyBuffer_Release(&view)
 

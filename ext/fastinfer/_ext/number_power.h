@@ -99,4 +99,10 @@ static inline uint64_t load64(const char* at) {
     return word;
 }
 
+static inline uint32_t load32(const char* at) {
+    uint32_t word;
+    memcpy(&word, at, 4);
+    return word;
+}
+
 }  // namespace fastinfer::number

@@ -175,45 +175,96 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
 }
 #endif
 
-static constexpr double EXACT_POW10[16] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
-                                           1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
+// Exact up to 10^22: 5^22 has 52 bits. Those above are the nearest doubles.
+static constexpr double NEAR_POW10[32] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10,
+                                          1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21,
+                                          1e22, 1e23, 1e24, 1e25, 1e26, 1e27, 1e28, 1e29, 1e30, 1e31};
 
-// word / 10^places, for a word of at most 15 digits (16 without a dot).
-// A double holds both exactly, so their quotient is the nearest double. Rounding that again gives the nearest value of
-// a narrower type unless the quotient is exactly the middle of two of them: then the true value may lie on either side.
+// word / 10^places, places <= 31, for a type narrower than FP64. The quotient of two doubles, each rounded, is off by
+// less than three units in its last place: only near the middle between two values of the narrow type can that matter.
 template <class F>
-static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
-    constexpr uint64_t EXACT = uint64_t(1) << 53;
-    if (word > EXACT)
-        return false;
-    double quotient = double(int64_t(word)) / EXACT_POW10[places];
+static inline bool round_quotient(uint64_t word, int64_t places, bool negative, typename F::Bits* out) {
+    constexpr int LOST = 52 - F::MANTISSA;
+    constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
+    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
     uint64_t wide;
     memcpy(&wide, &quotient, 8);
-    if constexpr (F::MANTISSA == 52) {
-        *out = typename F::Bits(wide | uint64_t(negative) << 63);
-        return true;
+    const uint64_t below = wide & (2 * MIDDLE - 1);
+    const bool clear = below - (MIDDLE - 3) > 6;
+    if constexpr (F::MANTISSA == 23) {                      // 10^-31 .. 2^63 are all normal
+        const float narrow = float(quotient);
+        uint32_t bits;
+        memcpy(&bits, &narrow, 4);
+        *out = typename F::Bits(bits | uint32_t(negative) << 31);
+        return clear & (int64_t(word) >= 0);
     } else {
-        constexpr int LOST = 52 - F::MANTISSA;
-        constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
-        if ((wide & (2 * MIDDLE - 1)) == MIDDLE)
-            return false;
-        if constexpr (F::MANTISSA == 23) {          // 1e-15 .. 1e16 are all normal
-            float narrow = float(quotient);
-            uint32_t bits;
-            memcpy(&bits, &narrow, 4);
-            *out = typename F::Bits(bits | uint32_t(negative) << 31);
-            return true;
-        } else {
-            constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
-            int64_t bits = int64_t((wide + MIDDLE) >> LOST) - REBIAS;
-            if (word == 0)
-                bits = 0;
-            else if (bits < int64_t(F::HIDDEN) || bits >= int64_t(F::INFINITE))
-                return false;                       // subnormal or too large
-            *out = typename F::Bits(uint64_t(bits) | (negative ? F::SIGN : 0));
-            return true;
-        }
+        constexpr int64_t REBIAS = int64_t(1023 - F::BIAS) << F::MANTISSA;
+        const int64_t bits = word == 0 ? 0 : int64_t((wide + MIDDLE) >> LOST) - REBIAS;
+        *out = typename F::Bits(uint64_t(bits) | uint64_t(negative) * F::SIGN);
+        const bool normal = (bits >= int64_t(F::HIDDEN)) & (bits < int64_t(F::INFINITE));
+        return (clear & normal & (int64_t(word) >= 0)) | (word == 0);
     }
+}
+
+// word / 10^places. Where a double holds the word, and so both, exactly, the quotient is the nearest double.
+template <class F>
+static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
+    if constexpr (F::MANTISSA < 52)
+        return round_quotient<F>(word, places, negative, out);
+    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
+    uint64_t wide;
+    memcpy(&wide, &quotient, 8);
+    *out = typename F::Bits(wide | uint64_t(negative) << 63);
+    return word <= uint64_t(1) << 53;
+}
+
+// word * 10^power, |power| <= 308: the first station of to_binary, for what stays in the normal range.
+template <class F>
+static inline bool round_product(uint64_t word, int power, bool negative, typename F::Bits* out) {
+    constexpr int DROP = 63 - F::MANTISSA;
+    constexpr uint64_t HALF = uint64_t(1) << (DROP - 1);
+    const int zeros = __builtin_clzll(word | 1);
+    const uint128 product = uint128(word << zeros) * power_of_five(power).high;
+    const uint64_t high = uint64_t(product >> 64);
+    const uint64_t up = (high >> 63) ^ 1;
+    const uint64_t value = high << up | (uint64_t(product) >> 63 & up);     // the true value lies in [value, value + 3)
+    const uint64_t below = value & (2 * HALF - 1);
+    const int biased = floor_log2_pow10(power) + 64 - zeros - int(up) + F::BIAS;
+    const uint64_t bits = (uint64_t(int64_t(biased - 1)) << F::MANTISSA) + (value >> DROP) + (below > HALF);
+    *out = typename F::Bits((bits & (0 - uint64_t(word != 0))) | uint64_t(negative) * F::SIGN);
+    return (below - (HALF - 2) > 2) & (biased >= 1) & (bits < F::INFINITE);
+}
+
+// One digit, a dot and 15 to 18 digits: what a double looks like.
+static inline bool read_long(const char* at, const char* end, uint64_t* word, int* places) {
+    const int64_t count = end - at - 2;
+    if (count < 15 || count > 18 || at[1] != '.')
+        return false;
+    const int extra = count > 16 ? int(count) - 16 : 0;     // digits behind the dot that the 16 do not cover
+    uint64_t low;
+    if (!read_16(end, count < 16 ? 15 : 16, &low))
+        return false;
+    const unsigned first = uint8_t(at[0] - '0'), second = uint8_t(at[2] - '0'), third = uint8_t(at[3] - '0');
+    if ((first > 9) | (second > 9) | (third > 9))
+        return false;
+    const uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
+    *word = lead * POW10[count < 16 ? 15 : 16] + low;
+    *places = int(count);
+    return true;
+}
+
+// Where an exponent of up to three digits begins; `end`, and a power of 0, where there is none.
+static inline const char* before_exponent(const char* at, const char* end, int* power) {
+    const char* digit = end;
+    int value = 0, scale = 1;
+    for (int i = 0; i < 3 && digit - at > 2 && is_digit(digit[-1]); i++, scale *= 10)
+        value += (*--digit - '0') * scale;
+    const bool below = digit - at > 1 && digit[-1] == '-';
+    const char* mark = digit - (below || (digit - at > 1 && digit[-1] == '+'));
+    if (digit == end || mark - at < 2 || (mark[-1] | 0x20) != 'e')
+        return end;
+    *power = below ? -value : value;
+    return mark - 1;
 }
 
 // The common forms of a floating-point element. [at, end) is what lies between two commas.
@@ -223,55 +274,26 @@ struct BinaryElement {
 
     static inline bool read(const char* at, const char* end, Value* out) {
         at += *at == ' ';
-        bool negative = *at == '-';
+        const bool negative = *at == '-';
         at += negative;
         uint64_t word;
         int places;
         if (read_plain(at, end, &word, &places))
             return round_plain<F>(word, places, negative, out);
-        return read_long(at, end, negative, out);
+        int power = 0;
+        if (!read_long(at, end, &word, &places)) {
+            end = before_exponent(at, end, &power);
+            if (!read_plain(at, end, &word, &places) && !read_long(at, end, &word, &places))
+                return false;
+        }
+        if (F::MANTISSA < 52 && power == 0)
+            return round_plain<F>(word, places, negative, out);
+        power -= places;
+        return power >= MIN_POWER && power <= 308 && round_product<F>(word, power, negative, out);
     }
 
     static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
         return parse_binary<F>(at, end, out, error, error_at);
-    }
-
-    // One digit, a dot and 15 to 18 digits: what a double looks like.
-    static inline bool read_long(const char* at, const char* end, bool negative, Value* out) {
-        int64_t places = end - at - 2;
-        if (places < 15 || places > 18 || at[1] != '.')
-            return false;
-        int extra = places > 16 ? int(places) - 16 : 0;     // digits behind the dot that the 16 do not cover
-        uint64_t low;
-        if (!read_16(end, places < 16 ? 15 : 16, &low))
-            return false;
-        unsigned first = uint8_t(at[0] - '0'), second = uint8_t(at[2] - '0'), third = uint8_t(at[3] - '0');
-        if ((first > 9) | (second > 9) | (third > 9))
-            return false;
-        uint64_t lead = first * POW10[extra] + (extra == 2 ? second * 10 + third : extra == 1 ? second : 0);
-        return round_long(lead * POW10[places < 16 ? 15 : 16] + low, int(places), negative, out);
-    }
-
-    // word / 10^places, places <= 18: the first station of to_binary, for what stays in the normal range.
-    static inline bool round_long(uint64_t word, int places, bool negative, Value* out) {
-        constexpr int DROP = 63 - F::MANTISSA;
-        constexpr uint64_t HALF = uint64_t(1) << (DROP - 1);
-        if (word == 0)
-            return false;
-        int zeros = __builtin_clzll(word);
-        uint128 product = uint128(word << zeros) * power_of_five(-places).high;
-        uint64_t up = (uint64_t(product >> 64) >> 63) ^ 1;
-        product <<= up;
-        uint64_t value = uint64_t(product >> 64);           // the true value lies in [value, value + 3)
-        uint64_t below = value & (2 * HALF - 1);
-        if (below - (HALF - 2) <= 2)
-            return false;
-        int biased = floor_log2_pow10(-places) + 64 - zeros - int(up) + F::BIAS;
-        uint64_t bits = (uint64_t(biased - 1) << F::MANTISSA) + (value >> DROP) + (below > HALF);
-        if (biased < 1 || bits >= F::INFINITE)              // only FP16 is so narrow
-            return false;
-        *out = Value(bits | (negative ? F::SIGN : 0));
-        return true;
     }
 };
 
@@ -315,10 +337,13 @@ struct BoolElement {
     using Value = uint8_t;
 
     static inline bool read(const char* at, const char* end, Value* out) {
-        int error;
-        const char* fault;
         at += *at == ' ';
-        return parse(at, end, out, &error, &fault) == end;
+        const int64_t size = end - at;
+        const uint32_t tail = load32(end - 4);
+        const bool yes = (size == 4) & (tail == load32("true"));
+        const bool no = (size == 5) & (tail == load32("alse")) & (*at == 'f');
+        *out = yes;
+        return yes | no;
     }
 
     static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {

@@ -28,7 +28,7 @@ from fastinfer._ext.decoder cimport (
 )
 from fastinfer._ext.tensor cimport MAX_RANK, allocate_block
 
-cdef extern from "number_run.h" namespace "fastinfer::number" nogil:
+cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
     enum Error "fastinfer::number::Error":
         OK "fastinfer::number::OK"
         RANGE "fastinfer::number::RANGE"
@@ -37,40 +37,16 @@ cdef extern from "number_run.h" namespace "fastinfer::number" nogil:
         const char* at
         int64_t count
         int error
-    Run run_bool "fastinfer::number::parse_run<fastinfer::number::BoolElement>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_uint8 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint8_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_uint16 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint16_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_uint32 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint32_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_uint64 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<uint64_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_int8 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int8_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_int16 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int16_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_int32 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int32_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_int64 "fastinfer::number::parse_run<fastinfer::number::IntegerElement<int64_t>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_fp16 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary16>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_bf16 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::BFloat16>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_fp32 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary32>>"(
-        const char*, const char*, char*, int64_t) noexcept
-    Run run_fp64 "fastinfer::number::parse_run<fastinfer::number::BinaryElement<fastinfer::number::Binary64>>"(
-        const char*, const char*, char*, int64_t) noexcept
+    struct Reader:
+        pass
+    enum:
+        RUNS "fastinfer::number::RUNS"
+    void open_reader "fastinfer::number::open_reader"(
+        Reader*, const char* begin, int datatype_id, int width) noexcept
+    Run read_run "fastinfer::number::read_run"(
+        Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t room) noexcept
 
-ctypedef Run (*RunFunction)(const char*, const char*, char*, int64_t) noexcept nogil
-
-# How the elements of each datatype are read, by its id; BYTES has no fixed size and is read by `read_strings`.
-cdef RunFunction[DATATYPE_COUNT] RUNS = [
-    run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
-    run_fp16, run_bf16, run_fp32, run_fp64, NULL,
-]
+assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -85,6 +61,7 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Py_ssize_t size
     cdef int64_t room
     cdef int64_t done = 0
+    cdef Reader reader
     if tensor.datatype_id == BYTES:
         if skip_brackets(cursor) < 0:
             return fail_syntax(decoder)
@@ -97,14 +74,15 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         if room > tensor.count:
             room = tensor.count
         size = room * itemsize
+        open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.width)
     tensor.block = allocate_block(size)
     if tensor.block == NULL:
         return fail(decoder, "", "", NO_MEMORY)
     cursor.at += 1
     if peek(cursor) == OPEN_ARRAY and tensor.rank > 0:
-        if read_nested(decoder, tensor, room, &done) < 0:
+        if read_nested(decoder, tensor, &reader, room, &done) < 0:
             return -1
-    elif read_row(decoder, tensor, room, &done) < 0:
+    elif read_row(decoder, tensor, &reader, room, room, &done) < 0:
         return -1
     if tensor.datatype_id != BYTES:
         tensor.nbytes = done * itemsize
@@ -115,8 +93,10 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return 0
 
 
-# The elements of one array, behind its opening bracket; takes the closing one.
-cdef int read_row(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t* done) noexcept nogil:
+# The elements of one array, behind its opening bracket; takes the closing one. At most `limit` of them; there is room
+# for `room` of this row and later ones.
+cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t limit, int64_t room,
+                  int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
     cdef Run run
@@ -125,8 +105,9 @@ cdef int read_row(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t*
             if read_strings(decoder, tensor, limit, done) < 0:
                 return -1
         else:
-            run = RUNS[tensor.datatype_id](
-                cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit)
+            run = read_run(
+                reader, cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit,
+                room)
             cursor.at = run.at
             done[0] = start + run.count
             if run.error != OK:
@@ -169,19 +150,21 @@ cdef int fail_element(Decoder* decoder, ParsedInput* tensor, int error, int64_t 
 
 
 # Arrays in arrays, one level per dimension; behind the outermost opening bracket.
-cdef int read_nested(Decoder* decoder, ParsedInput* tensor, int64_t room, int64_t* done) noexcept nogil:
+cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t room,
+                     int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t[MAX_RANK] counts       # complete elements of the open array of each level
     cdef int rank = tensor.rank
     cdef int level = 0                  # of the innermost open array
-    cdef int64_t before
+    cdef int64_t before, rest
     cdef int c
     counts[0] = 0
     while True:
         # Behind an opening bracket or a comma.
         if level == rank - 1:
             before = done[0]
-            if read_row(decoder, tensor, min(tensor.dims[level], room - before), done) < 0:
+            rest = room - before
+            if read_row(decoder, tensor, reader, min(tensor.dims[level], rest), rest, done) < 0:
                 return -1
             if done[0] - before != tensor.dims[level]:
                 return fail(decoder, ".data", "", ROW, -1, done[0] - before, tensor.dims[level])
