@@ -16,18 +16,8 @@ namespace fastinfer::number {
 
 constexpr int MAX_BINARY_TEXT = 48;     // "-2.2250738585072014e-308" has 24; wide stores reach further
 constexpr int MAX_INTEGER_TEXT = 24;    // "-9223372036854775808" has 20
-constexpr int BLOCK = 16;               // elements
-
-// What is missing of a block is 0. A whole one is copied with a known size: by no call, and often not at all.
-template <class T>
-static inline void load_block(const char* memory, int size, T* block) {
-    if (__builtin_expect(size == BLOCK, 1)) {
-        memcpy(block, memory, BLOCK * sizeof(T));
-    } else {
-        memset(block, 0, BLOCK * sizeof(T));
-        memcpy(block, memory, size_t(size) * sizeof(T));
-    }
-}
+constexpr int BLOCK = 16;               // elements of floating point
+constexpr int INTEGERS = 64;            // elements of a block of integers
 
 // --- Integers ----------------------------------------------------------------------------------------------------------
 
@@ -58,26 +48,30 @@ static inline char* put_small(uint64_t number, char* out) {
     return out + entry[7];
 }
 
-// The numbers below 1,000 with all their zeros and a comma: `005,`.
+// The numbers below 1,000 with all their zeros, as the first half of a word of six digits and as the second half, which
+// has a comma behind it.
 struct Threes {
-    uint32_t entries[1000];
+    uint32_t first[1000];
+    uint64_t second[1000];
 };
 
 constexpr Threes make_threes() {
     Threes table{};
-    for (unsigned n = 0; n < 1000; n++)
-        table.entries[n] = ('0' + n / 100) | ('0' + n / 10 % 10) << 8 | ('0' + n % 10) << 16 | unsigned(',') << 24;
+    for (unsigned n = 0; n < 1000; n++) {
+        table.first[n] = ('0' + n / 100) | ('0' + n / 10 % 10) << 8 | ('0' + n % 10) << 16;
+        table.second[n] = uint64_t(table.first[n]) << 24 | uint64_t(',') << 48;
+    }
     return table;
 }
 
 static constexpr Threes THREES = make_threes();
 
-// A number below 1,000,000 and a comma: six digits, from which the zeros in front are shifted out.
+// A number below 1,000,000 and a comma. The zeros in front are shifted out.
 static inline char* put_six(uint64_t number, char* out) {
     constexpr uint64_t DIGITS = 0xFF0F0F0F0F0Fu;            // the last one counts even if it is 0
     uint64_t upper = number * 4294968 >> 32, lower = number - 1000 * upper;
-    uint64_t text = (THREES.entries[upper] & 0xFFFFFF) | uint64_t(THREES.entries[lower]) << 24;
-    uint64_t zeros = uint64_t(__builtin_ctzll(text & DIGITS)) & 56;         // bits
+    uint64_t text = THREES.first[upper] | THREES.second[lower];
+    unsigned zeros = unsigned(__builtin_ctzll(text & DIGITS)) & 56;         // bits
     store64(out, text >> zeros);
     return out + 7 - zeros / 8;
 }
@@ -89,9 +83,15 @@ struct Integer {
 };
 
 template <class T>
-static inline Integer integer_at(const char* memory, int i) {
+static inline T value_at(const char* memory, int i) {
     T value;
     memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
+    return value;
+}
+
+template <class T>
+static inline Integer integer_at(const char* memory, int i) {
+    T value = value_at<T>(memory, i);
     if constexpr (std::is_unsigned_v<T>)
         return {value, 0};
     uint64_t minus = uint64_t(int64_t(value) >> 63);
@@ -103,9 +103,9 @@ static inline Integer integer_at(const char* memory, int i) {
 template <class T, int DIGITS>
 static inline char* put_many_digits(const char* memory, int size, char* out) {
     constexpr int FIXED = DIGITS < 16 ? DIGITS : 16;
-    alignas(16) char text[BLOCK][32];                           // what is behind the digits is read but not kept
-    unsigned nonzero[BLOCK];                                    // which digits are not 0
-    uint64_t tops[BLOCK];                                       // what is before the 16 digits
+    alignas(16) char text[INTEGERS][32];                           // what is behind the digits is read but not kept
+    unsigned nonzero[INTEGERS];                                    // which digits are not 0
+    uint64_t tops[INTEGERS];                                       // what is before the 16 digits
     if constexpr (DIGITS <= 12) {
         constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
         for (int i = 0; i < size; i += 2) {
@@ -145,16 +145,16 @@ template <class T>
 static inline Bounds bounds_of(const char* memory, int size) {
     if constexpr (sizeof(T) == 1)
         return {std::is_signed_v<T>, 255};
-    T values[BLOCK];
-    load_block(memory, size, values);
     T seen = 0;
-    for (T value : values)
-        seen |= value;
+    for (int i = 0; i < size; i++)
+        seen |= value_at<T>(memory, i);
     if (seen >= 0)
         return {false, uint64_t(seen)};
     seen = 0;
-    for (T value : values)
+    for (int i = 0; i < size; i++) {
+        T value = value_at<T>(memory, i);
         seen |= value < 0 ? ~value : value;
+    }
     return {true, uint64_t(seen) + 1};
 }
 
@@ -378,11 +378,7 @@ struct Whole {
         return (no_fraction & (exponent <= LAST_EXPONENT)) | (bits == 0);               // -0.0 is printed elsewhere
     }
 
-    static uint64_t bits_at(const char* memory, int i) {
-        Bits bits;
-        memcpy(&bits, memory + i * int64_t(sizeof(bits)), sizeof(bits));
-        return bits;
-    }
+    static uint64_t bits_at(const char* memory, int i) { return value_at<Bits>(memory, i); }
 };
 
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
@@ -425,10 +421,9 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
 
 template <class T>
 static char* format_integer_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
-    constexpr int STEP = sizeof(T) == 1 ? 256 : BLOCK;
     *fault = -1;
-    for (int64_t start = 0; start < count; start += STEP, memory += STEP * sizeof(T)) {
-        int size = count - start < STEP ? int(count - start) : STEP;
+    for (int64_t start = 0; start < count; start += INTEGERS, memory += INTEGERS * sizeof(T)) {
+        int size = count - start < INTEGERS ? int(count - start) : INTEGERS;
         Bounds bounds = bounds_of<T>(memory, size);
         out = bounds.negative ? put_integers<T>(memory, size, bounds.largest, out)
                               : put_integers<std::make_unsigned_t<T>>(memory, size, bounds.largest, out);
