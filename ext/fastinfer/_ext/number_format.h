@@ -6,7 +6,8 @@
 // A run is written a block at a time, in steps that each go over the whole block: what there is to print, its digits,
 // its text. Each step is a long chain of operations an element; apart, the processor has many elements under way at
 // once. Nothing branches on an element's size, for what is unpredictable costs more than what is superfluous: all text
-// has one form, whose parts are stored at places that a table tells, some over others.
+// has one form, whose parts are stored at places that a table tells, some over others. What is decided is decided once
+// a block: whether its numbers are whole, and how many digits its integers need.
 #pragma once
 
 #include "number_digits.h"
@@ -103,9 +104,9 @@ static inline Integer integer_at(const char* memory, int i) {
 template <class T, int DIGITS>
 static inline char* put_many_digits(const char* memory, int size, char* out) {
     constexpr int FIXED = DIGITS < 16 ? DIGITS : 16;
-    alignas(16) char text[INTEGERS][32];                           // what is behind the digits is read but not kept
-    unsigned nonzero[INTEGERS];                                    // which digits are not 0
-    uint64_t tops[INTEGERS];                                       // what is before the 16 digits
+    alignas(16) char text[INTEGERS][32];                        // what is behind the digits is read but not kept
+    unsigned nonzero[INTEGERS];                                 // which digits are not 0
+    uint64_t tops[INTEGERS];                                    // what is before the 16 digits
     if constexpr (DIGITS <= 12) {
         constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
         for (int i = 0; i < size; i += 2) {
@@ -126,7 +127,7 @@ static inline char* put_many_digits(const char* memory, int size, char* out) {
         out[0] = '-';
         out += integer_at<T>(memory, i).negative;
         if constexpr (DIGITS == 20)
-            out = put_small(tops[i], out) - (tops[i] != 0 ? 1 : 2);
+            out = put_small(tops[i], out) - (tops[i] != 0 ? 1 : 2);         // no comma, and nothing for 0
         int first = __builtin_ctz(nonzero[i] | 1u << (FIXED - 1));
         copy16(out, text[i] + first);
         out[FIXED - first] = ',';
@@ -135,7 +136,8 @@ static inline char* put_many_digits(const char* memory, int size, char* out) {
     return out;
 }
 
-// Whether one is negative, and a number that none exceeds without its sign: at most twice the largest.
+// Whether one is negative; and a number that none exceeds without its sign, at most twice the largest: all their bits
+// together, which vectors tell faster than the largest.
 struct Bounds {
     bool negative;
     uint64_t largest;
@@ -158,7 +160,7 @@ static inline Bounds bounds_of(const char* memory, int size) {
     return {true, uint64_t(seen) + 1};
 }
 
-// A block of integers, in the way that suits the largest; unsigned ones come as T without a sign.
+// A block of integers, in the way that suits the largest.
 template <class T>
 static inline char* put_integers(const char* memory, int size, uint64_t largest, char* out) {
     if (largest < SmallNumbers::END) {                      // pixels, classes
@@ -328,8 +330,8 @@ static inline bool all_zero(const char* bytes, size_t size) {
     return true;
 }
 
-// Blocks of whole numbers, as their bits show. They are below 2^19, and so small that the last bit of the mantissa is
-// less than 1/2: then no shorter number is nearer to one than to its neighbours, and its digits are those of an integer.
+// Blocks of whole numbers, as their bits show: below 2^19, and so small that the mantissa's last bit is at most 1/2.
+// Then nothing shorter is nearer to one than to its neighbours: its digits are those of an integer.
 template <class F>
 struct Whole {
     using Bits = typename F::Bits;
@@ -360,7 +362,7 @@ struct Whole {
     // Each gets a comma behind it.
     static char* put(const char* memory, int size, char* out) {
         for (int i = 0; i < size; i++) {
-            uint64_t bits = bits_at(memory, i);
+            uint64_t bits = value_at<Bits>(memory, i);
             uint64_t biased = (bits & ~F::SIGN) >> F::MANTISSA;
             uint64_t mantissa = (bits & (F::HIDDEN - 1)) | uint64_t(bits != 0) << F::MANTISSA;
             *out = '-';
@@ -372,13 +374,11 @@ struct Whole {
     }
 
     static bool is(const char* memory, int i) {
-        uint64_t bits = bits_at(memory, i);
+        uint64_t bits = value_at<Bits>(memory, i);
         uint64_t exponent = ((bits & ~F::SIGN) >> F::MANTISSA) - F::BIAS;               // below 1: wraps to a large one
         bool no_fraction = ((bits << (exponent & 31)) & (F::HIDDEN - 1)) == 0;
         return (no_fraction & (exponent <= LAST_EXPONENT)) | (bits == 0);               // -0.0 is printed elsewhere
     }
-
-    static uint64_t bits_at(const char* memory, int i) { return value_at<Bits>(memory, i); }
 };
 
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
@@ -425,6 +425,7 @@ static char* format_integer_run(const char* memory, int64_t count, int, char* ou
     for (int64_t start = 0; start < count; start += INTEGERS, memory += INTEGERS * sizeof(T)) {
         int size = count - start < INTEGERS ? int(count - start) : INTEGERS;
         Bounds bounds = bounds_of<T>(memory, size);
+        // Without a negative one, they are unsigned integers, and there are no signs to print.
         out = bounds.negative ? put_integers<T>(memory, size, bounds.largest, out)
                               : put_integers<std::make_unsigned_t<T>>(memory, size, bounds.largest, out);
     }
