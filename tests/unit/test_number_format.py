@@ -82,6 +82,35 @@ def test_fp32_has_the_digits_of_numpy() -> None:
         assert got == [d.replace(".", "").lstrip("-0").rstrip("0") for d in digits]
 
 
+def whole_bits(datatype: str) -> list[int]:
+    """Blocks of whole numbers up to where their bits end, and such blocks with one that is none, at every place."""
+    mantissa, _ = reference.FLOATS[datatype]
+    source = random.Random(8)
+    sign = 1 << sum(reference.FLOATS[datatype])
+    half, minus_zero = reference.parse_float("0.5", datatype), sign
+    most = min(20, mantissa + 2)
+    bits = []
+    for power in range(most):
+        numbers = [2**power - 1, 2**power, 2**power + 1] + [source.randrange(2 ** (power + 1)) for _ in range(13)]
+        bits += [reference.parse_float(str(n), datatype) for n in numbers]
+    signed = [b | sign if b and source.randrange(2) else b for b in bits]
+    for place in range(16):
+        for other in (half, minus_zero, half | sign):
+            block = source.sample(signed[:96], 16)
+            block[place] = other
+            bits += block
+    return bits + signed
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+def test_blocks_of_whole_numbers(datatype: str) -> None:
+    bits = whole_bits(datatype)
+    expected = [reference.shortest(b, datatype) for b in bits]
+    assert encode_bits(bits, datatype) == expected
+    for size in range(1, 40):
+        assert encode_bits(bits[size : 2 * size], datatype) == expected[size : 2 * size]
+
+
 def test_the_form_is_that_of_repr() -> None:
     cases = ["0.0", "-0.0", "0.1", "1.0", "-1.5", "100.0", "123456.0", "0.0001", "0.00012", "1e-05", "1.5e-07", "1e+16"]
     cases += ["1234568000000000.0", "1.234568e+16", "3.4028235e+38", "1e-45", "1.1754944e-38", "9.999999e+15"]
@@ -110,6 +139,29 @@ def test_integers(datatype: str) -> None:
     values += [v for v in around if limits.min <= v <= limits.max]
     values += [source.randint(0, int(limits.max)) >> source.randrange(64) for _ in range(3000)]
     assert encode_texts(np.array(values, dtype=dtype)) == [str(v) for v in values]
+
+
+@pytest.mark.parametrize("datatype", reference.INTEGERS)
+def test_blocks_of_integers_by_their_largest(datatype: str) -> None:
+    for values in integer_blocks(datatype):
+        assert encode_texts(values) == [str(v) for v in values.tolist()]
+
+
+def integer_blocks(datatype: str) -> list[np.ndarray]:
+    """A largest one on either side of each limit, with none negative, with some, and as the least; of every size."""
+    dtype = np.dtype(datatype.lower())
+    limits = np.iinfo(dtype)
+    source = np.random.default_rng(9)
+    powers = [2**n for n in range(64)] + [10**n for n in range(20)] + [1845 * 10**n for n in (0, 8, 16)]
+    largest = [v for p in powers for v in (p - 1, p, p + 1, -p, 1 - p) if limits.min <= v <= limits.max]
+    blocks = []
+    for number, value in enumerate(largest):
+        least = max(-abs(value), int(limits.min)) if number % 2 else 0
+        high = min(abs(value), int(limits.max))
+        block = source.integers(least, high, 1 + number % 131, dtype=dtype, endpoint=True)
+        block[source.integers(block.size)] = value
+        blocks.append(block)
+    return blocks
 
 
 def test_booleans_and_nothing() -> None:

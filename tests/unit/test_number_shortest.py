@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.unit.test_number_format import NUMPY, encode_texts
+from tests.unit.test_number_format import NUMPY, encode_texts, integer_blocks, whole_bits
 from tests.unit.test_number_parse import bits_of_interest
 
 HEADERS = Path(__file__).parents[2] / "ext" / "fastinfer" / "_ext"
@@ -106,8 +106,9 @@ def portable_texts(library: ctypes.CDLL, array: np.ndarray, datatype: str) -> li
 @pytest.mark.parametrize("datatype", list(reference.FLOATS))
 def test_floating_point_without_vectors(portable: ctypes.CDLL, datatype: str) -> None:
     width = {"FP32": np.uint32, "FP64": np.uint64}.get(datatype, np.uint16)
-    array = np.array(bits_of_interest(datatype, 3001), dtype=width).view(NUMPY[datatype])
-    assert portable_texts(portable, array, datatype) == encode_texts(array, datatype)
+    for bits in (bits_of_interest(datatype, 3001), whole_bits(datatype)):
+        array = np.array(bits, dtype=width).view(NUMPY[datatype])
+        assert portable_texts(portable, array, datatype) == encode_texts(array, datatype)
 
 
 @pytest.mark.parametrize("datatype", ["INT8", "INT16", "INT32", "INT64", "UINT32", "UINT64"])
@@ -119,3 +120,5 @@ def test_integers_without_vectors(portable: ctypes.CDLL, datatype: str) -> None:
     array >>= source.integers(0, limits.bits, array.size).astype(dtype)
     assert portable_texts(portable, array, datatype) == [str(v) for v in array.tolist()]
     assert encode_texts(array) == [str(v) for v in array.tolist()]
+    for block in integer_blocks(datatype):
+        assert portable_texts(portable, block, datatype) == [str(v) for v in block.tolist()]

@@ -6,7 +6,8 @@
 // A run is written a block at a time, in steps that each go over the whole block: what there is to print, its digits,
 // its text. Each step is a long chain of operations an element; apart, the processor has many elements under way at
 // once. Nothing branches on an element's size, for what is unpredictable costs more than what is superfluous: all text
-// has one form, whose parts are stored at places that a table tells, some over others.
+// has one form, whose parts are stored at places that a table tells, some over others. What is decided is decided once
+// a block: whether its numbers are whole, and how many digits its integers need.
 #pragma once
 
 #include "number_digits.h"
@@ -16,32 +17,64 @@ namespace fastinfer::number {
 
 constexpr int MAX_BINARY_TEXT = 48;     // "-2.2250738585072014e-308" has 24; wide stores reach further
 constexpr int MAX_INTEGER_TEXT = 24;    // "-9223372036854775808" has 20
-constexpr int BLOCK = 16;               // elements
+constexpr int BLOCK = 16;               // elements of floating point
+constexpr int INTEGERS = 64;            // elements of a block of integers
 
 // --- Integers ----------------------------------------------------------------------------------------------------------
 
-// The numbers below 1,000: up to three characters, and how many.
+// The numbers up to 1,844, which is 2^64 / 10^16: up to four characters, a comma, and at the end how many that makes.
 struct SmallNumbers {
-    char entries[1000][4];
+    static constexpr unsigned END = 1845;
+    char entries[END][8];
 };
 
 constexpr SmallNumbers make_small_numbers() {
     SmallNumbers table{};
-    for (int n = 0; n < 1000; n++) {
-        int size = n < 10 ? 1 : n < 100 ? 2 : 3;
-        for (int i = size - 1, rest = n; i >= 0; i--, rest /= 10)
+    for (unsigned n = 0; n < SmallNumbers::END; n++) {
+        unsigned size = n < 10 ? 1 : n < 100 ? 2 : n < 1000 ? 3 : 4;
+        for (unsigned i = size, rest = n; i-- > 0; rest /= 10)
             table.entries[n][i] = char('0' + rest % 10);
-        table.entries[n][3] = char(size);
+        table.entries[n][size] = ',';
+        table.entries[n][7] = char(size + 1);
     }
     return table;
 }
 
 static constexpr SmallNumbers SMALL_NUMBERS = make_small_numbers();
 
+// With a comma behind it.
 static inline char* put_small(uint64_t number, char* out) {
     const char* entry = SMALL_NUMBERS.entries[number];
-    memcpy(out, entry, 4);
-    return out + entry[3];
+    memcpy(out, entry, 8);
+    return out + entry[7];
+}
+
+// The numbers below 1,000 with all their zeros, as the first half of a word of six digits and as the second half, which
+// has a comma behind it.
+struct Threes {
+    uint32_t first[1000];
+    uint64_t second[1000];
+};
+
+constexpr Threes make_threes() {
+    Threes table{};
+    for (unsigned n = 0; n < 1000; n++) {
+        table.first[n] = ('0' + n / 100) | ('0' + n / 10 % 10) << 8 | ('0' + n % 10) << 16;
+        table.second[n] = uint64_t(table.first[n]) << 24 | uint64_t(',') << 48;
+    }
+    return table;
+}
+
+static constexpr Threes THREES = make_threes();
+
+// A number below 1,000,000 and a comma. The zeros in front are shifted out.
+static inline char* put_six(uint64_t number, char* out) {
+    constexpr uint64_t DIGITS = 0xFF0F0F0F0F0Fu;            // the last one counts even if it is 0
+    uint64_t upper = number * 4294968 >> 32, lower = number - 1000 * upper;
+    uint64_t text = THREES.first[upper] | THREES.second[lower];
+    unsigned zeros = unsigned(__builtin_ctzll(text & DIGITS)) & 56;         // bits
+    store64(out, text >> zeros);
+    return out + 7 - zeros / 8;
 }
 
 // An integer and its sign, apart: nothing branches on it.
@@ -51,35 +84,29 @@ struct Integer {
 };
 
 template <class T>
-static inline Integer integer_at(const char* memory, int i) {
+static inline T value_at(const char* memory, int i) {
     T value;
     memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
-    if constexpr (T(-1) > T(0))
+    return value;
+}
+
+template <class T>
+static inline Integer integer_at(const char* memory, int i) {
+    T value = value_at<T>(memory, i);
+    if constexpr (std::is_unsigned_v<T>)
         return {value, 0};
     uint64_t minus = uint64_t(int64_t(value) >> 63);
     return {(uint64_t(int64_t(value)) ^ minus) - minus, minus & 1};
 }
 
-// The largest without sign.
-template <class T>
-static inline uint64_t largest_of(const char* memory, int size) {
-    T least = 0, most = 0;
-    for (int i = 0; i < size; i++) {
-        T value;
-        memcpy(&value, memory + i * int64_t(sizeof(T)), sizeof(T));
-        least = value < least ? value : least;
-        most = value > most ? value : most;
-    }
-    uint64_t below = 0 - uint64_t(least), above = uint64_t(most);
-    return below > above ? below : above;
-}
-
-// A block of integers of at most DIGITS digits (8, 12, 16 or 24), each with a comma behind it. (Text that is loaded
+// A block of integers of at most DIGITS digits (8, 12, 16 or 20), each with a comma behind it. (Text that is loaded
 // again right behind its store, at another place, would stall: hence two steps.)
 template <class T, int DIGITS>
-static inline char* put_integers(const char* memory, int size, char* out) {
-    alignas(16) char text[BLOCK][DIGITS == 24 ? 48 : 32];       // what is behind the digits is read but not kept
-    unsigned nonzero[BLOCK];                                    // which digits are not 0
+static inline char* put_many_digits(const char* memory, int size, char* out) {
+    constexpr int FIXED = DIGITS < 16 ? DIGITS : 16;
+    alignas(16) char text[INTEGERS][32];                        // what is behind the digits is read but not kept
+    unsigned nonzero[INTEGERS];                                 // which digits are not 0
+    uint64_t tops[INTEGERS];                                    // what is before the 16 digits
     if constexpr (DIGITS <= 12) {
         constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
         for (int i = 0; i < size; i += 2) {
@@ -92,34 +119,77 @@ static inline char* put_integers(const char* memory, int size, char* out) {
         for (int i = 0; i < size; i++) {
             uint64_t number = integer_at<T>(memory, i).size;
             uint64_t upper = number / TEN_TO_8, lower = number % TEN_TO_8;
-            if constexpr (DIGITS == 16) {
-                nonzero[i] = put_8_and_8(upper, lower, text[i], text[i] + 8);
-            } else {
-                nonzero[i] = put_8_and_8(upper / TEN_TO_8, upper % TEN_TO_8, text[i], text[i] + 8);
-                nonzero[i] |= put_8_and_8(lower, 0, text[i] + 16, text[i] + 24) << 16;
-            }
+            tops[i] = DIGITS == 20 ? upper / TEN_TO_8 : 0;
+            nonzero[i] = put_8_and_8(upper - tops[i] * TEN_TO_8, lower, text[i], text[i] + 8) | (tops[i] != 0);
         }
     }
     for (int i = 0; i < size; i++) {
-        int first = __builtin_ctz(nonzero[i] | 1u << (DIGITS - 1));
-        const char* digits = text[i] + first;
         out[0] = '-';
         out += integer_at<T>(memory, i).negative;
-        copy16(out, digits);
-        if constexpr (DIGITS == 24)
-            memcpy(out + 16, digits + 16, 4);
-        out[DIGITS - first] = ',';
-        out += DIGITS - first + 1;
+        if constexpr (DIGITS == 20)
+            out = put_small(tops[i], out) - (tops[i] != 0 ? 1 : 2);         // no comma, and nothing for 0
+        int first = __builtin_ctz(nonzero[i] | 1u << (FIXED - 1));
+        copy16(out, text[i] + first);
+        out[FIXED - first] = ',';
+        out += FIXED - first + 1;
+    }
+    return out;
+}
+
+// Whether one is negative; and a number that none exceeds without its sign, at most twice the largest: all their bits
+// together, which vectors tell faster than the largest.
+struct Bounds {
+    bool negative;
+    uint64_t largest;
+};
+
+template <class T>
+static inline Bounds bounds_of(const char* memory, int size) {
+    if constexpr (sizeof(T) == 1)
+        return {std::is_signed_v<T>, 255};
+    T seen = 0;
+    for (int i = 0; i < size; i++)
+        seen |= value_at<T>(memory, i);
+    if (seen >= 0)
+        return {false, uint64_t(seen)};
+    seen = 0;
+    for (int i = 0; i < size; i++) {
+        T value = value_at<T>(memory, i);
+        seen |= value < 0 ? ~value : value;
+    }
+    return {true, uint64_t(seen) + 1};
+}
+
+// A block of integers, in the way that suits the largest.
+template <class T>
+static inline char* put_integers(const char* memory, int size, uint64_t largest, char* out) {
+    if (largest < SmallNumbers::END) {                      // pixels, classes
+        for (int i = 0; i < size; i++) {
+            Integer integer = integer_at<T>(memory, i);
+            *out = '-';
+            out = put_small(integer.size, out + integer.negative);
+        }
+    } else if (largest < 1000000) {                         // token ids
+        for (int i = 0; i < size; i++) {
+            Integer integer = integer_at<T>(memory, i);
+            *out = '-';
+            out = put_six(integer.size, out + integer.negative);
+        }
+    } else if (largest < TEN_TO_8) {
+        out = put_many_digits<T, 8>(memory, size, out);
+    } else if (largest <= UINT32_MAX) {
+        out = put_many_digits<T, 12>(memory, size, out);
+    } else if (largest < TEN_TO_8 * TEN_TO_8) {
+        out = put_many_digits<T, 16>(memory, size, out);
+    } else {
+        out = put_many_digits<T, 20>(memory, size, out);
     }
     return out;
 }
 
 static inline char* format_signed(int64_t number, char* out) {
-    Integer integer = integer_at<int64_t>(reinterpret_cast<const char*>(&number), 0);
-    if (integer.size >= 1000)
-        return put_integers<int64_t, 24>(reinterpret_cast<const char*>(&number), 1, out) - 1;
-    *out = '-';
-    return put_small(integer.size, out + integer.negative);
+    const char* memory = reinterpret_cast<const char*>(&number);
+    return put_integers<int64_t>(memory, 1, integer_at<int64_t>(memory, 0).size, out) - 1;
 }
 
 // --- Layouts -----------------------------------------------------------------------------------------------------------
@@ -260,6 +330,57 @@ static inline bool all_zero(const char* bytes, size_t size) {
     return true;
 }
 
+// Blocks of whole numbers, as their bits show: below 2^19, and so small that the mantissa's last bit is at most 1/2.
+// Then nothing shorter is nearer to one than to its neighbours: its digits are those of an integer.
+template <class F>
+struct Whole {
+    using Bits = typename F::Bits;
+    static constexpr int LAST_EXPONENT = F::MANTISSA <= 18 ? F::MANTISSA - 1 : 18;
+    static constexpr uint64_t ALWAYS_0 = (uint64_t(1) << (F::MANTISSA - LAST_EXPONENT)) - 1;    // in each of them
+
+    // Rules out most blocks of other numbers by a look at the first 32 bytes.
+    static bool possible(const char* memory, int size) {
+        uint64_t seen = 0;
+        for (size_t at = 0; at < 32 && at + 8 <= size * sizeof(Bits); at += 8)
+            seen |= load64(memory + at);
+        for (unsigned width = 32; width >= 8 * sizeof(Bits); width /= 2)
+            seen |= seen >> width;
+        return (seen & ALWAYS_0) == 0;
+    }
+
+    static bool are(const char* memory, int size) {
+        int i = 0;
+        for (; i + 4 <= size; i += 4)           // four at a time: whether one of them is not can be foreseen
+            if (!(is(memory, i) & is(memory, i + 1) & is(memory, i + 2) & is(memory, i + 3)))
+                return false;
+        for (; i < size; i++)
+            if (!is(memory, i))
+                return false;
+        return true;
+    }
+
+    // Each gets a comma behind it.
+    static char* put(const char* memory, int size, char* out) {
+        for (int i = 0; i < size; i++) {
+            uint64_t bits = value_at<Bits>(memory, i);
+            uint64_t biased = (bits & ~F::SIGN) >> F::MANTISSA;
+            uint64_t mantissa = (bits & (F::HIDDEN - 1)) | uint64_t(bits != 0) << F::MANTISSA;
+            *out = '-';
+            out = put_six(mantissa >> ((F::BIAS + F::MANTISSA - biased) & 63), out + ((bits & F::SIGN) != 0));
+            memcpy(out - 1, ".0,", 4);
+            out += 2;
+        }
+        return out;
+    }
+
+    static bool is(const char* memory, int i) {
+        uint64_t bits = value_at<Bits>(memory, i);
+        uint64_t exponent = ((bits & ~F::SIGN) >> F::MANTISSA) - F::BIAS;               // below 1: wraps to a large one
+        bool no_fraction = ((bits << (exponent & 31)) & (F::HIDDEN - 1)) == 0;
+        return (no_fraction & (exponent <= LAST_EXPONENT)) | (bits == 0);               // -0.0 is printed elsewhere
+    }
+};
+
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
 template <class F>
 static char* format_binary_run(const char* memory, int64_t count, int mode, char* out, int64_t* fault) {
@@ -269,10 +390,16 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
     for (int64_t start = 0; start < count; start += BLOCK) {
         int size = count - start < BLOCK ? int(count - start) : BLOCK;
         const char* from = memory + start * int64_t(sizeof(Bits));
-        if (all_zero(from, size * sizeof(Bits))) {              // padding, masks, what a ReLU has cut off
-            memcpy(out, "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,", 4 * BLOCK);
-            out += 4 * size;
-            continue;
+        if (Whole<F>::possible(from, size)) {
+            if (all_zero(from, size * sizeof(Bits))) {          // padding, what a ReLU has cut off
+                memcpy(out, "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,", 4 * BLOCK);
+                out += 4 * size;
+                continue;
+            }
+            if (Whole<F>::are(from, size)) {                    // masks, one-hot rows, counts
+                out = Whole<F>::put(from, size, out);
+                continue;
+            }
         }
         block.put_digits(from, size);
         for (int i = 0; i < size; i++) {
@@ -294,27 +421,13 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
 
 template <class T>
 static char* format_integer_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
-    constexpr int STEP = sizeof(T) == 1 ? 256 : BLOCK;
     *fault = -1;
-    for (int64_t start = 0; start < count; start += STEP, memory += STEP * sizeof(T)) {
-        int size = count - start < STEP ? int(count - start) : STEP;
-        uint64_t largest = sizeof(T) == 1 ? 0 : largest_of<T>(memory, size);
-        if (largest < 1000) {                               // pixels, classes
-            for (int i = 0; i < size; i++) {
-                Integer integer = integer_at<T>(memory, i);
-                *out = '-';
-                out = put_small(integer.size, out + integer.negative);
-                *out++ = ',';
-            }
-        } else if (largest < TEN_TO_8) {                    // token ids
-            out = put_integers<T, 8>(memory, size, out);
-        } else if (largest <= UINT32_MAX) {
-            out = put_integers<T, 12>(memory, size, out);
-        } else if (largest < TEN_TO_8 * TEN_TO_8) {
-            out = put_integers<T, 16>(memory, size, out);
-        } else {
-            out = put_integers<T, 24>(memory, size, out);
-        }
+    for (int64_t start = 0; start < count; start += INTEGERS, memory += INTEGERS * sizeof(T)) {
+        int size = count - start < INTEGERS ? int(count - start) : INTEGERS;
+        Bounds bounds = bounds_of<T>(memory, size);
+        // Without a negative one, they are unsigned integers, and there are no signs to print.
+        out = bounds.negative ? put_integers<T>(memory, size, bounds.largest, out)
+                              : put_integers<std::make_unsigned_t<T>>(memory, size, bounds.largest, out);
     }
     return count > 0 ? out - 1 : out;
 }
