@@ -58,7 +58,6 @@ OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
-LOOP_SLICE_NS = 100_000  # of the CPU for the loop's thread: the shortest that Linux gives; native threads keep its 3 ms
 
 
 def in_flight_bytes() -> int:

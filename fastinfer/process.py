@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 
-from fastinfer import __version__, limits, logs, routes
+from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
-from fastinfer._ext.executor import ask_for_short_slices
+from fastinfer._ext.executor import stand_back
 from fastinfer.config.server import ServerConfig
 from fastinfer.http.server import Server, run
 from fastinfer.service import Service
@@ -32,8 +33,8 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
         return 1
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
-    ort.configure(config.intra_op_threads)
-    ask_for_short_slices(limits.LOOP_SLICE_NS)  # this thread is the loop's; native ones compute for milliseconds
+    with ThreadPoolExecutor(1, initializer=stand_back) as starter:  # the runtime's threads stand back as their starter
+        starter.submit(ort.configure, config.intra_op_threads).result()
     service = Service(config, asyncio.get_running_loop())
     server = Server(
         routes.build(service),

@@ -7,14 +7,10 @@ from fastinfer._ext.job import Job
 
 _J = TypeVar("_J", bound=Job)
 
-def ask_for_short_slices(nanoseconds: int) -> bool:
-    """Asks the system for short slices of the CPU for the calling thread, and not for those that it starts.
+def stand_back() -> None:
+    """Lets the kernel prefer other threads to the calling one and to those that it starts from now on.
 
-    A thread of short slices waits less for a core that other threads use: since Linux 6.12 its wake-up cuts their longer
-    slices short. It gets no larger share of the core.
-
-    Returns:
-        Whether the system took it. It does not where the thread was given a policy other than the default one.
+    For threads that compute, as an :class:`Executor`'s do: the loop's turns are short, and many wait for them.
     """
 
 class Executor:

@@ -5,14 +5,13 @@ import os
 
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
-from libc.stdint cimport uint64_t
 
 cdef extern from "native_thread.h" nogil:
-    bint c_ask_for_short_slices "ask_for_short_slices" (uint64_t nanoseconds)
+    void c_stand_back "stand_back" ()
 
 
-def ask_for_short_slices(uint64_t nanoseconds):
-    return c_ask_for_short_slices(nanoseconds)
+def stand_back():
+    c_stand_back()
 
 
 @cython.final

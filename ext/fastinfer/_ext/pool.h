@@ -150,6 +150,7 @@ class Pool {
     static constexpr size_t kStackBytes = 8 << 20;
 
     static void* main(void* pool) {
+        stand_back();
         static_cast<Pool*>(pool)->serve();
         return nullptr;
     }
