@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
 from fastinfer._ext.executor import stand_back
+from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
 from fastinfer.http.server import Server, run
 from fastinfer.service import Service
@@ -41,6 +42,7 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
         host=config.host,
         port=config.port,
         limits=config.http_limits,
+        poller=Poller(service.loop, service.executor, config.busy_poll_us),
         on_drain=service.drain,
     )
     try:

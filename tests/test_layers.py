@@ -62,6 +62,7 @@ FLOORS: list[dict[str, str]] = [
         "_ext.histogram": "",
         "_ext.stats": "_ext.histogram",
         "_ext.job": "",
+        "_ext.poller": "_ext.job",
         "_ext.message": "_ext.tensor",
         "_ext.tensor": "",
     },

@@ -9,6 +9,7 @@ from typing import Any, Final
 from typing_extensions import Buffer
 
 from fastinfer._ext.exchange import Exchange, Head
+from fastinfer._ext.poller import Poller
 from fastinfer._ext.upload import BodyPool, Upload
 from fastinfer.errors import ApiError
 from fastinfer.limits import HttpLimits
@@ -26,6 +27,8 @@ class Shared:
     """Where every connection reads; valid until the callback returns."""
     view: memoryview
     """Of the whole buffer."""
+    poller: Poller
+    """How the loop waits for requests."""
     bodies: BodyPool
     """The memory of bodies that do not lie in the read buffer."""
     heads: dict[bytes, Head]
@@ -40,7 +43,9 @@ class Shared:
     """Bodies received and not answered yet, without those that lie in the read buffer."""
     answers: list[int]
     """Answers so far by the status's first digit; a copy."""
-    def __init__(self, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None: ...
+    def __init__(
+        self, limits: HttpLimits, loop: asyncio.AbstractEventLoop, poller: Poller | None = None
+    ) -> None: ...
     def renew_buffer(self) -> None:
         """A new read buffer: somebody still looks into the old one."""
     def remember(self, raw: bytes, head: Head) -> None:

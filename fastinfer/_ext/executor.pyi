@@ -33,6 +33,8 @@ class Executor:
         """
     def drain(self) -> None:
         """Tells the ends of all jobs that have ended. What a ``done`` raises goes to ``sys.unraisablehook``."""
+    def __len__(self) -> int:
+        """The jobs whose end was not told yet."""
     def fileno(self) -> int:
         """Readable when a job has ended that :meth:`drain` has not told yet."""
     @property

@@ -192,6 +192,12 @@ class ServerConfig(BaseSettings):
         "Batches that are predicted to run for fewer microseconds run at once, without a change of threads; 0: none.",
         _COMPUTE,
     )
+    busy_poll_us: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10_000)] = _option(
+        limits.BUSY_POLL_US,
+        "Where requests come closer together than so many microseconds, the event loop looks for the next one for as "
+        "long instead of sleeping: lower latency for a busier core; 0: it always sleeps.",
+        _COMPUTE,
+    )
 
     # Inference
     max_queue_size: Count = _option(

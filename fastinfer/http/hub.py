@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from fastinfer import limits as constants
 from fastinfer._ext.connection import Shared
+from fastinfer._ext.poller import Poller
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
@@ -68,8 +69,10 @@ class Hub(Shared):
         "router",
     )
 
-    def __init__(self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(limits, loop)
+    def __init__(
+        self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop, poller: Poller | None = None
+    ) -> None:
+        super().__init__(limits, loop, poller)
         self.router = router
         self.opening = 0
         self.connections = 0

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import uvloop
 
 from fastinfer import limits as constants
+from fastinfer._ext.poller import Poller
 from fastinfer.errors import ApiError
 from fastinfer.http.head import Router
 from fastinfer.http.hub import Hub
@@ -44,6 +45,7 @@ class Server:
         host, port: where to listen; port 0 takes a free one.
         sockets: listening sockets to use instead, which the server takes over.
         limits: the HTTP limits.
+        poller: how the loop waits for requests; by default it sleeps.
         on_drain: called once when draining starts, so that readiness can turn.
     """
 
@@ -55,6 +57,7 @@ class Server:
         port: int = 8000,
         sockets: Sequence[socket.socket] = (),
         limits: HttpLimits | None = None,
+        poller: Poller | None = None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
         self._router = router
@@ -62,6 +65,7 @@ class Server:
         self._port = port
         self._listeners = list(sockets)
         self._limits = limits or HttpLimits()
+        self._poller = poller
         self._on_drain = on_drain
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
@@ -97,7 +101,7 @@ class Server:
         raise_file_limit()
         if not self._listeners:
             self._listeners = await self._bind()
-        self._hub = Hub(self._router, self._limits, loop)
+        self._hub = Hub(self._router, self._limits, loop, self._poller)
         for listener in self._listeners:
             listener.setblocking(False)
             # Accepted sockets inherit it.

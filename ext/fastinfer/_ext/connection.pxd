@@ -5,6 +5,7 @@
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.exchange cimport Exchange, Head
+from fastinfer._ext.poller cimport Poller
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
 
@@ -19,6 +20,7 @@ cdef class Shared:
     cdef readonly object view           # of the whole buffer; it also pins the memory, so that data stays valid
     cdef char* _data
     cdef bint _looked_into              # a handler kept a view of its body: the buffer shall not be read into again
+    cdef readonly Poller poller
     cdef readonly BodyPool bodies       # the memory of bodies that do not lie in the buffer
     cdef readonly dict heads            # dict[bytes, Head]
     cdef public bint draining

@@ -6,6 +6,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer._ext.poller cimport Poller
 from fastinfer._ext.reply cimport ok_json, reply, size_of
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
@@ -32,9 +33,10 @@ cdef bytes json_type = JSON
 
 
 cdef class Shared:
-    def __init__(self, limits, loop):
+    def __init__(self, limits, loop, Poller poller=None):
         self.limits = limits
         self.loop = loop
+        self.poller = poller if poller is not None else Poller(loop, (), 0)
         self._max_pipelined = limits.max_pipelined
         self._max_in_flight_bytes = limits.in_flight_bytes
         self.bodies = BodyPool(constants.KEPT_BODY_BYTES)
@@ -112,15 +114,18 @@ cdef class Connection:
     def buffer_updated(self, Py_ssize_t size):
         if self._deaf:
             return
+        cdef Poller poller = self._hub.poller
         cdef SizedUpload upload = self.sized_upload()
+        cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
+        poller.came()
         if upload is not None and upload.body is not None:
             self.written(upload, size)
-            return
-        cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
-        if kept > 0:
-            self._pending = b""
-            self._resumed = True
-        self.read(kept + size)
+        else:
+            if kept > 0:
+                self._pending = b""
+                self._resumed = True
+            self.read(kept + size)
+        poller.handled()
 
     # --- Bytes to requests -------------------------------------------------------------------------------------------
 

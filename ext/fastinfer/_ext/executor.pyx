@@ -74,6 +74,9 @@ cdef class Executor:
             raise stop
         return 0
 
+    def __len__(self):
+        return len(self._jobs)
+
     def fileno(self):
         return self.pool.fd()
 

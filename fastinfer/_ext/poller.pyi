@@ -1,0 +1,25 @@
+"""Busy polling: where requests come close together, the loop looks for the next one instead of going to sleep."""
+
+from asyncio import AbstractEventLoop
+from collections.abc import Sized
+
+class Poller:
+    """Keeps a loop turning for a short window after each request, as long as most windows find another one.
+
+    Loop's thread only.
+
+    Args:
+        loop: the loop.
+        busy: work that could use the core; while it holds something, the loop sleeps.
+        window_us: how long it looks for the next request, in microseconds; 0: it always sleeps.
+    """
+
+    window_ns: int
+    polling: bool
+    def __init__(self, loop: AbstractEventLoop, busy: Sized, window_us: float) -> None: ...
+    def came(self) -> None:
+        """Bytes have come from a client."""
+    def handled(self) -> None:
+        """They are handled: from now on the next ones are waited for."""
+    def turned(self) -> None:
+        """The loop has turned once; it calls this."""
