@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
-from fastinfer._ext.executor import stand_back
 from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
 from fastinfer.http.server import Server, run
@@ -34,8 +32,7 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
         return 1
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
-    with ThreadPoolExecutor(1, initializer=stand_back) as starter:  # the runtime's threads stand back as their starter
-        starter.submit(ort.configure, config.intra_op_threads).result()
+    ort.configure(config.intra_op_threads)
     service = Service(config, asyncio.get_running_loop())
     server = Server(
         routes.build(service),

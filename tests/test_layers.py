@@ -43,8 +43,8 @@ FLOORS: list[dict[str, str]] = [
         "number_table.h": "number_wide.h",
         "_ext.ort_table": "ort_table.h",
         "ort_table.h": "",
-        "pool.h": "native_thread.h",
-        "native_thread.h": "",
+        "pool.h": "signals.h",
+        "signals.h": "",
     },
     {
         "config.server": "",

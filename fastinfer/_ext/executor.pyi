@@ -7,12 +7,6 @@ from fastinfer._ext.job import Job
 
 _J = TypeVar("_J", bound=Job)
 
-def stand_back() -> None:
-    """Lets the kernel prefer other threads to the calling one and to those that it starts from now on.
-
-    For threads that compute, as an :class:`Executor`'s do: the loop's turns are short, and many wait for them.
-    """
-
 class Executor:
     """Native threads with one queue. All methods belong to one thread, the event loop's.
 

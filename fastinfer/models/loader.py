@@ -7,11 +7,13 @@ load never delays inference; what belongs to the loop (queue, statistics) is mad
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from fastinfer._ext.executor import Executor, stand_back
+from fastinfer._ext.executor import Executor
 from fastinfer._ext.scheduler import Scheduler
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
@@ -30,6 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOAD_THREADS = 2
+_NICENESS = 10  # of load threads; the kernel then prefers the loop's and the executor's
 
 Successor = Callable[[], Model] | None
 
@@ -49,7 +52,7 @@ class Loader:
         self._loop = loop
         self._workers = WorkerContext(loop)
         self._trials = onnx_load.TrialRuns()
-        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=stand_back)
+        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function on a load thread."""
@@ -132,3 +135,7 @@ def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig
         batching = {"max_queue_delay_microseconds": int(parameters.timeout * 1000)}
         config = config.model_copy(update={"dynamic_batching": config.dynamic_batching.model_copy(update=batching)})
     return config
+
+
+def _lower_priority() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -6,13 +6,6 @@ import os
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
-cdef extern from "native_thread.h" nogil:
-    void c_stand_back "stand_back" ()
-
-
-def stand_back():
-    c_stand_back()
-
 
 @cython.final
 cdef class Executor:

@@ -19,7 +19,7 @@ from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec
 
 from fastinfer._ext.ort_run import OrtError
 
-cdef extern from "native_thread.h" nogil:
+cdef extern from "signals.h" nogil:
     ctypedef struct sigset_t:
         pass
     void block_signals(sigset_t* before)

@@ -19,7 +19,7 @@
 #include <mutex>
 #include <vector>
 
-#include "native_thread.h"
+#include "signals.h"
 
 namespace fastinfer {
 
@@ -150,7 +150,6 @@ class Pool {
     static constexpr size_t kStackBytes = 8 << 20;
 
     static void* main(void* pool) {
-        stand_back();
         static_cast<Pool*>(pool)->serve();
         return nullptr;
     }
