@@ -71,6 +71,8 @@ cdef class InferHandler:
             PyBuffer_Release(&view)
         inference.exchange = exchange
         exchange.abandoned = inference
+        if stable:
+            exchange.body = b""     # who still reads it, a job or a tensor, holds it
         if request is not None:
             inference.start(request)
         else:
