@@ -47,9 +47,11 @@ sanitized-test: $(BUILT) $(DONE)/dev
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/unit --timeout=0 -k "not test_memory_of" $(ARGS)
 
-fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples
+fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples; compare numbers and bodies in bulk
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)
 	@$(BIN)/python -m tests.fuzz.numbers
+	@$(BIN)/python -m tests.fuzz.bodies
+	@$(BIN)/python -m tests.fuzz.pages
 
 bench: $(BUILT) $(DONE)/dev  ## nine minutes: measure against the servers that are installed, say which goals are met (bench/results/)
 	@$(BIN)/python bench/load/run.py $(ARGS)

@@ -15,13 +15,13 @@ struct Masks {
     uint64_t of[MASKS];         // CLOSING: a quote or '}'. 'Y' and '_' are taken for brackets, too; they are errors
 };
 
-constexpr int STEP = 32;                            // offsets that are written at once, and bits in a block at most
+constexpr int STEP = 33;                            // offsets that are written at once, and bits in a block at most
 constexpr int OFFSETS = PIECE / 2 + 1 + STEP;
 
 // What depends on the width of registers.
 struct Vectors {
     void (*classify)(const char* at, int blocks, Masks* masks);
-    // Writes the offsets of the set bits, at most 32 in a block, and up to STEP entries more. Returns how many bits.
+    // Writes the offsets of the set bits, at most STEP in a block, and up to STEP entries more. Returns how many bits.
     int (*list)(const uint64_t* bits, int blocks, uint16_t* offsets);
 };
 
@@ -119,6 +119,7 @@ static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
         if (count > 16) {
             const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(first, 1));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), _mm256_add_epi16(high, base));
+            to[32] = uint16_t(64 * i + 63);         // the 33rd: what begins behind the last block's sign is one more
         }
         to += count;
     }
