@@ -19,7 +19,7 @@ class Poller:
     def __init__(self, loop: AbstractEventLoop, busy: Sized, window_us: float) -> None: ...
     def came(self) -> None:
         """Bytes have come from a client."""
-    def handled(self) -> None:
-        """They are handled: from now on the next ones are waited for."""
+    def answered(self) -> None:
+        """An answer was written: from now on the loop waits for the next request."""
     def turned(self) -> None:
         """The loop has turned once; it calls this."""

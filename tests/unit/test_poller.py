@@ -24,13 +24,13 @@ class Loop:
 def requests(poller, count):
     for _ in range(count):
         poller.came()
-        poller.handled()
+        poller.answered()
 
 
 def test_requests_that_come_close_together_are_polled_for():
     loop = Loop()
     poller = Poller(loop, [], LONG_US)
-    poller.handled()
+    poller.answered()
     requests(poller, 4)
     assert not poller.polling
     requests(poller, 12)
@@ -64,7 +64,7 @@ def test_an_idle_loop_goes_to_sleep():
 def test_native_work_has_the_core_to_itself():
     loop, busy = Loop(), []
     poller = Poller(loop, busy, LONG_US)
-    poller.handled()
+    poller.answered()
     busy.append("job")
     requests(poller, 50)
     assert not poller.polling
@@ -80,7 +80,7 @@ def test_native_work_has_the_core_to_itself():
 def test_the_loop_sleeps_now_and_then_all_the_same():
     loop = Loop()
     poller = Poller(loop, [], LONG_US)
-    poller.handled()
+    poller.answered()
     requests(poller, 50)
     while loop.due:
         requests(poller, 1)

@@ -6,7 +6,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
-from fastinfer._ext.poller cimport Poller
 from fastinfer._ext.reply cimport ok_json, reply, size_of
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
@@ -114,10 +113,9 @@ cdef class Connection:
     def buffer_updated(self, Py_ssize_t size):
         if self._deaf:
             return
-        cdef Poller poller = self._hub.poller
         cdef SizedUpload upload = self.sized_upload()
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
-        poller.came()
+        self._hub.poller.came()
         if upload is not None and upload.body is not None:
             self.written(upload, size)
         else:
@@ -125,7 +123,6 @@ cdef class Connection:
                 self._pending = b""
                 self._resumed = True
             self.read(kept + size)
-        poller.handled()
 
     # --- Bytes to requests -------------------------------------------------------------------------------------------
 
@@ -405,6 +402,7 @@ cdef class Connection:
                 self._transport.write(b"".join(out))
             else:
                 self._transport.writelines(out)
+            self._hub.poller.answered()
         out.clear()
         self._out_size = 0
         return 0

@@ -17,10 +17,10 @@ cdef class Poller:
     cdef int _found             # goes up with requests that came soon, down with those that did not, and with windows
     cdef bint _polling          # a turn is due
     cdef int64_t _since_ns      # when polling began
-    cdef int64_t _rested_ns     # when the last request was handled
+    cdef int64_t _rested_ns     # when the last answer was written
 
-    # Bytes have come from a client ...
+    # Bytes have come from a client.
     cpdef int came(self) except -1
-    # ... and are handled.
-    cpdef int handled(self) except -1
+    # An answer was written: from now on the loop waits for the next request.
+    cpdef int answered(self) except -1
     cdef void _count(self, bint found) noexcept

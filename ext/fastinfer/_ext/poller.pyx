@@ -31,7 +31,7 @@ cdef class Poller:
             self._count(waited < self.window_ns * (1 if self._polling else 2))
         return 0
 
-    cpdef int handled(self) except -1:
+    cpdef int answered(self) except -1:
         if self.window_ns > 0:
             self._rested_ns = monotonic_ns()
             if not self._polling and self._found >= ENOUGH and len(self._busy) == 0:
