@@ -1,11 +1,14 @@
 """Part A under load: batches form, slow models delay nobody else, deadlines, full queues, draining."""
 
 import concurrent.futures
+import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import time
+from pathlib import Path
 
 import onnx_models
 import pytest
@@ -128,3 +131,22 @@ def test_a_signal_drains(repository):
         assert server.process.wait(30) == 0
         with pytest.raises(ConnectionRefusedError):
             server.get("/v2")
+
+
+def cpu_s(server):
+    """The CPU seconds of the server's process so far."""
+    words = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_idle_server_sleeps():
+    """Also after many quick requests, while which it may have looked for the next one instead of sleeping."""
+    with (
+        serving("--load", "simple", "--busy-poll-us", "10000") as server,
+        contextlib.closing(server.connect()) as connection,
+    ):
+        for _ in range(300):
+            assert exchange(connection, "POST", "/v2/models/simple/infer", SIMPLE).status == 200
+        before = cpu_s(server)
+        time.sleep(1)
+        assert cpu_s(server) - before < 0.3
