@@ -16,13 +16,16 @@ constexpr int BLOCKS = PIECE / 64;
 struct Found {
     uint16_t digits[OFFSETS];           // where each begins, behind its sign
     uint16_t points[OFFSETS];           // the end of its integer part: its dot, or its end
+    uint16_t mantissas[OFFSETS];        // the end of what is before its exponent: its 'e', or its end
     uint16_t ends[OFFSETS];
     uint16_t brackets[OFFSETS];         // those right behind numbers; what follows them is the caller's
     int count;                          // numbers that a comma or a bracket follows
     int bracket_count;
     int next;                           // where the rest begins: at a number, or the end
     bool sound;                         // numbers, each with one comma before the next, but for where a bracket follows
-    bool plain;                         // each is an optional sign, digits, and perhaps a dot and digits
+    bool plain;                         // each has the grammar of JSON, and no point where none may be ...
+    bool exponents;                     // ... but some have an exponent, if its mark and its sign are what they should be:
+                                        // whoever reads it looks at them. Only then are there `mantissas`
 };
 
 // What a mask says of the byte before each byte; `last` keeps it from block to block.
@@ -63,11 +66,12 @@ static inline void classify(const Vectors* vectors, const char* begin, const cha
 template <bool POINTS>
 static inline void find_numbers(const Vectors* vectors, const char* begin, const char* at, int size, Found* found) {
     Masks masks[BLOCKS];
-    uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
-    uint64_t unsound = 0, odd = 0, any_bracket = 0;
+    uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_mantissas[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
+    uint64_t unsound = 0, odd = 0, any_bracket = 0, any_exponent = 0;
     // What the block before says of this one.
     uint64_t last_number = 0, last_comma = 1, last_sign = 0, last_zero = 0, last_dot = 0;
-    uint64_t to_comma = 0, to_number = 0, to_point = 0;
+    uint64_t last_other = 0, last_second = 0;
+    uint64_t to_comma = 0, to_number = 0, to_point = 0, to_end = 0;
     int blocks = 0;
     classify(vectors, begin, at, size, masks);
     for (; 64 * blocks < size; blocks++) {
@@ -101,10 +105,23 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         if constexpr (POINTS) {
             const uint64_t dots = of[DOTS] & whole;
             const uint64_t points = run_through(digits, heads, &to_point);
-            odd |= numbers & ~(digits | dots | signs);
             odd |= dots & ~points;                      // the second of a number
             odd |= behind(dots, &last_dot) & ~digits;
             all_points[blocks] = points;
+            all_mantissas[blocks] = ends;
+            const uint64_t others = numbers & ~(digits | dots | signs);
+            if ((others | last_other | to_end) != 0) {
+                // Two in a row are an 'e' and its sign, if they are anything. An 'e' that is neither at a head nor behind
+                // a dot is behind a digit; and as the digits behind it reach the end of the number, it is the only one.
+                const uint64_t behind_others = behind(others, &last_other);
+                const uint64_t exponents = others & ~behind_others;
+                const uint64_t exponent_heads = behind_others & ~others;
+                const uint64_t exponent_ends = run_through(digits, exponent_heads, &to_end);
+                odd |= behind(others & behind_others, &last_second) & others;           // three in a row
+                odd |= whole & ((exponent_heads & ~digits) | (exponent_ends & ~ends));
+                all_mantissas[blocks] = (ends & ~exponent_ends) | exponents;
+                any_exponent |= exponents;
+            }
         } else {
             odd |= numbers & ~(digits | signs);
         }
@@ -118,6 +135,9 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         vectors->list(all_points, blocks, found->points);
     found->sound = unsound == 0;
     found->plain = odd == 0;
+    found->exponents = any_exponent != 0;
+    if (found->exponents && found->plain)           // else there may be more of them than numbers
+        vectors->list(all_mantissas, blocks, found->mantissas);
     found->bracket_count = any_bracket == 0 ? 0 : vectors->list(all_brackets, blocks, found->brackets);
     found->count = vectors->list(all_ends, blocks, found->ends) - (to_comma != 0);
     found->next = size - int(last_sign);
