@@ -23,9 +23,8 @@ struct Found {
     int bracket_count;
     int next;                           // where the rest begins: at a number, or the end
     bool sound;                         // numbers, each with one comma before the next, but for where a bracket follows
-    bool plain;                         // each has the grammar of JSON, and no point where none may be ...
-    bool exponents;                     // ... but some have an exponent, if its mark and its sign are what they should be:
-                                        // whoever reads it looks at them. Only then are there `mantissas`
+    bool plain;                         // each has the grammar of JSON, and no point where none may be
+    bool exponents;                     // some have one: only then are there `mantissas`
 };
 
 // What a mask says of the byte before each byte; `last` keeps it from block to block.
@@ -70,7 +69,7 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
     uint64_t unsound = 0, odd = 0, any_bracket = 0, any_exponent = 0;
     // What the block before says of this one.
     uint64_t last_number = 0, last_comma = 1, last_sign = 0, last_zero = 0, last_dot = 0;
-    uint64_t last_other = 0, last_second = 0;
+    uint64_t last_exponent = 0, last_exponent_sign = 0;
     uint64_t to_comma = 0, to_number = 0, to_point = 0, to_end = 0;
     int blocks = 0;
     classify(vectors, begin, at, size, masks);
@@ -110,14 +109,18 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
             all_points[blocks] = points;
             all_mantissas[blocks] = ends;
             const uint64_t others = numbers & ~(digits | dots | signs);
-            if ((others | last_other | to_end) != 0) {
-                // Two in a row are an 'e' and its sign, if they are anything. An 'e' that is neither at a head nor behind
-                // a dot is behind a digit; and as the digits behind it reach the end of the number, it is the only one.
-                const uint64_t behind_others = behind(others, &last_other);
-                const uint64_t exponents = others & ~behind_others;
-                const uint64_t exponent_heads = behind_others & ~others;
+            if ((others | last_exponent | last_exponent_sign | to_end) != 0) {
+                // An 'e' that is neither at a head nor behind a dot, a sign or another 'e' is behind a digit. And as its
+                // digits reach the end of the number, it is the only one of its number.
+                uint64_t letters, pluses;
+                find_exponents(at + 64 * blocks, rest, &letters, &pluses);
+                const uint64_t exponents = others & letters;
+                const uint64_t behind_exponents = behind(exponents, &last_exponent);
+                const uint64_t exponent_signs = others & behind_exponents & (of[MINUS] | pluses);
+                const uint64_t exponent_heads =
+                    (behind_exponents & ~exponent_signs) | behind(exponent_signs, &last_exponent_sign);
                 const uint64_t exponent_ends = run_through(digits, exponent_heads, &to_end);
-                odd |= behind(others & behind_others, &last_second) & others;           // three in a row
+                odd |= others & ~(exponents | exponent_signs);
                 odd |= whole & ((exponent_heads & ~digits) | (exponent_ends & ~ends));
                 all_mantissas[blocks] = (ends & ~exponent_ends) | exponents;
                 any_exponent |= exponents;

@@ -83,20 +83,18 @@ static inline bool read_plain_32(const char* piece, const Found& found, int64_t 
     return value_of_32(digits_of(joined, count), word);
 }
 
-// The power that number `i` of a piece has behind its mantissa; 0 where it has none. False where it is not one of one or
+// The power that number `i` of a piece has behind its mantissa; 0 where it has none. False where it has more than
 // two digits. There is no branch on whether there is one: among small values of one tensor that is as good as random.
-static inline bool read_power(const char* piece, const Found& found, int64_t i, int* power) {
+static inline bool read_power(const char* piece, const Found& found, int64_t i, int64_t* power) {
     const int64_t size = found.ends[i] - found.mantissas[i];
     const uint64_t text = load64(piece + found.ends[i] - 8);
-    const uint64_t mark = text >> ((64 - 8 * size) & 63) & 0xFF;
     const uint64_t behind_mark = text >> ((72 - 8 * size) & 63) & 0xFF;
     const bool below = behind_mark == '-';
     const bool sign = below | (behind_mark == '+');
-    const bool digit = behind_mark - '0' < 10;
     const unsigned last = unsigned(text >> 56) - '0', before = unsigned(text >> 48 & 0xFF) - '0';
     const int value = int(last + (before < 10 ? 10 * before : 0));
     *power = size == 0 ? 0 : below ? -value : value;
-    return (size == 0) | (((mark | 0x20) == 'e') & (sign | digit) & (size <= 3 + sign));
+    return size <= 3 + sign;
 }
 
 template <class Element>
@@ -111,16 +109,15 @@ struct WideElement<BinaryElement<F>> {
     static inline bool read(const char* piece, const Found& found, int64_t i, Value* out) {
         uint64_t word;
         int64_t places;
-        int power = 0;
+        int64_t power = 0;
         if (!read_plain_32(piece, found, i, EXPONENTS ? found.mantissas[i] : found.ends[i], &word, &places))
             return false;
         if (EXPONENTS && !read_power(piece, found, i, &power))
             return false;
         const bool negative = piece[found.digits[i] - 1] == '-';
-        if constexpr (EXPONENTS)
-            return round_product<F>(word, power - int(places), negative, out);
+        places -= power;
         if constexpr (F::MANTISSA < 52)
-            return round_quotient<F>(word, places, negative, out);
+            return (!EXPONENTS || has_near_power(places)) && round_quotient<F>(word, places, negative, out);
         return round_product<F>(word, -int(places), negative, out);
     }
 };
@@ -259,8 +256,7 @@ static int read_numbers(const char* piece, const Found& found, int count, char* 
                 const char* const first = piece + found.digits[i];
                 int error;
                 const char* fault;
-                const char* const end = piece + found.ends[i];
-                if (Element::parse(first - (first[-1] == '-'), end, values, &error, &fault) != end)
+                if (Element::parse(first - (first[-1] == '-'), piece + found.ends[i], values, &error, &fault) == nullptr)
                     return i;
             }
             memcpy(memory + i * SIZE, values, SIZE);
@@ -341,6 +337,39 @@ static Run parse_run_wide(WideReader* reader, const char* begin, const char* at,
             return run;
         run.at = last < found.count ? start_of(last) : reader->piece + found.next;
     }
+}
+
+// Takes whole rows of `size` numbers, at most `limit` of them, behind a row whose closing bracket is right before `*at`:
+// those that are in memory already, up to one that is written in another way than `],[1,2` or `], [1, 2`. Returns how
+// many; `*at` is then behind the last one's closing bracket.
+static inline int64_t take_rows_wide(WideReader* reader, const char** at, int64_t size, int64_t limit) {
+    const Found& found = reader->found;
+    const char* const piece = reader->piece;
+    int next = reader->taken, bracket = reader->bracket;
+    if (size == 0 || reader->ready - next < size || bracket == 0 || piece + found.brackets[bracket - 1] + 1 != *at)
+        return 0;
+    const auto start_of = [&](int i) { return found.digits[i] - (piece[found.digits[i] - 1] == '-'); };
+    int closing = found.brackets[bracket - 1];
+    const int gap = start_of(next) - closing;
+    if (gap != 3 && gap != 4)
+        return 0;
+    const uint32_t between = gap == 3 ? load32("],[") : load32("], [");
+    const uint32_t significant = gap == 3 ? 0xFFFFFF : 0xFFFFFFFF;
+    int64_t rows = 0;
+    for (; rows < limit && reader->ready - next >= size && bracket < found.bracket_count; rows++) {
+        // The next bracket behind a number is behind the last of so many: those before it have commas.
+        const int end = found.brackets[bracket];
+        if (start_of(next) != closing + gap || (load32(piece + closing) & significant) != between ||
+            found.ends[next + size - 1] != end || piece[end] != ']')
+            break;
+        closing = end;
+        next += int(size);
+        bracket++;
+    }
+    reader->taken = next;
+    reader->bracket = bracket;
+    *at = piece + closing + 1;
+    return rows;
 }
 
 }  // namespace fastinfer::number
