@@ -41,9 +41,11 @@ static inline uint64_t equal_256(__m256i low, __m256i high, char c) {
 
 // Which of up to 64 bytes are an 'e' or a plus: so few texts have them that the others are not searched for them.
 static inline void find_exponents(const char* at, int size, uint64_t* letters, uint64_t* pluses) {
-    char copy[64] = {};
-    if (size < 64)
+    char copy[64];
+    if (size < 64) {
+        memset(copy, 0, sizeof(copy));
         at = static_cast<const char*>(memcpy(copy, at, size_t(size)));
+    }
     const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32));
     const __m256i small = _mm256_set1_epi8(0x20);

@@ -89,11 +89,11 @@ static inline bool read_power(const char* piece, const Found& found, int64_t i, 
     const int64_t size = found.ends[i] - found.mantissas[i];
     const uint64_t text = load64(piece + found.ends[i] - 8);
     const uint64_t behind_mark = text >> ((72 - 8 * size) & 63) & 0xFF;
-    const bool below = behind_mark == '-';
-    const bool sign = below | (behind_mark == '+');
-    const unsigned last = unsigned(text >> 56) - '0', before = unsigned(text >> 48 & 0xFF) - '0';
-    const int value = int(last + (before < 10 ? 10 * before : 0));
-    *power = size == 0 ? 0 : below ? -value : value;
+    const int64_t below = behind_mark == '-';
+    const int64_t sign = below | (behind_mark == '+');
+    const int64_t last = int64_t(text >> 56) - '0', before = int64_t(text >> 48 & 0xFF) - '0';
+    const int64_t value = last + (10 * before & -int64_t(uint64_t(before) < 10));
+    *power = ((value ^ -below) + below) & -int64_t(size != 0);
     return size <= 3 + sign;
 }
 
