@@ -117,7 +117,7 @@ struct WideElement<BinaryElement<F>> {
         const bool negative = piece[found.digits[i] - 1] == '-';
         places -= power;
         if constexpr (F::MANTISSA < 52)
-            return (!EXPONENTS || has_near_power(places)) && round_quotient<F>(word, places, negative, out);
+            return (!EXPONENTS || has_near_power(-places)) && round_near<F>(word, -places, negative, out);
         return round_product<F>(word, -int(places), negative, out);
     }
 };
