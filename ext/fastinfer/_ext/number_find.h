@@ -42,6 +42,30 @@ static inline uint64_t run_through(uint64_t mask, uint64_t starts, uint64_t* car
     return (sum | starts) & ~mask;
 }
 
+// The exponents of a piece; of most pieces, there are none.
+struct Exponents {
+    uint64_t any = 0, pending = 0;                                  // found; or going on in the next block
+    uint64_t last_mark = 0, last_sign = 0, to_end = 0;              // what the block before says of this one
+
+    // `others` belong to numbers, but neither to a mantissa nor its sign. Returns what cannot belong to exponents.
+    inline uint64_t find(const char* at, int size, uint64_t others, uint64_t digits, uint64_t minus, uint64_t ends,
+                         uint64_t whole, uint64_t* mantissas) {
+        // An 'e' that is neither at a head nor behind a dot, a sign or another 'e' is behind a digit. And as its digits
+        // reach the end of the number, it is the only one of its number.
+        uint64_t letters, pluses;
+        find_exponents(at, size, &letters, &pluses);
+        const uint64_t marks = others & letters;
+        const uint64_t behind_marks = behind(marks, &last_mark);
+        const uint64_t signs = others & behind_marks & (minus | pluses);
+        const uint64_t heads = (behind_marks & ~signs) | behind(signs, &last_sign);
+        const uint64_t exponent_ends = run_through(digits, heads, &to_end);
+        *mantissas = (ends & ~exponent_ends) | marks;
+        any |= marks;
+        pending = last_mark | last_sign | to_end;
+        return (others & ~(marks | signs)) | (whole & ((heads & ~digits) | (exponent_ends & ~ends)));
+    }
+};
+
 // The masks of `size` bytes. The last block is loaded so that it ends with them; nothing before `begin` is read.
 static inline void classify(const Vectors* vectors, const char* begin, const char* at, int size, Masks* masks) {
     const int blocks = size / 64, rest = size % 64;
@@ -66,11 +90,11 @@ template <bool POINTS>
 static inline void find_numbers(const Vectors* vectors, const char* begin, const char* at, int size, Found* found) {
     Masks masks[BLOCKS];
     uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_mantissas[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
-    uint64_t unsound = 0, odd = 0, any_bracket = 0, any_exponent = 0;
+    uint64_t unsound = 0, odd = 0, any_bracket = 0;
     // What the block before says of this one.
     uint64_t last_number = 0, last_comma = 1, last_sign = 0, last_zero = 0, last_dot = 0;
-    uint64_t last_exponent = 0, last_exponent_sign = 0;
-    uint64_t to_comma = 0, to_number = 0, to_point = 0, to_end = 0;
+    Exponents exponents;
+    uint64_t to_comma = 0, to_number = 0, to_point = 0;
     int blocks = 0;
     classify(vectors, begin, at, size, masks);
     for (; 64 * blocks < size; blocks++) {
@@ -109,22 +133,9 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
             all_points[blocks] = points;
             all_mantissas[blocks] = ends;
             const uint64_t others = numbers & ~(digits | dots | signs);
-            if ((others | last_exponent | last_exponent_sign | to_end) != 0) {
-                // An 'e' that is neither at a head nor behind a dot, a sign or another 'e' is behind a digit. And as its
-                // digits reach the end of the number, it is the only one of its number.
-                uint64_t letters, pluses;
-                find_exponents(at + 64 * blocks, rest, &letters, &pluses);
-                const uint64_t exponents = others & letters;
-                const uint64_t behind_exponents = behind(exponents, &last_exponent);
-                const uint64_t exponent_signs = others & behind_exponents & (of[MINUS] | pluses);
-                const uint64_t exponent_heads =
-                    (behind_exponents & ~exponent_signs) | behind(exponent_signs, &last_exponent_sign);
-                const uint64_t exponent_ends = run_through(digits, exponent_heads, &to_end);
-                odd |= others & ~(exponents | exponent_signs);
-                odd |= whole & ((exponent_heads & ~digits) | (exponent_ends & ~ends));
-                all_mantissas[blocks] = (ends & ~exponent_ends) | exponents;
-                any_exponent |= exponents;
-            }
+            if ((others | exponents.pending) != 0)
+                odd |= exponents.find(at + 64 * blocks, rest, others, digits, of[MINUS], ends, whole,
+                                      &all_mantissas[blocks]);
         } else {
             odd |= numbers & ~(digits | signs);
         }
@@ -138,7 +149,7 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         vectors->list(all_points, blocks, found->points);
     found->sound = unsound == 0;
     found->plain = odd == 0;
-    found->exponents = any_exponent != 0;
+    found->exponents = exponents.any != 0;
     if (found->exponents && found->plain)           // else there may be more of them than numbers
         vectors->list(all_mantissas, blocks, found->mantissas);
     found->bracket_count = any_bracket == 0 ? 0 : vectors->list(all_brackets, blocks, found->brackets);
