@@ -275,8 +275,45 @@ def test_a_sign_a_dot_and_a_comma_at_every_place_of_a_piece(datatype: str) -> No
         assert decode_texts(wide, datatype).tolist() == expected(["1", "2", "3"], datatype)
 
 
+@pytest.mark.parametrize("datatype", FLOATS)
+def test_exponents_of_every_form_among_decimals_at_every_place(datatype: str) -> None:
+    powers = ["e-05", "E-5", "e0", "E+2", "e+02", "e-007", "E00", "e-10", "e-25", "e-45", "e3", "e+1", "e-123", "e-0"]
+    for size in range(66):
+        texts = ["1" * (size % 5 + 1)] * (size // 5 + 1)
+        for power in powers:
+            texts += ["0.75", "8.30483" + power, "-7" + power, "0.0" + power, "12.5"]
+        check(texts, datatype)
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+def test_malformed_exponents_among_decimals_at_every_place(datatype: str) -> None:
+    faults = [
+        "1e",
+        "1e+",
+        "1e--5",
+        "1e+-5",
+        "1e5e3",
+        "1e5.5",
+        "1.e5",
+        "e5",
+        "-e5",
+        "1e 5",
+        "1x5",
+        "1e*5",
+        "01e5",
+        "1e5-",
+        "1-e5",
+    ]
+    for fault in faults:
+        for size in (1, 20, 45, 46, 47, 48, 49, 60, 61, 62, 63, 64, 800):
+            for other in ("0.25", "2.5e-3"):
+                with pytest.raises(ApiError):
+                    decode_texts([other] * 9 + ["7"] * size + [fault] + [other] * 40, datatype)
+
+
+@pytest.mark.parametrize("separator", [",", ", ", " , "])
 @pytest.mark.parametrize("datatype", ["UINT8", "INT32", "FP32", "FP64"])
-def test_faults_between_rows(datatype: str) -> None:
+def test_faults_between_rows(datatype: str, separator: str) -> None:
     rows = ["[1,2,3]"] * 300
     for fault in (
         "[1,2]",
@@ -290,18 +327,27 @@ def test_faults_between_rows(datatype: str) -> None:
         "[1 2,3]",
         "[1,2,]",
         "[1,2,3],",
+        "[1,2,3]]",
+        "[1,2,3Y",
+        "[1,2,3_",
+        "Y1,2,3]",
+        "[1,2,3][1,2,3]",
+        "],[1,2,3]",
+        "[1,2,300e999]",
+        "[1,2],[3]",
+        "[1,2,3],[4,5,6]",
         "{}",
         '"',
     ):
         for place in (0, 1, 150, 299):
             faulty = [*rows[:place], fault, *rows[place + 1 :]]
             with pytest.raises(ApiError):
-                decode_data(f"[{','.join(faulty)}]", [300, 3], datatype)
+                decode_data(f"[{separator.join(faulty)}]", [300, 3], datatype)
 
 
 @pytest.mark.parametrize("datatype", ["INT32", "FP64"])
 def test_odd_numbers_among_short_rows_take_linear_time(datatype: str) -> None:
-    odd = "1e5" if datatype == "FP64" else "-0"
+    odd = "NaN" if datatype == "FP64" else "-0"
     rows = 100_000
     decode_data("[" + ",".join([f"[{odd}]", "[1]"] * (rows // 2)) + "]", [rows, 1], datatype)
 

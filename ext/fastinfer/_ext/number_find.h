@@ -16,13 +16,15 @@ constexpr int BLOCKS = PIECE / 64;
 struct Found {
     uint16_t digits[OFFSETS];           // where each begins, behind its sign
     uint16_t points[OFFSETS];           // the end of its integer part: its dot, or its end
+    uint16_t mantissas[OFFSETS];        // the end of what is before its exponent: its 'e', or its end
     uint16_t ends[OFFSETS];
     uint16_t brackets[OFFSETS];         // those right behind numbers; what follows them is the caller's
     int count;                          // numbers that a comma or a bracket follows
     int bracket_count;
     int next;                           // where the rest begins: at a number, or the end
     bool sound;                         // numbers, each with one comma before the next, but for where a bracket follows
-    bool plain;                         // each is an optional sign, digits, and perhaps a dot and digits
+    bool plain;                         // each has the grammar of JSON, and no point where none may be
+    bool exponents;                     // some have one: only then are there `mantissas`
 };
 
 // What a mask says of the byte before each byte; `last` keeps it from block to block.
@@ -39,6 +41,30 @@ static inline uint64_t run_through(uint64_t mask, uint64_t starts, uint64_t* car
     *carry = _addcarry_u64(uint8_t(*carry), mask, starts & mask, &sum);
     return (sum | starts) & ~mask;
 }
+
+// The exponents of a piece; of most pieces, there are none.
+struct Exponents {
+    uint64_t any = 0, pending = 0;                                  // found; or going on in the next block
+    uint64_t last_mark = 0, last_sign = 0, to_end = 0;              // what the block before says of this one
+
+    // `others` belong to numbers, but neither to a mantissa nor its sign. Returns what cannot belong to exponents.
+    inline uint64_t find(const char* at, int size, uint64_t others, uint64_t digits, uint64_t minus, uint64_t ends,
+                         uint64_t whole, uint64_t* mantissas) {
+        // An 'e' that is neither at a head nor behind a dot, a sign or another 'e' is behind a digit. And as its digits
+        // reach the end of the number, it is the only one of its number.
+        uint64_t letters, pluses;
+        find_exponents(at, size, &letters, &pluses);
+        const uint64_t marks = others & letters;
+        const uint64_t behind_marks = behind(marks, &last_mark);
+        const uint64_t signs = others & behind_marks & (minus | pluses);
+        const uint64_t heads = (behind_marks & ~signs) | behind(signs, &last_sign);
+        const uint64_t exponent_ends = run_through(digits, heads, &to_end);
+        *mantissas = (ends & ~exponent_ends) | marks;
+        any |= marks;
+        pending = last_mark | last_sign | to_end;
+        return (others & ~(marks | signs)) | (whole & ((heads & ~digits) | (exponent_ends & ~ends)));
+    }
+};
 
 // The masks of `size` bytes. The last block is loaded so that it ends with them; nothing before `begin` is read.
 static inline void classify(const Vectors* vectors, const char* begin, const char* at, int size, Masks* masks) {
@@ -63,10 +89,11 @@ static inline void classify(const Vectors* vectors, const char* begin, const cha
 template <bool POINTS>
 static inline void find_numbers(const Vectors* vectors, const char* begin, const char* at, int size, Found* found) {
     Masks masks[BLOCKS];
-    uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
+    uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_mantissas[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
     uint64_t unsound = 0, odd = 0, any_bracket = 0;
     // What the block before says of this one.
     uint64_t last_number = 0, last_comma = 1, last_sign = 0, last_zero = 0, last_dot = 0;
+    Exponents exponents;
     uint64_t to_comma = 0, to_number = 0, to_point = 0;
     int blocks = 0;
     classify(vectors, begin, at, size, masks);
@@ -101,10 +128,14 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         if constexpr (POINTS) {
             const uint64_t dots = of[DOTS] & whole;
             const uint64_t points = run_through(digits, heads, &to_point);
-            odd |= numbers & ~(digits | dots | signs);
             odd |= dots & ~points;                      // the second of a number
             odd |= behind(dots, &last_dot) & ~digits;
             all_points[blocks] = points;
+            all_mantissas[blocks] = ends;
+            const uint64_t others = numbers & ~(digits | dots | signs);
+            if ((others | exponents.pending) != 0)
+                odd |= exponents.find(at + 64 * blocks, rest, others, digits, of[MINUS], ends, whole,
+                                      &all_mantissas[blocks]);
         } else {
             odd |= numbers & ~(digits | signs);
         }
@@ -118,6 +149,9 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         vectors->list(all_points, blocks, found->points);
     found->sound = unsound == 0;
     found->plain = odd == 0;
+    found->exponents = exponents.any != 0;
+    if (found->exponents && found->plain)           // else there may be more of them than numbers
+        vectors->list(all_mantissas, blocks, found->mantissas);
     found->bracket_count = any_bracket == 0 ? 0 : vectors->list(all_brackets, blocks, found->brackets);
     found->count = vectors->list(all_ends, blocks, found->ends) - (to_comma != 0);
     found->next = size - int(last_sign);

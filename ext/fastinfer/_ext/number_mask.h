@@ -39,6 +39,20 @@ static inline uint64_t equal_256(__m256i low, __m256i high, char c) {
     return mask_256(_mm256_cmpeq_epi8(low, wanted), _mm256_cmpeq_epi8(high, wanted));
 }
 
+// Which of up to 64 bytes are an 'e' or a plus: so few texts have them that the others are not searched for them.
+static inline void find_exponents(const char* at, int size, uint64_t* letters, uint64_t* pluses) {
+    char copy[64];
+    if (size < 64) {
+        memset(copy, 0, sizeof(copy));
+        at = static_cast<const char*>(memcpy(copy, at, size_t(size)));
+    }
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32));
+    const __m256i small = _mm256_set1_epi8(0x20);
+    *letters = equal_256(_mm256_or_si256(low, small), _mm256_or_si256(high, small), 'e');
+    *pluses = equal_256(low, high, '+');
+}
+
 static void classify_256(const char* at, int blocks, Masks* masks) {
     const __m256i white = _mm256_broadcastsi128_si256(FASTINFER_WHITE), six = _mm256_set1_epi8(6);
     const __m256i zero = _mm256_set1_epi8('0'), nine = _mm256_set1_epi8(9);

@@ -175,24 +175,32 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
 }
 #endif
 
-// Exact up to 10^22: 5^22 has 52 bits. Those above are the nearest doubles.
-static constexpr double NEAR_POW10[32] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10,
-                                          1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21,
-                                          1e22, 1e23, 1e24, 1e25, 1e26, 1e27, 1e28, 1e29, 1e30, 1e31};
+constexpr int LEAST_NEAR = -37, MOST_NEAR = 19;
 
-// word / 10^places, places <= 31, for a type narrower than FP64. The quotient of two doubles, each rounded, is off by
-// less than three units in its last place: only near the middle between two values of the narrow type can that matter.
+// Exact from 10^0 on: 5^19 has 45 bits. The others are the nearest doubles.
+static constexpr double NEAR_POWERS[MOST_NEAR - LEAST_NEAR + 1] = {
+    1e-37, 1e-36, 1e-35, 1e-34, 1e-33, 1e-32, 1e-31, 1e-30, 1e-29, 1e-28, 1e-27, 1e-26, 1e-25, 1e-24, 1e-23,
+    1e-22, 1e-21, 1e-20, 1e-19, 1e-18, 1e-17, 1e-16, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9,  1e-8,
+    1e-7,  1e-6,  1e-5,  1e-4,  1e-3,  1e-2,  1e-1,  1e0,   1e1,   1e2,   1e3,   1e4,   1e5,   1e6,   1e7,
+    1e8,   1e9,   1e10,  1e11,  1e12,  1e13,  1e14,  1e15,  1e16,  1e17,  1e18,  1e19};
+
+static inline double near_power(int64_t n) { return NEAR_POWERS[n - LEAST_NEAR]; }
+static inline bool has_near_power(int64_t n) { return (n >= LEAST_NEAR) & (n <= MOST_NEAR); }
+
+// word * 10^power, where there is a near power, for a type narrower than FP64. The product of two doubles, each rounded,
+// is off by less than three units in its last place: only near the middle between two values of the narrow type can that
+// matter.
 template <class F>
-static inline bool round_quotient(uint64_t word, int64_t places, bool negative, typename F::Bits* out) {
+static inline bool round_near(uint64_t word, int64_t power, bool negative, typename F::Bits* out) {
     constexpr int LOST = 52 - F::MANTISSA;
     constexpr uint64_t MIDDLE = uint64_t(1) << (LOST - 1);
-    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
+    const double product = double(int64_t(word)) * near_power(power);
     uint64_t wide;
-    memcpy(&wide, &quotient, 8);
+    memcpy(&wide, &product, 8);
     const uint64_t below = wide & (2 * MIDDLE - 1);
     const bool clear = below - (MIDDLE - 3) > 6;
-    if constexpr (F::MANTISSA == 23) {                      // 10^-31 .. 2^63 are all normal
-        const float narrow = float(quotient);
+    if constexpr (F::MANTISSA == 23) {                      // 10^-37 .. 2^63 * 10^19 are all normal
+        const float narrow = float(product);
         uint32_t bits;
         memcpy(&bits, &narrow, 4);
         *out = typename F::Bits(bits | uint32_t(negative) << 31);
@@ -210,8 +218,8 @@ static inline bool round_quotient(uint64_t word, int64_t places, bool negative, 
 template <class F>
 static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
     if constexpr (F::MANTISSA < 52)
-        return round_quotient<F>(word, places, negative, out);
-    const double quotient = double(int64_t(word)) / NEAR_POW10[places];
+        return round_near<F>(word, -places, negative, out);
+    const double quotient = double(int64_t(word)) / near_power(places);
     uint64_t wide;
     memcpy(&wide, &quotient, 8);
     *out = typename F::Bits(wide | uint64_t(negative) << 63);

@@ -85,4 +85,14 @@ static inline Run read_run(Reader* reader, const char* at, const char* end, char
     return reader->run(reader, at, end, memory, limit, room);
 }
 
+// Behind a row that `read_run` has read, and its closing bracket: takes later rows of `size` elements that it has read
+// ahead, at most `limit` of them. Returns how many; `*at` is then behind the last one's closing bracket.
+static inline int64_t take_rows(Reader* reader, const char** at, int64_t size, int64_t limit) {
+#if defined(FASTINFER_WIDE)
+    return take_rows_wide(&reader->wide, at, size, limit);
+#else
+    return 0;
+#endif
+}
+
 }  // namespace fastinfer::number

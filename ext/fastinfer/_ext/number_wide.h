@@ -66,9 +66,9 @@ static inline __m256i digits_of(__m256i text, int64_t count) {
     return _mm256_and_si256(_mm256_sub_epi8(text, _mm256_set1_epi8('0')), last_of_32(count));
 }
 
-// Reads number `i` of a piece, which is plain: word / 10^places. False where it is too long.
-static inline bool read_plain_32(const char* piece, const Found& found, int64_t i, uint64_t* word, int64_t* places) {
-    const int64_t end = found.ends[i];
+// Reads number `i` of a piece up to `end`, the end of its fraction: word / 10^places. False where it is too long.
+static inline bool read_plain_32(const char* piece, const Found& found, int64_t i, int64_t end, uint64_t* word,
+                                 int64_t* places) {
     const int64_t fraction = end - found.points[i];         // with its dot
     const int64_t dotted = fraction != 0;
     const int64_t count = end - found.digits[i] - dotted;
@@ -83,6 +83,20 @@ static inline bool read_plain_32(const char* piece, const Found& found, int64_t 
     return value_of_32(digits_of(joined, count), word);
 }
 
+// The power that number `i` of a piece has behind its mantissa; 0 where it has none. False where it has more than
+// two digits. There is no branch on whether there is one: among small values of one tensor that is as good as random.
+static inline bool read_power(const char* piece, const Found& found, int64_t i, int64_t* power) {
+    const int64_t size = found.ends[i] - found.mantissas[i];
+    const uint64_t text = load64(piece + found.ends[i] - 8);
+    const uint64_t behind_mark = text >> ((72 - 8 * size) & 63) & 0xFF;
+    const int64_t below = behind_mark == '-';
+    const int64_t sign = below | (behind_mark == '+');
+    const int64_t last = int64_t(text >> 56) - '0', before = int64_t(text >> 48 & 0xFF) - '0';
+    const int64_t value = last + (10 * before & -int64_t(uint64_t(before) < 10));
+    *power = ((value ^ -below) + below) & -int64_t(size != 0);
+    return size <= 3 + sign;
+}
+
 template <class Element>
 struct WideElement;
 
@@ -91,14 +105,19 @@ struct WideElement<BinaryElement<F>> {
     static constexpr bool POINTS = true;
     using Value = typename F::Bits;
 
+    template <bool EXPONENTS>
     static inline bool read(const char* piece, const Found& found, int64_t i, Value* out) {
         uint64_t word;
         int64_t places;
-        if (!read_plain_32(piece, found, i, &word, &places))
+        int64_t power = 0;
+        if (!read_plain_32(piece, found, i, EXPONENTS ? found.mantissas[i] : found.ends[i], &word, &places))
+            return false;
+        if (EXPONENTS && !read_power(piece, found, i, &power))
             return false;
         const bool negative = piece[found.digits[i] - 1] == '-';
+        places -= power;
         if constexpr (F::MANTISSA < 52)
-            return round_quotient<F>(word, places, negative, out);
+            return (!EXPONENTS || has_near_power(-places)) && round_near<F>(word, -places, negative, out);
         return round_product<F>(word, -int(places), negative, out);
     }
 };
@@ -109,6 +128,7 @@ struct WideElement<IntegerElement<T>> {
     static constexpr bool SIGNED = T(-1) < T(0);
     using Value = T;
 
+    template <bool EXPONENTS>
     static inline bool read(const char* piece, const Found& found, int64_t i, Value* out) {
         const int64_t count = found.ends[i] - found.digits[i];
         uint64_t word;
@@ -208,31 +228,16 @@ static inline void open_wide(WideReader* reader, const Vectors* vectors, const c
     reader->odd_end = begin;
 }
 
-// Reads the numbers of the piece at `at` into `memory`, `room` of them at most.
-template <class Element>
-static void read_piece(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
-                       int64_t room) {
-    using Value = typename Element::Value;
+// Reads the first `count` numbers of a piece into `memory`. Returns how many: less where one is out of range.
+template <class Element, bool EXPONENTS>
+static int read_numbers(const char* piece, const Found& found, int count, char* memory) {
     using Wide = WideElement<Element>;
-    constexpr int64_t SIZE = sizeof(Value);
-    Found& found = reader->found;
-    // No more text than so many numbers are likely to have: what follows them may be long.
-    const int64_t likely = room < PIECE / 32 ? 64 + 32 * room : PIECE;
-    const int64_t size = end - at < likely ? end - at : likely;
-    find_numbers<Wide::POINTS>(reader->vectors, begin, at, int(size < PIECE ? size : PIECE), &found);
-    reader->piece = at;
-    reader->taken = reader->ready = reader->bracket = 0;
-    if (!found.sound || !found.plain) {
-        reader->odd_end = at + found.next;
-        reader->odd_count = !found.sound ? INT64_MAX : found.count > 0 ? found.count : 1;
-        return;
-    }
-    const int count = room < found.count ? int(room) : found.count;
+    constexpr int64_t SIZE = sizeof(typename Element::Value);
     int i = 0;
     while (i < count) {
-        Value values[4];
+        typename Element::Value values[4];
         if constexpr (!Wide::POINTS) {
-            if (count - i >= 4 && Wide::read_four(at, found, i, values)) {
+            if (count - i >= 4 && Wide::read_four(piece, found, i, values)) {
                 memcpy(memory + i * SIZE, values, sizeof(values));
                 i += 4;
                 continue;
@@ -241,25 +246,45 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
         const int stop = count - i < 4 ? count : i + 4;
         for (; i < stop; i++) {
             if constexpr (!Wide::POINTS) {
-                if (stop - i >= 2 && Wide::read_two(at, found, i, values)) {
+                if (stop - i >= 2 && Wide::read_two(piece, found, i, values)) {
                     memcpy(memory + i * SIZE, values, 2 * SIZE);
                     i++;
                     continue;
                 }
             }
-            if (__builtin_expect(!Wide::read(at, found, i, values), 0)) {
-                const char* const first = at + found.digits[i];
+            if (__builtin_expect(!Wide::template read<EXPONENTS>(piece, found, i, values), 0)) {
+                const char* const first = piece + found.digits[i];
                 int error;
                 const char* fault;
-                if (Element::parse(first - (first[-1] == '-'), at + found.ends[i], values, &error, &fault) == nullptr) {
-                    reader->ready = i;
-                    return;
-                }
+                if (Element::parse(first - (first[-1] == '-'), piece + found.ends[i], values, &error, &fault) == nullptr)
+                    return i;
             }
             memcpy(memory + i * SIZE, values, SIZE);
         }
     }
-    reader->ready = count;
+    return count;
+}
+
+// Reads the numbers of the piece at `at` into `memory`, `room` of them at most.
+template <class Element>
+static void read_piece(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
+                       int64_t room) {
+    constexpr bool POINTS = WideElement<Element>::POINTS;
+    Found& found = reader->found;
+    // No more text than so many numbers are likely to have: what follows them may be long.
+    const int64_t likely = room < PIECE / 32 ? 64 + 32 * room : PIECE;
+    const int64_t size = end - at < likely ? end - at : likely;
+    find_numbers<POINTS>(reader->vectors, begin, at, int(size < PIECE ? size : PIECE), &found);
+    reader->piece = at;
+    reader->taken = reader->ready = reader->bracket = 0;
+    if (!found.sound || !found.plain) {
+        reader->odd_end = at + found.next;
+        reader->odd_count = !found.sound ? INT64_MAX : found.count > 0 ? found.count : 1;
+        return;
+    }
+    const int count = room < found.count ? int(room) : found.count;
+    reader->ready = POINTS && found.exponents ? read_numbers<Element, POINTS>(at, found, count, memory)
+                                              : read_numbers<Element, false>(at, found, count, memory);
 }
 
 // parse_run of number_run.h. Numbers are read ahead, into later rows; there is room for `room` of all rows together.
@@ -312,6 +337,39 @@ static Run parse_run_wide(WideReader* reader, const char* begin, const char* at,
             return run;
         run.at = last < found.count ? start_of(last) : reader->piece + found.next;
     }
+}
+
+// Takes whole rows of `size` numbers, at most `limit` of them, behind a row whose closing bracket is right before `*at`:
+// those that are in memory already, up to one that is written in another way than `],[1,2` or `], [1, 2`. Returns how
+// many; `*at` is then behind the last one's closing bracket.
+static inline int64_t take_rows_wide(WideReader* reader, const char** at, int64_t size, int64_t limit) {
+    const Found& found = reader->found;
+    const char* const piece = reader->piece;
+    int next = reader->taken, bracket = reader->bracket;
+    if (size == 0 || reader->ready - next < size || bracket == 0 || piece + found.brackets[bracket - 1] + 1 != *at)
+        return 0;
+    const auto start_of = [&](int i) { return found.digits[i] - (piece[found.digits[i] - 1] == '-'); };
+    int closing = found.brackets[bracket - 1];
+    const int gap = start_of(next) - closing;
+    if (gap != 3 && gap != 4)
+        return 0;
+    const uint32_t between = gap == 3 ? load32("],[") : load32("], [");
+    const uint32_t significant = gap == 3 ? 0xFFFFFF : 0xFFFFFFFF;
+    int64_t rows = 0;
+    for (; rows < limit && reader->ready - next >= size && bracket < found.bracket_count; rows++) {
+        // The next bracket behind a number is behind the last of so many: those before it have commas.
+        const int end = found.brackets[bracket];
+        if (start_of(next) != closing + gap || (load32(piece + closing) & significant) != between ||
+            found.ends[next + size - 1] != end || piece[end] != ']')
+            break;
+        closing = end;
+        next += int(size);
+        bracket++;
+    }
+    reader->taken = next;
+    reader->bracket = bracket;
+    *at = piece + closing + 1;
+    return rows;
 }
 
 }  // namespace fastinfer::number

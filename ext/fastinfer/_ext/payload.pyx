@@ -45,6 +45,8 @@ cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
         Reader*, const char* begin, int datatype_id, int width) noexcept
     Run read_run "fastinfer::number::read_run"(
         Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t room) noexcept
+    int64_t take_rows "fastinfer::number::take_rows"(
+        Reader*, const char** at, int64_t size, int64_t limit) noexcept
 
 assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
 
@@ -156,7 +158,7 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
     cdef int64_t[MAX_RANK] counts       # complete elements of the open array of each level
     cdef int rank = tensor.rank
     cdef int level = 0                  # of the innermost open array
-    cdef int64_t before, rest
+    cdef int64_t before, rest, rows
     cdef int c
     counts[0] = 0
     while True:
@@ -172,6 +174,10 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
                 return 0
             level -= 1
             counts[level] += 1
+            if tensor.datatype_id != BYTES:
+                rows = take_rows(reader, &cursor.at, tensor.dims[rank - 1], tensor.dims[level] - counts[level])
+                counts[level] += rows
+                done[0] += rows * tensor.dims[rank - 1]
         else:
             c = peek(cursor)
             if c == OPEN_ARRAY:
