@@ -4,7 +4,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Sized
 
 class Poller:
-    """Keeps a loop turning for a short window after each request, as long as most windows find another one.
+    """Keeps a loop turning for a short window after each answer, as long as most windows find another one.
 
     Loop's thread only.
 

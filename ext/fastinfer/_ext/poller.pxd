@@ -1,7 +1,7 @@
 # Busy polling: where requests come close together, the loop looks for the next one instead of going to sleep.
 #
-# To be woken takes 20 to 40 µs, more than a small request; and who sleeps finds its caches cold. So the loop keeps
-# turning for a short window after each request, as long as most windows find another one. It does not where native
+# To be woken takes longer than a small request, and who sleeps finds its caches cold. So the loop keeps turning for a
+# short window after each answer, as long as most windows find another request. It does not where native
 # threads have work, which could use the core, and it sleeps now and then all the same: while it turns, it leaves
 # Python's other threads no time to take the interpreter lock.
 # Loop's thread only.
@@ -17,7 +17,7 @@ cdef class Poller:
     cdef int _found             # goes up with requests that came soon, down with those that did not, and with windows
     cdef bint _polling          # a turn is due
     cdef int64_t _since_ns      # when polling began
-    cdef int64_t _rested_ns     # when the last answer was written
+    cdef int64_t _answered_ns   # when the last answer was written
 
     # Bytes have come from a client.
     cpdef int came(self) except -1

@@ -26,24 +26,24 @@ cdef class Poller:
     cpdef int came(self) except -1:
         cdef int64_t waited
         if self.window_ns > 0:
-            waited = monotonic_ns() - self._rested_ns
+            waited = monotonic_ns() - self._answered_ns
             # Who sleeps is woken late, so that the same client seems slower.
             self._count(waited < self.window_ns * (1 if self._polling else 2))
         return 0
 
     cpdef int answered(self) except -1:
         if self.window_ns > 0:
-            self._rested_ns = monotonic_ns()
+            self._answered_ns = monotonic_ns()
             if not self._polling and self._found >= ENOUGH and len(self._busy) == 0:
                 self._polling = True
-                self._since_ns = self._rested_ns
+                self._since_ns = self._answered_ns
                 self._loop.call_soon(self._turned)
         return 0
 
     def turned(self):
         # The loop has turned once without sleeping.
         cdef int64_t now = monotonic_ns()
-        if now - self._rested_ns > self.window_ns:
+        if now - self._answered_ns > self.window_ns:
             self._polling = False
             self._count(False)
         elif now - self._since_ns > BREAK_NS or len(self._busy) > 0:

@@ -43,7 +43,8 @@ cdef class Runner(BatchRunner):
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
     cdef Binding ready_binding(self, list requests)
     cdef Binding bind(self, int64_t rows)
-    cdef int no_bindings(self) except -1
+    # All of them, for good; an output that is still held keeps its memory.
+    cdef int drop_bindings(self) except -1
 
 
 # A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one bad

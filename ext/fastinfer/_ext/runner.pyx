@@ -86,7 +86,7 @@ cdef class Runner(BatchRunner):
 
     def close(self):
         # Freed with its last reference: an answer may still be written from its memory.
-        self.no_bindings()
+        self.drop_bindings()
         self.session = None
 
     cdef BatchResult run_at_once(self, list requests):
@@ -128,8 +128,9 @@ cdef class Runner(BatchRunner):
         self.bindings[rows] = binding
         return binding
 
-    cdef int no_bindings(self) except -1:
+    cdef int drop_bindings(self) except -1:
         self.bindings = []
+        self.bound_nbytes = 0
         return 0
 
 
@@ -205,7 +206,7 @@ cdef class RunningBatch:
         in_doubt, self.runner.in_doubt = self.runner.in_doubt, False
         if attempt.run_state.failure.code == 0:
             if in_doubt:        # it is the binding that fails: the model's outputs are not what it declares, say
-                self.runner.no_bindings()
+                self.runner.drop_bindings()
             outcomes = attempt.split()
             self.runner.times.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
             if self.outcomes is None:       # the common case: all at once
