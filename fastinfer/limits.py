@@ -25,7 +25,7 @@ MAX_CHUNKS = 65_536
 CHUNK_FRAMING_BYTES = 16 * KIB  # framing a chunked body may add, plus ...
 CHUNK_FRAMING_BYTES_PER_CHUNK = 16
 MIN_COMPRESSED_BYTES = 1 * KIB  # smaller answers are not worth compressing
-KEPT_BODY_BYTES = 8 * MIB  # memory of bodies kept for the next ones: of five images as text
+KEPT_BODY_BYTES = 32 * MIB  # memory of bodies kept for a few seconds: of twenty images as text
 MAX_SKIPPED_BODY_BYTES = 64 * KIB  # of a refused request: read and thrown away, so that the connection stays usable
 
 # --- Connections ------------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Service:
     def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop) -> None:
         self.config = config
         self.loop = loop
-        self.executor = Executor(config.threads)
+        loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
+        self.executor = Executor(config.threads, loop_fd)
         self._loader = Loader(config, self.executor, loop)
         self.repository = Repository(config.model_repository, self._loader)
         self.metrics = Metrics(self.repository.models)

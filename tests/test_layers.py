@@ -43,6 +43,7 @@ FLOORS: list[dict[str, str]] = [
         "number_table.h": "number_wide.h",
         "_ext.ort_table": "ort_table.h",
         "ort_table.h": "",
+        "give_way.h": "",
         "pool.h": "signals.h",
         "signals.h": "",
     },

@@ -32,8 +32,11 @@ def decode(
     """
 
 class DecodeJob(Job):
-    """:func:`decode` of a stable body, on any thread. Holds the body; ApiError 400 for a ``json_size`` past its end."""
+    """:func:`decode` of a stable body, on any thread. Holds the body; ApiError 400 for a ``json_size`` past its end.
 
-    def __init__(self, body: Buffer, json_size: int = -1, model: str = "") -> None: ...
+    ``loop_fd``: see :class:`fastinfer._ext.executor.Executor`.
+    """
+
+    def __init__(self, body: Buffer, json_size: int = -1, model: str = "", loop_fd: int = -1) -> None: ...
     def result(self) -> InferRequest:
         """The request, once after the job has run; ApiError as :func:`decode`. Loop's thread."""

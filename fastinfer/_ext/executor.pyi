@@ -14,10 +14,12 @@ class Executor:
 
     Args:
         threads: how many; ValueError below 1, OSError where they cannot be started.
+        loop_fd: the file in which the event loop waits; long jobs offer their core while it has something to read.
     """
 
     threads: int
-    def __init__(self, threads: int) -> None: ...
+    loop_fd: int
+    def __init__(self, threads: int, loop_fd: int = -1) -> None: ...
     def submit(self, job: _J, done: Callable[[_J], Any] | None = None) -> None:
         """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after its end.
 

@@ -10,6 +10,8 @@ class BodyPool:
     max_bytes: int
     kept_bytes: int
     def __init__(self, max_bytes: int) -> None: ...
+    def age(self) -> None:
+        """Gives up what was not used since the last call."""
 
 class Body(Buffer):
     """One body in memory of its own: until it is complete the room for its next bytes, then the body, read-only."""

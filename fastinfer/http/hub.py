@@ -145,6 +145,8 @@ class Hub(Shared):
             for connection in list(slot):
                 connection.check(now)
         self._ticks += 1
+        if self._ticks % (_SLOTS // 4) == 0:
+            self.bodies.age()
         if self.half_closed:
             self._look_at_half_closed(now)
 

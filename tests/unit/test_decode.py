@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import struct
 from typing import Any
 
@@ -150,6 +151,28 @@ def test_a_job_reads_the_same() -> None:
     assert (request.inputs[1].name, request.id) == ("y", b"7")
     codec.DecodeJob(body)  # one that never runs leaves nothing behind
     codec.DecodeJob(body).run()
+
+
+@pytest.mark.parametrize("count", [4095, 4096, 4097, 8192, 12_289])
+def test_a_job_that_gives_way_reads_the_same(count: int) -> None:
+    # It looks up after every 4,096 numbers; the loop always has something to do here.
+    loop_fd, busy = os.pipe()
+    try:
+        os.write(busy, b"x")
+        for width, datatype in ((1, "FP32"), (8, "INT64")):
+            values = [i % 1000 * width for i in range(count)]
+            for shape, data in (([count], values), ([1, count], [values]), ([2, count], [values, values])):
+                job = codec.DecodeJob(body_of(tensor(datatype, shape, data)), loop_fd=loop_fd)
+                job.run()
+                assert job.result().inputs[0].numpy().tolist() == data
+        for spoilt, place in ((values[:-1], f"{count - 1} elements"), ([*values, 1], "more elements")):
+            assert place in refusal(body_of(tensor("FP32", [count], spoilt)))
+        for at in (0, 4094, count - 1):
+            spoilt = [*values[:at], "x", *values[at + 1 :]]
+            assert f".data[{at}]" in refusal(body_of(tensor("FP32", [count], spoilt)))
+    finally:
+        os.close(loop_fd)
+        os.close(busy)
 
 
 # --- Binary tensors --------------------------------------------------------------------------------------------------

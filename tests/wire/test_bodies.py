@@ -134,6 +134,24 @@ def test_kept_memory_is_bounded(start):
     assert 0 < wire.call(lambda: bodies.kept_bytes) <= bodies.max_bytes
 
 
+def test_kept_memory_that_nobody_uses_is_given_up(start):
+    wire = start()
+    bodies = wire.server.hub.bodies
+    size = 1024 * 1024
+    clients = [wire.client().send(head(b"keep", size) + bytes(size)) for _ in range(4)]
+    for client in clients:
+        client.answer()
+    wire.call(wire.handlers.kept.clear)
+    assert wire.call(lambda: bodies.kept_bytes) >= 4 * size
+    for _ in range(100):
+        clients[0].send(head(b"echo", size) + bytes(size)).answer()
+        if wire.call(lambda: bodies.kept_bytes) < 2 * size:
+            break
+        time.sleep(0.1)
+    assert wire.call(lambda: bodies.kept_bytes) >= size  # that one is in use
+    wire.until(lambda: bodies.kept_bytes == 0)
+
+
 def test_a_promise_costs_no_memory(start):
     wire = start()
     before = resident_bytes()

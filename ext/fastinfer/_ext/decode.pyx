@@ -53,6 +53,7 @@ cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_s
     decoder.binary_end = body + size
     decoder.views = views
     decoder.width = WIDEST
+    decoder.loop_fd = -1
     decoder.failure.is_set = False
     decoder.place = IN_REQUEST
     decoder.index = 0
@@ -271,13 +272,14 @@ cdef void run_nothing(void* state) noexcept nogil:
 
 @cython.final
 cdef class DecodeJob(Job):
-    def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None=""):
+    def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None="", int loop_fd=-1):
         PyObject_GetBuffer(body, &self.body, PyBUF_SIMPLE)
         self.has_body = True
         check_json_size(json_size, self.body.len)
         self.model = model
         self.raw = json_size == 0
         open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True)
+        self.decoder.loop_fd = loop_fd
         self.work = run_nothing if self.raw else run_decoder
         self.state = &self.decoder
 

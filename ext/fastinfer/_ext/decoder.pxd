@@ -81,6 +81,7 @@ cdef struct Decoder:
     const char* binary      # the rest of the body; NULL: the request came without a header length
     const char* binary_end
     int width               # of the widest registers to read numbers with, in bits
+    int loop_fd             # see give_way.h
     bint views              # binary tensors may be used in place
     Failure failure
     Place place             # what is being read, for failures

@@ -30,6 +30,7 @@ cdef extern from "pool.h" namespace "fastinfer" nogil:
 cdef class Executor:
     cdef Pool* pool
     cdef readonly int threads
+    cdef readonly int loop_fd           # see give_way.h
     # job -> what to call with it: keeps the job, and what it works on, until its end was told. In and out on the
     # loop's thread only.
     cdef dict _jobs

@@ -9,7 +9,7 @@ from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 @cython.final
 cdef class Executor:
-    def __cinit__(self, int threads):
+    def __cinit__(self, int threads, int loop_fd=-1):
         if threads < 1:
             raise ValueError("an executor has at least one thread")
         self._jobs = {}
@@ -19,6 +19,7 @@ cdef class Executor:
             self.pool.close()       # joins those that did start
             raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
         self.threads = threads
+        self.loop_fd = loop_fd
         # Threads must be gone before the interpreter frees what they work on. This reference also means that an
         # executor is never collected while it is open.
         atexit.register(self._exit)

@@ -76,7 +76,8 @@ cdef class InferHandler:
         if request is not None:
             inference.start(request)
         else:
-            self.executor.submit(DecodeJob(body, json_size, inference.model.name), inference.decoded)
+            self.executor.submit(DecodeJob(body, json_size, inference.model.name, self.executor.loop_fd),
+                                 inference.decoded)
 
 
 # A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they

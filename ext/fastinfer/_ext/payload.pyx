@@ -48,6 +48,12 @@ cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
     int64_t take_rows "fastinfer::number::take_rows"(
         Reader*, const char** at, int64_t size, int64_t limit) noexcept
 
+cdef extern from "give_way.h" namespace "fastinfer" nogil:
+    void give_way(int loop_fd) noexcept
+
+cdef enum:
+    PIECE = 4096            # numbers read before the loop may go first: some 40 KB of text, 30 us
+
 assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
 
 
@@ -101,17 +107,23 @@ cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t
                   int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
+    cdef int64_t rest = limit
     cdef Run run
     if peek(cursor) != CLOSE_ARRAY:
         if tensor.datatype_id == BYTES:
             if read_strings(decoder, tensor, limit, done) < 0:
                 return -1
         else:
-            run = read_run(
-                reader, cursor.at, cursor.end, tensor.block + start * row(tensor.datatype_id).itemsize, limit,
-                room)
-            cursor.at = run.at
-            done[0] = start + run.count
+            while True:
+                run = read_run(
+                    reader, cursor.at, cursor.end, tensor.block + done[0] * row(tensor.datatype_id).itemsize,
+                    min(rest, PIECE), room - (done[0] - start))
+                cursor.at = run.at
+                done[0] += run.count
+                rest -= run.count
+                if run.error != TOO_MANY or rest == 0:
+                    break
+                give_way(decoder.loop_fd)
             if run.error != OK:
                 return fail_element(decoder, tensor, run.error, done[0])
     return fail_syntax(decoder) if take(cursor, CLOSE_ARRAY, "expected ',' or ']'") < 0 else 0

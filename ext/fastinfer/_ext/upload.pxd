@@ -21,6 +21,7 @@ cdef class BodyPool:
     cdef readonly Py_ssize_t kept_bytes
     cdef Block[MAX_KEPT] _kept
     cdef int _count
+    cdef int _least             # what `_count` has been at least since `age` was called
 
     cdef Block take(self, Py_ssize_t size) noexcept
     cdef void give(self, Block block) noexcept

@@ -59,9 +59,19 @@ cdef class BodyPool:
         self._count += 1
         self.kept_bytes += block.size
 
+    def age(self):
+        # Gives up those that were not used since the last call: they have been the first ones all the time.
+        cdef int unused = self._least
+        while unused > 0:
+            munmap(self._kept[0].at, self._kept[0].size)
+            self._remove(0)
+            unused -= 1
+        self._least = self._count
+
     cdef void _remove(self, int index) noexcept:
         self.kept_bytes -= self._kept[index].size
         self._count -= 1
+        self._least = min(self._least, self._count)
         memmove(&self._kept[index], &self._kept[index + 1], (self._count - index) * sizeof(Block))
 
 
