@@ -26,10 +26,14 @@ class Runner(BatchRunner):
 
     Attributes:
         bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
+        times: of runs over all rows of a batch together.
+        apart: of batches of large requests that ran one after the other, each where it lies.
     """
 
     session: Session
     bound_nbytes: int
+    times: RunTimes
+    apart: RunTimes
     def __init__(self, session: Session, batched: bool, executor: Executor, inline_run_us: int) -> None: ...
     def __call__(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         """Runs requests that share a batch. Where it fails, its halves are run again by themselves.

@@ -24,8 +24,8 @@ def gather_request(index):
     return request
 
 
-def run_batch(model, requests, inline_run_us=0, terminate=False):
-    """Runs a batch on a loop of its own; returns its outcomes."""
+def run_batches(model, batches, inline_run_us=0, terminate=False):
+    """Runs batches on a loop of its own, one after the other; returns the worker and their outcomes."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -34,17 +34,23 @@ def run_batch(model, requests, inline_run_us=0, terminate=False):
         session = Session(model=model)
         signature = Signature(session.inputs, session.outputs, batched=True, max_batch_size=64)
         worker = OnnxWorker(session, signature, executor, inline_run_us)
-        ended = loop.create_future()
-        run = worker.start(requests, lambda result: ended.set_result(result.outputs))
-        if terminate:
-            await asyncio.sleep(0.05)
-            run.terminate()
-        outputs = await asyncio.wait_for(ended, 30)
+        outcomes = []
+        for requests in batches:
+            ended = loop.create_future()
+            run = worker.start(requests, lambda result, ended=ended: ended.set_result(result.outputs))
+            if terminate:
+                await asyncio.sleep(0.05)
+                run.terminate()
+            outcomes.append(await asyncio.wait_for(ended, 30))
         loop.remove_reader(executor.fileno())
         executor.close()
-        return outputs
+        return worker, outcomes
 
     return asyncio.run(main())
+
+
+def run_batch(model, requests, inline_run_us=0, terminate=False):
+    return run_batches(model, [requests], inline_run_us, terminate)[1][0]
 
 
 def index_name():
@@ -71,6 +77,46 @@ def test_a_batch_that_nobody_waits_for_does_not_start_its_halves():
     requests = [InferRequest([Tensor.from_numpy("x", np.ones((1, 1), "f4"))]) for _ in range(2)]
     outcomes = run_batch(onnx_models.endless(), requests, terminate=True)
     assert all(isinstance(outcome, ApiError) for outcome in outcomes)
+
+
+def large_request(name, array):
+    # Of 64 KiB or more: enough for the runner to think about the copy.
+    request = InferRequest([Tensor.from_numpy(name, array)])
+    request.rows = len(array)
+    return request
+
+
+def index(first):
+    return np.resize([first, 0, 1, 2, 3], 8192)
+
+
+def test_large_requests_are_answered_alike_together_and_apart():
+    spec = index_name()
+    batches = [[large_request(spec.name, index((turn + number) % 4)) for number in range(3)] for turn in range(70)]
+    worker, outcomes = run_batches(onnx_models.gather_rows(), batches)
+    nbytes = 3 * 65_536
+    assert worker.start.times.predict_ns(nbytes) < math.inf
+    assert worker.start.apart.predict_ns(nbytes) < math.inf
+    for turn, outcome in enumerate(outcomes):
+        for number, outputs in enumerate(outcome):
+            np.testing.assert_array_equal(outputs[0].numpy()[:, 0], 2 * index((turn + number) % 4))
+
+
+def test_of_large_requests_a_bad_one_fails_alone():
+    spec = index_name()
+    batches = [[large_request(spec.name, index(99 if number == 1 else 0)) for number in range(4)] for _ in range(8)]
+    _, outcomes = run_batches(onnx_models.gather_rows(), batches)
+    for outcome in outcomes:
+        assert [isinstance(each, ApiError) for each in outcome] == [False, True, False, False]
+        assert outcome[1].status == 500
+        assert [each[0].numpy()[0, 0] for each in outcome if each is not outcome[1]] == [0, 0, 0]
+
+
+def test_a_batch_of_large_requests_that_nobody_waits_for_ends():
+    requests = [large_request("x", np.ones((20_000, 1), "f4")) for _ in range(3)]
+    worker, outcomes = run_batches(onnx_models.endless(), [requests] * 3, terminate=True)
+    assert worker.start.apart.predict_ns(1) == math.inf  # none ended well
+    assert all(isinstance(each, ApiError) for outcome in outcomes for each in outcome)
 
 
 def test_a_batch_is_freed_without_the_collector():

@@ -54,3 +54,13 @@ cdef class BatchRun(Job):
     cdef int _open(self, Session session, list requests, bint batched) except -1
     cdef int _lay_out(self) except -1
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
+
+
+# Several runs as one Job, one after the other, each over the rows of one request where they lie.
+cdef class RunSeries(Job):
+    cdef readonly list runs             # of BatchRun, which keep what `states` points to
+    cdef BatchState** states            # ended by NULL
+    cdef readonly Py_ssize_t input_bytes
+
+    @staticmethod
+    cdef RunSeries make(Session session, list requests)

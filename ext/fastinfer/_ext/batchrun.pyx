@@ -183,6 +183,35 @@ cdef class BatchRun(Job):
         return parts
 
 
+@cython.final
+cdef class RunSeries(Job):
+    @staticmethod
+    cdef RunSeries make(Session session, list requests):
+        cdef RunSeries series = RunSeries.__new__(RunSeries)
+        cdef BatchRun each
+        cdef Py_ssize_t i
+        series.states = <BatchState**>calloc(len(requests) + 1, sizeof(BatchState*))
+        if series.states == NULL:
+            raise MemoryError()
+        series.runs = []
+        for i in range(len(requests)):
+            each = BatchRun.make(session, [requests[i]], True)
+            each.make_terminable()
+            series.runs.append(each)
+            series.states[i] = &each.run_state
+            series.input_bytes += each.input_bytes
+        series.work = _work_series
+        series.state = series.states
+        return series
+
+    def __dealloc__(self):
+        free(self.states)
+
+    def terminate(self):
+        for each in self.runs:
+            each.terminate()
+
+
 # --- On any thread, without the GIL -----------------------------------------------------------------------------------
 
 
@@ -217,6 +246,13 @@ cdef void _work(void* opaque) noexcept nogil:
         state.output_ns = monotonic_ns() - started
     free_block(state.slab)
     state.slab = NULL
+
+
+cdef void _work_series(void* opaque) noexcept nogil:
+    cdef BatchState** states = <BatchState**>opaque
+    while states[0] != NULL:
+        _work(states[0])
+        states += 1
 
 
 cdef int _gather(BatchState* state) noexcept nogil:

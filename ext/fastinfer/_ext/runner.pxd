@@ -4,13 +4,15 @@
 # time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
 # about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
 # Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
+# Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.
 # Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
 
 from libc.stdint cimport int64_t
 
-from fastinfer._ext.batchrun cimport BatchRun
+from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding
 from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport BatchResult, BatchRunner
 from fastinfer._ext.ort cimport Session
 
@@ -18,6 +20,8 @@ cdef enum:
     SIZES = 64                      # sizes of input, in powers of two
     MAX_BINDING_BYTES = 16 << 10    # of one binding: larger runs take so long that a binding hardly matters
     MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
+    LARGE_REQUEST = 32 << 10        # bytes of inputs whose copy is worth a thought
+    TRIAL = 32                      # of so many batches of large requests one runs in the way that seems slower
 
 
 # How long runs took, by the size of their input.
@@ -34,13 +38,17 @@ cdef class Runner(BatchRunner):
     cdef bint batched
     cdef Executor executor
     cdef int64_t inline_run_ns
-    cdef RunTimes times
+    cdef readonly RunTimes times
+    cdef readonly RunTimes apart    # of the requests of a batch, one after the other
+    cdef int large_batches          # that ran
     cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
     cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
     cdef readonly Py_ssize_t bound_nbytes   # of all bindings
     cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
+    # Whether the requests of a batch, with so many bytes together, run one after the other.
+    cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept
     cdef Binding ready_binding(self, list requests)
     cdef Binding bind(self, int64_t rows)
     # All of them, for good; an output that is still held keeps its memory.
@@ -53,7 +61,7 @@ cdef class RunningBatch:
     cdef Runner runner
     cdef list requests
     cdef object done            # Callable[[BatchResult], None]; None when it was called
-    cdef BatchRun attempt       # on a native thread, or None
+    cdef Job attempt            # on a native thread, or None: a BatchRun or a RunSeries
     cdef bint given_up
     cdef list outcomes          # None until a run has ended
     # The requests of the attempt are those from start to stop; `later` holds the (start, stop) of those after it.
@@ -66,6 +74,10 @@ cdef class RunningBatch:
 
     cdef int go_on(self) except -1
     cdef int end(self) except -1
-    # Whether something is left to be run.
+    cdef int run_apart(self, list members) except -1
+    # Takes the outcomes; whether something is left to be run.
     cdef bint take(self, BatchRun attempt) except? True
+    cdef bint take_series(self, RunSeries series) except? True
+    cdef bint turn_to_rest(self) except? True
+    cdef int count_times(self, BatchRun attempt) noexcept
     cdef int take_failure(self, BatchRun attempt) except -1
