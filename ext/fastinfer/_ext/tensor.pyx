@@ -15,10 +15,15 @@ from fastinfer._ext.datatype cimport BYTES, from_str, name_of, row
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void* at, size_t size, int advice)
+    enum: MADV_HUGEPAGE
+
 cnp.import_array()
 
 cdef enum:
     ALIGNMENT = 64      # a cache line, and the widest vector register
+    HUGE_PAGE = 2 << 20
 
 
 # Aligned by hand: posix_memalign passes by malloc's thread cache. The byte before a block tells how far it lies behind
@@ -33,7 +38,16 @@ cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
         return NULL
     block = <char*>((<uintptr_t>room + ALIGNMENT) & ~<uintptr_t>(ALIGNMENT - 1))
     (block - 1)[0] = <char>(block - room)
+    if nbytes >= 2 * HUGE_PAGE:
+        ask_for_huge_pages(room, nbytes)
     return block
+
+
+# Of large blocks each page is new; where the kernel has huge ones, it need not be asked for every 4 KiB.
+cdef void ask_for_huge_pages(char* room, Py_ssize_t nbytes) noexcept nogil:
+    cdef uintptr_t begin = (<uintptr_t>room + HUGE_PAGE - 1) & ~<uintptr_t>(HUGE_PAGE - 1)
+    cdef uintptr_t end = (<uintptr_t>room + nbytes) & ~<uintptr_t>(HUGE_PAGE - 1)
+    madvise(<void*>begin, end - begin, MADV_HUGEPAGE)
 
 
 cdef void free_block(char* block) noexcept nogil:
