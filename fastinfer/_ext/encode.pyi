@@ -24,10 +24,8 @@ class Encoded(Buffer):
     """Some output leaves as bytes: the body is not JSON alone."""
     def parts(self) -> list[Buffer]:
         """The body in order: the JSON text, then each raw tensor (the Tensor itself, not a copy)."""
-    def with_head(self, head: bytes) -> memoryview:
-        """``head`` and the JSON text in one piece; ``head`` is written into the headroom. ValueError if it is too long."""
 
-def encode(response: InferResponse, nonfinite: int = ..., headroom: int = 0) -> Encoded:
+def encode(response: InferResponse, nonfinite: int = ...) -> Encoded:
     """Writes an answer: ``{"model_name":…,"model_version":…,"id":…,"outputs":[…]}``, compact, ``data`` flat.
 
     Floating point has the fewest digits that read back to the same value of its own type, in the form of Python's repr.
@@ -35,7 +33,6 @@ def encode(response: InferResponse, nonfinite: int = ..., headroom: int = 0) -> 
 
     Args:
         nonfinite: LITERAL (the default), NULL or ERROR.
-        headroom: bytes kept free before the text, for :meth:`Encoded.with_head`.
 
     Raises:
         ApiError: 500 for a value that may not be written, 503 where there is no memory.
@@ -44,6 +41,6 @@ def encode(response: InferResponse, nonfinite: int = ..., headroom: int = 0) -> 
 class EncodeJob(Job):
     """:func:`encode`, on any thread. Holds the response, whose outputs must not change meanwhile."""
 
-    def __init__(self, response: InferResponse, nonfinite: int = ..., headroom: int = 0) -> None: ...
+    def __init__(self, response: InferResponse, nonfinite: int = ...) -> None: ...
     def result(self) -> Encoded:
         """The text, once after the job has run; ApiError as :func:`encode`. Loop's thread."""

@@ -1,4 +1,4 @@
-"""InferResponse -> text: the envelope, strings, binary outputs, and the head in front."""
+"""InferResponse -> text: the envelope, strings, binary outputs."""
 
 from __future__ import annotations
 
@@ -97,21 +97,13 @@ def test_binary_outputs_follow_the_text() -> None:
     assert encoded.size == encoded.json_size + 24 + 11
 
 
-def test_the_head_lies_before_the_text_in_one_piece() -> None:
-    response = InferResponse("m", "1", [Tensor.from_numpy("a", np.zeros(3, dtype=np.int8))])
-    plain = bytes(codec.encode(response))
-    encoded = codec.encode(response, codec.LITERAL, 20)
-    assert bytes(encoded) == plain
-    assert (encoded.json_size, encoded.size, encoded.binary) == (len(plain), len(plain), False)
-    assert bytes(encoded.with_head(b"HTTP/1.1 200 OK\r\n")) == b"HTTP/1.1 200 OK\r\n" + plain
-    assert bytes(encoded.with_head(b"x" * 20)) == b"x" * 20 + plain
-    assert bytes(encoded.with_head(b"")) == plain
-    with pytest.raises(ValueError, match="does not fit"):
-        encoded.with_head(b"x" * 21)
-    view = encoded.with_head(b"ab")
-    del encoded
-    assert bytes(view) == b"ab" + plain
+def test_an_answer_without_bytes_is_its_text_alone() -> None:
+    encoded = codec.encode(InferResponse("m", "1", [Tensor.from_numpy("a", np.zeros(3, dtype=np.int8))]))
+    view = memoryview(encoded)
+    assert (encoded.json_size, encoded.size, encoded.binary) == (len(view), len(view), False)
     assert view.readonly
+    del encoded
+    assert bytes(view).startswith(b'{"model_name":"m"')
 
 
 def test_a_value_that_may_not_be_written_is_an_error_with_its_place() -> None:
@@ -132,11 +124,10 @@ def test_a_job_writes_the_same() -> None:
         strings([source.bytes(50) for _ in range(500)]),
     ]
     response = InferResponse("model", "3", tensors, b"id")
-    job = codec.EncodeJob(response, codec.NULL, 64)
+    job = codec.EncodeJob(response, codec.NULL)
     job.run()
     encoded = job.result()
     assert bytes(encoded) == bytes(codec.encode(response, codec.NULL))
-    assert bytes(encoded.with_head(b"head ")) == b"head " + bytes(encoded)
     assert job.ended_ns >= job.started_ns > 0
     del codec.EncodeJob(response).done  # a job that never ran leaves nothing behind
 

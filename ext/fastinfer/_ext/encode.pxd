@@ -31,7 +31,6 @@ cdef struct PlannedOutput:
 
 cdef struct Plan:
     Writer writer           # `begin` is owned by the plan's object
-    Py_ssize_t headroom
     const char* model_name
     Py_ssize_t model_name_size
     const char* model_version
@@ -49,7 +48,6 @@ cdef struct Plan:
 
 cdef class Encoded:
     cdef Memory _memory
-    cdef Py_ssize_t _headroom
     cdef list _tensors              # those that leave as bytes
     cdef readonly Py_ssize_t json_size
     cdef readonly Py_ssize_t size   # of the whole body
@@ -62,4 +60,4 @@ cdef class EncodeJob(Job):
 
 
 # encode() at the level of C.
-cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom)
+cdef Encoded encode_response(InferResponse response, int nonfinite)

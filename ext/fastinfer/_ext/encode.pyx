@@ -177,12 +177,12 @@ cdef void run_plan(void* state) noexcept nogil:
     cdef Py_ssize_t i
     if size < 0:
         return
-    writer.begin = allocate_block(plan.headroom + size)
+    writer.begin = allocate_block(size)
     if writer.begin == NULL:
         plan.failure = NO_MEMORY
         return
-    writer.end = writer.begin + plan.headroom + size
-    writer.at = writer.begin + plan.headroom
+    writer.end = writer.begin + size
+    writer.at = writer.begin
     put(writer, '{"model_name":', 14)
     put_quoted(writer, plan.model_name, plan.model_name_size)
     put(writer, ',"model_version":', 17)
@@ -202,13 +202,12 @@ cdef void run_plan(void* state) noexcept nogil:
 
 # --- Plans: with the GIL ---------------------------------------------------------------------------------------------
 
-cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Py_ssize_t headroom) except -1:
+cdef int open_plan(Plan* plan, InferResponse response, int nonfinite) except -1:
     cdef PlannedOutput* planned
     cdef Tensor tensor
     cdef Py_ssize_t i
     plan.writer.begin = NULL
     plan.outputs = NULL
-    plan.headroom = headroom
     plan.failure = DONE
     plan.nonfinite = nonfinite
     plan.model_name = PyUnicode_AsUTF8AndSize(response.model_name, &plan.model_name_size)
@@ -256,10 +255,9 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response):
     if plan.failure == BROKEN_BYTES:
         raise ApiError(500, f"outputs[{plan.failed_output}]: the model answered with a broken BYTES tensor")
     encoded = Encoded.__new__(Encoded)
-    encoded._headroom = plan.headroom
-    encoded.json_size = plan.writer.at - plan.writer.begin - plan.headroom
+    encoded.json_size = plan.writer.at - plan.writer.begin
     encoded.size = encoded.json_size
-    encoded._memory = Memory.adopt(plan.writer.begin, plan.writer.at - plan.writer.begin)
+    encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size)
     plan.writer.begin = NULL
     encoded._tensors = []
     for i in range(plan.output_count):
@@ -273,29 +271,22 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response):
 @cython.final
 cdef class Encoded:
     def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self._memory.data + self._headroom, self.json_size, 1, flags)
+        PyBuffer_FillInfo(view, self, self._memory.data, self.json_size, 1, flags)
 
     def parts(self):
         return [memoryview(self), *self._tensors]
 
-    def with_head(self, bytes head not None):
-        cdef Py_ssize_t size = len(head)
-        if size > self._headroom:
-            raise ValueError(f"a head of {size} bytes does not fit a headroom of {self._headroom}")
-        memcpy(self._memory.data + self._headroom - size, PyBytes_AS_STRING(head), size)
-        return memoryview(self._memory)[self._headroom - size:].toreadonly()
+
+def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL):
+    return encode_response(response, nonfinite)
 
 
-def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
-    return encode_response(response, nonfinite, headroom)
-
-
-cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t headroom):
+cdef Encoded encode_response(InferResponse response, int nonfinite):
     cdef Plan plan
     cdef Py_ssize_t nbytes = 0
     cdef Tensor tensor
     try:
-        open_plan(&plan, response, nonfinite, headroom)
+        open_plan(&plan, response, nonfinite)
         for tensor in response.outputs:
             nbytes += tensor.nbytes
         if nbytes <= SMALL_ANSWER:
@@ -310,9 +301,9 @@ cdef Encoded encode_response(InferResponse response, int nonfinite, Py_ssize_t h
 
 @cython.final
 cdef class EncodeJob(Job):
-    def __cinit__(self, InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Py_ssize_t headroom=0):
+    def __cinit__(self, InferResponse response not None, int nonfinite=NONFINITE_LITERAL):
         self.response = response
-        open_plan(&self.plan, response, nonfinite, headroom)
+        open_plan(&self.plan, response, nonfinite)
         self.work = run_plan
         self.state = &self.plan
 

@@ -163,7 +163,7 @@ cdef class Inference(Waiter):
         if nbytes > handler.off_loop_bytes:
             handler.executor.submit(EncodeJob(response, handler.nonfinite), self.encoded)
             return 0
-        return self.answer(encode_response(response, handler.nonfinite, 0))
+        return self.answer(encode_response(response, handler.nonfinite))
 
     def encoded(self, EncodeJob job not None):
         cdef Exchange exchange = self.exchange
