@@ -57,6 +57,7 @@ DRAIN_TIMEOUT_S = 30.0
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same
+MAX_LABELS_BYTES = 16 * MIB  # a label file; a million labels of 16 bytes
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 

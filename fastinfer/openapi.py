@@ -210,7 +210,8 @@ def schemas() -> dict[str, Schema]:
         "Parameters": {
             "type": "object",
             "description": "Of a request: `timeout` (µs), `priority` (1 is first), `binary_data_output`. Of an input: "
-            "`binary_data_size`. Of an output: `binary_data`. Others are ignored.",
+            "`binary_data_size`. Of an output: `binary_data`, and `classification`: how many of its largest elements "
+            "are answered, as BYTES `value:index` or `value:index:label`. Others are ignored.",
             "additionalProperties": True,
         },
         "LoadParameters": {

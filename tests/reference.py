@@ -299,7 +299,9 @@ def _output(entry: Any) -> Output:
     _check(not any(key.startswith("shared_memory_") for key, _ in found.get("parameters", [])))
     if "binary_data" in parameters:
         output.binary = int(_flag(parameters["binary_data"]))
-    output.classification = _count(parameters.get("classification", Number("0")))
+    if "classification" in parameters:
+        output.classification = _count(parameters["classification"])
+        _check(output.classification > 0)
     return output
 
 

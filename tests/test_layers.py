@@ -30,6 +30,7 @@ FLOORS: list[dict[str, str]] = [
         "_ext.__init__": "",
         "_ext.buffer": "number_parse.h number_run.h",
         "_ext.datatype": "_ext.buffer number_parse.h number_format.h",
+        "classes.h": "",
         "number_digits.h": "number_power.h",
         "number_format.h": "number_digits.h number_shortest.h",
         "number_shortest.h": "number_power.h",
@@ -64,7 +65,8 @@ FLOORS: list[dict[str, str]] = [
         "_ext.stats": "_ext.histogram",
         "_ext.job": "",
         "_ext.poller": "_ext.job",
-        "_ext.message": "_ext.tensor",
+        "_ext.message": "_ext.classify _ext.tensor",
+        "_ext.classify": "_ext.tensor",
         "_ext.tensor": "",
     },
     {

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastinfer._ext.classify import Classification
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
 
 class RequestedOutput:
-    """One entry of a request's ``outputs``; ``binary`` is 1, 0, or -1 where the client did not say."""
+    """One entry of a request's ``outputs``.
+
+    ``binary`` is 1, 0, or -1 where the client did not say; ``classification`` is how many classes it wants, 0 where it
+    wants the elements.
+    """
 
     name: str
     binary: int
@@ -48,13 +53,17 @@ class Waiter:
     """Waits for a request's outcome; told at the level of C."""
 
 class InferResponse:
-    """An answer: its outputs in order, and for each whether it leaves as bytes behind the JSON."""
+    """An answer: its outputs in order, for each whether it leaves as bytes behind the JSON, and its classes.
+
+    ``classes`` has for each output what is answered in its place, or None; None where that is so of all.
+    """
 
     model_name: str
     model_version: str
     id: bytes
     outputs: list[Tensor]
     binary: tuple[bool, ...]
+    classes: tuple[Classification | None, ...] | None
     def __init__(
         self,
         model_name: str,
@@ -62,6 +71,7 @@ class InferResponse:
         outputs: list[Tensor],
         id: bytes = b"",
         binary: tuple[bool, ...] = (),
+        classes: tuple[Classification | None, ...] | None = None,
     ) -> None: ...
 
 class BatchResult:

@@ -1,7 +1,8 @@
 """What a model takes and gives, and the check of a request against it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fastinfer._ext.classify import Labels
 from fastinfer._ext.message import InferRequest, InferResponse
 from fastinfer._ext.tensor import Tensor, TensorSpec
 
@@ -16,6 +17,8 @@ class Signature:
         max_batch_size_configured: a request of more rows is refused (else the caller runs it in slices).
         positional: inputs are taken by position, their names are free.
         anything: any inputs at all are accepted.
+        outputs_batched: the first dimension of every output is the batch; by default as ``batched``.
+        labels: of the classes of outputs, by the output's name.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -25,6 +28,8 @@ class Signature:
     max_batch_size_configured: bool
     positional: bool
     anything: bool
+    outputs_batched: bool
+    labels: dict[str, Labels]
     def __init__(
         self,
         inputs: Sequence[TensorSpec],
@@ -35,6 +40,8 @@ class Signature:
         max_batch_size_configured: bool = False,
         positional: bool = False,
         anything: bool = False,
+        outputs_batched: bool | None = None,
+        labels: Mapping[str, Labels] | None = None,
     ) -> None: ...
     def __str__(self) -> str:
         """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""

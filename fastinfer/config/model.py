@@ -46,7 +46,7 @@ from fastinfer.config.pbtxt import PbtxtError, Written, names_of
 from fastinfer.config.validation import place, reason, shown, suggestion
 from fastinfer.errors import ApiError, clip
 
-__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load"]
+__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
 
 MAX_FILE_BYTES = limits.MIB
 _MAX_TOML_LINE_BYTES = 4 * limits.KIB  # the parser's time for a dotted key is quadratic in its length
@@ -264,12 +264,35 @@ def load(directory: Path, name: str) -> ModelConfig | None:
         return None
     if len(found) > 1:
         raise ConfigError(f"{found[0]}: there is a {found[1]} as well; keep one of them")
-    text = _read(directory / found[0])
+    text = _read(directory / found[0], MAX_FILE_BYTES)
     values = _parse_toml(text) if found[0] == FILES[0] else _parse_pbtxt(text)
     return _validated(values, name, found[0])
 
 
-def _read(path: Path) -> str:
+def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
+    """The text of the label files that the configuration names, by the output's name.
+
+    Args:
+        directory: the model's, in which they must lie, also where they are symbolic links.
+        config: the model's configuration.
+
+    Raises:
+        ConfigError: with the output and the file's name.
+    """
+    outputs = {output.name: output.label_filename for output in config.outputs if output.label_filename}
+    texts: dict[str, str] = {}
+    for output, name in outputs.items():
+        try:
+            if name not in texts:
+                if not Path(os.path.realpath(directory / name)).is_relative_to(os.path.realpath(directory)):
+                    raise ConfigError(f"{name}: leads out of the model's directory")
+                texts[name] = _read(directory / name, limits.MAX_LABELS_BYTES).replace("\r\n", "\n")
+        except ConfigError as error:
+            raise ConfigError(f"the labels of output '{output[:60]}': {error}") from None
+    return {output: texts[name] for output, name in outputs.items()}
+
+
+def _read(path: Path, most_bytes: int) -> str:
     """The file's text; a symbolic link is followed, what is no regular file is refused and never waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -279,13 +302,13 @@ def _read(path: Path) -> str:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ConfigError(f"{path.name}: is not a regular file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except OSError as error:
         raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path.name}: is larger than 1 MiB")
+    if len(content) > most_bytes:
+        raise ConfigError(f"{path.name}: is larger than {most_bytes // limits.MIB} MiB")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
     digits/
         config.toml | config.pbtxt      optional
+        labels.txt                      where the configuration names it
         1/model.onnx                    a version is a directory named by a positive integer
 
 Reads the disk and nothing else. Names must have been checked before they come here.
@@ -37,13 +38,13 @@ class ModelFiles:
         name: the directory's name.
         directory: where it is.
         versions: the stamp of each version directory's files, by version.
-        config: the stamp of the configuration file; empty: there is none.
+        shared: the stamp of the files beside them: the configuration, label files.
     """
 
     name: str
     directory: Path
     versions: dict[int, Stamp]
-    config: Stamp
+    shared: Stamp
 
     def read_config(self) -> ModelConfig:
         """The model's configuration, all defaults where it has none. ApiError 400 with the reason."""
@@ -105,17 +106,23 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
         path = directory / name
         if _NAME.fullmatch(name) and path.is_dir():
             try:
-                versions = {int(entry.name): _stamp(Path(entry)) for entry in os.scandir(path) if _is_version(entry)}
+                entries = list(os.scandir(path))
+                versions = {int(entry.name): _stamp(Path(entry)) for entry in entries if _is_version(entry)}
+                shared = _stamp(*(Path(entry) for entry in entries if _is_shared(entry)))
             except OSError as error:
                 raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
             if not versions:
                 raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
-            return ModelFiles(name, path, versions, _stamp(*(path / file for file in model_config.FILES)))
+            return ModelFiles(name, path, versions, shared)
     raise ApiError(400, f"no model '{name}' in the repository")
 
 
 def _is_version(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir() and _VERSION.fullmatch(entry.name) is not None
+
+
+def _is_shared(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file() and not entry.name.startswith(".")
 
 
 def _stamp(*paths: Path) -> Stamp:

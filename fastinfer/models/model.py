@@ -263,7 +263,7 @@ class _Chain:
     def _last_done(self, following: Model, stage: InferRequest, outcome: Outcome) -> None:
         if not isinstance(outcome, ApiError):
             last = following.signature
-            if not last.batched and not last.anything:
+            if not last.outputs_batched and not last.anything:
                 self._request.implicit_batch = False  # there is no batch dimension to take away
             elif stage.implicit_batch:
                 outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]
@@ -280,6 +280,8 @@ def _chained(first: Signature, last: Signature) -> Signature:
         max_batch_size_configured=first.max_batch_size_configured,
         positional=first.positional,
         anything=first.anything,
+        outputs_batched=first.batched and (last.outputs_batched or last.anything),
+        labels=last.labels,
     )
 
 

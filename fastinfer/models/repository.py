@@ -289,7 +289,7 @@ class Repository:
             files = await self._loader.in_thread(model_files.find, self.directories, model)
             config = await self._loader.in_thread(_configuration, files, override)
             selected = _selection(endpoint, files, config, version)
-            made_of = {number: (files.config, override, files.versions[number]) for number in selected}
+            made_of = {number: (files.shared, override, files.versions[number]) for number in selected}
             kept = {
                 number: (endpoint.versions[number], made_of[number])
                 for number in selected

@@ -15,7 +15,7 @@ from fastinfer.routes.router import Route
 if TYPE_CHECKING:
     from fastinfer.service import Service
 
-EXTENSIONS = ("binary_tensor_data", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
 """What of Triton's extensions really works."""
 
 

@@ -6,8 +6,9 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Timer
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfer._ext.batchrun import BatchRun
+from fastinfer._ext.classify import Labels
 from fastinfer._ext.datatype import numpy_dtype
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
-from fastinfer.config.model import ModelConfig
+from fastinfer.config.model import ConfigError, ModelConfig, read_labels
 from fastinfer.config.model_schema import TensorConfig, WarmupInput
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
@@ -45,7 +47,7 @@ def load(
     """Loads a model file.
 
     Args:
-        path: the ``.onnx`` file, in the directory of its version.
+        path: the ``.onnx`` file, in the directory of its version; that one lies in the model's.
         config: the model's configuration.
         name: the model's, for messages.
         options: keyword arguments of :class:`Session`.
@@ -55,10 +57,14 @@ def load(
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
     """
+    directory = path.parent.parent
     try:
+        labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
         model = _Loaded(name, Session(path, **options), server, trials or TrialRuns())
-        signature = model.signature(config)
-        model.warm_up(signature, config, path.parent.parent / "warmup")
+        signature = model.signature(config, labels)
+        model.warm_up(signature, config, directory / "warmup")
+    except ConfigError as error:
+        raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
     return model.session, signature
@@ -108,25 +114,26 @@ class _Loaded:
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
-    def signature(self, config: ModelConfig) -> Signature:
+    def signature(self, config: ModelConfig, labels: Mapping[str, Labels]) -> Signature:
         """What the graph says, checked against the configuration."""
-        inputs, outputs, configured = self.session.inputs, self.session.outputs, config.max_batch_size
-        self._check_tensors("input", config.inputs, inputs, configured)
-        self._check_tensors("output", config.outputs, outputs, configured)
+        made = partial(Signature, self.session.inputs, self.session.outputs, labels=labels)
+        configured = config.max_batch_size
+        self._check_tensors("input", config.inputs, self.session.inputs, configured)
+        self._check_tensors("output", config.outputs, self.session.outputs, configured)
         if configured == 0:
-            return Signature(inputs, outputs)
+            return made()
         if configured is not None:
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
                 log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
-            return Signature(inputs, outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True)
+            return made(batched=True, max_batch_size=configured, max_batch_size_configured=True)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
             level = logging.WARNING if reason.startswith(_TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return Signature(inputs, outputs)
-        return Signature(inputs, outputs, batched=True, max_batch_size=self._server.default_max_batch_size)
+            return made()
+        return made(batched=True, max_batch_size=self._server.default_max_batch_size)
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None

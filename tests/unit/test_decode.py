@@ -337,7 +337,10 @@ SENTENCES = {
         "outputs[0].parameters.binary_data: 1 is not true or false"
     ),
     '{"inputs":[],"outputs":[{"parameters":{"classification":-1}}]}': (
-        "outputs[0].parameters.classification: -1 is not a non-negative integer"
+        "outputs[0].parameters.classification: -1 is not a positive integer"
+    ),
+    '{"inputs":[],"outputs":[{"parameters":{"classification":0}}]}': (
+        "outputs[0].parameters.classification: 0 is not a positive integer"
     ),
     '{"inputs":[],"outputs":[{"parameters":{"shared_memory_offset":0}}]}': (
         "outputs[0].parameters: shared memory is not supported"

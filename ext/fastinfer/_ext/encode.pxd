@@ -8,6 +8,7 @@
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.buffer cimport Writer
+from fastinfer._ext.classify cimport Ranking
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory
@@ -28,6 +29,7 @@ cdef struct PlannedOutput:
     const char* data
     Py_ssize_t nbytes
     bint binary
+    Ranking* ranking        # where the plan is ranked: runs first, and gives `data`; NULL: data is the tensor's
 
 cdef struct Plan:
     Writer writer           # `begin` is owned by the plan's object
@@ -38,6 +40,7 @@ cdef struct Plan:
     const char* id
     Py_ssize_t id_size
     int nonfinite
+    bint ranked             # some output is answered with classes; else no output's `ranking` is set
     Py_ssize_t output_count
     PlannedOutput* outputs          # few_outputs, or a block of calloc
     PlannedOutput[FEW_OUTPUTS] few_outputs
@@ -58,6 +61,9 @@ cdef class EncodeJob(Job):
     cdef Plan plan
     cdef InferResponse response     # keeps what the plan borrows
 
+
+# The bytes of tensors that take as long to write as the response's classes.
+cdef int64_t classes_effort(InferResponse response) except -1
 
 # encode() at the level of C.
 cdef Encoded encode_response(InferResponse response, int nonfinite)

@@ -9,6 +9,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastinfer._ext.buffer cimport MAX_ESCAPED, Writer, escaped_size, put, put_escaped
+from fastinfer._ext.classify cimport Classification
 from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, row
 from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
@@ -170,11 +171,29 @@ cdef int put_output(Plan* plan, Py_ssize_t index) noexcept nogil:
     return 0
 
 
+# Makes the classes of outputs for which they are wanted; what follows sees BYTES.
+cdef int rank_outputs(Plan* plan) noexcept nogil:
+    cdef PlannedOutput* output
+    cdef Py_ssize_t i
+    for i in range(plan.output_count):
+        output = &plan.outputs[i]
+        if output.ranking != NULL:
+            if output.ranking.run() < 0:
+                plan.failure = NO_MEMORY
+                return -1
+            output.data = output.ranking.text.data()
+            output.nbytes = output.ranking.text.size()
+    return 0
+
+
 cdef void run_plan(void* state) noexcept nogil:
     cdef Plan* plan = <Plan*>state
     cdef Writer* writer = &plan.writer
-    cdef Py_ssize_t size = text_size(plan)
+    cdef Py_ssize_t size
     cdef Py_ssize_t i
+    if plan.ranked and rank_outputs(plan) < 0:
+        return
+    size = text_size(plan)
     if size < 0:
         return
     writer.begin = allocate_block(size)
@@ -231,6 +250,26 @@ cdef int open_plan(Plan* plan, InferResponse response, int nonfinite) except -1:
         planned.data = tensor.data
         planned.nbytes = tensor.nbytes
         planned.binary = bool(response.binary[i]) if response.binary else False
+    plan.ranked = response.classes is not None
+    if plan.ranked:
+        plan_classes(plan, response.classes)
+    return 0
+
+
+cdef int plan_classes(Plan* plan, tuple classes) except -1:
+    cdef PlannedOutput* planned
+    cdef Classification wanted
+    cdef Py_ssize_t i
+    for i in range(plan.output_count):
+        planned = &plan.outputs[i]
+        planned.ranking = NULL
+        wanted = classes[i]
+        if wanted is not None:
+            planned.ranking = &wanted.ranking
+            planned.datatype_id = BYTES
+            planned.rank = wanted.rank
+            planned.dims = wanted.dims
+            planned.count = wanted.ranking.rows * wanted.ranking.wanted
     return 0
 
 
@@ -262,10 +301,25 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response):
     encoded._tensors = []
     for i in range(plan.output_count):
         if plan.outputs[i].binary:
-            encoded._tensors.append(response.outputs[i])
+            encoded._tensors.append(sent_tensor(response, i))
             encoded.size += plan.outputs[i].nbytes
     encoded.binary = len(encoded._tensors) > 0
     return encoded
+
+
+cdef Tensor sent_tensor(InferResponse response, Py_ssize_t i):
+    cdef Tensor tensor = response.outputs[i]
+    cdef Classification wanted = response.classes[i] if response.classes is not None else None
+    return tensor if wanted is None else wanted.result(tensor.name)
+
+
+cdef int64_t classes_effort(InferResponse response) except -1:
+    cdef Classification wanted
+    cdef int64_t effort = 0
+    for wanted in response.classes:
+        if wanted is not None:
+            effort += wanted.effort()
+    return effort
 
 
 @cython.final
@@ -289,6 +343,8 @@ cdef Encoded encode_response(InferResponse response, int nonfinite):
         open_plan(&plan, response, nonfinite)
         for tensor in response.outputs:
             nbytes += tensor.nbytes
+        if plan.ranked:
+            nbytes += classes_effort(response)
         if nbytes <= SMALL_ANSWER:
             run_plan(&plan)
         else:

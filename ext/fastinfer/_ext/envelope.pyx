@@ -149,17 +149,18 @@ cdef int read_parameters(Decoder* decoder) noexcept nogil:
             return -1
 
 
-# A non-negative integer.
-cdef int read_count(Decoder* decoder, int64_t* out, const char* field) noexcept nogil:
+# A non-negative integer, or a positive one where `least` is 1.
+cdef int read_count(Decoder* decoder, int64_t* out, const char* field, int64_t least=0) noexcept nogil:
     cdef const char* at
     cdef const char* fault_at
     cdef int error
     peek(&decoder.cursor)
     at = parse_int64(decoder.cursor.at, decoder.cursor.end, out, &error, &fault_at)
-    if at == NULL or out[0] < 0:
+    if at == NULL or out[0] < least:
         if at == NULL and error == RANGE:
             return fail_quoting(decoder, field, decoder.cursor.at, "is too large")
-        return fail_quoting(decoder, field, decoder.cursor.at, "is not a non-negative integer")
+        return fail_quoting(decoder, field, decoder.cursor.at,
+                            "is not a positive integer" if least > 0 else "is not a non-negative integer")
     decoder.cursor.at = at
     return 0
 
@@ -496,7 +497,7 @@ cdef int read_output_parameters(Decoder* decoder, ParsedOutput* output) noexcept
             output.binary = <int>flag
         elif is_key(&key, "classification", 14):
             if (see(decoder, &output.seen, SEEN_CLASSIFICATION, ".parameters.classification") < 0
-                    or read_count(decoder, &output.classification, ".parameters.classification") < 0):
+                    or read_count(decoder, &output.classification, ".parameters.classification", 1) < 0):
                 return -1
         elif is_shared_memory(&key):
             return fail(decoder, ".parameters", "shared memory is not supported")

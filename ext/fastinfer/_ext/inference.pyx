@@ -5,7 +5,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.decode cimport DecodeJob, decode_view
-from fastinfer._ext.encode cimport Encoded, EncodeJob, encode_response
+from fastinfer._ext.encode cimport Encoded, EncodeJob, classes_effort, encode_response
 from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.message cimport InferRequest, InferResponse
@@ -160,6 +160,8 @@ cdef class Inference(Waiter):
         for i in range(len(response.outputs)):
             if not response.binary or not response.binary[i]:
                 nbytes += (<Tensor>response.outputs[i]).nbytes
+        if response.classes is not None:
+            nbytes += classes_effort(response)
         if nbytes > handler.off_loop_bytes:
             handler.executor.submit(EncodeJob(response, handler.nonfinite), self.encoded)
             return 0

@@ -52,6 +52,7 @@ cdef class InferResponse:
     cdef readonly bytes id              # as InferRequest.id; empty: none
     cdef readonly list outputs          # list[Tensor], in the order of the answer
     cdef readonly tuple binary          # for each output, whether it is sent as bytes; empty: none is
+    cdef public tuple classes           # for each output, a Classification or None; None: of no output
 
     # As the constructor, without a Python call.
     @staticmethod

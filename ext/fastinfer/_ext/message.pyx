@@ -48,12 +48,13 @@ cdef class Waiter:
 @cython.final
 cdef class InferResponse:
     def __init__(self, str model_name not None, str model_version not None, list outputs not None, bytes id=b"",
-                 tuple binary=()):
+                 tuple binary=(), tuple classes=None):
         self.model_name = model_name
         self.model_version = model_version
         self.outputs = outputs
         self.id = id
         self.binary = binary
+        self.classes = classes
 
     @staticmethod
     cdef InferResponse make(str model_name, str model_version, list outputs, bytes id, tuple binary):

@@ -15,6 +15,8 @@ cdef class Signature:
     cdef readonly bint max_batch_size_configured
     cdef readonly bint positional           # inputs are taken by position, their names are free
     cdef readonly bint anything             # any inputs at all
+    cdef readonly bint outputs_batched      # the first dimension of every output is the batch
+    cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
     cdef dict _input_index                  # name -> position
     cdef dict _output_index
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
@@ -27,5 +29,6 @@ cdef class Signature:
 
     cdef int _order_inputs(self, InferRequest request, str model) except -1
     cdef int _check_outputs(self, InferRequest request, str model) except -1
+    cdef tuple _classes(self, InferRequest request, list chosen)
     cdef int _check_batched(self, InferRequest request, str model) except -1
     cdef Tensor _raw_input(self, Tensor body, str model)

@@ -3,6 +3,7 @@
 cimport cython
 from libc.string cimport memcpy
 
+from fastinfer._ext.classify cimport Classification, check_rankable
 from fastinfer._ext.datatype cimport BYTES, name_of, row
 from fastinfer._ext.message cimport InferRequest, InferResponse, RequestedOutput
 from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec
@@ -13,7 +14,8 @@ from fastinfer.errors import ApiError
 @cython.final
 cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
-                 bint max_batch_size_configured=False, bint positional=False, bint anything=False):
+                 bint max_batch_size_configured=False, bint positional=False, bint anything=False,
+                 outputs_batched=None, labels=None):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
@@ -21,6 +23,8 @@ cdef class Signature:
         self.max_batch_size_configured = max_batch_size_configured
         self.positional = positional
         self.anything = anything
+        self.outputs_batched = batched if outputs_batched is None else outputs_batched
+        self.labels = dict(labels or {})
         self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
         cdef TensorSpec spec
@@ -125,14 +129,18 @@ cdef class Signature:
 
     cdef int _check_outputs(self, InferRequest request, str model) except -1:
         cdef RequestedOutput wanted
-        known = self._output_index
+        cdef Py_ssize_t i
+        cdef dict known = self._output_index
         if self.anything and request.outputs:
-            known = {(<Tensor>tensor).name for tensor in request.inputs}
+            known = {(<Tensor>tensor).name: i for i, tensor in enumerate(request.inputs)}
         for wanted in request.outputs:
-            if wanted.name not in known:
+            index = known.get(wanted.name)
+            if index is None:
                 raise ApiError(400, f"unexpected inference output '{wanted.name}' for model '{model}'")
-            if wanted.classification:
-                raise ApiError(400, f"classification of output '{wanted.name}' is not supported")
+            if wanted.classification > 0:
+                i = index
+                check_rankable(wanted.name, (<Tensor>request.inputs[i]).datatype_id if self.anything
+                               else (<TensorSpec>self.outputs[i]).datatype_id)
         return 0
 
     cdef int _check_batched(self, InferRequest request, str model) except -1:
@@ -168,6 +176,7 @@ cdef class Signature:
         cdef list chosen = outputs
         cdef RequestedOutput wanted
         cdef tuple binary = ()
+        cdef InferResponse response
         if request.outputs:
             index = {(<Tensor>t).name: i for i, t in enumerate(outputs)} if self.anything else self._output_index
             chosen = [outputs[index[wanted.name]] for wanted in request.outputs]
@@ -177,7 +186,30 @@ cdef class Signature:
             binary = (True,) * len(outputs)
         if request.implicit_batch:
             chosen = [_without_batch(<Tensor>t) for t in chosen]
-        return InferResponse.make(model, version, chosen, request.id, binary)
+        response = InferResponse.make(model, version, chosen, request.id, binary)
+        if request.outputs:
+            response.classes = self._classes(request, chosen)
+        return response
+
+    cdef tuple _classes(self, InferRequest request, list chosen):
+        cdef RequestedOutput wanted
+        cdef Tensor tensor
+        cdef bint batched
+        cdef list classes
+        for wanted in request.outputs:
+            if wanted.classification > 0:
+                break
+        else:
+            return None         # the common case
+        classes = [None] * len(chosen)
+        for i, wanted in enumerate(request.outputs):
+            if wanted.classification > 0:
+                tensor = chosen[i]
+                batched = (self.outputs_batched and not request.implicit_batch
+                           and tensor.rank == (<TensorSpec>self.outputs[self._output_index[wanted.name]]).rank)
+                classes[i] = Classification(tensor, wanted.classification, batched=batched,
+                                            labels=self.labels.get(wanted.name))
+        return tuple(classes)
 
 
 cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:

@@ -1,0 +1,174 @@
+// The classification extension: the largest elements of each row as text, "value:index" or "value:index:label".
+//
+// What is kept of a row is a heap of as many elements as are wanted, so a row is read once and in order, however long
+// it is. Numbers are those of printf's %f and %d (Triton's form), written without a locale. No Python; memory is the
+// C++ library's, and where there is none a ranking fails and keeps nothing half-done.
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace fastinfer::classes {
+
+// --- Elements ----------------------------------------------------------------------------------------------------------
+
+// How an element lies in memory (at any address), and what it is worth.
+template <class T>
+struct Plain {
+    using Value = T;
+    static constexpr int SIZE = sizeof(T);
+    static T load(const char* at) {
+        T value;
+        memcpy(&value, at, sizeof(T));
+        return value;
+    }
+};
+
+struct Half {
+    using Value = float;
+    static constexpr int SIZE = 2;
+    static float load(const char* at) {
+        unsigned bits = Plain<uint16_t>::load(at);
+        int exponent = int(bits >> 10 & 31);
+        float mantissa = float(bits & 1023), size;
+        if (exponent == 31)
+            size = mantissa == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+        else if (exponent == 0)
+            size = std::ldexp(mantissa, -24);
+        else
+            size = std::ldexp(mantissa + 1024, exponent - 25);
+        return std::copysign(size, bits & 0x8000 ? -1.0f : 1.0f);
+    }
+};
+
+struct Brain {
+    using Value = float;
+    static constexpr int SIZE = 2;
+    static float load(const char* at) {
+        uint32_t bits = uint32_t(Plain<uint16_t>::load(at)) << 16;
+        float value;
+        memcpy(&value, &bits, sizeof(value));
+        return value;
+    }
+};
+
+// --- Selection ---------------------------------------------------------------------------------------------------------
+
+template <class Value>
+struct Candidate {
+    Value value;
+    int64_t index;
+};
+
+// The order of an answer: the largest first, of equal ones the lower index; NaN, which has no size, at the end.
+template <class Value>
+inline bool precedes(const Candidate<Value>& a, const Candidate<Value>& b) {
+    bool number_a = a.value == a.value, number_b = b.value == b.value;
+    if (number_a != number_b)
+        return number_a;
+    if (number_a && a.value != b.value)
+        return a.value > b.value;
+    return a.index < b.index;
+}
+
+// Fills `best`, which is not empty, with the first of the row's elements, in order; there are at least as many.
+template <class Element, class Value = typename Element::Value>
+inline void select(const char* row, int64_t width, std::vector<Candidate<Value>>& best) {
+    int64_t wanted = int64_t(best.size());
+    for (int64_t i = 0; i < wanted; i++)
+        best[i] = {Element::load(row + i * Element::SIZE), i};
+    if (wanted < width)
+        std::make_heap(best.begin(), best.end(), precedes<Value>);  // at the front is the last one, the first to go
+    for (int64_t i = wanted; i < width; i++) {
+        Candidate<Value> next{Element::load(row + i * Element::SIZE), i};
+        if (precedes(next, best.front())) {
+            std::pop_heap(best.begin(), best.end(), precedes<Value>);
+            best.back() = next;
+            std::push_heap(best.begin(), best.end(), precedes<Value>);
+        }
+    }
+    std::sort(best.begin(), best.end(), precedes<Value>);
+}
+
+// --- Text --------------------------------------------------------------------------------------------------------------
+
+// Label i is what lies from starts[i] to the byte before starts[i + 1], which ends its line.
+struct Lines {
+    const char* text;
+    const int64_t* starts;
+    int64_t count;
+};
+
+constexpr int MAX_TEXT = 352;       // -1.797…e308 in full has 317 characters, a colon and an index 20
+
+// A BYTES element: its size and its text. A class without a label, or with an empty one, has none.
+template <class Value>
+inline void put(const Candidate<Value>& chosen, const Lines& labels, std::string& out) {
+    char text[MAX_TEXT];
+    char* end;
+    if constexpr (std::is_floating_point_v<Value>)
+        end = std::to_chars(text, text + MAX_TEXT, chosen.value, std::chars_format::fixed, 6).ptr;
+    else
+        end = std::to_chars(text, text + MAX_TEXT, chosen.value).ptr;
+    *end++ = ':';
+    end = std::to_chars(end, text + MAX_TEXT, chosen.index).ptr;
+    int64_t label = 0, label_size = 0;
+    if (chosen.index < labels.count) {
+        label = labels.starts[chosen.index];
+        label_size = labels.starts[chosen.index + 1] - 1 - label;
+    }
+    if (label_size > 0)
+        *end++ = ':';
+    uint32_t size = uint32_t(end - text + label_size);
+    out.append(reinterpret_cast<const char*>(&size), sizeof(size));
+    out.append(text, end - text);
+    if (label_size > 0)
+        out.append(labels.text + label, label_size);
+}
+
+// --- Rankings ----------------------------------------------------------------------------------------------------------
+
+// One output's classes. What it points to is borrowed; `text`, its answer's elements, is its own.
+struct Ranking {
+    int (*rank)(Ranking& ranking) = nullptr;
+    const char* data = nullptr;
+    int64_t rows = 0;
+    int64_t width = 0;          // elements of a row
+    int64_t wanted = 0;         // of them; at most width
+    Lines labels{};
+    std::string text;
+
+    // 0, or -1 where there is no memory. Once it is written, the text stays where it is.
+    int run() noexcept { return rank(*this); }
+};
+
+constexpr int64_t USUAL_TEXT = 24;      // bytes of an element with its size; a good guess saves growing
+
+template <class Element>
+inline int rank(Ranking& ranking) noexcept {
+    if (ranking.rows == 0 || ranking.wanted == 0 || !ranking.text.empty())
+        return 0;
+    try {
+        std::vector<Candidate<typename Element::Value>> best(ranking.wanted);
+        ranking.text.reserve(ranking.rows * ranking.wanted * USUAL_TEXT);
+        for (int64_t row = 0; row < ranking.rows; row++) {
+            select<Element>(ranking.data + row * ranking.width * Element::SIZE, ranking.width, best);
+            for (const auto& chosen : best)
+                put(chosen, ranking.labels, ranking.text);
+        }
+        return 0;
+    } catch (const std::exception&) {       // bad_alloc, length_error
+        ranking.text.clear();
+        return -1;
+    }
+}
+
+}  // namespace fastinfer::classes

@@ -1,0 +1,49 @@
+# The classification extension: of an output's elements the largest ones, each as "value:index" or "value:index:label".
+#
+# Who asked for it, and how many, is in the request; here is what becomes of one output. The work is a Ranking
+# (classes.h), which needs no GIL; whoever writes the answer runs it.
+# Does not live here: JSON, and where label files are.
+
+from libc.stdint cimport int64_t
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from fastinfer._ext.tensor cimport Tensor
+
+cdef extern from "classes.h" namespace "fastinfer::classes" nogil:
+    cppclass Lines:
+        const char* text
+        const int64_t* starts
+        int64_t count
+
+    cppclass Ranking:
+        int (*rank)(Ranking&) noexcept
+        const char* data
+        int64_t rows
+        int64_t width
+        int64_t wanted
+        Lines labels
+        string text
+        int run() noexcept
+
+
+# ApiError 400 where elements of this datatype have no order: BOOL, as with Triton, and BYTES.
+cdef int check_rankable(str name, int datatype_id) except -1
+
+
+cdef class Labels:
+    cdef bytes _text            # lines; the last one has its end, too
+    cdef vector[int64_t] _starts
+    cdef Lines lines            # of both: valid as long as this object
+
+
+cdef class Classification:
+    cdef Ranking ranking        # borrows the scores, which the response keeps
+    cdef Labels _labels
+    cdef int rank               # of the answer: 2 with the batch dimension, else 1
+    cdef int64_t[2] dims
+
+    # How many bytes of a tensor take as long to write as text.
+    cdef int64_t effort(self) noexcept
+    # The classes as a BYTES tensor, once the ranking has run.
+    cdef Tensor result(self, str name)
