@@ -11,7 +11,6 @@ Reads the disk and nothing else. Names must have been checked before they come h
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
     found = set()
     for directory in directories:
         try:
-            entries = list(os.scandir(directory))
+            entries = list(directory.iterdir())  # unlike os.DirEntry's, their is_dir() takes a link to itself
         except OSError as error:
             if tell:
                 log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
@@ -106,9 +105,9 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
         path = directory / name
         if _NAME.fullmatch(name) and path.is_dir():
             try:
-                entries = list(os.scandir(path))
-                versions = {int(entry.name): _stamp(Path(entry)) for entry in entries if _is_version(entry)}
-                shared = _stamp(*(Path(entry) for entry in entries if _is_shared(entry)))
+                entries = list(path.iterdir())
+                versions = {int(entry.name): _stamp(entry) for entry in entries if _is_version(entry)}
+                shared = _stamp(*(entry for entry in entries if _is_shared(entry)))
             except OSError as error:
                 raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
             if not versions:
@@ -117,11 +116,11 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     raise ApiError(400, f"no model '{name}' in the repository")
 
 
-def _is_version(entry: os.DirEntry[str]) -> bool:
+def _is_version(entry: Path) -> bool:
     return entry.is_dir() and _VERSION.fullmatch(entry.name) is not None
 
 
-def _is_shared(entry: os.DirEntry[str]) -> bool:
+def _is_shared(entry: Path) -> bool:
     return entry.is_file() and not entry.name.startswith(".")
 
 

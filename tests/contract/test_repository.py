@@ -369,5 +369,7 @@ def test_links_in_a_model_lead_nowhere(tmp_path):
     shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
     for number in range(3):
         (tmp_path / "simple" / "1" / f"loop{number}").symlink_to(".")
+    for directory in (tmp_path, tmp_path / "simple", tmp_path / "simple" / "1"):
+        (directory / "2").symlink_to("2")  # to itself
     with serving(repository=tmp_path) as server:
         assert ready(server, "simple") == 200
