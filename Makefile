@@ -6,14 +6,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format debug sanitize sanitized-test fuzz bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DONE := .venv/done
-FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE TRACE,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
+FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE TRACE GUIDED,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
 BUILT := $(DONE)/built$(FLAVOUR:%=-%)
 SOURCES := setup.py $(wildcard ext/fastinfer/_ext/*.p[yx][xd] ext/fastinfer/_ext/*.h)
 
@@ -52,6 +52,15 @@ fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples; c
 	@$(BIN)/python -m tests.fuzz.numbers
 	@$(BIN)/python -m tests.fuzz.bodies
 	@$(BIN)/python -m tests.fuzz.pages
+
+fuzz-guided:  ## a minute each: feed decoder, binary reader and HTTP layer inputs that walk new paths, in a build of its own
+	@FASTINFER_GUIDED=1 $(MAKE) --no-print-directory guided-run
+
+guided-run: $(BUILT) $(DONE)/dev build/coverage.so
+	@LD_PRELOAD=build/coverage.so $(BIN)/python -m tests.fuzz.guided $(ARGS)
+
+build/coverage.so: tests/fuzz/coverage.cpp
+	@mkdir -p build && $(CXX) -O2 -shared -fPIC $< -o $@
 
 bench: $(BUILT) $(DONE)/dev  ## nine minutes: measure against the servers that are installed, say which goals are met (bench/results/)
 	@$(BIN)/python bench/load/run.py $(ARGS)

@@ -4,6 +4,7 @@ Switches, read from the environment:
     FASTINFER_DEBUG=1      indices are checked, the C++ library checks itself, symbols, no optimisation
     FASTINFER_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer
     FASTINFER_TRACE=1      line tracing, for coverage of the .pyx files
+    FASTINFER_GUIDED=1     each basic block tells tests/fuzz/coverage.cpp that it runs: make fuzz-guided
 """
 
 import os
@@ -20,7 +21,7 @@ def switch(name: str) -> bool:
     return os.environ.get(f"FASTINFER_{name}", "0") not in ("", "0")
 
 
-debug, sanitize, trace = switch("DEBUG"), switch("SANITIZE"), switch("TRACE")
+debug, sanitize, trace, guided = (switch(name) for name in ("DEBUG", "SANITIZE", "TRACE", "GUIDED"))
 
 compile_args = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-deprecated-declarations"]
 link_args = ["-pthread"]
@@ -29,6 +30,9 @@ if sanitize:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     compile_args += flags
     link_args += flags
+
+if guided:
+    compile_args += ["-fsanitize-coverage=trace-pc"]
 
 macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
 if trace:

@@ -6,7 +6,17 @@ import shutil
 
 import pytest
 
-from tests.fuzz import bodies, pages
+from tests.fuzz import bodies, guided, pages
+from tests.fuzz.targets import TARGETS
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_corpus(name: str) -> None:
+    target = TARGETS[name]()
+    try:
+        assert guided.replay(target) > len(target.seeds) + 20
+    finally:
+        target.close()
 
 
 def test_bodies() -> None:
