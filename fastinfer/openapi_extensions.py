@@ -10,6 +10,7 @@ WHOLE_CHAIN: Schema = {"parameters": {"unload_dependents": True}}
 """An unload with everything that gets the endpoint's outputs."""
 
 _COUNT: Schema = {"type": "integer", "format": "int64", "minimum": 0}
+_NOTHING: Schema = array({}, maxItems=0)
 _ANYTHING: Schema = {"type": "object", "additionalProperties": True}
 
 
@@ -57,16 +58,20 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                 "max_batch_size": {"type": "integer", "minimum": 0, "description": "0: it is not batched."},
                 "input": array(record(tensor, additionalProperties=True)),
                 "output": array(record({**tensor, "label_filename": text()}, additionalProperties=True)),
+                "batch_input": _NOTHING,
+                "batch_output": _NOTHING,
                 "optimization": _ANYTHING,
                 "dynamic_batching": _ANYTHING,
                 "instance_group": array(record(group, additionalProperties=True)),
                 "default_model_filename": text(example="model.onnx"),
+                "cc_model_filenames": _ANYTHING,
+                "metric_tags": _ANYTHING,
                 "parameters": {"type": "object", "additionalProperties": record({"string_value": text()})},
                 "model_warmup": array(_ANYTHING),
+                "model_transaction_policy": record({"decoupled": {"type": "boolean", "enum": [False]}}),
             },
             "dynamic_batching",
             description="Triton's ModelConfig as JSON, with what was found out when the model was loaded.",
-            additionalProperties=True,
         ),
         "Duration": record({"count": _COUNT, "ns": _COUNT}),
         "ModelStatistics": record(
@@ -81,7 +86,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                     description="Each counts requests; `fail` also those that cannot be read or do not fit the model.",
                 ),
                 "batch_stats": array(record(batch), description="Batches by size; each duration counts batches."),
-                "memory_usage": array({}, maxItems=0),
+                "memory_usage": _NOTHING,
             }
         ),
     }
