@@ -99,6 +99,14 @@ class Server:
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
         return self.post(path, body)
 
+    def metrics(self) -> str:
+        return self.get("/metrics").body.decode()
+
+    def load(self, path: str, parameters: Any = None) -> None:
+        """Loads ``models/M`` or ``workers/W``; fails where that fails."""
+        answer = self.post(f"/v2/{path}/load", parameters)
+        assert answer.status == 200, answer.body
+
     def stop(self) -> int:
         """Lets it drain; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)

@@ -392,6 +392,7 @@ class Repository:
 
     def _remove(self, endpoint: Endpoint, *, dependents: bool = False) -> None:
         self._table.remove(endpoint)
+        self._failures.pop(endpoint.name, None)  # of a reload, while the old one still served
         for model in endpoint.versions.values():
             self._retire(model)
         log.info("'%s' is unloaded", endpoint.name)

@@ -1,9 +1,8 @@
-"""Part B3 to B5: the repository's index, effective configurations, statistics, and what is not there."""
+"""Part B3 and B4: the repository's index, unloading chains, effective configurations; and what is not there."""
 
 import contextlib
 import json
 import shutil
-import time
 
 import onnx_models
 import pytest
@@ -11,16 +10,10 @@ from support import REPOSITORY, inference, serving, tensor, wait_for
 
 PAIR = inference(tensor("INPUT0", [1, 16], "INT32", [1] * 16), tensor("INPUT1", [1, 16], "INT32", [2] * 16))
 INDEX = "/v2/repository/index"
-DURATIONS = ["success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"]
 
 
 def ready(server, name):
     return server.get(f"/v2/models/{name}/ready").status == 200
-
-
-def load(server, path, parameters=None):
-    answer = server.post(f"/v2/{path}/load", parameters)
-    assert answer.status == 200, answer.body
 
 
 # --- Index ------------------------------------------------------------------------------------------------------------
@@ -40,8 +33,8 @@ def index(server, body=None):
 
 def test_the_index_tells_what_is_loaded_and_what_could_be(own_server):
     server = own_server
-    load(server, "workers/echo")
-    load(server, "models/simple", {"batch_size": 4})
+    server.load("workers/echo")
+    server.load("models/simple", {"batch_size": 4})
     assert index(server) == {
         **{name: [("1", "UNAVAILABLE", "unloaded")]
            for name in ("convnet", "digits", "identity_bytes", "identity_fp32")},
@@ -58,9 +51,9 @@ def test_the_index_tells_what_is_loaded_and_what_could_be(own_server):
 
 
 def test_the_index_tells_each_version(own_server):
-    load(own_server, "models/two_versions/versions/1")
+    own_server.load("models/two_versions/versions/1")
     assert index(own_server)["two_versions"] == [("1", "READY", "")]
-    load(own_server, "models/two_versions")
+    own_server.load("models/two_versions")
     assert index(own_server)["two_versions"] == [("1", "READY", ""), ("2", "READY", "")]
 
 
@@ -104,14 +97,19 @@ def test_the_index_tells_why_a_model_is_not_there(tmp_path):
         assert "unheard-of" not in after
         # A load that works forgets it; so does an unload.
         shutil.copy(REPOSITORY / "simple" / "1" / "model.onnx", repository / "broken" / "1" / "model.onnx")
-        load(server, "models/broken")
+        server.load("models/broken")
         assert index(server)["broken"] == [("1", "READY", "")]
         server.post("/v2/models/misconfigured/unload")
         assert index(server)["misconfigured"] == [("1", "UNAVAILABLE", "unloaded")]
+        server.load("models/simple", {"next": "broken"})
+        server.post("/v2/models/broken/unload")  # simple-0 holds it
         # A model that is served and whose new files do not load is still served.
         (repository / "broken" / "1" / "model.onnx").write_bytes(b"nothing again")
         assert server.post("/v2/models/broken/load").status == 400
         assert index(server)["broken"] == [("1", "READY", "")]
+        # What goes with the chain that held it is unloaded, whatever became of its reload.
+        assert server.post("/v2/models/simple-0/unload").status == 200
+        assert index(server)["broken"] == [("1", "UNAVAILABLE", "unloaded")]
 
 
 def test_the_index_tells_of_what_is_loading_and_unloading(tmp_path):
@@ -125,17 +123,13 @@ def test_the_index_tells_of_what_is_loading_and_unloading(tmp_path):
         wait_for(lambda: index(server).get("endless") == [("1", "LOADING", "")])
         assert index(server, {"ready": True}) == {}
         assert server.get("/v2/models/endless/config").status == 503
-        load(server, "workers/fake", {"delay_ms": 60_000})
+        server.load("workers/fake", {"delay_ms": 60_000})
         client.request("POST", "/v2/models/fake/infer", json.dumps(PAIR))
-        wait_for(lambda: 'fastinfer_requests_in_flight{model="fake",version="1"} 1' in page(server))
+        wait_for(lambda: 'fastinfer_requests_in_flight{model="fake",version="1"} 1' in server.metrics())
         server.post("/v2/workers/fake/unload")
         assert index(server)["fake"] == [("1", "UNLOADING", "")]
         client.close()
         wait_for(lambda: "fake" not in index(server))
-
-
-def page(server):
-    return server.get("/metrics").body.decode()
 
 
 # --- Unloading chains -------------------------------------------------------------------------------------------------
@@ -144,9 +138,9 @@ def page(server):
 @pytest.fixture
 def chain(own_server):
     """fake -> fake-0 -> echo-like fake-1, each with a load of its own."""
-    load(own_server, "workers/fake")
-    load(own_server, "workers/fake", {"next": "fake"})
-    load(own_server, "workers/fake", {"next": "fake-0"})
+    own_server.load("workers/fake")
+    own_server.load("workers/fake", {"next": "fake"})
+    own_server.load("workers/fake", {"next": "fake-0"})
     return own_server
 
 
@@ -173,8 +167,8 @@ def test_the_last_version_takes_the_chain_too(chain):
 
 def test_successors_stay_that_others_need_or_have_loaded(chain):
     dependents = {"parameters": {"unload_dependents": True}}
-    load(chain, "workers/fake", {"next": "fake-0", "another": 1})
-    load(chain, "workers/fake", {"share": False})
+    chain.load("workers/fake", {"next": "fake-0", "another": 1})
+    chain.load("workers/fake", {"share": False})
     chain.post("/v2/repository/models/fake-1/unload", dependents)
     assert loaded(chain) == ["fake", "fake-0", "fake-2"]  # fake-2 needs fake-0
     chain.post("/v2/repository/models/fake-2/unload", dependents)
@@ -184,7 +178,7 @@ def test_successors_stay_that_others_need_or_have_loaded(chain):
 
 
 def test_a_load_that_is_left_keeps_the_chain(chain):
-    load(chain, "workers/fake", {"next": "fake-0", "share": False})
+    chain.load("workers/fake", {"next": "fake-0", "share": False})
     chain.post("/v2/repository/models/fake-1/unload", {"parameters": {"unload_dependents": True}})
     assert loaded(chain) == ["fake", "fake-0", "fake-1"]
 
@@ -244,7 +238,7 @@ def test_the_configuration_fits_the_metadata(server):
 
 def test_the_configuration_says_what_the_load_has_said(own_server):
     server = own_server
-    load(server, "models/simple", {"batch_size": 4, "timeout": 2, "instances": 1, "intra_op_threads": 1, "mine": "x"})
+    server.load("models/simple", {"batch_size": 4, "timeout": 2, "instances": 1, "intra_op_threads": 1, "mine": "x"})
     config = server.get("/v2/models/simple-0/config").json
     assert (config["name"], config["max_batch_size"]) == ("simple-0", 4)
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 2000
@@ -254,21 +248,21 @@ def test_the_configuration_says_what_the_load_has_said(own_server):
 
 def test_built_in_workers_have_a_configuration(own_server):
     server = own_server
-    load(server, "workers/echo_multi", {"batch_size": 8, "instances": 3})
+    server.load("workers/echo_multi", {"batch_size": 8, "instances": 3})
     config = server.get("/v2/models/echo_multi/versions/1/config").json
     assert (config["platform"], config["max_batch_size"]) == ("echo_multi", 0)  # one item is one request
     assert [(of["name"], of["data_type"], of["dims"]) for of in config["output"]] == [
         ("output0", "TYPE_UINT32", [1]), ("output1", "TYPE_UINT32", [4]), ("output2", "TYPE_UINT32", [3]),
     ]  # fmt: skip
     assert config["instance_group"][0]["count"] == 3
-    load(server, "workers/fake", {"delay_ms": 0.5})
+    server.load("workers/fake", {"delay_ms": 0.5})
     assert server.get("/v2/models/fake/config").json["input"] == []
 
 
 def test_the_configuration_of_a_chain_has_the_last_stages_outputs(own_server):
     server = own_server
-    load(server, "workers/base64_encode", {"format": "jpeg"})
-    load(server, "workers/invert_image", {"next": "base64_encode"})
+    server.load("workers/base64_encode", {"format": "jpeg"})
+    server.load("workers/invert_image", {"next": "base64_encode"})
     config = server.get("/v2/models/invert_image/config").json
     assert config["input"][0]["data_type"] == "TYPE_UINT8"
     assert [(of["data_type"], of["dims"]) for of in config["output"]] == [("TYPE_STRING", [1])]
@@ -299,7 +293,7 @@ TRITONS = {
 
 def test_tritons_configuration_may_be_given_with_a_load(own_server):
     server = own_server
-    load(server, "repository/models/simple", {"parameters": {"config": json.dumps(TRITONS)}})
+    server.load("repository/models/simple", {"parameters": {"config": json.dumps(TRITONS)}})
     config = server.get("/v2/models/simple/config").json
     for key in ("max_batch_size", "instance_group", "version_policy"):
         assert config[key] == TRITONS[key]
@@ -307,10 +301,10 @@ def test_tritons_configuration_may_be_given_with_a_load(own_server):
     assert config["dynamic_batching"]["preferred_batch_size"] == [8]
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 100
     # What is told can be given back, and is told again.
-    load(server, "repository/models/simple", {"parameters": {"config": json.dumps(config)}})
+    server.load("repository/models/simple", {"parameters": {"config": json.dumps(config)}})
     assert server.get("/v2/models/simple/config").json == config
     assert server.get("/v2/models").json["models"] == ["simple"]
-    load(server, "repository/models/simple")
+    server.load("repository/models/simple")
     assert server.get("/v2/models/simple/config").json["max_batch_size"] == 64
 
 
@@ -332,117 +326,6 @@ def test_overrides_that_are_refused(own_server, parameters, words):
     assert answer.status == 400
     assert words in answer.error
     assert own_server.get("/v2/models/simple/config").json == before
-
-
-# --- Statistics -------------------------------------------------------------------------------------------------------
-
-
-def statistics(server, path):
-    answer = server.get(path)
-    assert answer.status == 200, answer.body
-    assert list(answer.json) == ["model_stats"]
-    for entry in answer.json["model_stats"]:
-        assert list(entry) == [
-            "name", "version", "last_inference", "inference_count", "execution_count", "inference_stats",
-            "batch_stats", "memory_usage",
-        ]  # fmt: skip
-        assert list(entry["inference_stats"]) == DURATIONS
-        assert all(list(duration) == ["count", "ns"] for duration in entry["inference_stats"].values())
-    return answer.json["model_stats"]
-
-
-def counts(server, model):
-    (entry,) = statistics(server, f"/v2/models/{model}/stats")
-    return {name: duration["count"] for name, duration in entry["inference_stats"].items()}
-
-
-def test_an_inference_is_counted(own_server):
-    server = own_server
-    began = time.time() * 1000
-    rows = inference(tensor("INPUT0", [3, 16], "INT32", [1] * 48), tensor("INPUT1", [3, 16], "INT32", [1] * 48))
-    assert server.infer("simple", PAIR).status == server.infer("simple", rows).status == 200
-    (entry,) = statistics(server, "/v2/models/simple/stats")
-    assert (entry["name"], entry["version"], entry["inference_count"], entry["execution_count"]) == (
-        "simple",
-        "1",
-        4,
-        2,
-    )
-    assert began - 1000 <= entry["last_inference"] <= time.time() * 1000 + 1000
-    durations = entry["inference_stats"]
-    for name in DURATIONS:
-        assert durations[name]["count"] == (0 if name in ("fail", "cache_hit", "cache_miss") else 2)
-    assert durations["success"]["ns"] >= durations["compute_infer"]["ns"] > 0
-    assert [line["batch_size"] for line in entry["batch_stats"]] == [1, 3]
-    assert all(line[part]["count"] == 1 for line in entry["batch_stats"]
-               for part in ("compute_input", "compute_infer", "compute_output"))  # fmt: skip
-    assert statistics(server, "/v2/models/simple/versions/1/stats") == [entry]
-
-
-def test_statistics_of_all_models_and_of_all_versions(own_server):
-    server = own_server
-    load(server, "models/two_versions")
-    load(server, "workers/echo")
-    every = statistics(server, "/v2/models/stats")
-    assert [(entry["name"], entry["version"]) for entry in every] == [
-        ("echo", "1"), ("simple", "1"), ("two_versions", "1"), ("two_versions", "2"),
-    ]  # fmt: skip
-    assert statistics(server, "/v2/models/two_versions/stats") == every[2:]
-    assert statistics(server, "/v2/models/two_versions/versions/2/stats") == every[3:]
-    server.post("/v2/models/two_versions/unload")
-    assert [entry["name"] for entry in statistics(server, "/v2/models/stats/")] == ["echo", "simple"]
-
-
-WRONG = {
-    "no JSON": b"{",
-    "no JSON, decoded on another thread": b'{"inputs":[],"x":"' + b"x" * 200_000,
-    "not UTF-8": b'{"inputs":[],"id":"\xff"}',
-    "a missing input": json.dumps(inference(PAIR["inputs"][0])).encode(),
-    "another type": json.dumps(inference(tensor("INPUT0", [1, 16], "FP32", [0] * 16), PAIR["inputs"][1])).encode(),
-    "shared memory": b'{"inputs":[],"parameters":{"shared_memory_region":"r"}}',
-    "too many rows": json.dumps(
-        inference(*[tensor(name, [700_000, 0], "INT32", []) for name in ("INPUT0", "INPUT1")])
-    ).encode(),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_request_that_is_refused_counts_as_a_failure(own_server, wrong):
-    for number in (1, 2):
-        assert own_server.infer("simple", WRONG[wrong]).status == 400
-        assert counts(own_server, "simple") == {**dict.fromkeys(DURATIONS, 0), "fail": number}
-    assert 'fastinfer_failures_total{cause="client",model="simple",version="1"} 2' in page(own_server)
-    assert own_server.infer("simple", PAIR).status == 200
-    assert counts(own_server, "simple")["success"] == 1
-
-
-def test_a_wrong_header_counts_as_a_failure(own_server):
-    fields = {"Inference-Header-Content-Length": "x"}
-    assert own_server.request("POST", "/v2/models/simple/infer", PAIR, fields).status == 400
-    assert counts(own_server, "simple")["fail"] == 1
-
-
-def test_what_a_chain_refuses_is_the_first_stages_failure(own_server):
-    server = own_server
-    load(server, "workers/fake")
-    load(server, "workers/echo", {"next": "fake"})
-    assert server.infer("echo", b"{").status == 400
-    assert server.infer("echo", inference(tensor("x", [2], "UINT32", [1, 2]))).status == 400
-    assert (counts(server, "echo")["fail"], counts(server, "fake")["fail"]) == (2, 0)
-
-
-def test_failures_of_a_model_are_counted(own_server):
-    load(own_server, "workers/fake", {"error_rate": 1})
-    assert own_server.infer("fake", PAIR).status == 500
-    assert counts(own_server, "fake")["fail"] == 1
-
-
-def test_zero_rows_are_a_success_without_a_run(own_server):
-    nothing = inference(tensor("INPUT0", [0, 16], "INT32", []), tensor("INPUT1", [0, 16], "INT32", []))
-    assert own_server.infer("simple", nothing).status == 200
-    (entry,) = statistics(own_server, "/v2/models/simple/stats")
-    assert entry["inference_stats"]["success"]["count"] == 1
-    assert (entry["inference_count"], entry["execution_count"], entry["batch_stats"]) == (0, 0, [])
 
 
 # --- What is not there ------------------------------------------------------------------------------------------------
@@ -507,7 +390,7 @@ def test_without_model_control_everything_can_still_be_read():
     with serving("--model-control", "none", "--load", "simple") as server:
         assert index(server)["simple"] == [("1", "READY", "")]
         assert server.get("/v2/models/simple/config").status == 200
-        assert counts(server, "simple")["success"] == 0
+        assert server.get("/v2/models/simple/stats").status == 200
         for path in ("/v2/repository/models/simple/load", "/v2/repository/models/simple/unload"):
             for body in (None, {"parameters": {"unload_dependents": True}}, "{"):
                 answer = server.post(path, body)

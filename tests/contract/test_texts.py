@@ -14,8 +14,8 @@ EIGHT = {"parameters": {"config": json.dumps({"max_batch_size": 8})}}
 def server():
     """The model ``simple`` in batches of at most 8; the worker ``fake``, one request at a time, one more waits."""
     with serving("--load", "simple", "--max-queue-size", "1") as running:
-        assert running.post("/v2/repository/models/simple/load", EIGHT).status == 200
-        assert running.post("/v2/workers/fake/load", {"delay_ms": 60_000, "instances": 1}).status == 200
+        running.load("repository/models/simple", EIGHT)
+        running.load("workers/fake", {"delay_ms": 60_000, "instances": 1})
         yield running
 
 
@@ -99,7 +99,7 @@ def test_the_sentence_to_the_letter(server, path, body, status, text):
 
 def test_the_sentence_of_a_full_queue(server):
     def waiting():
-        page = server.get("/metrics").body.decode()
+        page = server.metrics()
         names = ("batches_running", "queue_depth")
         return [f'fastinfer_{name}{{model="fake",version="1"}} 1.0' in page for name in names]
 
