@@ -12,38 +12,24 @@ from typing import Any
 
 import orjson
 
-Schema = dict[str, Any]
+from fastinfer import openapi_extensions
+from fastinfer.openapi_parts import (
+    ERRORS,
+    Schema,
+    answer,
+    array,
+    body,
+    media,
+    operation,
+    record,
+    ref,
+    schema,
+    text,
+    versioned,
+)
 
 VERSION = "2"
 """Of the protocol, not of the server: the description changes with the wire alone."""
-
-ERRORS: Mapping[int, tuple[str, str, str]] = {
-    400: (
-        "BadRequest",
-        "The request is malformed, or does not fit the model.",
-        "inputs[0].data[17]: 300 is out of range for UINT8",
-    ),
-    403: (
-        "Forbidden",
-        "Model control is off.",
-        "model control is off: the server was started with --model-control none",
-    ),
-    404: ("NotFound", "It does not exist.", "Request for unknown model: 'M' is not found"),
-    413: ("TooLarge", "The body is larger than the limit.", "the body is larger than 67108864 bytes"),
-    415: (
-        "UnsupportedCoding",
-        "The body's coding is neither gzip nor deflate.",
-        "the content codings understood are gzip and deflate",
-    ),
-    500: ("ModelFailed", "The model failed.", "the model failed: division by zero"),
-    503: (
-        "Unavailable",
-        "The queue is full, the model is loading, or the server drains or is out of memory.",
-        "Exceeds maximum queue size",
-    ),
-    504: ("DeadlinePassed", "The request's deadline has passed.", "Request timeout expired"),
-}
-"""The documented failures: status, name of the response, meaning, an example of a sentence."""
 
 ELEMENTS: Mapping[str, Schema] = {
     "BOOL": {"type": "boolean"},
@@ -67,8 +53,8 @@ TAGS = {
     "Server": "Who it is, and whether it is well.",
     "Models": "What is loaded, and what it takes and gives.",
     "Inference": "From tensors to tensors.",
-    "Control": "Loading and unloading.",
-    "Observation": "Hardware and metrics.",
+    "Control": "What is there to load; loading and unloading.",
+    "Observation": "Hardware, statistics and metrics.",
     "Description": "This description, and the page that shows it.",
 }
 
@@ -81,80 +67,6 @@ one trailing slash is accepted, and a query string is ignored. Bodies are read a
 
 To try it: load the worker `echo` under *Control*, then send it a tensor under *Inference*.
 """
-
-
-# --- Pieces -----------------------------------------------------------------------------------------------------------
-
-
-def ref(kind: str, name: str) -> Schema:
-    """A reference to a component."""
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
-def schema(name: str) -> Schema:
-    """A reference to a schema."""
-    return ref("schemas", name)
-
-
-def record(properties: Mapping[str, Schema], *optional: str, **more: Any) -> Schema:
-    """The schema of an object; its properties are required but for the ``optional`` ones."""
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", **({"required": required} if required else {}), "properties": dict(properties), **more}
-
-
-def array(items: Schema, **more: Any) -> Schema:
-    """The schema of an array."""
-    return {"type": "array", "items": items, **more}
-
-
-def text(description: str = "", **more: Any) -> Schema:
-    """The schema of a string."""
-    return {"type": "string", **({"description": description} if description else {}), **more}
-
-
-def media(of: Schema, content_type: str = "application/json", /, **examples: Any) -> Schema:
-    """A body, with examples by name; the underscores of a name are spaces."""
-    named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
-    return {content_type: {"schema": of, **({"examples": named} if named else {})}}
-
-
-def answer(description: str, content: Schema) -> Schema:
-    """A response."""
-    return {"description": description, "content": content}
-
-
-def operation(
-    identifier: str, tag: str, summary: str, ok: Schema, *errors: int, body: Schema | None = None, description: str = ""
-) -> Schema:
-    """What a method does; ``errors`` are the statuses that clients should expect, beside those of HTTP itself."""
-    responses = {"200": ok, **{str(status): ref("responses", ERRORS[status][0]) for status in errors}}
-    return {
-        "operationId": identifier,
-        "tags": [tag],
-        "summary": summary,
-        **({"description": description} if description else {}),
-        **({"requestBody": body} if body else {}),
-        "responses": {**responses, "default": ref("responses", "HttpError")},
-    }
-
-
-def body(content: Schema, *, required: bool = True) -> Schema:
-    """A request's body."""
-    return {"required": required, "content": content}
-
-
-def versioned(template: str, method: str, made: Schema) -> dict[str, Schema]:
-    """An operation without and with ``/versions/{version}``."""
-    model, tail = template.split("{model}")
-    identifier, summary = made["operationId"], made["summary"]
-    of_version = {**made, "operationId": f"{identifier}Version", "summary": f"{summary} (one version)"}
-    return {
-        template: {"parameters": [ref("parameters", "model")], method: made},
-        f"{model}{{model}}/versions/{{version}}{tail}": {
-            "parameters": [ref("parameters", "model"), ref("parameters", "version")],
-            method: of_version,
-        },
-    }
 
 
 # --- Schemas ----------------------------------------------------------------------------------------------------------
@@ -211,7 +123,9 @@ def schemas() -> dict[str, Schema]:
             "type": "object",
             "description": "Of a request: `timeout` (µs), `priority` (1 is first), `binary_data_output`. Of an input: "
             "`binary_data_size`. Of an output: `binary_data`, and `classification`: how many of its largest elements "
-            "are answered, as BYTES `value:index` or `value:index:label`. Others are ignored.",
+            "are answered, as BYTES `value:index` or `value:index:label`. `sequence_id`, `sequence_start` and "
+            "`sequence_end` other than 0, false or empty, and `shared_memory_…`, are refused with 400; others are "
+            "ignored.",
             "additionalProperties": True,
         },
         "LoadParameters": {
@@ -224,7 +138,7 @@ def schemas() -> dict[str, Schema]:
                 "timeout": {"type": "number", "minimum": 0, "description": "ms that a batch may wait for company."},
                 "instances": {"type": "integer", "minimum": 1, "description": "Batches that may run at once."},
                 "next": text("A loaded endpoint that gets the outputs."),
-                "config": text("Of a model: a JSON text that replaces its configuration."),
+                "config": text("Of a model: a JSON text that replaces its configuration; not part of the identity."),
                 "model": text("Of the worker `onnx`: the model; of `cplusplus`: the built-in worker."),
                 "intra_op_threads": {"type": "integer", "minimum": 1},
                 "inter_op_threads": {"type": "integer", "minimum": 1},
@@ -239,7 +153,13 @@ def schemas() -> dict[str, Schema]:
             "additionalProperties": True,
             "example": {},
         },
-        "ServerMetadata": record({"name": text(example="fastinfer"), "version": text(), "extensions": array(text())}),
+        "ServerMetadata": record(
+            {
+                "name": text(example="fastinfer"),
+                "version": text(),
+                "extensions": array(text(), description="Those of Triton's that work.", example=["statistics"]),
+            }
+        ),
         "ModelMetadata": record(
             {
                 "name": text(example="simple"),
@@ -272,6 +192,7 @@ def schemas() -> dict[str, Schema]:
             },
             "id",
         ),
+        **openapi_extensions.schemas(DATATYPES),
         "HardwareRequest": record(
             {"name": text(example="CPU"), "num": {"type": "integer", "minimum": 1, "default": 1}}, "num"
         ),
@@ -363,6 +284,7 @@ def model_paths() -> dict[str, Schema]:
         **versioned("/v2/models/{model}", "get", metadata),
         **versioned("/v2/models/{model}/ready", "get", ready),
         **versioned("/v2/models/{model}/infer", "post", infer),
+        **openapi_extensions.model_paths(),
     }
 
 
@@ -378,17 +300,18 @@ def control_paths() -> dict[str, Schema]:
         optional = body(accepted, required=False)
         return operation(identifier, "Control", summary, ok, *errors, body=optional, description=description)
 
-    no_parameters = media({"type": "object"}, nothing={})
+    to_unload = media(schema("UnloadParameters"), nothing={}, a_whole_chain=openapi_extensions.WHOLE_CHAIN)
     loaded, unloaded = answer("It is ready, under this name.", done["load"]), answer("It is gone.", done["unload"])
     for family, suffix in (("/v2/models/{model}", ""), ("/v2/repository/models/{model}", "InRepository")):
         paths |= versioned(f"{family}/load", "post", control(f"loadModel{suffix}", "load", "model", loaded))
-        made = control(f"unloadModel{suffix}", "unload", "model", unloaded, no_parameters)
+        made = control(f"unloadModel{suffix}", "unload", "model", unloaded, to_unload)
         paths |= versioned(f"{family}/unload", "post", made)
+    paths |= openapi_extensions.index_paths()
     bare = answer("It is ready; the body is the endpoint's bare name.", media(text(example="echo"), "text/html"))
     given = media(schema("LoadParameters"), nothing={}, another_endpoint={"max_buffer_num": 100})
     for verb, made in (
         ("load", control("loadWorker", "load", "worker", bare, given)),
-        ("unload", control("unloadWorker", "unload", "worker", unloaded, no_parameters)),
+        ("unload", control("unloadWorker", "unload", "worker", unloaded, to_unload)),
     ):
         paths[f"/v2/workers/{{worker}}/{verb}"] = {"parameters": [ref("parameters", "worker")], "post": made}
     return paths

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from typing import Any
 
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
 from fastinfer.config.server import ServerConfig
 from fastinfer.metrics import Metrics
+from fastinfer.models.index import READY, Entry
 from fastinfer.models.loader import Loader
 from fastinfer.models.repository import Repository
 
@@ -52,6 +54,22 @@ class Service:
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready, or None."""
         return "the server is draining" if self.draining else self.repository.why_not_ready()
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> list[dict[str, Any]]:
+        """The entries of the statistics extension: of all models, of one model's versions, or of one version.
+
+        Raises:
+            ApiError: 404 where there is no such model or version, 503 where it is not ready.
+        """
+        models = self.repository.models()
+        if name is not None:
+            self.repository.find(name, version)
+            models = [model for model in models if model.name == name and version in (None, model.version)]
+        return [model.stats.to_triton(model.name, model.version) for model in models]
+
+    async def index(self, *, ready_only: bool) -> list[Entry]:
+        """The entries of the repository's index, those that answer requests or all."""
+        return [entry for entry in await self.repository.index() if entry.state == READY or not ready_only]
 
     def start(self) -> None:
         """Begins to load what is asked for at start, and to follow the disk where that is asked for."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ class Server:
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
         return self.post(path, body)
 
+    def metrics(self) -> str:
+        return self.get("/metrics").body.decode()
+
+    def load(self, path: str, parameters: Any = None) -> None:
+        """Loads ``models/M`` or ``workers/W``; fails where that fails."""
+        answer = self.post(f"/v2/{path}/load", parameters)
+        assert answer.status == 200, answer.body
+
     def stop(self) -> int:
         """Lets it drain; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -131,6 +139,14 @@ def serving(*options: str, **kwargs: Any) -> Iterator[Server]:
         server.stop()
     finally:
         server.kill()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Asks again and again until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def tensor(name: str, shape: list[int], datatype: str, data: Any, **more: Any) -> dict[str, Any]:

@@ -56,7 +56,9 @@ FLOORS: list[dict[str, str]] = [
         "config.model": "config.model_schema config.pbtxt",
         "config.model_schema": "config.pbtxt",
         "config.pbtxt": "",
-        "openapi": "",
+        "openapi": "openapi_extensions openapi_parts",
+        "openapi_extensions": "openapi_parts",
+        "openapi_parts": "",
         "models.stats": "_ext.histogram _ext.stats",
         "http.upload": "http.head _ext.upload",
         "_ext.exchange": "",
@@ -72,6 +74,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "hardware": "_ext.ort",
         "models.files": "",
+        "models.index": "",
         "models.policy": "",
         "models.run": "",
         "_ext.batch": "",
@@ -114,7 +117,7 @@ FLOORS: list[dict[str, str]] = [
         "http.protocol": "http.hub routes.router",
         "http.hub": "",
         "routes.__init__": "routes.health routes.metadata routes.infer routes.repository "
-        "routes.hardware routes.docs routes.metrics",
+        "routes.statistics routes.hardware routes.docs routes.metrics",
         "routes.docs": "routes.router",
         "routes.hardware": "routes.router",
         "routes.health": "routes.router",
@@ -122,6 +125,7 @@ FLOORS: list[dict[str, str]] = [
         "routes.metadata": "routes.router",
         "routes.metrics": "routes.router",
         "routes.repository": "routes.router",
+        "routes.statistics": "routes.router",
         "routes.router": "",
     },
     {

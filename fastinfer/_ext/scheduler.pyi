@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.stats import Counters
+from fastinfer.errors import ApiError
 from fastinfer.models.policy import BatchingPolicy
 from fastinfer.models.run import Run
 
@@ -50,5 +51,7 @@ class Scheduler:
         """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
     def cancel(self, request: InferRequest) -> None:
         """Nobody waits for this request any more; its ``complete`` is not called."""
+    def count_refusal(self, error: ApiError) -> None:
+        """Counts a request that never came to be queued: it could not be decoded, or does not fit the model."""
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""

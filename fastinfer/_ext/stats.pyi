@@ -9,8 +9,8 @@ from fastinfer._ext.histogram import Histogram
 Cause = Literal["client", "model", "timeout", "rejected", "cancelled"]
 
 CAUSES: tuple[Cause, ...]
-"""Why a request failed: it was wrong (4xx), the model failed (500), its deadline passed, the queue was full, its client
-went away."""
+"""Why a request failed: it was wrong (4xx), the model failed (500), its deadline passed, the queue was full or there was
+no memory for it, its client went away."""
 NBYTES: int
 """The size of the block of counters."""
 

@@ -191,6 +191,17 @@ class ModelConfig(Table):
             raise ConfigError(f"model '{self.name}': {error}") from None
         return self.model_copy(update={"inputs": inputs, "outputs": outputs, "max_batch_size": rows})
 
+    def running(self, name: str, instances: int) -> ModelConfig:
+        """The configuration as the endpoint ``name`` has it, with so many batches at once."""
+        groups = self.instance_group
+        if sum(group.count for group in groups) != instances:
+            groups = (InstanceGroup.model_construct(count=instances),)
+        named = tuple(
+            group.model_copy(update={"name": group.name or f"{name}_{number}", "kind": "KIND_CPU"})
+            for number, group in enumerate(groups)
+        )
+        return self.model_copy(update={"name": name, "instance_group": named})
+
     def to_triton_json(self) -> bytes:
         """The configuration in Triton's field names, compact, in Triton's order."""
         onnx = self.platform in ("", *PLATFORMS)
@@ -208,7 +219,7 @@ class ModelConfig(Table):
         body = {
             "name": self.name,
             "platform": "onnxruntime_onnx" if onnx else self.platform,
-            "backend": "onnxruntime" if onnx else self.backend,
+            "backend": "onnxruntime" if onnx else self.platform,
             "runtime": "",
             "version_policy": self.version_policy.model_dump(exclude_none=True),
             "max_batch_size": self.max_batch_size or 0,

@@ -29,6 +29,13 @@ RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an endpoint of its 
 Stamp = tuple[tuple[str, int, int, int], ...]  # files by relative path: inode, size, mtime in ns
 
 
+class UnknownModelError(ApiError):
+    """No repository has a model of that name (status 400)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(400, f"no model '{name}' in the repository")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """What lies on the disk for one model.
@@ -97,7 +104,8 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     """A model's files; the first repository that has the name wins.
 
     Raises:
-        ApiError: 400 where there is no such model, or where it has no version.
+        UnknownModelError: there is no such model.
+        ApiError: 400 where it has no version, or a name that is not to be served.
     """
     if name in RESERVED_NAMES:
         raise ApiError(400, f"a model cannot be called '{name}'")
@@ -113,7 +121,20 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
             if not versions:
                 raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
             return ModelFiles(name, path, versions, shared)
-    raise ApiError(400, f"no model '{name}' in the repository")
+    raise UnknownModelError(name)
+
+
+def find_all(directories: Sequence[Path]) -> dict[str, ModelFiles | ApiError]:
+    """All models by name, each with its files, or with why it cannot be loaded."""
+    found: dict[str, ModelFiles | ApiError] = {}
+    for name in names(directories):
+        try:
+            found[name] = find(directories, name)
+        except UnknownModelError:
+            continue  # it went away meanwhile
+        except ApiError as error:
+            found[name] = error
+    return found
 
 
 def _is_version(entry: Path) -> bool:

@@ -32,6 +32,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOAD_THREADS = 2
+_IN_OTHER_FIELDS = {"share", "batch_size", "timeout", "instances"}  # parameters that a configuration tells elsewhere
 _NICENESS = 10  # of load threads; the kernel then prefers the loop's and the executor's
 
 Successor = Callable[[], Model] | None
@@ -79,13 +80,14 @@ class Loader:
         implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
-        return self._model(name, str(version), implementation, config.effective(signature), instances, successor)
+        config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
+        return self._model(name, str(version), implementation, config, instances, successor)
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
         implementation = kind.factory(parameters, self._workers)
         config = ModelConfig.model_construct(name=name, platform=implementation.platform)
-        config = _with_parameters(config.effective(implementation.signature), parameters)
+        config = _with_parameters(config, parameters).effective(implementation.signature)
         return self._model(name, "1", implementation, config, parameters.instances or kind.instances, successor)
 
     def _model(
@@ -119,7 +121,7 @@ class Loader:
             stats=stats,
             loop=self._loop,
         )
-        return Model(name, version, implementation, scheduler, stats, config, successor)
+        return Model(name, version, implementation, scheduler, stats, config.running(name, instances), successor)
 
     def close(self) -> None:
         """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""
@@ -129,6 +131,9 @@ class Loader:
 
 def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig:
     """The configuration with what the load's parameters say instead."""
+    given = parameters.model_dump(exclude_unset=True, exclude=_IN_OTHER_FIELDS)
+    plain = {key: value for key, value in given.items() if isinstance(value, str | bool | int | float)}
+    config = config.model_copy(update={"parameters": {**config.parameters, **plain}})
     if parameters.batch_size is not None:
         config = config.model_copy(update={"max_batch_size": parameters.batch_size})
     if parameters.timeout:

@@ -86,8 +86,8 @@ class Model(Target):
         """Checks a request against what clients see. ApiError 400."""
         try:
             self.signature.check(request, self.name)
-        except ApiError:
-            self.stats.record_failure("client", 0)
+        except ApiError as error:
+            self.scheduler.count_refusal(error)
             raise
 
     def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
@@ -96,9 +96,12 @@ class Model(Target):
         if own.batched and not 0 < request.rows <= own.max_batch_size:
             if request.rows > own.max_batch_size * _MAX_SLICES:
                 most = own.max_batch_size * _MAX_SLICES
-                raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
+                error = ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
+                self.scheduler.count_refusal(error)
+                raise error
             if request.rows > 0:
                 return _Slices(self.scheduler, request, own.max_batch_size, complete).start()
+            self.stats.record_success(0, 0, 0)
             outputs = [_zero_rows(spec, own, request) for spec in own.outputs]
             return asyncio.get_running_loop().call_soon(complete, request, outputs).cancel
         request.complete = complete
@@ -113,6 +116,13 @@ class Model(Target):
             if last is not self._last:
                 self._last, self._shown = last, _chained(self.own, last)
         return self._shown
+
+    @property
+    def shown_config(self) -> ModelConfig:
+        """The effective configuration as a client sees it: with the last stage's outputs. ApiError as following."""
+        if self.successor is None:
+            return self.config
+        return self.config.model_copy(update={"outputs": self.following().shown_config.outputs})
 
     def following(self) -> Model:
         """The model that gets the outputs, as it is loaded now. ApiError where it is not ready."""

@@ -21,7 +21,8 @@ from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
 from fastinfer.models.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
-from fastinfer.models.files import ModelFiles
+from fastinfer.models.files import ModelFiles, UnknownModelError
+from fastinfer.models.index import NO_VERSION, Entry, entries
 from fastinfer.models.loader import Loader
 from fastinfer.models.model import Model
 from fastinfer.workers import WorkerKind
@@ -58,7 +59,7 @@ class Repository:
         self._locks: dict[str, _Lock] = {}
         self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
         self._at_start: dict[str, ModelFiles | None] = {}  # what lay on the disk before the first load
-        self._loading: set[str] = set()
+        self._loading: dict[str, set[int]] = {}  # with the versions that are made, once they are known
         self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
 
@@ -106,6 +107,21 @@ class Repository:
             for endpoint in sorted(self._table, key=lambda endpoint: endpoint.name)
             for version in sorted(endpoint.versions)
         ]
+
+    async def index(self) -> list[Entry]:
+        """Every version of every endpoint, and the models of the repository that are not served."""
+        # Not on a load thread: those are busy just when somebody wants to see what is loading.
+        on_disk = await asyncio.to_thread(model_files.find_all, self.directories)
+        refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
+        ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
+        unknown = {name: set() if self._table.get(name) else {NO_VERSION} for name in self._loading}
+        return entries(
+            ready=ready,
+            loading=[(name, number) for name, known in self._loading.items() for number in known or unknown[name]],
+            unloading=[(model.name, int(model.version)) for model in self._retiring],
+            on_disk={name: found.versions if isinstance(found, ModelFiles) else () for name, found in on_disk.items()},
+            failures={**self._failures, **refused},
+        )
 
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready; None where everything asked for at start has been ready once."""
@@ -179,13 +195,8 @@ class Repository:
             log.exception("model '%s' is not served as it lies on the disk", name)
 
     def _look(self) -> dict[str, ModelFiles | None]:
-        found: dict[str, ModelFiles | None] = {}
-        for name in model_files.names(self.directories):
-            try:
-                found[name] = model_files.find(self.directories, name)
-            except ApiError:
-                continue  # no version in it yet
-        return found
+        found = model_files.find_all(self.directories)
+        return {name: files for name, files in found.items() if isinstance(files, ModelFiles)}
 
     # --- Loading ------------------------------------------------------------------------------------------------------
 
@@ -241,7 +252,7 @@ class Repository:
             endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
         name = endpoint.name
         successor = self._successor(name, parameters.next)
-        self._loading.add(name)
+        self._loading[name] = set()
         try:
             if isinstance(made_of, str):
                 versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
@@ -250,11 +261,12 @@ class Repository:
             else:
                 versions = {1: (endpoint.versions[1], None)}
         except ApiError as error:
-            if not new or name in (self._wanted or ()):
+            # Names that no model has are not remembered: there is no end of them.
+            if not isinstance(error, UnknownModelError) or name in (self._wanted or ()):
                 self._failures[name] = error.message
             raise
         finally:
-            self._loading.discard(name)
+            del self._loading[name]
         if not new and self._table.get(name) is not endpoint:
             self._discard(
                 {number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()}
@@ -295,6 +307,7 @@ class Repository:
                 for number in selected
                 if number in endpoint.versions and endpoint.sources[number] == made_of[number]
             }
+            self._loading[endpoint.name] = selected - kept.keys()
             made: dict[int, tuple[Model, object]] = {}
             try:
                 for number in sorted(selected - kept.keys()):
@@ -349,8 +362,14 @@ class Repository:
 
     # --- Unloading ----------------------------------------------------------------------------------------------------
 
-    async def unload(self, name: str, version: int | None = None) -> None:
-        """Takes one load, or one version, away; an unknown name is no error. In-flight requests are finished."""
+    async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
+        """Takes one load, or one version, away; an unknown name is no error. In-flight requests are finished.
+
+        Args:
+            name: the endpoint's.
+            version: one version alone; None: the endpoint.
+            dependents: where that removes the endpoint, take one load of its successor away too, and so on.
+        """
         endpoint = self._table.get(name)
         async with self._exclusive(name if endpoint is None else endpoint.base):
             self._settled(name)
@@ -358,31 +377,29 @@ class Repository:
             if endpoint is None or (version is not None and version not in endpoint.versions):
                 return
             if version is None:
-                self._take_load(endpoint)
+                self._take_loads(endpoint, 1, dependents=dependents)
             elif len(endpoint.versions) == 1:
-                self._remove(endpoint)
+                self._take_loads(endpoint, endpoint.loads, dependents=dependents)
             else:
                 endpoint.chosen.discard(version)
                 rest = {n: (endpoint.versions[n], endpoint.sources[n]) for n in endpoint.versions if n != version}
                 self._publish(endpoint, rest)
 
-    def _take_load(self, endpoint: Endpoint) -> None:
-        endpoint.loads = max(0, endpoint.loads - 1)
-        self._remove_unless_wanted(endpoint)
-
-    def _remove_unless_wanted(self, endpoint: Endpoint) -> None:
+    def _take_loads(self, endpoint: Endpoint, count: int, *, dependents: bool) -> None:
+        endpoint.loads = max(0, endpoint.loads - count)
         if not endpoint.loads and not endpoint.holds:
-            self._remove(endpoint)
+            self._remove(endpoint, dependents=dependents)
 
-    def _remove(self, endpoint: Endpoint) -> None:
+    def _remove(self, endpoint: Endpoint, *, dependents: bool = False) -> None:
         self._table.remove(endpoint)
+        self._failures.pop(endpoint.name, None)  # of a reload, while the old one still served
         for model in endpoint.versions.values():
             self._retire(model)
         log.info("'%s' is unloaded", endpoint.name)
         held = None if endpoint.parameters.next is None else self._table.get(endpoint.parameters.next)
         if held is not None:
             held.holds -= 1
-            self._remove_unless_wanted(held)
+            self._take_loads(held, 1 if dependents else 0, dependents=dependents)
 
     def _retire(self, model: Model) -> None:
         self._retiring.add(model)

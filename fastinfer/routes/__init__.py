@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastinfer.routes import docs, hardware, health, infer, metadata, metrics, repository
+from fastinfer.routes import docs, hardware, health, infer, metadata, metrics, repository, statistics
 from fastinfer.routes.router import Router
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
 
-_SUBJECTS = (health, metadata, infer, repository, hardware, metrics, docs)
+_SUBJECTS = (health, metadata, infer, repository, statistics, hardware, metrics, docs)
 
 
 def build(service: Service) -> Router:

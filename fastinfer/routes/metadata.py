@@ -1,4 +1,4 @@
-"""Metadata: the server, the list of models, a model's signature."""
+"""Metadata: the server, the list of models, a model's signature and configuration."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from fastinfer.routes.router import Route
 if TYPE_CHECKING:
     from fastinfer.service import Service
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "statistics",
+)
 """What of Triton's extensions really works."""
 
 
 def routes(service: Service) -> list[Route]:
-    """``/v2``, ``/v2/models`` and a model's metadata."""
+    """``/v2``, ``/v2/models``, a model's metadata and its ``config``."""
 
     def server(exchange: Exchange) -> None:
         body = {"name": service.config.server_name, "version": __version__, "extensions": EXTENSIONS}
@@ -40,11 +48,17 @@ def routes(service: Service) -> list[Route]:
         }
         exchange.respond(200, orjson.dumps(body))
 
+    def config(exchange: Exchange) -> None:
+        found = service.repository.find(*exchange.arguments)
+        exchange.respond(200, found.shown_config.to_triton_json())
+
     return [
         Route(("GET",), "/v2", server),
         Route(("GET",), "/v2/models", models),
         Route(("GET",), "/v2/models/{model}", model),
         Route(("GET",), "/v2/models/{model}/versions/{version}", model),
+        Route(("GET",), "/v2/models/{model}/config", config),
+        Route(("GET",), "/v2/models/{model}/versions/{version}/config", config),
     ]
 
 

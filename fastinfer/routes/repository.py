@@ -1,4 +1,4 @@
-"""Loading and unloading: models under both URL families, and workers."""
+"""The repository: its index, and loading and unloading, of models under both URL families and of workers."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ if TYPE_CHECKING:
 
 
 def routes(service: Service) -> list[Route]:
-    """The load and unload endpoints of models and workers."""
+    """The index; the load and unload endpoints of models and workers."""
     repository = service.repository
 
+    async def index(exchange: Exchange) -> None:
+        entries = await service.index(ready_only=_flag(_object(exchange, '{"ready": true}'), "ready", "'ready'"))
+        exchange.respond(200, orjson.dumps(entries))
+
     async def load_model(exchange: Exchange) -> None:
+        _check_allowed(service)
         name, version = _target(exchange)
-        parameters = _parameters(exchange)
-        _allowed(service)
-        endpoint = await repository.load_model(name, version, parameters)
+        endpoint = await repository.load_model(name, version, _parameters(exchange))
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
     async def unload_model(exchange: Exchange) -> None:
+        _check_allowed(service)
         name, version = _target(exchange)
-        _parameters(exchange)
-        _allowed(service)
-        await repository.unload(name, version)
+        dependents = _flag(_parameters(exchange), "unload_dependents", "parameters.unload_dependents")
+        await repository.unload(name, version, dependents=dependents)
         exchange.respond(200, orjson.dumps({"name": name, "unload": True}))
 
     async def load_worker(exchange: Exchange) -> None:
-        parameters = _parameters(exchange)
-        _allowed(service)
-        endpoint = await repository.load_worker(exchange.arguments[0], parameters)
+        _check_allowed(service)
+        endpoint = await repository.load_worker(exchange.arguments[0], _parameters(exchange))
         exchange.respond(200, endpoint.encode(), b"text/html")
 
     # "Identical to model unload": both families unload any endpoint.
@@ -48,6 +50,7 @@ def routes(service: Service) -> list[Route]:
             Route(("POST",), target + "/unload", unload_model),
         )
     ] + [
+        Route(("POST",), "/v2/repository/index", index),
         Route(("POST",), "/v2/workers/{worker}/load", load_worker),
         Route(("POST",), "/v2/workers/{worker}/unload", unload_model),
     ]
@@ -58,13 +61,26 @@ def _target(exchange: Exchange) -> tuple[str, int | None]:
     return name, int(version[0]) if version else None
 
 
-def _allowed(service: Service) -> None:
+def _check_allowed(service: Service) -> None:
     if service.config.model_control == "none":
         raise ApiError(403, "model control is off: the server was started with --model-control none")
 
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:
     """The optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
+    given = _object(exchange, '{"parameters": {...}}, or the parameters alone')
+    if "parameters" not in given:
+        return given
+    if len(given) > 1:
+        raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
+    parameters = given["parameters"]
+    if not isinstance(parameters, dict):
+        raise ApiError(400, "'parameters' must be an object")
+    return parameters
+
+
+def _object(exchange: Exchange, example: str) -> dict[str, Any]:
+    """The body; an empty one is an empty object. ApiError 400."""
     body = bytes(exchange.body)
     if not body.strip():
         return {}
@@ -72,10 +88,14 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
         given = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from error
-    if isinstance(given, dict) and isinstance(given.get("parameters"), dict):
-        if len(given) > 1:
-            raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
-        given = given["parameters"]
     if not isinstance(given, dict):
-        raise ApiError(400, 'the body must be an object of parameters, or {"parameters": {...}}')
+        raise ApiError(400, f"the body must be an object: {example}")
     return given
+
+
+def _flag(given: dict[str, Any], name: str, place: str) -> bool:
+    """An optional boolean, false by default. ApiError 400."""
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{place} must be true or false")
+    return value

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from openapi_schema_validator import OAS30Validator
 from support import serving
 
 from fastinfer import openapi
@@ -16,6 +17,16 @@ def bodies(operation):
     """The examples of a request's body in JSON, by name."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     return {name: example["value"] for name, example in content.get("examples", {}).items()}
+
+
+def check_described(answer, operation):
+    """The answer has a type that the operation has, and, as JSON, the shape."""
+    content = operation["responses"]["200"]["content"]
+    content_type = answer.headers["content-type"].split(";")[0]
+    assert content_type in content or "*/*" in content
+    if content_type == "application/json":
+        schema = content[content_type]["schema"]
+        OAS30Validator({**schema, "components": DESCRIPTION["components"]}).validate(answer.json)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +48,7 @@ def test_the_examples_of_inference(described, model):
 def test_every_get_works(described, path):
     answer = described.get(re.sub(r"\{(\w+)\}", lambda found: VALUES[found[1]], path))
     assert answer.status == 200, answer.body
-    content = DESCRIPTION["paths"][path]["get"]["responses"]["200"]["content"]
-    assert answer.headers["content-type"].split(";")[0] in content or "*/*" in content
+    check_described(answer, DESCRIPTION["paths"][path]["get"])
 
 
 @pytest.mark.parametrize("path", [path for path, item in DESCRIPTION["paths"].items() if "post" in item])
@@ -56,3 +66,4 @@ def test_every_post_works(described, path):
     for name, body in examples.items():
         answer = described.post(filled, body)
         assert answer.status == 200, (name, answer.body)
+        check_described(answer, DESCRIPTION["paths"][path]["post"])

@@ -10,7 +10,7 @@ import time
 
 import onnx_models
 import pytest
-from support import REPOSITORY, inference, serving, tensor
+from support import REPOSITORY, inference, serving, tensor, wait_for
 
 ECHO = inference(tensor("anything", [1], "UINT32", [41]))
 
@@ -233,13 +233,6 @@ def test_model_control_poll_follows_the_disk(tmp_path):
         shutil.rmtree(repository / "simple")
         wait_for(lambda: ready(server, "simple") == 404)
         assert models(server) == ["digits"]
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_model_that_fails_at_start_keeps_the_server_unready_until_it_works_or_goes(tmp_path):

@@ -353,6 +353,9 @@ SENTENCES = {
         "parameters.timeout: 99999999999999999999 is too large"
     ),
     '{"inputs":[],"parameters":{"sequence_id":7}}': "parameters.sequence_id: 7 is refused: sequences are not supported",
+    '{"inputs":[],"parameters":{"sequence_end":0,"sequence_end":0}}': "parameters.sequence_end is given twice",
+    '{"inputs":[],"parameters":{"shared_memory_region":"r"}}': "parameters: shared memory is not supported",
+    '{"inputs":[],"parameters":{"shared_memory_byte_size":0}}': "parameters: shared memory is not supported",
     '{"inputs":[],"parameters":{"binary_data_output":"yes"}}': (
         'parameters.binary_data_output: "yes" is not true or false'
     ),

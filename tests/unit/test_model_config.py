@@ -475,6 +475,24 @@ def test_the_effective_configuration(tmp_path: Path) -> None:
     assert "dynamic_batching" not in body
 
 
+@pytest.mark.parametrize(
+    ("groups", "instances", "shown"),
+    [
+        ("", 1, [("e_0", "KIND_CPU", 1)]),
+        ("[[instance_group]]\ncount = 2\n[[instance_group]]\nname = 'n'", 3,
+         [("e_0", "KIND_CPU", 2), ("n", "KIND_CPU", 1)]),
+        ("[[instance_group]]\ncount = 2\n[[instance_group]]\nname = 'n'", 2, [("e_0", "KIND_CPU", 2)]),
+        ("", 65_536, [("e_0", "KIND_CPU", 65_536)]),
+    ],
+)  # fmt: skip
+def test_the_instances_of_an_endpoint(
+    tmp_path: Path, groups: str, instances: int, shown: list[tuple[str, str, int]]
+) -> None:
+    body = orjson.loads(read(tmp_path, groups).running("e", instances).to_triton_json())
+    assert body["name"] == "e"
+    assert [(group["name"], group["kind"], group["count"]) for group in body["instance_group"]] == shown
+
+
 def test_preferred_sizes_are_checked_against_what_the_graph_allows(tmp_path: Path) -> None:
     config = read(tmp_path, "dynamic_batching = { preferred_batch_size = 128 }")
     specs = (Spec("x", "FP32", (-1, 64)),)

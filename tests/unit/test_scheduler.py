@@ -434,3 +434,15 @@ async def test_retired_is_told_once_and_last():
     model.finish()
     await turn()
     assert told == [(200, 200)]
+
+
+@run
+async def test_what_is_refused_before_the_queue_is_counted():
+    model = Model()
+    for status in (400, 400, 503):
+        model.scheduler.count_refusal(ApiError(status, "no"))
+    assert {cause: failed.count for cause, failed in model.stats.failures.items() if failed.count} == {
+        "client": 2,
+        "rejected": 1,
+    }
+    assert model.scheduler.queued == 0

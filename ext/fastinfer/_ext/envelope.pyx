@@ -134,17 +134,16 @@ cdef int read_parameters(Decoder* decoder) noexcept nogil:
                 return -1
             decoder.binary_output = flag != 0
         elif is_key(&key, "sequence_id", 11):
-            if (see(decoder, &decoder.seen, SEEN_SEQUENCE_ID, "parameters.sequence_id") < 0
-                    or read_nothing(decoder, "parameters.sequence_id") < 0):
+            if read_nothing(decoder, SEEN_SEQUENCE_ID, "parameters.sequence_id") < 0:
                 return -1
         elif is_key(&key, "sequence_start", 14):
-            if (see(decoder, &decoder.seen, SEEN_SEQUENCE_START, "parameters.sequence_start") < 0
-                    or read_nothing(decoder, "parameters.sequence_start") < 0):
+            if read_nothing(decoder, SEEN_SEQUENCE_START, "parameters.sequence_start") < 0:
                 return -1
         elif is_key(&key, "sequence_end", 12):
-            if (see(decoder, &decoder.seen, SEEN_SEQUENCE_END, "parameters.sequence_end") < 0
-                    or read_nothing(decoder, "parameters.sequence_end") < 0):
+            if read_nothing(decoder, SEEN_SEQUENCE_END, "parameters.sequence_end") < 0:
                 return -1
+        elif is_shared_memory(&key):
+            return fail(decoder, "parameters", "shared memory is not supported")
         elif skip(decoder, 2) < 0:
             return -1
 
@@ -176,7 +175,7 @@ cdef int read_flag(Decoder* decoder, int64_t* out, const char* field) noexcept n
 
 
 # A sequence parameter: 0, false or "".
-cdef int read_nothing(Decoder* decoder, const char* field) noexcept nogil:
+cdef int read_nothing(Decoder* decoder, int bit, const char* field) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* value
     cdef Text text
@@ -184,6 +183,8 @@ cdef int read_nothing(Decoder* decoder, const char* field) noexcept nogil:
     cdef int error
     cdef const char* fault_at
     cdef const char* after
+    if see(decoder, &decoder.seen, bit, field) < 0:
+        return -1
     peek(cursor)
     value = cursor.at
     if value < cursor.end and value[0] == QUOTE:

@@ -67,6 +67,9 @@ cdef class InferHandler:
                 request = None
             else:
                 request = decode_view(&view, body, json_size, stable, inference.model.name)
+        except ApiError as error:
+            inference.model.scheduler.count_refusal(error)
+            raise
         finally:
             PyBuffer_Release(&view)
         inference.exchange = exchange
@@ -103,15 +106,25 @@ cdef class Inference(Waiter):
             self.exchange.guard(self._start_decoded, job)
 
     def _start_decoded(self, DecodeJob job):
+        cdef InferRequest request
         self.model = self.handler.target(self.arguments)    # it may have been replaced meanwhile
-        self.start(job.result())
+        try:
+            request = job.result()
+        except ApiError as error:
+            self.model.scheduler.count_refusal(error)
+            raise
+        self.start(request)
 
     cdef int start(self, InferRequest request) except -1:
         cdef Target model = self.model
         if model.successor is not None:
             self.cancel = (<object>model).infer(request, self.complete)
             return 0
-        model.own.check(request, model.name)
+        try:
+            model.own.check(request, model.name)
+        except ApiError as error:
+            model.scheduler.count_refusal(error)
+            raise
         if model.own.batched and not 0 < request.rows <= model.own.max_batch_size:
             self.cancel = (<object>model).enqueue(request, self.complete)
             return 0

@@ -88,6 +88,7 @@ cdef class Scheduler:
 
     cpdef int submit(self, InferRequest request) except -1
     cpdef int cancel(self, InferRequest request) except -1
+    cpdef int count_refusal(self, object error) except -1
 
     # The queue.
     cdef Group _group_of(self, InferRequest request)

@@ -134,6 +134,10 @@ cdef class Scheduler:
             self._end(request)
         return 0
 
+    cpdef int count_refusal(self, object error) except -1:
+        self._stats.count_failure(BY_CLIENT if error.status < 500 else REJECTED, 0)
+        return 0
+
     def retire(self, retired not None):
         self._retiring = True
         self._retired = retired

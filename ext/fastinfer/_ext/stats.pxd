@@ -12,7 +12,7 @@ cdef enum:
     BY_CLIENT = 0           # it was wrong (4xx)
     BY_MODEL = 1            # the model failed (500)
     BY_TIMEOUT = 2
-    REJECTED = 3            # the queue was full
+    REJECTED = 3            # the queue was full, or there was no memory for it
     CANCELLED = 4           # its client went away
     CAUSE_COUNT = 5
 

@@ -1,0 +1,26 @@
+"""Triton's statistics extension: what models have counted, of all, of one, of one version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from fastinfer.http.exchange import Exchange
+from fastinfer.routes.router import Route
+
+if TYPE_CHECKING:
+    from fastinfer.service import Service
+
+
+def routes(service: Service) -> list[Route]:
+    """The three forms of the endpoint."""
+
+    def statistics(exchange: Exchange) -> None:
+        exchange.respond(200, orjson.dumps({"model_stats": service.statistics(*exchange.arguments)}))
+
+    return [
+        Route(("GET",), "/v2/models/stats", statistics),
+        Route(("GET",), "/v2/models/{model}/stats", statistics),
+        Route(("GET",), "/v2/models/{model}/versions/{version}/stats", statistics),
+    ]
