@@ -39,8 +39,11 @@ def encode(response: InferResponse, nonfinite: int = ...) -> Encoded:
     """
 
 class EncodeJob(Job):
-    """:func:`encode`, on any thread. Holds the response, whose outputs must not change meanwhile."""
+    """:func:`encode`, on any thread. Holds the response, whose outputs must not change meanwhile.
 
-    def __init__(self, response: InferResponse, nonfinite: int = ...) -> None: ...
+    ``loop_fd``: see :class:`fastinfer._ext.executor.Executor`.
+    """
+
+    def __init__(self, response: InferResponse, nonfinite: int = ..., loop_fd: int = -1) -> None: ...
     def result(self) -> Encoded:
         """The text, once after the job has run; ApiError as :func:`encode`. Loop's thread."""

@@ -113,6 +113,11 @@ def test_a_value_that_may_not_be_written_is_an_error_with_its_place() -> None:
         codec.encode(InferResponse("m", "1", [good, bad]), codec.ERROR)
     assert raised.value.status == 500
     assert raised.value.message.startswith("outputs[1].data[2]: ")
+    for at in (4095, 4096, 9_999):
+        large = np.zeros(10_000, dtype=np.float32)
+        large[at] = np.nan
+        with pytest.raises(ApiError, match=rf"outputs\[0\]\.data\[{at}\]: "):
+            codec.encode(InferResponse("m", "1", [Tensor.from_numpy("a", large)]), codec.ERROR)
     codec.encode(InferResponse("m", "1", [good, bad], binary=(False, True)), codec.ERROR)  # bytes may hold anything
 
 
@@ -128,6 +133,7 @@ def test_a_job_writes_the_same() -> None:
     job.run()
     encoded = job.result()
     assert bytes(encoded) == bytes(codec.encode(response, codec.NULL))
+    assert json.loads(bytes(encoded))["outputs"][1]["data"] == tensors[1].numpy().tolist()
     assert job.ended_ns >= job.started_ns > 0
     del codec.EncodeJob(response).done  # a job that never ran leaves nothing behind
 

@@ -40,6 +40,7 @@ cdef struct Plan:
     const char* id
     Py_ssize_t id_size
     int nonfinite
+    int loop_fd             # see give_way.h
     bint ranked             # some output is answered with classes; else no output's `ranking` is set
     Py_ssize_t output_count
     PlannedOutput* outputs          # few_outputs, or a block of calloc

@@ -176,7 +176,7 @@ cdef class Inference(Waiter):
         if response.classes is not None:
             nbytes += classes_effort(response)
         if nbytes > handler.off_loop_bytes:
-            handler.executor.submit(EncodeJob(response, handler.nonfinite), self.encoded)
+            handler.executor.submit(EncodeJob(response, handler.nonfinite, handler.executor.loop_fd), self.encoded)
             return 0
         return self.answer(encode_response(response, handler.nonfinite))
 
