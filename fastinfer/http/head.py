@@ -56,6 +56,8 @@ class Match(Protocol):
     def max_body_bytes(self) -> int: ...
     @property
     def arguments(self) -> tuple[str, ...]: ...
+    @property
+    def compressible(self) -> bool: ...
 
 
 class Router(Protocol):
@@ -224,6 +226,8 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
         return error.with_traceback(None)
     head.handler = match.handler
     head.arguments = match.arguments
+    if not match.compressible:
+        head.accepted = None
     head.max_body_bytes = min(match.max_body_bytes, limits.max_body_bytes)
     if head.body_size > head.max_body_bytes:
         return too_large(head.max_body_bytes)

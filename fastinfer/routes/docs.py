@@ -84,9 +84,9 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
         exchange.respond(200, contents(name), _TYPES[Path(name).suffix], _KEPT)
 
     return [
-        Route(("GET",), "/openapi.json", describe),
-        Route(("GET",), "/docs", page),
-        Route(("GET",), "/docs/{asset}", asset),
+        Route(("GET",), "/openapi.json", describe, compressible=True),
+        Route(("GET",), "/docs", page, compressible=True),
+        Route(("GET",), "/docs/{asset}", asset, compressible=True),
     ]
 
 

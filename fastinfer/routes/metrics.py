@@ -18,4 +18,4 @@ def routes(service: Service) -> list[Route]:
     async def metrics(exchange: Exchange) -> None:
         exchange.respond(200, await service.metrics.page(), CONTENT_TYPE)
 
-    return [Route(("GET",), "/metrics", metrics)]
+    return [Route(("GET",), "/metrics", metrics, compressible=True)]

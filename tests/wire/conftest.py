@@ -30,6 +30,7 @@ class Match:
     handler: Callable[[Exchange], Any]
     max_body_bytes: int = 64 * 1024 * 1024
     arguments: tuple[str, ...] = ()
+    compressible: bool = True
 
 
 class Handlers:
@@ -48,14 +49,15 @@ class Handlers:
             raise ApiError(404, "no such path")
         if name == "echo" and method not in ("GET", "HEAD", "POST"):
             raise ApiError(405, "not allowed", headers=((b"Allow", b"GET, HEAD, POST"),))
-        return Match(handler, 10 if name == "tiny" else 4 * 1024 * 1024, (argument,))
+        max_body_bytes = 10 if name == "tiny" else 4 * 1024 * 1024
+        return Match(handler, max_body_bytes, (argument,), compressible=name != "plain")
 
     def on_echo(self, exchange: Exchange) -> None:
         """The body, at once."""
         self.calls += 1
         exchange.respond(200, bytes(exchange.body))
 
-    on_tiny = on_echo
+    on_tiny = on_plain = on_echo
 
     def on_headers(self, exchange: Exchange) -> None:
         exchange.respond(200, repr(sorted(exchange.headers.items())).encode(), b"text/plain")

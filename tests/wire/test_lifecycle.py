@@ -27,7 +27,8 @@ from fastinfer.limits import HttpLimits
 from fastinfer.http.server import Server, run
 
 def resolve(method, path):
-    return SimpleNamespace(handler={b"/cpu": cpu, b"/hold": hold}.get(path, echo), max_body_bytes=100, arguments=())
+    handler = {b"/cpu": cpu, b"/hold": hold}.get(path, echo)
+    return SimpleNamespace(handler=handler, max_body_bytes=100, arguments=(), compressible=True)
 
 def echo(exchange):
     exchange.respond(200, bytes(exchange.body))

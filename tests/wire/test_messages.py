@@ -315,6 +315,13 @@ def test_compressed_answer(wire, size, accept, coding):
         assert zlib.decompress(answer.body, 47) == body if coding else answer.body == body
 
 
+def test_answers_of_some_routes_are_never_compressed(wire):
+    head = b"POST /plain HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BIG)
+    answer = wire.client().send(head + BIG).answer()
+    assert answer.body == BIG
+    assert "content-encoding" not in answer.headers
+
+
 def test_small_answers_are_not_compressed(wire):
     client = wire.client().send(POST + b"Accept-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc")
     assert client.answer().body == b"abc"
