@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib
 import json
 import os
 import re
@@ -15,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 START_TIMEOUT_S = 60
 REPOSITORY = Path(__file__).resolve().parents[1] / "model-repository"
@@ -155,3 +158,19 @@ def tensor(name: str, shape: list[int], datatype: str, data: Any, **more: Any) -
 
 def inference(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
+
+
+def stock_client(module: str) -> Any:
+    """A client library, imported; see :func:`absent_client` for where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        absent_client(f"{error.name} is not installed: pip install '.[test-clients]'")
+
+
+def absent_client(reason: str) -> NoReturn:
+    """Skips what needs a client that is not there, or a whole module while it is imported. Where
+    ``REQUIRE_TEST_CLIENTS`` is in the environment, as in CI, it fails instead."""
+    if os.environ.get("REQUIRE_TEST_CLIENTS"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason, allow_module_level=True)
