@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -54,6 +54,15 @@ def identity(datatype: str, shape: Shape = ("batch", None)) -> bytes:
     """``y = x``, through a node."""
     x, y = value("x", datatype, shape), value("y", datatype, shape)
     return model([helper.make_node("Identity", ["x"], ["y"])], [x], [y])
+
+
+def identities(datatypes: Mapping[str, str], shape: Shape = ("batch", None)) -> bytes:
+    """``same NAME = NAME`` for each input's name and datatype, side by side."""
+    return model(
+        [helper.make_node("Identity", [name], [f"same {name}"]) for name in datatypes],
+        [value(name, datatype, shape) for name, datatype in datatypes.items()],
+        [value(f"same {name}", datatype, shape) for name, datatype in datatypes.items()],
+    )
 
 
 def passed_through() -> bytes:

@@ -66,7 +66,10 @@ class PerfAnalyzer(Client):
 
     @property
     def variables(self) -> dict[str, str]:
-        folders = [*self.own.home.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"), *self.debian.glob("usr/lib/*")]
+        folders = [
+            *self.own.home.glob("lib/python*/site-packages/nvidia/cuda_runtime/lib"),
+            *self.debian.glob("usr/lib/*"),
+        ]
         return {"LD_LIBRARY_PATH": ":".join(map(str, folders))}
 
     @property
