@@ -1,8 +1,8 @@
 """The HttpClient of the AMD Inference Server, replayed: its library cannot be installed by pip.
 
-What it writes is written here as it does: the heads of its HTTP library (drogon: names in lower case, one
-connection for all) and the texts of its JSON library (jsoncpp: keys in the order of the alphabet, so ``data`` before ``datatype`` and
-``shape``; a float as the double that it is; ``null`` where nothing was put in).
+What it writes is written here as it does: the heads of its HTTP library (drogon: names in lower case, one connection
+for all) and the texts of its JSON library (jsoncpp: keys in the order of the alphabet, so ``data`` before ``datatype``
+and ``shape``; a float as the double that it is; ``null`` where nothing was put in).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 import pytest
-from clients.support import RUN_TIMEOUT_S
+from clients.support import RUN_TIMEOUT_S, give_up
 from support import REPOSITORY, Answer, inference, serving, tensor
 
 ROW = list(range(16))
@@ -21,12 +21,11 @@ IDENTITY = "/v2/models/identity_fp32/infer"
 MANY = 100_000
 WRITTEN = "%{http_code} %{num_connects} %{http_version} %{size_download}"
 
-if not shutil.which("curl"):
-    pytest.skip("curl is not installed", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
 def server():
+    if not shutil.which("curl"):
+        give_up("curl is not installed")
     with serving() as running:
         yield running
 
