@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-clients lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
@@ -25,6 +25,10 @@ serve: $(BUILT)  ## serve the bundled models on 127.0.0.1:8000
 
 test: $(BUILT) $(DONE)/dev  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-clients: $(BUILT) $(DONE)/dev  ## install stock clients (940 MB), and run the tests that drive them
+	@$(BIN)/python -m tests.clients
+	@REQUIRE_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
 
 lint: $(BUILT) $(DONE)/dev  ## check style and types
 	@$(BIN)/ruff check

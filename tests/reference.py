@@ -286,8 +286,8 @@ def _request(document: Any) -> Request:
     _check("inputs" in found)
     request.inputs = [_input(entry) for entry in _array(found["inputs"])]
     request.outputs = [_output(entry) for entry in _array(found.get("outputs", []))]
-    for entries in (request.inputs, request.outputs):
-        _check(len({entry.name for entry in entries}) == len(entries) <= MAX_INPUTS)
+    _check(len(request.inputs) <= MAX_INPUTS)  # of one name: the model's signature says whether they may be
+    _check(len({output.name for output in request.outputs}) == len(request.outputs) <= MAX_INPUTS)
     return request
 
 

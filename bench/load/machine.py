@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.environments import ROOT
 from bench.load.servers import environment
-from bench.peers import ROOT
 from fastinfer import __version__
 
 METHOD = (

@@ -27,12 +27,13 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from bench.environments import ROOT, AbsentError
 from bench.load import compare, goals, growth, loadgen, report
 from bench.load.machine import surroundings
 from bench.load.progress import Progress
 from bench.load.scenarios import SCENARIOS
 from bench.load.servers import FailedError, Server, models, serving
-from bench.peers import PEERS, ROOT, AbsentError, Models
+from bench.peers import PEERS, Models
 
 RESULTS = ROOT / "bench" / "results"
 CODEC = ROOT / "bench" / "micro" / "codec.py"

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.peers import PEERS, ROOT, Models
+from bench.environments import ROOT
+from bench.peers import PEERS, Models
 
 LARGE_MODELS = ROOT / "build" / "bench-models"
 REPOSITORIES = (ROOT / "model-repository", LARGE_MODELS)

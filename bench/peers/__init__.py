@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
@@ -19,15 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-ROOT = Path(__file__).resolve().parents[2]
+from bench.environments import ENVIRONMENTS, AbsentError, VirtualEnvironment, missing_libraries
+
 HERE = Path(__file__).parent
-ENVIRONMENTS = ROOT / ".venv" / "peers"  # outlives build/, which `make` empties when the build's switches change
 ONNXRUNTIME = "onnxruntime==1.32.0"  # the same for all
-INSTALL_TIMEOUT_S = 900
-
-
-class AbsentError(Exception):
-    """The peer is not there; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,11 @@ class Peer(ABC):
 
     @property
     def home(self) -> Path:
-        return ENVIRONMENTS / self.name
+        return self._own.home
 
     @property
     def python(self) -> str:
-        return str(self.home / "bin" / "python") if self.requirements else sys.executable
+        return str(self._own.python) if self.requirements else sys.executable
 
     def install(self) -> None:
         """Makes it ready to be started.
@@ -70,38 +64,20 @@ class Peer(ABC):
         Raises:
             AbsentError: that failed; the reason is kept for the reports.
         """
-        if not self.requirements or self._stamp.exists():
-            return
-        shutil.rmtree(self.home, ignore_errors=True)
-        words = [self.python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *self.requirements]
-        try:
-            for command in ([sys.executable, "-m", "venv", str(self.home)], words):
-                subprocess.run(command, check=True, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True)
-            self.finish()
-        except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.splitlines() if not line.startswith("WARNING")]
-            self._fail((lines or ["it cannot be installed"])[-1])
-        except (subprocess.TimeoutExpired, OSError, AbsentError) as error:
-            self._fail(str(error))
-        self._stamp.write_text("\n".join(self.requirements))
+        if self.requirements:
+            self._own.install(self.finish)
 
     def finish(self) -> None:  # noqa: B027
         """What is to do after the packages are there."""
 
     def require(self) -> None:
         """Raises AbsentError unless it is installed."""
-        if self.requirements and not self._stamp.exists():
-            failed = self.home / "failed"
-            raise AbsentError(failed.read_text() if failed.exists() else "not installed; make bench-peers does that")
+        if self.requirements:
+            self._own.require()
 
     @property
-    def _stamp(self) -> Path:
-        return self.home / "installed"
-
-    def _fail(self, reason: str) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        (self.home / "failed").write_text(reason)
-        raise AbsentError(reason)
+    def _own(self) -> VirtualEnvironment:
+        return VirtualEnvironment(ENVIRONMENTS / "peers" / self.name, self.requirements, "make bench-peers")
 
     @abstractmethod
     def command(self, port: int, models: Models, directory: Path) -> list[str]:
@@ -195,11 +171,7 @@ class Triton(Peer):
         shutil.copyfile(stub, target)
         for file in (target, self.server / "bin" / "tritonserver"):
             file.chmod(0o755)
-            linked = subprocess.run(
-                ["ldd", file], capture_output=True, text=True, env=os.environ | self.environment(), check=False
-            )
-            missing = [line.split()[0] for line in linked.stdout.splitlines() if "not found" in line]
-            if missing:
+            if missing := missing_libraries(file, self.environment()):
                 raise AbsentError(f"{file.name} needs {', '.join(missing)}")
 
     def command(self, port: int, models: Models, directory: Path) -> list[str]:

@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.peers import PEERS, AbsentError
+from bench.environments import ROOT, AbsentError
+from bench.peers import PEERS
 
 
 def show(names: list[str]) -> int:
@@ -36,7 +37,7 @@ def install(names: list[str]) -> int:
 
 def serve(name: str, port: int) -> int:
     from bench.load.scenarios import SCENARIOS
-    from bench.load.servers import ROOT, environment, models
+    from bench.load.servers import environment, models
 
     PEERS[name].require()
     served = models({part.model for scenario in SCENARIOS for part in scenario.parts})

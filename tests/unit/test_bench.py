@@ -15,9 +15,10 @@ import pytest
 pytest.importorskip("hdrh")
 sys.path.append(str(Path(__file__).parents[2]))
 
+from bench.environments import ROOT
 from bench.load import goals, loadgen, report
 from bench.load.scenarios import SIMPLE, Case, cases, tensors_binary
-from bench.peers import PEERS, ROOT
+from bench.peers import PEERS
 
 OUTPUTS = {"y": np.array([[1.5, -2.0]], np.float32)}
 CASE = Case("/v2/models/m/infer", b"{}", None, OUTPUTS)

@@ -386,7 +386,10 @@ def test_what_a_client_wrote_is_clipped_and_printable() -> None:
 
 
 def test_repeated_names() -> None:
-    assert refusal(body_of(tensor("INT8", [1], [1]), tensor("INT8", [1], [1]))) == "input 'x' is given twice"
+    outputs = [{"name": "x"}, {"name": "x"}]
+    assert refusal(json.dumps({"inputs": [], "outputs": outputs})) == "output 'x' is given twice"
+    twice = codec.decode(body_of(tensor("INT8", [1], [1]), tensor("INT8", [1], [1])))
+    assert [each.name for each in twice.inputs] == ["x", "x"]  # the model's signature tells whether that may be
     many = [tensor("INT8", [1], [1], name=str(i)) for i in range(limits.MAX_INPUTS)]
     assert len(codec.decode(body_of(*many)).inputs) == limits.MAX_INPUTS
     assert refusal(body_of(*many, many[0])) == "'inputs' has more than 1024 entries"

@@ -81,6 +81,7 @@ def test_requests_share_a_batch_only_when_their_rows_have_the_same_shape():
             PAIR, request(tensor("A", (1, 4)), tensor("B", (1, 4)), tensor("C", (1, 4))),
             "unexpected inference input 'C' for model 'M'",
         ),
+        (PAIR, request(tensor("B", (1, 4)), tensor("B", (1, 4))), "input 'B' is given twice"),
         (
             PAIR, request(tensor("A", (1, 4), "f4"), tensor("B", (1, 4))),
             "inference input 'A' data-type is 'FP32', but model 'M' expects 'INT32'",
@@ -137,7 +138,11 @@ def test_a_model_without_a_batch_dimension():
     SCALAR.check(request(tensor("A", (), "i8")), "M")
 
 
-def test_positional_inputs_have_free_names():
+def test_positional_inputs_have_free_names_even_the_same():
+    twice = Signature([TensorSpec("a", "UINT32", [1]), TensorSpec("b", "UINT32", [2])], [], positional=True)
+    wanted = request(tensor("x", (1,), "u4"), tensor("x", (2,), "u4"))
+    twice.check(wanted, "M")
+    assert [each.shape for each in wanted.inputs] == [(1,), (2,)]
     signature = Signature([TensorSpec("input", "UINT32", [1])], [TensorSpec("output", "UINT32", [1])], positional=True)
     signature.check(request(tensor("whatever", (1,), "u4")), "M")
     assert refused(signature, request()) == "expected 1 inputs but got 0 inputs for model 'M'"

@@ -124,25 +124,24 @@ cdef InferRequest build(Decoder* decoder, owner):
     for i in range(decoder.output_count):
         output = &decoder.outputs[i]
         outputs.append(RequestedOutput(name_of_text(&output.name), output.binary, output.classification))
-    if len(inputs) > 1:
-        refuse_repeated(inputs, "input")
     if len(outputs) > 1:
-        refuse_repeated(outputs, "output")
+        refuse_repeated(outputs)
     return InferRequest.make(inputs, outputs, decoder.id.at[:decoder.id.size] if decoder.id.size > 0 else b"",
                              decoder.binary_output, decoder.timeout_us, decoder.priority)
 
 
-# A set, so that many names are no more work each than few: str hashes are keyed.
-cdef int refuse_repeated(list tensors, str kind) except -1:
-    if len(tensors) == 2 and tensors[0].name != tensors[1].name:     # common, and quicker
+# Of outputs only: whether inputs may have one name depends on the model. A set, so that many names are no more work
+# each than few: str hashes are keyed.
+cdef int refuse_repeated(list outputs) except -1:
+    if len(outputs) == 2 and outputs[0].name != outputs[1].name:    # common, and quicker
         return 0
-    cdef set names = {tensor.name for tensor in tensors}
-    if len(names) == len(tensors):
+    cdef set names = {output.name for output in outputs}
+    if len(names) == len(outputs):
         return 0
-    for tensor in tensors:
-        if tensor.name not in names:
-            raise ApiError(400, f"{kind} '{printable(tensor.name.encode())}' is given twice")
-        names.remove(tensor.name)
+    for output in outputs:
+        if output.name not in names:
+            raise ApiError(400, f"output '{printable(output.name.encode())}' is given twice")
+        names.remove(output.name)
     return 0
 
 

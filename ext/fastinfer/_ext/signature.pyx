@@ -87,6 +87,8 @@ cdef class Signature:
             index = self._input_index.get(tensor.name)
             if index is None:
                 raise ApiError(400, f"unexpected inference input '{tensor.name}' for model '{model}'")
+            if ordered[index] is not None:
+                raise ApiError(400, f"input '{tensor.name}' is given twice")
             ordered[index] = tensor
         missing = [f"'{spec.name}'" for i, spec in enumerate(self.inputs) if ordered[i] is None]
         if missing:
