@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import onnx_models
 import pytest
+from clients.support import add_model
 from support import REPOSITORY, serving
 
 
@@ -13,12 +15,7 @@ from support import REPOSITORY, serving
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models that the bundled repository does not have."""
     directory = tmp_path_factory.mktemp("models")
-
-    def add(name: str, model: bytes, config: str = "") -> None:
-        (directory / name / "1").mkdir(parents=True)
-        (directory / name / "1" / "model.onnx").write_bytes(model)
-        if config:
-            (directory / name / "config.toml").write_text(config)
+    add = partial(add_model, directory)
 
     for datatype in onnx_models.ONNX_TYPES:
         add(f"rows_{datatype.lower()}", onnx_models.identity(datatype, ["batch", "columns"]))
@@ -28,9 +25,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("gather", onnx_models.gather_rows())
     add("two_at_most", onnx_models.identity("FP32"), "max_batch_size = 2\n")
     add("endless", onnx_models.endless(), "max_batch_size = 0\n")
-    add("endless_for_two", onnx_models.endless(), "max_batch_size = 0\n[dynamic_batching]\nmax_queue_size = 1\n")
+    add_model(
+        directory,
+        "endless_for_two",
+        onnx_models.endless(),
+        "max_batch_size = 0\n[dynamic_batching]\nmax_queue_size = 1\n",
+    )
     labelled = 'max_batch_size = 8\n[[outputs]]\nname = "y"\ndatatype = "FP32"\ndims = [3]\n'
-    add("labelled", onnx_models.identity("FP32", ["batch", 3]), labelled + 'label_filename = "labels.txt"\n')
+    add_model(
+        directory, "labelled", onnx_models.identity("FP32", ["batch", 3]), labelled + 'label_filename = "labels.txt"\n'
+    )
     (directory / "labelled" / "labels.txt").write_text("cat\ndog\nbird\n")
     return directory
 

@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import onnx_models
-import pytest
+from support import absent_client
 
 from bench.environments import ENVIRONMENTS, AbsentError, VirtualEnvironment, missing_libraries
 
@@ -50,15 +49,15 @@ class Client:
         """What is to do after the packages are there."""
 
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs a program of the environment to its end; gives the test up where it is not installed."""
+        """Runs a program of the environment to its end; see absent_client where it is not installed."""
         return run([self.require(program), *arguments], self.variables)
 
     def require(self, program: str) -> str:
-        """The path of a program of the environment; gives the test up where it is not installed."""
+        """The path of a program of the environment; see absent_client where it is not installed."""
         try:
             self.own.require()
         except AbsentError as reason:
-            give_up(f"{self.name}: {reason}", self.optional)
+            absent_client(f"{self.name}: {reason}", self.optional)
         return str(self.own.program(program))
 
 
@@ -101,13 +100,6 @@ PERF_ANALYZER = PerfAnalyzer(
     "perf_analyzer", ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79"), optional=True
 )
 CLIENTS = (KSERVE, MLSERVER, PERF_ANALYZER)
-
-
-def give_up(reason: str, optional: bool = False) -> NoReturn:
-    """Skips the test whose client is missing; with ``REQUIRE_TEST_CLIENTS``, as in CI, fails it, unless optional."""
-    if os.environ.get("REQUIRE_TEST_CLIENTS") and not optional:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def run(command: Sequence[str | Path], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -11,8 +11,8 @@ import zlib
 from dataclasses import dataclass
 
 import pytest
-from clients.support import RUN_TIMEOUT_S, give_up
-from support import REPOSITORY, Answer, inference, serving, tensor
+from clients.support import RUN_TIMEOUT_S
+from support import REPOSITORY, Answer, absent_client, inference, serving, tensor
 
 ROW = list(range(16))
 ASKED = json.dumps(inference(tensor("INPUT0", [1, 16], "INT32", ROW), tensor("INPUT1", [1, 16], "INT32", ROW)))
@@ -25,7 +25,7 @@ WRITTEN = "%{http_code} %{num_connects} %{http_version} %{size_download}"
 @pytest.fixture(scope="module")
 def server():
     if not shutil.which("curl"):
-        give_up("curl is not installed")
+        absent_client("curl is not installed")
     with serving() as running:
         yield running
 

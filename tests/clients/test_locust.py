@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from clients.support import give_up, run
-from support import serving
+from clients.support import run
+from support import absent_client, serving
 
 HERE = Path(__file__).parent
 BENCH_FILE = HERE.parents[1] / "bench" / "locustfile.py"
@@ -18,7 +18,7 @@ BENCH_FILE = HERE.parents[1] / "bench" / "locustfile.py"
 @pytest.fixture(scope="module")
 def server():
     if not importlib.util.find_spec("locust"):  # not imported: that would change the sockets of all tests
-        give_up("locust is not installed")
+        absent_client("locust is not installed")
     with serving() as running:
         yield running
 
