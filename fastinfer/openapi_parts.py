@@ -63,10 +63,12 @@ def text(description: str = "", **more: Any) -> Schema:
 
 
 def flat_or_wrapped(name: str) -> Schema:
-    """The schema of a body that holds parameters flat, or under the key ``parameters``."""
+    """The schema of a body that holds parameters flat, or under the key ``parameters``, or none."""
     flat = {"allOf": [schema(name)], "not": {"required": ["parameters"]}}
     wrapped = record({"parameters": schema(name)}, additionalProperties=False)
-    return {"description": "A flat object, or the same under the key `parameters`.", "oneOf": [flat, wrapped]}
+    nothing = {"type": "object", "nullable": True, "enum": [None]}
+    told = "A flat object, the same under the key `parameters`, or null: none."
+    return {"description": told, "oneOf": [flat, wrapped, nothing]}
 
 
 def media(of: Schema, content_type: str = "application/json", /, **examples: Any) -> Schema:
