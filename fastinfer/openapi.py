@@ -19,6 +19,7 @@ from fastinfer.openapi_parts import (
     answer,
     array,
     body,
+    flat_or_wrapped,
     media,
     operation,
     record,
@@ -31,6 +32,13 @@ from fastinfer.openapi_parts import (
 VERSION = "2"
 """Of the protocol, not of the server: the description changes with the wire alone."""
 
+
+def _rounded(beyond: float, **more: str) -> Schema:
+    """A number that its type can hold; those at ``beyond`` and outside of it are rounded to infinity."""
+    bounds = {"minimum": -beyond, "exclusiveMinimum": True, "maximum": beyond, "exclusiveMaximum": True}
+    return {"type": "number", **more, **bounds}
+
+
 ELEMENTS: Mapping[str, Schema] = {
     "BOOL": {"type": "boolean"},
     **{f"UINT{bits}": {"type": "integer", "minimum": 0, "maximum": 2**bits - 1} for bits in (8, 16, 32, 64)},
@@ -38,9 +46,9 @@ ELEMENTS: Mapping[str, Schema] = {
         f"INT{bits}": {"type": "integer", "minimum": -(2 ** (bits - 1)), "maximum": 2 ** (bits - 1) - 1}
         for bits in (8, 16, 32, 64)
     },
-    "FP16": {"type": "number", "minimum": -65504, "maximum": 65504},
-    "BF16": {"type": "number"},
-    "FP32": {"type": "number", "format": "float"},
+    "FP16": _rounded(65520.0),
+    "BF16": _rounded((2 - 2**-8) * 2.0**127),
+    "FP32": _rounded((2 - 2**-24) * 2.0**127, format="float"),
     "FP64": {"type": "number", "format": "double"},
     "BYTES": {"type": "string"},
 }
@@ -80,7 +88,7 @@ def tensor(datatype: str) -> Schema:
         "name": text(example="INPUT0"),
         "datatype": {"type": "string", "enum": [datatype]},
         "shape": schema("Shape"),
-        "parameters": schema("Parameters"),
+        "parameters": schema("TensorParameters"),
         "data": data,
     }
     return record(parts, "parameters", "data", title=datatype)
@@ -104,9 +112,95 @@ def tensors() -> dict[str, Schema]:
     }
 
 
+def inference_parameters() -> dict[str, Schema]:
+    """What ``parameters`` may hold at each place of an inference request or its answer."""
+
+    def known(properties: Mapping[str, Schema], description: str) -> Schema:
+        return {"type": "object", "description": description, "properties": properties, "additionalProperties": True}
+
+    count: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
+    flag: Schema = {"type": "boolean"}
+    of_request = {
+        "timeout": {**count, "description": "µs until the answer is worthless: 504; 0: the server's own."},
+        "priority": {**count, "description": "1 is first; 0: the model's own."},
+        "binary_data_output": {**flag, "description": "Of the outputs that do not say `binary_data`."},
+    }
+    of_output = {
+        "binary_data": {**flag, "description": "Its values come in binary, behind the JSON."},
+        "classification": {
+            **count,
+            "minimum": 1,
+            "description": "How many of its largest elements are answered, as BYTES `value:index[:label]`.",
+        },
+    }
+    of_tensor = {"binary_data_size": {**count, "description": "Bytes of its values behind the JSON, in place of data."}}
+    return {
+        "RequestParameters": known(
+            of_request,
+            "`sequence_id`, `sequence_start` and `sequence_end` other than 0, false or empty, and `shared_memory_…`, "
+            "here and below, are refused with 400. Others are ignored.",
+        ),
+        "TensorParameters": known(of_tensor, "Others are ignored."),
+        "OutputParameters": known(of_output, "Others are ignored."),
+    }
+
+
+def load_parameters() -> dict[str, Schema]:
+    """The bodies of loads: of models, and of workers, which have parameters of their own."""
+    value: Schema = {"oneOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}]}
+    as_text = text("The same as text.")
+
+    def number(description: str, kind: str = "integer", /, **bounds: int) -> Schema:
+        return {"oneOf": [{"type": kind, **bounds}, as_text], "description": description}
+
+    def switch(description: str) -> Schema:
+        either = {"type": "integer", "enum": [0, 1]}
+        return {"oneOf": [{"type": "boolean"}, either, as_text], "description": description}
+
+    def own(worker: str, description: str) -> Schema:
+        return {**value, "description": f"Of `{worker}`: {description}"}
+
+    rows = {"minimum": 1, "maximum": 1 << 20}
+    common = {
+        "share": switch("Default: true. false: a load of what is loaded already counts as one more load."),
+        "batch_size": number("Rows of a batch at most.", **rows),
+        "batch": number("Another name of `batch_size`.", **rows),
+        "timeout": number("ms that a batch may wait for company.", "number", minimum=0, maximum=60_000),
+        "instances": number("Batches that may run at once.", minimum=1, maximum=1024),
+        "next": text("A loaded endpoint that gets the outputs.", pattern=f"^{ALPHABET}$"),
+    }
+    of_models = {
+        "config": text("A JSON text that replaces the model's configuration; not part of the identity."),
+        "model": text("Only for the identity.", pattern=f"^{ALPHABET}$"),
+        "intra_op_threads": number("Threads of a pool of its own.", minimum=1, maximum=1024),
+        "inter_op_threads": number("More than 1: independent operators side by side.", minimum=1, maximum=1024),
+        "execution_providers": text("Names with commas between them, the most wanted first."),
+        "graph_optimization_level": text(enum=["none", "basic", "extended", "layout", "all"]),
+        "allow_spinning": switch("Idle threads of its own pool burn their cores for a while."),
+    }
+    of_workers = {
+        **{name: own("onnx", "as of a model's load.") for name in of_models if name not in ("config", "model")},
+        "model": own("onnx", "the model, which is required; of `cplusplus`: the built-in worker."),
+        "format": own("base64_encode", "`png` or `jpeg`."),
+        "delay_ms": own("fake", "a number up to 60,000, or `lognormal(median,p99)`."),
+        "error_rate": own("fake", "the share of requests that fail, from 0 to 1."),
+        "seed": own("fake", "an integer that makes delays and failures repeatable."),
+    }
+    told = "All but `share` tells one endpoint from another; unknown ones count too."
+
+    def flat(properties: Schema) -> Schema:
+        return {"type": "object", "description": told, "properties": properties, "additionalProperties": value}
+
+    return {
+        "LoadParameters": flat({**common, **of_models}),
+        "LoadBody": flat_or_wrapped("LoadParameters"),
+        "WorkerParameters": flat({**common, **of_workers}),
+        "WorkerBody": flat_or_wrapped("WorkerParameters"),
+    }
+
+
 def schemas() -> dict[str, Schema]:
     """All schemas by name."""
-    value = {"oneOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}]}
     signature = record(
         {
             "name": text(),
@@ -114,45 +208,13 @@ def schemas() -> dict[str, Schema]:
             "shape": array({"type": "integer"}, description="-1: any size.", example=[-1, 16]),
         }
     )
-    wanted = record({"name": text(), "parameters": schema("Parameters")}, "parameters")
+    wanted = record({"name": text(), "parameters": schema("OutputParameters")}, "parameters")
     listed = record({"name": text(example="CPU"), "available": {"type": "integer", "minimum": 0}})
     return {
         "Error": record({"error": text("One sentence; at most 512 bytes.", example="no such path")}),
         "Shape": array({"type": "integer", "format": "int64", "minimum": 0}, maxItems=16, example=[1, 16]),
-        "Parameters": {
-            "type": "object",
-            "description": "Of a request: `timeout` (µs), `priority` (1 is first), `binary_data_output`. Of an input: "
-            "`binary_data_size`. Of an output: `binary_data`, and `classification`: how many of its largest elements "
-            "are answered, as BYTES `value:index` or `value:index:label`. `sequence_id`, `sequence_start` and "
-            "`sequence_end` other than 0, false or empty, and `shared_memory_…`, are refused with 400; others are "
-            "ignored.",
-            "additionalProperties": True,
-        },
-        "LoadParameters": {
-            "type": "object",
-            "description": "A flat object, or the same under the key `parameters`. All of it but `share` tells one "
-            "endpoint from another; unknown ones count.",
-            "properties": {
-                "share": {"type": "boolean", "default": True, "description": "false: counts as one more load."},
-                "batch_size": {"type": "integer", "minimum": 1, "description": "Rows of a batch at most."},
-                "timeout": {"type": "number", "minimum": 0, "description": "ms that a batch may wait for company."},
-                "instances": {"type": "integer", "minimum": 1, "description": "Batches that may run at once."},
-                "next": text("A loaded endpoint that gets the outputs."),
-                "config": text("Of a model: a JSON text that replaces its configuration; not part of the identity."),
-                "model": text("Of the worker `onnx`: the model; of `cplusplus`: the built-in worker."),
-                "intra_op_threads": {"type": "integer", "minimum": 1},
-                "inter_op_threads": {"type": "integer", "minimum": 1},
-                "execution_providers": text("Separated by commas."),
-                "graph_optimization_level": text(enum=["none", "basic", "extended", "layout", "all"]),
-                "allow_spinning": {"type": "boolean"},
-                "format": text("Of `base64_encode`.", enum=["png", "jpeg"]),
-                "delay_ms": {**value, "description": "Of `fake`: a number, or `lognormal(median,p99)`."},
-                "error_rate": {"type": "number", "minimum": 0, "maximum": 1, "description": "Of `fake`."},
-                "seed": {"type": "integer", "description": "Of `fake`."},
-            },
-            "additionalProperties": True,
-            "example": {},
-        },
+        **inference_parameters(),
+        **load_parameters(),
         "ServerMetadata": record(
             {
                 "name": text(example="fastinfer"),
@@ -174,7 +236,7 @@ def schemas() -> dict[str, Schema]:
         "InferenceRequest": record(
             {
                 "id": text("Given back in the answer."),
-                "parameters": schema("Parameters"),
+                "parameters": schema("RequestParameters"),
                 "inputs": array(schema("Tensor"), maxItems=1024),
                 "outputs": array(wanted, maxItems=1024, description="What is wanted, in that order; default: all."),
             },
@@ -194,7 +256,8 @@ def schemas() -> dict[str, Schema]:
         ),
         **openapi_extensions.schemas(DATATYPES),
         "HardwareRequest": record(
-            {"name": text(example="CPU"), "num": {"type": "integer", "minimum": 1, "default": 1}}, "num"
+            {"name": text(example="CPU"), "num": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 1}},
+            "num",
         ),
         "HardwareAnswer": record(
             {"name": text(example="CPU"), "num": {"type": "integer"}, "available": {"type": "integer"}}
@@ -269,7 +332,7 @@ def model_paths() -> dict[str, Schema]:
             **media(schema("InferenceResponse"), echo=outputs),
             **media(text(format="binary"), "application/octet-stream"),
         }),
-        400, 404, 413, 415, 500, 503, 504,
+        400, 404, 500, 503, 504,
         body=body({
             **media(schema("InferenceRequest"), "application/json", **REQUESTS),
             **media(text(format="binary"), "application/octet-stream"),
@@ -279,6 +342,8 @@ def model_paths() -> dict[str, Schema]:
         "`binary_data_size`; an answer with binary outputs has the same header.",
     )  # fmt: skip
     infer["parameters"] = [ref("parameters", "headerLength")]
+    length = {"description": "Bytes of JSON before the binary values.", "schema": {"type": "integer", "minimum": 0}}
+    infer["responses"]["200"]["headers"] = {"Inference-Header-Content-Length": length}
     return {
         "/v2/models": {"get": operation("models", "Models", "What is loaded?", answer("Names, sorted.", listed))},
         **versioned("/v2/models/{model}", "get", metadata),
@@ -292,15 +357,15 @@ def control_paths() -> dict[str, Schema]:
     """Loading and unloading: models under two families of paths, and workers."""
     paths: dict[str, Schema] = {}
     done = {verb: media(record({"name": text(), verb: {"type": "boolean"}})) for verb in ("load", "unload")}
-    parameters = media(schema("LoadParameters"), nothing={}, smaller_batches={"batch_size": 4})
+    parameters = media(schema("LoadBody"), nothing={}, smaller_batches={"batch_size": 4})
 
     def control(identifier: str, verb: str, what: str, ok: Schema, accepted: Schema = parameters) -> Schema:
-        summary, errors = f"{verb.capitalize()} a {what}", (400, 403, 503) if verb == "load" else (400, 403)
+        summary, errors = f"{verb.capitalize()} a {what}", (400, 403, 404, 503) if verb == "load" else (400, 403, 404)
         description = "" if verb == "load" else "Takes one load away; a name that is not loaded is no error."
         optional = body(accepted, required=False)
         return operation(identifier, "Control", summary, ok, *errors, body=optional, description=description)
 
-    to_unload = media(schema("UnloadParameters"), nothing={}, a_whole_chain=openapi_extensions.WHOLE_CHAIN)
+    to_unload = media(schema("UnloadBody"), nothing={}, a_whole_chain=openapi_extensions.WHOLE_CHAIN)
     loaded, unloaded = answer("It is ready, under this name.", done["load"]), answer("It is gone.", done["unload"])
     for family, suffix in (("/v2/models/{model}", ""), ("/v2/repository/models/{model}", "InRepository")):
         paths |= versioned(f"{family}/load", "post", control(f"loadModel{suffix}", "load", "model", loaded))
@@ -308,7 +373,7 @@ def control_paths() -> dict[str, Schema]:
         paths |= versioned(f"{family}/unload", "post", made)
     paths |= openapi_extensions.index_paths()
     bare = answer("It is ready; the body is the endpoint's bare name.", media(text(example="echo"), "text/html"))
-    given = media(schema("LoadParameters"), nothing={}, another_endpoint={"max_buffer_num": 100})
+    given = media(schema("WorkerBody"), nothing={}, another_endpoint={"max_buffer_num": 100})
     for verb, made in (
         ("load", control("loadWorker", "load", "worker", bare, given)),
         ("unload", control("unloadWorker", "unload", "worker", unloaded, to_unload)),
@@ -331,10 +396,15 @@ def other_paths() -> dict[str, Schema]:
         answer("Cores, GPUs, GPU models and execution providers.", media(schema("HardwareList"))),
     )  # fmt: skip
 
-    def page(identifier: str, tag: str, summary: str, content_type: str, *errors: int) -> Schema:
-        of: Schema = {"type": "object"} if content_type == "application/json" else text()
-        return operation(identifier, tag, summary, answer("The text.", media(of, content_type)), *errors)
+    def page(identifier: str, tag: str, summary: str, *content_types: str) -> Schema:
+        content: Schema = {}
+        for content_type in content_types:
+            content |= media({"type": "object"} if content_type == "application/json" else text(), content_type)
+        return operation(identifier, tag, summary, answer("The text.", content))
 
+    asset = page("docsAsset", "Description", "What the page is made of", "text/css", "text/javascript")
+    asset["responses"]["200"]["content"] |= media(text(format="binary"), "image/png")
+    asset["responses"]["404"] = ref("responses", "NotFound")
     return {
         "/v2/hardware": {"get": listed, "post": enough},
         "/metrics": {"get": page("metrics", "Observation", "Counters for Prometheus", "text/plain")},
@@ -342,7 +412,7 @@ def other_paths() -> dict[str, Schema]:
         "/docs": {"get": page("docs", "Description", "A page to read and try it", "text/html")},
         "/docs/{asset}": {
             "parameters": [ref("parameters", "asset")],
-            "get": page("docsAsset", "Description", "What the page is made of", "*/*", 404),
+            "get": asset,
         },
     }
 
@@ -370,14 +440,14 @@ def parameters() -> dict[str, Schema]:
 
 def responses() -> dict[str, Schema]:
     """The failures by name."""
-    retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    retry = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": 0}}}
     error = schema("Error")
     named = {
         name: answer(meaning, {"application/json": {"schema": error, "example": {"error": sentence}}})
         for name, meaning, sentence in ERRORS.values()
     }
     named["Unavailable"]["headers"] = retry
-    http = "Failures of HTTP itself: 405, 408, 411, 413, 414, 415, 417, 431, 501, 503 and 505."
+    http = "Failures of HTTP itself: 400, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503 and 505."
     return {**named, "HttpError": answer(http, media(error))}
 
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastinfer.openapi_parts import Schema, answer, array, body, media, operation, record, schema, text, versioned
+from fastinfer.openapi_parts import (
+    Schema,
+    answer,
+    array,
+    body,
+    flat_or_wrapped,
+    media,
+    operation,
+    record,
+    schema,
+    text,
+    versioned,
+)
 
 WHOLE_CHAIN: Schema = {"parameters": {"unload_dependents": True}}
 """An unload with everything that gets the endpoint's outputs."""
@@ -33,10 +45,11 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
     return {
         "UnloadParameters": {
             "type": "object",
-            "description": "A flat object, or the same under the key `parameters`. Others are ignored.",
+            "description": "Others are ignored.",
             "properties": {"unload_dependents": unload_dependents},
             "additionalProperties": True,
         },
+        "UnloadBody": flat_or_wrapped("UnloadParameters"),
         "RepositoryIndexRequest": record(
             {"ready": {"type": "boolean", "default": False, "description": "true: only what is ready."}}, "ready"
         ),

@@ -62,6 +62,15 @@ def text(description: str = "", **more: Any) -> Schema:
     return {"type": "string", **({"description": description} if description else {}), **more}
 
 
+def flat_or_wrapped(name: str) -> Schema:
+    """The schema of a body that holds parameters flat, or under the key ``parameters``, or none."""
+    flat = {"allOf": [schema(name)], "not": {"required": ["parameters"]}}
+    wrapped = record({"parameters": schema(name)}, additionalProperties=False)
+    nothing = {"type": "object", "nullable": True, "enum": [None]}
+    told = "A flat object, the same under the key `parameters`, or null: none."
+    return {"description": told, "oneOf": [flat, wrapped, nothing]}
+
+
 def media(of: Schema, content_type: str = "application/json", /, **examples: Any) -> Schema:
     """A body, with examples by name; the underscores of a name are spaces."""
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
@@ -76,8 +85,9 @@ def answer(description: str, content: Schema) -> Schema:
 def operation(
     identifier: str, tag: str, summary: str, ok: Schema, *errors: int, body: Schema | None = None, description: str = ""
 ) -> Schema:
-    """What a method does; ``errors`` are the statuses that clients should expect, beside those of HTTP itself."""
-    responses = {"200": ok, **{str(status): ref("responses", ERRORS[status][0]) for status in errors}}
+    """What a method does; ``errors`` are its own failures, beside those of its body and of HTTP itself."""
+    statuses = sorted({*errors, *((413, 415) if body else ())})
+    responses = {"200": ok, **{str(status): ref("responses", ERRORS[status][0]) for status in statuses}}
     return {
         "operationId": identifier,
         "tags": [tag],

@@ -170,7 +170,7 @@ class Hub(Shared):
         def done(task: asyncio.Future[None]) -> None:
             self._tasks.discard(task)
             if task.cancelled():
-                exchange.fail(ApiError(503, "the server is ending"))
+                exchange.fail(ApiError(503, "the server is ending", retry_after_s=1))
             else:
                 exchange.guard(task.result)
 
