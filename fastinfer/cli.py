@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return REFUSED
             case _ if command in _COMMANDS:
                 return _COMMANDS[command](rest)
+            case "process":
+                return _process(rest)
             case _:
                 from fastinfer.config.validation import suggestion
 
@@ -90,11 +92,26 @@ def _serve(arguments: Sequence[str]) -> int:
         if given.pop(alias, False) and given.setdefault(option, value) != value:
             raise _Refused(f"--{alias.replace('_', '-')} contradicts --{option.replace('_', '-')}")
     config = _configuration(given)
+    if config.processes:
+        from fastinfer.config.server import load_config
+        from fastinfer.supervisor.server import supervise
+
+        return supervise(config, lambda: load_config(given))
     try:
         from fastinfer.process import serve
+
+        return serve(config)
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
-    return serve(config)
+
+
+def _process(arguments: Sequence[str]) -> int:
+    """One of the processes that the supervisor starts; the argument is a descriptor."""
+    try:
+        from fastinfer.process import serve_for
+    except ImportError as error:
+        raise _Refused(_not_built(error)) from error
+    return serve_for(int(arguments[0]))
 
 
 def _configuration(given: dict[str, Any]) -> ServerConfig:

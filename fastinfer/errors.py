@@ -7,6 +7,8 @@ and is answered with a bare 500.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -45,6 +47,17 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The answer's body: ``{"error": "<sentence>"}``, compact."""
         return orjson.dumps({"error": clip(self.message)})
+
+    def told(self) -> dict[str, Any]:
+        """What another process makes the same error of, as JSON."""
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]
+        return {"status": self.status, "message": self.message, "headers": headers}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> ApiError:
+        """The error that :meth:`told` has told."""
+        headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in told["headers"])
+        return cls(told["status"], told["message"], headers=headers)
 
 
 def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:

@@ -32,24 +32,35 @@ def printable(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-01-31 12:00:00.000 WARNING  message``, in local time; the lines of a traceback are indented."""
+    """``2026-01-31 12:00:00.000 WARNING  message``, in local time; the lines of a traceback are indented.
 
-    def __init__(self, colours: bool = False) -> None:
+    Args:
+        colours: whether the level has one.
+        slot: the process's place among several, which is told before the message: ``[1] message``.
+    """
+
+    def __init__(self, colours: bool = False, slot: int | None = None) -> None:
         super().__init__()
         self._colours = colours
+        self._who = "" if slot is None else f"[{slot}] "
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         level = f"{record.levelname:<8}"
         if self._colours and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
-        line = f"{stamp}.{int(record.msecs):03d} {level} {printable(record.getMessage())}"
+        line = f"{stamp}.{int(record.msecs):03d} {level} {self._who}{printable(record.getMessage())}"
         trace = _traceback(self, record)
         return "\n    ".join([line, *(printable(part) for part in trace.splitlines())]) if trace else line
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``, and ``exception`` if any."""
+    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``; where there are several
+    processes that serve, ``slot``; and ``exception`` if any."""
+
+    def __init__(self, slot: int | None = None) -> None:
+        super().__init__()
+        self._who = {} if slot is None else {"slot": slot}
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -58,6 +69,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": record.process,
+            **self._who,
             "message": _encodable(record.getMessage()),
         }
         trace = _traceback(self, record)
@@ -151,19 +163,22 @@ class Logs(logging.Handler):
             self.release()
 
 
-def start(level: str = "info", form: Literal["text", "json"] = "text", descriptor: int = 2) -> Logs:
-    """Sets logging up for this process; call it once in each, after a fork.
+def start(
+    level: str = "info", form: Literal["text", "json"] = "text", descriptor: int = 2, slot: int | None = None
+) -> Logs:
+    """Sets logging up for this process.
 
     Args:
         level: the least important level that is logged: debug, info, warning, error.
         form: lines for people, or JSON.
         descriptor: where the lines go; colours are used if it is a terminal.
+        slot: which one of several processes this is; every line tells it.
 
     Returns:
         The handler; ``stop()`` it at the end.
     """
     coloured = os.isatty(descriptor) and "NO_COLOR" not in os.environ
-    handler = Logs(descriptor, JsonFormatter() if form == "json" else TextFormatter(coloured))
+    handler = Logs(descriptor, JsonFormatter(slot) if form == "json" else TextFormatter(coloured, slot))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

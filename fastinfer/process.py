@@ -1,23 +1,31 @@
-"""One serving process: the service, its routes and its HTTP server, from start to drain."""
+"""One serving process: the service, its routes and its HTTP server, from start to drain; alone or for a supervisor."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
 
 from fastinfer import __version__, logs, routes
 from fastinfer._ext import ort
 from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
+from fastinfer.errors import ApiError
 from fastinfer.http.server import Server, run
+from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
+from fastinfer.supervisor.assignment import Assignment, end_with
+from fastinfer.supervisor.channel import Channel, ChannelClosedError
 
 log = logging.getLogger(__name__)
 
 
 def serve(config: ServerConfig) -> int:
-    """Serves until a signal ends it; returns the process's exit status."""
+    """Serves alone until a signal ends it; returns the process's exit status."""
     written = logs.start(config.log_level, config.log_format)
     try:
         return run(_serve(config, written))
@@ -25,23 +33,31 @@ def serve(config: ServerConfig) -> int:
         written.stop()
 
 
-async def _serve(config: ServerConfig, written: logs.Logs) -> int:
-    missing = [directory for directory in config.model_repository if not directory.is_dir()]
-    if missing:
-        log.error("there is no directory '%s'; name the one with the models: --model-repository DIR", missing[0])
+def serve_for(descriptor: int) -> int:
+    """Serves for the supervisor at the other end of a socket until it says so; returns the process's exit status."""
+    # Somebody at a terminal means the supervisor, which tells when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end = socket.socket(fileno=descriptor)
+    try:
+        given = Assignment.receive(end)
+    except EOFError:
         return 1
-    if config.telemetry:
-        os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
-    ort.configure(config.intra_op_threads)
+    end_with(given.supervisor)
+    several = given.config.processes > 1
+    written = logs.start(given.config.log_level, given.config.log_format, slot=given.slot if several else None)
+    try:
+        return run(_serve_for(given, end, written))
+    finally:
+        written.stop()
+
+
+async def _serve(config: ServerConfig, written: logs.Logs) -> int:
+    if reason := config.why_not_servable():
+        log.error("%s", reason)
+        return 1
+    _prepare(config)
     service = Service(config, asyncio.get_running_loop())
-    server = Server(
-        routes.build(service),
-        host=config.host,
-        port=config.port,
-        limits=config.http_limits,
-        poller=Poller(service.loop, service.executor, config.busy_poll_us),
-        on_drain=service.drain,
-    )
+    server = _server(service, host=config.host, port=config.port)
     try:
         await server.start()
     except OSError as error:
@@ -57,3 +73,81 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     await service.close()
     log.info("ended" if clean else "ended; some requests were given up")
     return 0
+
+
+async def _serve_for(given: Assignment, end: socket.socket, written: logs.Logs) -> int:
+    config, loop = given.config, asyncio.get_running_loop()
+    _prepare(config)
+    asked = _Asked()
+    service = Service(config, loop, asked)
+    groups = [[socket.socket(fileno=descriptor) for descriptor in group] for group in given.listeners]
+    server = _server(service, sockets=[listener for group in groups for listener in group], accepting=False)
+    await server.start()
+    service.metrics.http, service.metrics.logs = server.hub, written
+    repository = service.repository
+    rounds = Rounds(repository)
+    channel = await Channel.open(
+        end,
+        {
+            "restore": repository.restore,
+            "state": repository.state,
+            "changed": repository.changed,
+            "look": repository.look,
+            "begin": rounds.begin,
+            "decide": rounds.decide,
+            "readiness": service.readiness,
+            "accept_from": lambda slots: server.accept_from([each for slot in slots for each in groups[slot]]),
+            "hand_over": server.hand_over,
+            "drain": server.drain_soon,
+            "end": server.end,
+        },
+    )
+    asked.channel = channel
+    channel.closed.add_done_callback(lambda _: server.drain_soon())  # the supervisor is gone
+    loop.add_signal_handler(signal.SIGTERM, channel.tell, "leave")
+    channel.tell("up", runtime=ort.version())
+    clean = await server.serve(config.drain_timeout_s, signals=())
+    channel.close()
+    await service.close()
+    if not clean:
+        log.warning("some requests were given up")
+    return 0
+
+
+def _prepare(config: ServerConfig) -> None:
+    """Settles what holds for the whole process, before there is a session."""
+    if config.telemetry:
+        os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
+    ort.configure(config.intra_op_threads)
+
+
+def _server(service: Service, **where: Any) -> Server:
+    config = service.config
+    return Server(
+        routes.build(service),
+        **where,
+        limits=config.http_limits,
+        poller=Poller(service.loop, service.executor, config.busy_poll_us),
+        on_drain=service.drain,
+    )
+
+
+class _Asked:
+    """Control by the supervisor: what clients of this process ask for is done in all."""
+
+    channel: Channel
+
+    async def load_model(self, name: str, version: int | None, parameters: Mapping[str, Any]) -> str:
+        return str(await self._ask("load_model", name=name, version=version, parameters=parameters))
+
+    async def load_worker(self, name: str, parameters: Mapping[str, Any]) -> str:
+        return str(await self._ask("load_worker", name=name, parameters=parameters))
+
+    async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
+        await self._ask("unload", name=name, version=version, dependents=dependents)
+
+    async def _ask(self, operation: str, **arguments: Any) -> Any:
+        try:
+            return await self.channel.call("operate", operation=operation, arguments=arguments)
+        except ChannelClosedError:
+            raise ApiError(503, "the server is ending") from None

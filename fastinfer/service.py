@@ -6,19 +6,31 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
 from fastinfer.config.server import ServerConfig
 from fastinfer.metrics import Metrics
+from fastinfer.models import upkeep
 from fastinfer.models.index import READY, Entry
 from fastinfer.models.loader import Loader
-from fastinfer.models.repository import Repository
+from fastinfer.models.replica import Replica
 
 log = logging.getLogger(__name__)
 
 _NONFINITE = {"literal": encode.LITERAL, "null": encode.NULL, "error": encode.ERROR}
+
+
+class Control(Protocol):
+    """What changes the models; see :class:`fastinfer.models.repository.Repository`."""
+
+    async def load_model(self, name: str, version: int | None, parameters: Mapping[str, Any]) -> str: ...
+
+    async def load_worker(self, name: str, parameters: Mapping[str, Any]) -> str: ...
+
+    async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None: ...
 
 
 class Service:
@@ -29,18 +41,21 @@ class Service:
         loop: the event loop, on whose thread everything here is used.
         executor: the native threads.
         repository: the models.
+        control: whom to ask for loads and unloads: the repository, where it is the only one.
         metrics: what they have counted.
         nonfinite: how NaN and infinities are written in JSON answers.
         draining: the server is about to end.
     """
 
-    def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop, control: Control | None = None) -> None:
         self.config = config
         self.loop = loop
         loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
         self.executor = Executor(config.threads, loop_fd)
         self._loader = Loader(config, self.executor, loop)
-        self.repository = Repository(config.model_repository, self._loader)
+        self.repository = Replica(config.model_repository, self._loader)
+        self.control: Control = control or self.repository
+        self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models)
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
@@ -53,7 +68,13 @@ class Service:
 
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready, or None."""
-        return "the server is draining" if self.draining else self.repository.why_not_ready()
+        if self.draining:
+            return "the server is draining"
+        return self.repository.why_not_ready() if self.control is self.repository else self._not_ready
+
+    def readiness(self, reason: str | None) -> None:
+        """What keeps the whole server from being ready, where this process is not all of it."""
+        self._not_ready = reason
 
     def statistics(self, name: str | None = None, version: str | None = None) -> list[dict[str, Any]]:
         """The entries of the statistics extension: of all models, of one model's versions, or of one version.
@@ -79,7 +100,7 @@ class Service:
 
     async def _load_and_follow(self) -> None:
         config, began = self.config, time.monotonic()
-        await self.repository.start(None if config.load_all else config.load_names)
+        seen = await upkeep.load_all(self.repository, None if config.load_all else config.load_names)
         reason = self.repository.why_not_ready()
         if reason is None:
             count = len(self.repository.names())
@@ -87,7 +108,7 @@ class Service:
         else:
             log.error("not ready: %s", reason)
         if config.model_control == "poll":
-            await self.repository.follow(config.poll_interval_s)
+            await upkeep.follow(self.repository, config.poll_interval_s, seen)
 
     async def close(self) -> None:
         """Ends everything; requests in flight have been answered or given up."""

@@ -84,6 +84,11 @@ class Server:
             assert time.monotonic() < deadline, f"the server did not become ready:\n{self.log}"
             time.sleep(0.02)
 
+    def serving_pids(self) -> list[int]:
+        """The processes that serve: the supervisor's children."""
+        pid = self.process.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
 

@@ -170,17 +170,23 @@ class ServerConfig(BaseSettings):
     )
 
     # Compute
+    processes: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=256)] = _option(
+        1,
+        "Processes that serve. One that crashes is replaced, and the others go on; each loads all models. 0: this "
+        "process serves by itself, for debuggers and profilers.",
+        _COMPUTE,
+    )
     threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         lambda: 2 * usable_cores(),
-        "Native threads that run batches and long conversions, shared by all models.",
+        "Native threads of a process, which run batches and long conversions, shared by all models.",
         _COMPUTE,
-        shown_default="twice the usable cores",
+        shown_default="twice the usable cores, divided among the processes",
     )
     intra_op_threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         usable_cores,
-        "Threads of ONNX Runtime's pool, which one run may spread over; shared by all models.",
+        "Threads of ONNX Runtime's pool in a process, which one run may spread over; shared by all models.",
         _COMPUTE,
-        shown_default="the usable cores",
+        shown_default="the usable cores, divided among the processes",
     )
     off_loop_bytes: Size = _option(
         limits.OFF_LOOP_BYTES,
@@ -197,6 +203,7 @@ class ServerConfig(BaseSettings):
         "Where requests come closer together than so many microseconds, the event loop looks for the next one for as "
         "long instead of sleeping: lower latency for a busier core; 0: it always sleeps.",
         _COMPUTE,
+        shown_default=f"{limits.BUSY_POLL_US}; 0 for several processes that have no core each to themselves",
     )
 
     # Inference
@@ -232,17 +239,17 @@ class ServerConfig(BaseSettings):
     )
     max_chunks: Count = _option(limits.MAX_CHUNKS, "Chunks of one chunked body; more get 400.", _HTTP)
     max_connections: Count = _option(
-        limits.MAX_CONNECTIONS, "Open connections; further ones wait, or are refused with 503.", _HTTP
+        limits.MAX_CONNECTIONS, "Open connections of a process; further ones wait, or are refused with 503.", _HTTP
     )
     max_pipelined: Count = _option(
         limits.MAX_PIPELINED, "Requests of one connection that may wait for answers before reading pauses.", _HTTP
     )
     in_flight_bytes: Annotated[int, BeforeValidator(_share_of_memory), Field(ge=limits.MIB, le=1 << 50)] = _option(
         lambda: int(memory_bytes() * limits.IN_FLIGHT_MEMORY_SHARE),
-        "Received bytes that the process may hold for unanswered requests, as a size or as a share of the memory "
+        "Received bytes that a process may hold for unanswered requests, as a size or as a share of the memory "
         "(25%); further requests get 503.",
         _HTTP,
-        shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}",
+        shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}, divided among the processes",
     )
 
     # Times
@@ -290,6 +297,26 @@ class ServerConfig(BaseSettings):
     def load_names(self) -> tuple[str, ...]:
         """The models to load at start, where not everything is; empty for ``none``."""
         return () if self.load in (("all",), ("none",)) else self.load
+
+    def why_not_servable(self) -> str | None:
+        """What is missing on this machine, or None."""
+        missing = [directory for directory in self.model_repository if not directory.is_dir()]
+        if not missing:
+            return None
+        return f"there is no directory '{missing[0]}'; name the one with the models: --model-repository DIR"
+
+    def share(self) -> ServerConfig:
+        """What one of several processes gets: what was not given is divided, so that all together use the machine."""
+        cores, processes = usable_cores(), max(self.processes, 1)
+        share = max(cores // processes, 1)
+        ours: dict[str, Any] = {
+            "threads": 2 * share,
+            "intra_op_threads": share,
+            "in_flight_bytes": self.in_flight_bytes // processes,
+        }
+        if processes > 1 and processes >= cores:
+            ours["busy_poll_us"] = 0  # who polls would keep another process from its core
+        return self.model_copy(update={key: ours[key] for key in ours.keys() - self.model_fields_set})
 
     @property
     def http_limits(self) -> limits.HttpLimits:

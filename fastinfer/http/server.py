@@ -1,4 +1,4 @@
-"""Sockets and lifecycle: listening, accepting within limits, draining, signals.
+"""Lifecycle: accepting within limits, draining, signals.
 
 A server is started once and drained once. Draining: what is in the accept queue is still accepted, then the listeners
 close; every answer ends its connection; idle connections may send one more request for a moment; then all is over.
@@ -21,6 +21,7 @@ import uvloop
 from fastinfer import limits as constants
 from fastinfer._ext.poller import Poller
 from fastinfer.errors import ApiError
+from fastinfer.http import listen
 from fastinfer.http.head import Router
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BACKLOG: Final = 4096
 _ACCEPTED_AT_ONCE: Final = 64  # then the connections that exist have their turn
 _ACCEPT_PAUSE_S: Final = 0.1
 _REFUSED_AT_ONCE: Final = 128  # connections above the limit that are told so; further ones wait in the queue
@@ -44,9 +44,10 @@ class Server:
         router: see :class:`fastinfer.http.head.Router`.
         host, port: where to listen; port 0 takes a free one.
         sockets: listening sockets to use instead, which the server takes over.
+        accepting: whether to accept from the start on; otherwise :meth:`accept_from` begins it.
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
-        on_drain: called once when draining starts, so that readiness can turn.
+        on_drain: called once when draining starts, so that readiness can turn; not where another process goes on.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8000,
         sockets: Sequence[socket.socket] = (),
+        accepting: bool = True,
         limits: HttpLimits | None = None,
         poller: Poller | None = None,
         on_drain: Callable[[], None] | None = None,
@@ -64,11 +66,13 @@ class Server:
         self._host = host
         self._port = port
         self._listeners = list(sockets)
+        self._accepted_from = self._listeners if accepting else []
         self._limits = limits or HttpLimits()
         self._poller = poller
         self._on_drain = on_drain
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
+        self._listeners_live_on = False
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._hub: Hub | None = None
@@ -97,27 +101,40 @@ class Server:
         Raises:
             OSError: the address cannot be used.
         """
-        loop = asyncio.get_running_loop()
         raise_file_limit()
         if not self._listeners:
-            self._listeners = await self._bind()
-        self._hub = Hub(self._router, self._limits, loop, self._poller)
+            self._listeners += listen.bind(self._host, self._port)[0]
+        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller)
         for listener in self._listeners:
             listener.setblocking(False)
             # Accepted sockets inherit it.
             if listener.family in (socket.AF_INET, socket.AF_INET6):
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            listener.listen(_BACKLOG)
         self._resume_accepting()
 
-    async def serve(self, drain_timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
-        """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+    def accept_from(self, listeners: Sequence[socket.socket]) -> None:
+        """Accepts from these of its listeners, and from no others, from now on."""
+        if not self.draining:
+            self._pause_accepting()
+            self._accepted_from = list(listeners)
+            self._resume_accepting()
+
+    async def serve(
+        self,
+        drain_timeout_s: float = constants.DRAIN_TIMEOUT_S,
+        signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+    ) -> bool:
+        """Serves until :meth:`stop`, or what is like it, then drains.
+
+        Args:
+            drain_timeout_s: what requests in flight get to finish.
+            signals: which of them call :meth:`stop`.
 
         Returns:
             Whether every request that was accepted is answered.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.add_signal_handler(number, self.stop)
         if self._hub is None:
             await self.start()
@@ -128,7 +145,7 @@ class Server:
             await self._stop.wait()
             return await self.drain(drain_timeout_s)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals:
                 loop.remove_signal_handler(number)
 
     def stop(self) -> None:
@@ -136,6 +153,20 @@ class Server:
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
+
+    def drain_soon(self) -> None:
+        """Lets :meth:`serve` drain; no more than that, however often it is called."""
+        self._stop.set()
+
+    def hand_over(self) -> None:
+        """Lets :meth:`serve` drain and leave its listeners, with what waits in them, to another process."""
+        self._listeners_live_on = True
+        self._stop.set()
+
+    def end(self) -> None:
+        """Ends at once."""
+        self._stop.set()
+        self._stop_now.set()
 
     async def drain(self, timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
         """Stops accepting, lets requests in flight finish, and ends.
@@ -147,13 +178,16 @@ class Server:
         if hub.draining:
             raise RuntimeError("the server is draining already")
         hub.draining = True
-        if self._on_drain is not None:
-            self._on_drain()
         self._pause_accepting()
-        for listener in self._listeners:
-            while self._accept(listener):
-                pass
-            listener.close()
+        if not self._listeners_live_on:
+            if self._on_drain is not None:
+                self._on_drain()
+            for listener in self._accepted_from:
+                listen.refuse_newcomers(listener)
+            for listener in self._accepted_from:
+                while self._accept(listener):
+                    pass
+        listen.close([self._listeners])
         ended = asyncio.ensure_future(self._ended())
         stopped = asyncio.ensure_future(self._stop_now.wait())
         await asyncio.wait((ended, stopped), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -170,39 +204,18 @@ class Server:
             await asyncio.wait(self._accepting)
         await self.hub.empty()
 
-    async def _bind(self) -> list[socket.socket]:
-        loop = asyncio.get_running_loop()
-        listeners: list[socket.socket] = []
-        port = self._port
-        try:
-            found = await loop.getaddrinfo(self._host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                listener = socket.socket(family, kind, protocol)
-                listeners.append(listener)
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # With port 0 all addresses of the host share the port that the first one got.
-                listener.bind((address[0], port, *address[2:]))
-                port = listener.getsockname()[1]
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-        return listeners
-
     # --- Accepting ----------------------------------------------------------------------------------------------------
 
     def _resume_accepting(self) -> None:
         self._pause = None
         loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        for listener in self._accepted_from:
             loop.add_reader(listener, self._ready, listener)
 
     def _pause_accepting(self, seconds: float | None = None) -> None:
         """Leaves further connections in the accept queue; without this, a full process would spin on them."""
         loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        for listener in self._accepted_from:
             loop.remove_reader(listener)
         if self._pause is not None:
             self._pause.cancel()

@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from fastinfer.config import model as model_config
@@ -74,6 +75,11 @@ class ModelFiles:
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
 
+def fingerprint(of: object) -> str:
+    """A short text for something made of stamps: another one for other files."""
+    return blake2b(repr(of).encode(), digest_size=16).hexdigest()
+
+
 def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
     """The models in the repositories' directories, sorted.
 
@@ -124,10 +130,10 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     raise UnknownModelError(name)
 
 
-def find_all(directories: Sequence[Path]) -> dict[str, ModelFiles | ApiError]:
-    """All models by name, each with its files, or with why it cannot be loaded."""
+def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, ModelFiles | ApiError]:
+    """All models by name, each with its files, or with why it cannot be loaded; ``tell`` as of :func:`names`."""
     found: dict[str, ModelFiles | ApiError] = {}
-    for name in names(directories):
+    for name in names(directories, tell=tell):
         try:
             found[name] = find(directories, name)
         except UnknownModelError:

@@ -20,6 +20,7 @@ from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.models.files import ModelFiles
 from fastinfer.models.model import Model, why_not_chained
+from fastinfer.models.operation import Operation
 from fastinfer.models.policy import BatchingPolicy
 from fastinfer.models.stats import ModelStats
 from fastinfer.workers import WorkerKind, onnx_load
@@ -67,6 +68,7 @@ class Loader:
         config: ModelConfig,
         parameters: Parameters,
         successor: Successor,
+        by: Operation,
     ) -> Model:
         """One version of a model of the repository, loaded, checked and warm. ApiError 400 with the reason."""
         given = parameters.model_dump(exclude_unset=True)
@@ -81,23 +83,25 @@ class Loader:
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
-        return self._model(name, str(version), implementation, config, instances, successor)
+        return self._model(name, version, implementation, config, instances, successor, by.number_of(version))
 
-    def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor) -> Model:
+    def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
         implementation = kind.factory(parameters, self._workers)
         config = ModelConfig.model_construct(name=name, platform=implementation.platform)
         config = _with_parameters(config, parameters).effective(implementation.signature)
-        return self._model(name, "1", implementation, config, parameters.instances or kind.instances, successor)
+        instances = parameters.instances or kind.instances
+        return self._model(name, 1, implementation, config, instances, successor, by.number_of(1))
 
     def _model(
         self,
         name: str,
-        version: str,
+        version: int,
         implementation: Implementation,
         config: ModelConfig,
         instances: int,
         successor: Successor,
+        number: int,
     ) -> Model:
         signature = implementation.signature
         if successor is not None:
@@ -121,7 +125,8 @@ class Loader:
             stats=stats,
             loop=self._loop,
         )
-        return Model(name, version, implementation, scheduler, stats, config.running(name, instances), successor)
+        shown = config.running(name, instances)
+        return Model(name, str(version), implementation, scheduler, stats, shown, successor, number)
 
     def close(self) -> None:
         """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""

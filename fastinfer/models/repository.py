@@ -13,6 +13,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
 from fastinfer.models.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
-from fastinfer.models.files import ModelFiles, UnknownModelError
+from fastinfer.models.files import ModelFiles, UnknownModelError, fingerprint
 from fastinfer.models.index import NO_VERSION, Entry, entries
 from fastinfer.models.loader import Loader
 from fastinfer.models.model import Model
+from fastinfer.models.operation import Operation
 from fastinfer.workers import WorkerKind
 from fastinfer.workers.onnx import OnnxParameters
 from fastinfer.workers.parameters import Parameters, parse
@@ -58,10 +61,10 @@ class Repository:
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
         self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
-        self._at_start: dict[str, ModelFiles | None] = {}  # what lay on the disk before the first load
         self._loading: dict[str, set[int]] = {}  # with the versions that are made, once they are known
         self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
+        self._numbers = count(1)
 
     # --- Looking up ---------------------------------------------------------------------------------------------------
 
@@ -138,44 +141,31 @@ class Repository:
             self._wanted.discard(name)
         self._failures.pop(name, None)
 
-    # --- Starting and following ---------------------------------------------------------------------------------------
+    # --- What is asked for at start, and what lies on the disk (see models/upkeep.py) ---------------------------------
 
-    async def start(self, wanted: Iterable[str] | None) -> None:
-        """Loads what is asked for at start (None: everything), all side by side; failures are logged and kept."""
-        found = await self._loader.in_thread(model_files.names, self.directories, tell=True)
-        self._at_start = await self._loader.in_thread(self._look)
-        if not found:
-            log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
-        names = found if wanted is None else list(dict.fromkeys(wanted))
+    async def look(self, *, tell: bool = False) -> dict[str, str | None]:
+        """The models on the disk, each with a fingerprint of its files; None: it has no version."""
+        found = await self._loader.in_thread(model_files.find_all, self.directories, tell=tell)
+        return {name: fingerprint(files) if isinstance(files, ModelFiles) else None for name, files in found.items()}
+
+    async def expect(self, names: Iterable[str]) -> None:
+        """These are asked for at start: the server is not ready before each was loaded once, or was unloaded."""
         self._wanted = set(names)
-        await asyncio.gather(*(self._load_quietly(name) for name in names))
 
-    async def _load_quietly(self, name: str) -> None:
-        try:
-            await self.load_model(name, None, {})
-        except ApiError as error:
-            log.error("model '%s' is not served: %s", name, error.message)
-        except Exception:
-            log.exception("model '%s' is not served", name)
-            self._failures[name] = "internal error"
+    async def refuse(self, name: str, reason: str) -> None:
+        """A model that is asked for at start could not be loaded."""
+        if name in (self._wanted or ()):
+            self._failures[name] = reason
 
-    async def follow(self, interval_s: float) -> None:
-        """Polls the disk for ever: loads what is new or changed, unloads what is gone.
+    async def follow(self, name: str, *, known: bool, gone: bool, by: Operation | None = None) -> None:
+        """Makes the endpoints of a model what lies on the disk. ApiError 400 where that does not load.
 
-        A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
+        Args:
+            name: the model.
+            known: it has been looked at before; one that is new is loaded.
+            gone: it is not there any more.
+            by: see :meth:`load_model`.
         """
-        done = seen = self._at_start
-        while True:
-            await asyncio.sleep(interval_s)
-            now = await self._loader.in_thread(self._look)
-            for name in sorted(now.keys() | done.keys()):
-                files = now.get(name)
-                if seen.get(name) == files != done.get(name):
-                    await self._follow(name, known=name in done, gone=files is None)
-                    done = {key: value for key, value in {**done, name: files}.items() if value is not None}
-            seen = now
-
-    async def _follow(self, name: str, *, known: bool, gone: bool) -> None:
         endpoints = [endpoint for endpoint in self._table if (endpoint.kind, endpoint.base) == (MODEL, name)]
         if gone:
             async with self._exclusive(name):
@@ -183,24 +173,18 @@ class Repository:
                     if self._table.get(endpoint.name) is endpoint:
                         self._remove(endpoint)
             return
-        try:
-            for endpoint in endpoints:
-                again = endpoint.parameters.model_copy(update={"share": True})
-                await self._load(endpoint.identity, name, None, again, endpoint.override)
-            if not endpoints and (not known or name in (self._wanted or ())):
-                await self.load_model(name, None, {})
-        except ApiError as error:
-            log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
-        except Exception:
-            log.exception("model '%s' is not served as it lies on the disk", name)
-
-    def _look(self) -> dict[str, ModelFiles | None]:
-        found = model_files.find_all(self.directories)
-        return {name: files for name, files in found.items() if isinstance(files, ModelFiles)}
+        by = self._by(by)
+        for endpoint in endpoints:
+            again = endpoint.parameters.model_copy(update={"share": True})
+            await self._load(endpoint.identity, name, None, again, endpoint.override, by)
+        if not endpoints and (not known or name in (self._wanted or ())):
+            await self.load_model(name, None, {}, by)
 
     # --- Loading ------------------------------------------------------------------------------------------------------
 
-    async def load_model(self, name: str, version: int | None, parameters: Mapping[str, Any]) -> str:
+    async def load_model(
+        self, name: str, version: int | None, parameters: Mapping[str, Any], by: Operation | None = None
+    ) -> str:
         """Loads a model of the repository and returns its endpoint's name.
 
         Args:
@@ -208,6 +192,7 @@ class Repository:
             version: one version alone, beside those that are loaded; None: those that the version policy names.
             parameters: of the load (see :mod:`fastinfer.workers.parameters`); ``config`` replaces the configuration and
                 is not part of the identity.
+            by: what the load is part of, where several processes do the same.
 
         Raises:
             ApiError: 400 with the reason. Nothing has changed then.
@@ -216,36 +201,45 @@ class Repository:
             raise ApiError(400, "files cannot be given with a load; of a model only 'config' can be overridden")
         counted = {key: value for key, value in parameters.items() if key != "config"}
         wanted = identity(MODEL, name, counted)
-        return await self._load(wanted, name, version, parse(OnnxParameters, counted), parameters.get("config"))
+        made, parsed = made_of(MODEL, name, counted)
+        return await self._load(wanted, made, version, parsed, parameters.get("config"), self._by(by))
 
-    async def load_worker(self, name: str, parameters: Mapping[str, Any]) -> str:
+    async def load_worker(self, name: str, parameters: Mapping[str, Any], by: Operation | None = None) -> str:
         """Loads a built-in worker, or ``onnx`` with a ``model``, and returns its endpoint's name. ApiError 400."""
         name = name.lower()
-        wanted = identity(WORKER, name, parameters)
-        if name != ONNX:
-            kind, parsed = workers.resolve(name, parameters)
-            return await self._load(wanted, kind, None, parsed, None)
-        options = parse(OnnxParameters, parameters)
-        if options.model is None:
-            raise ApiError(400, "worker 'onnx' needs the parameter 'model', the name of a model of the repository")
-        return await self._load(wanted, options.model, None, options, None)
+        made, parsed = made_of(WORKER, name, parameters)
+        return await self._load(identity(WORKER, name, parameters), made, None, parsed, None, self._by(by))
+
+    def _by(self, operation: Operation | None) -> Operation:
+        return operation or Operation(next(self._numbers))
 
     async def _load(
-        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
+        self,
+        wanted: Identity,
+        made_of: str | WorkerKind,
+        version: int | None,
+        parameters: Parameters,
+        override: object,
+        by: Operation,
     ) -> str:
         """Loads a model of the repository, or a built-in worker, for an identity."""
         async with self._exclusive(wanted[1]):
             for _ in range(_ATTEMPTS):
-                name = await self._load_once(wanted, made_of, version, parameters, override)
+                name = await self._load_once(wanted, made_of, version, parameters, override, by)
                 if name is not None:
                     return name
         raise ApiError(503, f"'{wanted[1]}' is unloaded again and again meanwhile", retry_after_s=1)
 
     async def _load_once(
-        self, wanted: Identity, made_of: str | WorkerKind, version: int | None, parameters: Parameters, override: object
+        self,
+        wanted: Identity,
+        made_of: str | WorkerKind,
+        version: int | None,
+        parameters: Parameters,
+        override: object,
+        by: Operation,
     ) -> str | None:
         """See :meth:`_load`; None where what was there was unloaded meanwhile, as the successor of another endpoint."""
-        versions: _Versions
         endpoint = self._table.same(wanted)
         new = endpoint is None
         if endpoint is None:
@@ -254,12 +248,9 @@ class Repository:
         successor = self._successor(name, parameters.next)
         self._loading[name] = set()
         try:
-            if isinstance(made_of, str):
-                versions = await self._prepare(endpoint, made_of, version, parameters, override, successor)
-            elif new:
-                versions = {1: (self._loader.worker(name, made_of, parameters, successor), None)}
-            else:
-                versions = {1: (endpoint.versions[1], None)}
+            selection = partial(_selection, endpoint, version)
+            versions = await self._prepare(endpoint, made_of, parameters, override, selection, successor, by)
+            await self._agree(endpoint, versions, by)
         except ApiError as error:
             # Names that no model has are not remembered: there is no end of them.
             if not isinstance(error, UnknownModelError) or name in (self._wanted or ()):
@@ -268,9 +259,7 @@ class Repository:
         finally:
             del self._loading[name]
         if not new and self._table.get(name) is not endpoint:
-            self._discard(
-                {number: made for number, made in versions.items() if made[0] not in endpoint.versions.values()}
-            )
+            self._discard(endpoint, versions)
             return None
         if new and parameters.next is not None:
             self._hold(parameters.next, versions)
@@ -286,44 +275,56 @@ class Repository:
     async def _prepare(
         self,
         endpoint: Endpoint,
-        model: str,
-        version: int | None,
+        made_of: str | WorkerKind,
         parameters: Parameters,
         override: object,
+        selection: Callable[[ModelFiles, ModelConfig], set[int]],
         successor: Callable[[], Model] | None,
+        by: Operation,
     ) -> _Versions:
         """The versions that the endpoint is to have, each with what it was made from.
 
         What has not changed is kept. Files that change while they are read are read again: the model is wholly the old
         or wholly the new one.
         """
+        if not isinstance(made_of, str):
+            worker = endpoint.versions.get(1) or self._loader.worker(endpoint.name, made_of, parameters, successor, by)
+            return {1: (worker, None)}
         for _ in range(_ATTEMPTS):
-            files = await self._loader.in_thread(model_files.find, self.directories, model)
+            files = await self._loader.in_thread(model_files.find, self.directories, made_of)
             config = await self._loader.in_thread(_configuration, files, override)
-            selected = _selection(endpoint, files, config, version)
-            made_of = {number: (files.shared, override, files.versions[number]) for number in selected}
-            kept = {
-                number: (endpoint.versions[number], made_of[number])
-                for number in selected
-                if number in endpoint.versions and endpoint.sources[number] == made_of[number]
+            sources = {number: (files.shared, override, files.versions[number]) for number in selection(files, config)}
+            versions: dict[int, tuple[Model, object]] = {
+                number: (endpoint.versions[number], source)
+                for number, source in sources.items()
+                if number in endpoint.versions and endpoint.sources[number] == source
             }
-            self._loading[endpoint.name] = selected - kept.keys()
-            made: dict[int, tuple[Model, object]] = {}
+            self._loading[endpoint.name] = sources.keys() - versions.keys()
             try:
-                for number in sorted(selected - kept.keys()):
-                    built = await self._loader.model(endpoint.name, files, number, config, parameters, successor)
-                    made[number] = (built, made_of[number])
-                if await self._loader.in_thread(model_files.find, self.directories, model) == files:
-                    return kept | made
+                for number in sorted(sources.keys() - versions.keys()):
+                    model = await self._loader.model(endpoint.name, files, number, config, parameters, successor, by)
+                    versions[number] = (model, sources[number])
+                if await self._loader.in_thread(model_files.find, self.directories, made_of) == files:
+                    return versions
             except BaseException:
-                self._discard(made)
+                self._discard(endpoint, versions)
                 raise
-            self._discard(made)
-        raise ApiError(400, f"the files of model '{model}' keep changing")
+            self._discard(endpoint, versions)
+        raise ApiError(400, f"the files of model '{made_of}' keep changing")
 
-    def _discard(self, made: _Versions) -> None:
-        for model, _ in made.values():
-            self._retire(model)
+    async def _agree(self, endpoint: Endpoint, versions: _Versions, by: Operation) -> None:
+        """Waits until other processes have prepared the same. ApiError where one has failed."""
+        try:
+            await by.prepared(endpoint.name)
+        except BaseException:
+            self._discard(endpoint, versions)
+            raise
+
+    def _discard(self, endpoint: Endpoint, versions: _Versions) -> None:
+        """Releases what was made and is not going to be published."""
+        for model, _ in versions.values():
+            if model not in endpoint.versions.values():
+                self._retire(model)
 
     def _publish(self, endpoint: Endpoint, versions: _Versions) -> None:
         before = set(endpoint.versions.values())
@@ -356,7 +357,8 @@ class Repository:
         """An endpoint keeps its successor loaded."""
         held = self._table.get(name)
         if held is None:
-            self._discard(made)
+            for model, _ in made.values():
+                self._retire(model)
             raise ApiError(400, f"the next endpoint '{name}' was unloaded")
         held.holds += 1
 
@@ -426,7 +428,18 @@ class Repository:
                 self._locks.pop(base, None)
 
 
-def _selection(endpoint: Endpoint, files: ModelFiles, config: ModelConfig, version: int | None) -> set[int]:
+def made_of(kind: str, base: str, given: Mapping[str, Any]) -> tuple[str | WorkerKind, Parameters]:
+    """What a load makes an endpoint of: a model of the repository, by name, or a built-in worker. ApiError 400."""
+    if kind == WORKER and base != ONNX:
+        return workers.resolve(base, given)
+    parameters = parse(OnnxParameters, given)
+    model = base if kind == MODEL else parameters.model
+    if model is None:
+        raise ApiError(400, "worker 'onnx' needs the parameter 'model', the name of a model of the repository")
+    return model, parameters
+
+
+def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, config: ModelConfig) -> set[int]:
     """The versions that an endpoint is to have after a load."""
     if version is None:
         wanted = {*config.select_versions(sorted(files.versions)), *endpoint.chosen}

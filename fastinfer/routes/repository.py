@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def routes(service: Service) -> list[Route]:
     """The index; the load and unload endpoints of models and workers."""
-    repository = service.repository
+    control = service.control
 
     async def index(exchange: Exchange) -> None:
         entries = await service.index(ready_only=_flag(_object(exchange, '{"ready": true}'), "ready", "'ready'"))
@@ -25,19 +25,19 @@ def routes(service: Service) -> list[Route]:
     async def load_model(exchange: Exchange) -> None:
         _check_allowed(service)
         name, version = _target(exchange)
-        endpoint = await repository.load_model(name, version, _parameters(exchange))
+        endpoint = await control.load_model(name, version, _parameters(exchange))
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
     async def unload_model(exchange: Exchange) -> None:
         _check_allowed(service)
         name, version = _target(exchange)
         dependents = _flag(_parameters(exchange), "unload_dependents", "parameters.unload_dependents")
-        await repository.unload(name, version, dependents=dependents)
+        await control.unload(name, version, dependents=dependents)
         exchange.respond(200, orjson.dumps({"name": name, "unload": True}))
 
     async def load_worker(exchange: Exchange) -> None:
         _check_allowed(service)
-        endpoint = await repository.load_worker(exchange.arguments[0], _parameters(exchange))
+        endpoint = await control.load_worker(exchange.arguments[0], _parameters(exchange))
         exchange.respond(200, endpoint.encode(), b"text/html")
 
     # "Identical to model unload": both families unload any endpoint.

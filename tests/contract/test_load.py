@@ -134,9 +134,10 @@ def test_a_signal_drains(repository):
 
 
 def cpu_s(server):
-    """The CPU seconds of the server's process so far."""
-    words = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    """The CPU seconds of the server's processes so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in (server.process.pid, *server.serving_pids())]
+    words = [stat.rpartition(")")[2].split() for stat in stats]
+    return sum(int(user) + int(system) for user, system in (each[11:13] for each in words)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_an_idle_server_sleeps():

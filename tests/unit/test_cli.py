@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -31,22 +31,28 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder:
-    """Stands for fastinfer.process."""
+    """Stands for fastinfer.supervisor.server and for fastinfer.process."""
 
     def __init__(self) -> None:
         self.config: ServerConfig | None = None
+        self.again: Callable[[], ServerConfig] | None = None
+
+    def supervise(self, config: ServerConfig, again: Callable[[], ServerConfig]) -> int:
+        self.config, self.again = config, again
+        return 7
 
     def serve(self, config: ServerConfig) -> int:
         self.config = config
-        return 7
+        return 8
 
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    module = ModuleType("fastinfer.process")
-    module.serve = recorder.serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastinfer.process", module)
+    for name, function in (("supervisor.server", recorder.supervise), ("process", recorder.serve)):
+        module = ModuleType(f"fastinfer.{name}")
+        setattr(module, function.__name__, function)
+        monkeypatch.setitem(sys.modules, f"fastinfer.{name}", module)
     return recorder
 
 
@@ -192,8 +198,23 @@ def test_help_of_serve_tells_every_option_with_its_default(capsys: pytest.Captur
 
 def test_a_missing_extension_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "fastinfer.process", None)
-    assert cli.main(["serve"]) == 2
-    assert "fastinfer: fastinfer is not completely installed (" in capsys.readouterr().err
+    for arguments in (["serve", "--processes", "0"], ["process", "3"]):
+        assert cli.main(arguments) == 2
+        assert "fastinfer: fastinfer is not completely installed (" in capsys.readouterr().err
+
+
+def test_zero_processes_serve_without_a_supervisor(service: Recorder) -> None:
+    assert cli.main(["serve", "--processes", "0"]) == 8
+    assert service.again is None
+
+
+def test_the_supervisor_reads_the_configuration_again(service: Recorder, tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("max_queue_size = 1")
+    assert cli.main(["serve", "--config", str(file), "--port", "9"]) == 7
+    file.write_text("max_queue_size = 2\nport = 10")
+    assert service.again is not None
+    assert (service.again().max_queue_size, service.again().port) == (2, 9)
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

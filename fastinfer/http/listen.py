@@ -1,0 +1,90 @@
+"""Listening sockets: where a server can be reached, for one process or for several.
+
+Several processes get a listener each at the same address (``SO_REUSEPORT``); the kernel spreads connections over them.
+One listener that several accept from would be simpler, but whoever wakes first takes nearly all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+BACKLOG: Final = 4096
+_SO_ATTACH_FILTER: Final = 26
+_FLAGS_AT, _SYN = 13, 0x02  # in a TCP header
+
+
+def bind(host: str, port: int, count: int = 1) -> list[list[socket.socket]]:
+    """Listeners at every address of a host, ``count`` times.
+
+    Args:
+        host: a name or an address.
+        port: 0 takes a free one, the same for all.
+        count: how many processes are going to accept.
+
+    Returns:
+        For each process its listeners, one for each address; connections wait in them from now on.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    groups: list[list[socket.socket]] = [[] for _ in range(count)]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            for number, group in enumerate(groups):
+                listener = socket.socket(family, kind, protocol)
+                group.append(listener)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # The first one takes the address alone, so that another server's is found to be in use; then it shares.
+                if number:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                # With port 0 all addresses of the host share the port that the first one got.
+                listener.bind((address[0], port, *address[2:]))
+                if not number:
+                    listener.listen(BACKLOG)
+                    if count > 1:
+                        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                else:
+                    listener.listen(BACKLOG)
+                port = listener.getsockname()[1]
+                listener.setblocking(False)
+    except BaseException:
+        close(group for group in groups)
+        raise
+    return groups
+
+
+def close(groups: Iterable[Iterable[socket.socket]]) -> None:
+    """Closes all listeners."""
+    for group in groups:
+        for listener in group:
+            listener.close()
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32))
+
+
+def refuse_newcomers(listener: socket.socket) -> None:
+    """No new connection comes into the accept queue any more; those that are in it stay.
+
+    A listener that is closed resets what came since its last accept. The kernel drops requests for connections from
+    here on, so that one can accept what is left and close. Clients ask again after a second, and are refused then.
+    """
+    program = (_Instruction * 4)(
+        _Instruction(0x30, 0, 0, _FLAGS_AT),  # load a byte
+        _Instruction(0x45, 0, 1, _SYN),  # has it the bit? if not, skip one
+        _Instruction(0x06, 0, 0, 0),  # drop
+        _Instruction(0x06, 0, 0, 0xFFFFFFFF),  # keep
+    )
+    with contextlib.suppress(OSError):  # a kernel that knows no filters: the moment is short
+        value = struct.pack("@HP", len(program), ctypes.addressof(program))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)

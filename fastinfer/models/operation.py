@@ -1,0 +1,21 @@
+"""One change of what is loaded, as the process that makes it sees it."""
+
+from __future__ import annotations
+
+
+class Operation:
+    """A change that a process makes by itself; where several do the same, :mod:`fastinfer.models.replica` has another.
+
+    Args:
+        number: tells models apart that were loaded one after the other under the same name.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def number_of(self, version: int) -> int:  # noqa: ARG002
+        """The number of a version of a model that is made now."""
+        return self.number
+
+    async def prepared(self, name: str) -> None:
+        """An endpoint is about to change: returns when all processes are ready to. ApiError where one is not."""

@@ -1,0 +1,145 @@
+"""A repository that is alike in several processes, or in one and the next.
+
+What is loaded changes only by operations that the supervisor hands to all processes. Each prepares an operation and
+says so; when all have, all publish, and where one has failed, none does. What a process holds can be told
+(:meth:`Replica.state`), and made again by another (:meth:`Replica.restore`): the same endpoints with the same versions,
+as the files are now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from fastinfer.errors import ApiError
+from fastinfer.models.endpoints import Endpoint
+from fastinfer.models.files import ModelFiles, fingerprint
+from fastinfer.models.operation import Operation
+from fastinfer.models.repository import Repository, made_of
+
+log = logging.getLogger(__name__)
+
+
+class Replica(Repository):
+    """A repository whose contents can be told and made again."""
+
+    def state(self) -> dict[str, Any]:
+        """What is loaded, and what is asked for and is not: all that :meth:`restore` needs, as JSON."""
+        wanted = self._wanted
+        return {
+            "not_ready": self.why_not_ready(),
+            "wanted": None if wanted is None else {name: self._failures.get(name) for name in sorted(wanted)},
+            "endpoints": [_told(endpoint) for endpoint in self._table],
+        }
+
+    async def restore(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """Makes the endpoints what another process told, as far as they are not already.
+
+        Returns:
+            What could not be loaded as it was, with the reason. Where its files have gone or do not load any more, an
+            endpoint is missing, and the server is not ready before it is loaded or unloaded.
+        """
+        told = {each["name"]: each for each in state["endpoints"]}
+        for endpoint in reversed(list(self._table)):
+            if endpoint.name not in told and self._table.get(endpoint.name) is endpoint:
+                self._remove(endpoint)
+        wanted = state["wanted"] or {}
+        failed = self._failures = {name: reason for name, reason in wanted.items() if reason is not None}
+        self._wanted = None if state["wanted"] is None else {*wanted, *told}
+        kept = {endpoint.name: endpoint for endpoint in self._table}
+        # Successors first, as they were loaded; what has none waits for nobody.
+        alone = [each for each in told.values() if "next" not in orjson.loads(each["key"])]
+        await asyncio.gather(*(self._restore(each, kept.get(each["name"])) for each in alone))
+        for each in told.values():
+            if each not in alone:
+                await self._restore(each, kept.get(each["name"]))
+        return {name: failed[name] for name in told if name in failed}
+
+    async def _restore(self, told: Mapping[str, Any], endpoint: Endpoint | None) -> None:
+        name, wanted = told["name"], (told["kind"], told["base"], told["key"].encode())
+        async with self._exclusive(told["base"]):
+            try:
+                made, parameters = made_of(told["kind"], told["base"], orjson.loads(told["key"]))
+                new = endpoint is None
+                endpoint = endpoint or Endpoint(name, wanted, parameters)
+                versions = await self._prepare(
+                    endpoint,
+                    made,
+                    parameters,
+                    told["override"],
+                    lambda files, _: _still_there(told, files),
+                    self._successor(name, parameters.next),
+                    _Again({int(version): each["number"] for version, each in told["versions"].items()}),
+                )
+            except ApiError as error:
+                log.error("'%s' is not served any more: %s", name, error.message)
+                self._failures[name] = error.message
+                return
+            if new and parameters.next is not None:
+                self._hold(parameters.next, versions)
+            endpoint.loads, endpoint.override, endpoint.chosen = told["loads"], told["override"], set(told["chosen"])
+            self._publish(endpoint, versions)
+            self._settled(name)
+
+    async def refresh(self, name: str, by: Operation) -> None:
+        """Loads the versions of an endpoint again that are made of other files than lie on the disk. ApiError 400."""
+        endpoint = self._table.get(name)
+        if endpoint is None:
+            return
+        async with self._exclusive(endpoint.base):
+            kind, base, key = endpoint.identity
+            made, parameters = made_of(kind, base, orjson.loads(key))
+            told, successor = _told(endpoint), self._successor(name, parameters.next)
+            versions = await self._prepare(
+                endpoint, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
+            )
+            await self._agree(endpoint, versions, by)
+            if self._table.get(name) is endpoint:
+                self._publish(endpoint, versions)
+            else:
+                self._discard(endpoint, versions)
+
+    def changed(self, state: Mapping[str, Any]) -> list[str]:
+        """The endpoints that are made of other files than in another process."""
+        mine = {each["name"]: each["versions"] for each in self.state()["endpoints"]}
+        return [each["name"] for each in state["endpoints"] if mine.get(each["name"], {}) != each["versions"]]
+
+
+class _Again(Operation):
+    """Makes what there was; the versions have the numbers that they had."""
+
+    def __init__(self, numbers: Mapping[int, int]) -> None:
+        super().__init__(0)
+        self._numbers = numbers
+
+    def number_of(self, version: int) -> int:
+        return self._numbers[version]
+
+
+def _told(endpoint: Endpoint) -> dict[str, Any]:
+    kind, base, key = endpoint.identity
+    return {
+        "name": endpoint.name,
+        "kind": kind,
+        "base": base,
+        "key": key.decode(),
+        "loads": endpoint.loads,
+        "override": endpoint.override,
+        "chosen": sorted(endpoint.chosen),
+        "versions": {
+            str(version): {"number": model.number, "files": fingerprint(endpoint.sources[version])}
+            for version, model in sorted(endpoint.versions.items())
+        },
+    }
+
+
+def _still_there(told: Mapping[str, Any], files: ModelFiles) -> set[int]:
+    """The versions that were served, without those that are gone. ApiError 400 where none is left."""
+    versions = {int(version) for version in told["versions"]} & files.versions.keys()
+    if not versions:
+        raise ApiError(400, f"the versions of model '{files.name}' that were loaded are gone")
+    return versions

@@ -1,0 +1,318 @@
+"""The supervisor's life: it listens, starts the serving processes, hands their calls on, and ends them.
+
+It holds no model and answers no request; what it imports is what it needs for that. Its end, however it comes, ends the
+serving processes: they drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from fastinfer import __version__, logs
+from fastinfer.config.server import OptionError, ServerConfig
+from fastinfer.http import listen
+from fastinfer.models import upkeep
+from fastinfer.supervisor.channel import ChannelClosedError, Handlers
+from fastinfer.supervisor.child import Child
+from fastinfer.supervisor.operations import Operations
+from fastinfer.supervisor.slots import Slot, tell_death
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 10.0  # what a process may load before it accepts, if no other one does
+_FIRST_S: Final = 10.0  # what the first processes may take until those that are there begin to load
+_AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
+_AT_ONCE_S: Final = 1.0  # the same after a second signal
+_FIXED: Final = ("host", "port", "processes")  # what another configuration cannot change while the server runs
+
+
+def supervise(
+    config: ServerConfig,
+    again: Callable[[], ServerConfig],
+    died: Callable[[int, int], None] = lambda _slot, _status: None,
+    inherited: Mapping[str, int] | None = None,
+) -> int:
+    """Serves until a signal ends it; returns the exit status.
+
+    Args:
+        config: the configuration; ``processes`` is at least 1.
+        again: reads the configuration anew, for SIGHUP. OptionError where it cannot be used.
+        died: called with a slot and a status (negative: a signal) for each process that a signal has ended unasked,
+            before another one takes its place.
+        inherited: descriptors that every serving process gets, by what they are for.
+    """
+    written = logs.start(config.log_level, config.log_format)
+    try:
+        if reason := config.why_not_servable():
+            log.error("%s", reason)
+            return 1
+        try:
+            groups = listen.bind(config.host, config.port, config.processes)
+        except OSError as error:
+            log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
+            return 1
+        return asyncio.run(Supervisor(config, again, groups, died, inherited or {}).run())
+    finally:
+        written.stop()
+
+
+class Supervisor:
+    """Slots with their processes, and what is loaded in all of them.
+
+    Args:
+        config, again, died, inherited: see :func:`supervise`.
+        groups: the listening sockets of each slot.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        again: Callable[[], ServerConfig],
+        groups: Sequence[Sequence[socket.socket]],
+        died: Callable[[int, int], None],
+        inherited: Mapping[str, int],
+    ) -> None:
+        self._config = config
+        self._again = again
+        self._groups = groups
+        self._hook = died
+        self._inherited = inherited
+        self._operations = Operations()
+        self._slots = [
+            Slot(number, group, self._launch, self._assign, self._died) for number, group in enumerate(groups)
+        ]
+        self._children: set[Child] = set()  # all that have not ended
+        self._accepting: dict[Child, list[int]] = {}  # which slots' connections each was told to accept
+        self._told = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._renewing = False
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serves, drains and ends; returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._renew)
+        keeping = [self._spawn(slot.keep()) for slot in self._slots]
+        keeping.append(self._spawn(self._keep_models()))
+        await self._ending.wait()
+        for task in keeping:
+            task.cancel()
+        await self._end()
+        return self._status
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("the supervisor has failed", exc_info=task.exception())
+            self._give_up(1)
+
+    # --- Models -------------------------------------------------------------------------------------------------------
+
+    async def _keep_models(self) -> None:
+        """Loads what is asked for at start; with model control by polling, follows the disk."""
+        config, began = self._config, time.monotonic()
+        first = [asyncio.ensure_future(slot.served.wait()) for slot in self._slots]
+        await asyncio.wait(first, timeout=_FIRST_S)
+        seen = await upkeep.load_all(self._operations, None if config.load_all else config.load_names)
+        reason = self._operations.record["not_ready"]
+        if reason is None:
+            count = len(self._operations.record["endpoints"])
+            log.info("ready: %d models, %.1f s", count, time.monotonic() - began)
+        else:
+            log.error("not ready: %s", reason)
+        if config.model_control == "poll":
+            await upkeep.follow(self._operations, config.poll_interval_s, seen)
+
+    # --- Processes ----------------------------------------------------------------------------------------------------
+
+    async def _launch(self, slot: Slot) -> Child | None:
+        """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
+        handlers: Handlers = {"operate": self._operate, "leave": self._leave}
+        share = self._config.share()
+        try:
+            child = await Child.start(slot.number, share, self._groups, self._inherited, handlers)
+        except OSError as error:
+            log.error("a process cannot be started: %s", error.strerror)
+            return None
+        self._children.add(child)
+        child.ended.add_done_callback(lambda _: self._gone(child))
+        await asyncio.wait((child.up, child.ended), return_when=asyncio.FIRST_COMPLETED)
+        if child.ended.done():
+            self._ended_early(child)
+            return None
+        self._tell_start(child.up.result())
+        patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, child)
+        try:
+            # The only one serves what it can. Where there are others, or an older one, they serve what it could not.
+            fit = await self._operations.join(child.channel, anyway=not self._operations.members)
+        except ChannelClosedError:
+            await child.ended
+            self._died(child)
+            return None
+        finally:
+            patience.cancel()
+        if not fit:
+            child.channel.tell("hand_over")
+            return None
+        if not self._renewing:
+            self._spawn(self._operations.refresh(child.channel))
+        return child
+
+    def _tell_start(self, runtime: str) -> None:
+        if not self._told:
+            self._told = True
+            config = self._config
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            port = self._groups[0][0].getsockname()[1]
+            log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, port, runtime)
+            share = config.share()
+            log.info(
+                "processes: %d, each with threads: 1 for the loop, %d native, %d of ONNX Runtime's pool",
+                config.processes,
+                share.threads,
+                share.intra_op_threads,
+            )
+
+    def _ended_early(self, child: Child) -> None:
+        """A process has ended before it could be talked to. Where none ever could, none ever will."""
+        status = child.ended.result()
+        if status > 0 and not self._told:
+            self._give_up(status)  # it has said why
+        elif not self._ending.is_set():
+            self._died(child)
+
+    def _gone(self, child: Child) -> None:
+        """A process has ended, for whatever reason."""
+        self._children.discard(child)
+        self._operations.leave(child.channel)
+        child.channel.close()
+        self._accepting.pop(child, None)
+
+    def _died(self, child: Child) -> None:
+        """A process has ended unasked."""
+        self._operations.leave(child.channel)
+        if not self._ending.is_set():
+            tell_death(child)
+            if child.ended.result() < 0:
+                self._hook(child.slot, child.ended.result())
+
+    def _lose_patience(self, child: Child) -> None:
+        child.impatient = True
+        self._assign()
+
+    def _assign(self) -> None:
+        """Tells each process whose connections to accept: its own slot's, and those of slots without a process."""
+        serving = [slot.child for slot in self._slots if slot.child is not None and not slot.child.ended.done()]
+        serving = serving or [child for child in self._children if child.impatient]
+        wanted: dict[Child, list[int]] = {child: [] for child in serving}
+        for slot in self._slots:
+            own = slot.child if slot.child in wanted else None
+            helper = own or (serving[slot.number % len(serving)] if serving else None)
+            if helper is not None:
+                wanted[helper].append(slot.number)
+        for child, numbers in wanted.items():
+            if self._accepting.get(child) != numbers:
+                child.channel.tell("accept_from", slots=numbers)
+                self._accepting[child] = numbers
+
+    # --- What serving processes ask for -------------------------------------------------------------------------------
+
+    async def _operate(self, caller: Child, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ARG002
+        return await self._operations.ask(operation, arguments)
+
+    async def _leave(self, caller: Child) -> None:
+        """A process was sent SIGTERM: another one takes over, unless the whole server ends."""
+        slot = self._slots[caller.slot]
+        if slot.child is caller and not self._ending.is_set():
+            await slot.renew()
+
+    # --- Signals ------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        if self._ending.is_set():
+            self._at_once.set()
+        self._ending.set()
+
+    def _give_up(self, status: int) -> None:
+        if not self._ending.is_set():
+            self._status = status
+            self._at_once.set()
+            self._ending.set()
+
+    def _renew(self) -> None:
+        if self._renewing or self._ending.is_set():
+            log.warning("SIGHUP is ignored: the server is being restarted already, or ends")
+        else:
+            self._renewing = True
+            self._spawn(self._renew_all())
+
+    async def _renew_all(self) -> None:
+        """Replaces one process after the other; stops where a new one is not fit."""
+        try:
+            self._read_again()
+            for slot in self._slots:
+                if not await slot.renew():
+                    log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
+                    return
+            log.info("restarted: %d processes, one after the other", len(self._slots))
+        except OptionError as error:
+            log.error("nothing is restarted, because the configuration cannot be used: %s", error)
+        finally:
+            self._renewing = False
+
+    def _read_again(self) -> None:
+        before, config = self._config, self._again()
+        changed = [name for name in _FIXED if getattr(config, name) != getattr(before, name)]
+        if changed:
+            log.warning("%s cannot change while the server runs; the old values stay", ", ".join(changed))
+        self._config = config.model_copy(update={name: getattr(before, name) for name in _FIXED})
+
+    # --- The end ------------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        for group in self._groups:
+            for listener in group:
+                listen.refuse_newcomers(listener)
+        for child in self._children:
+            child.channel.tell("drain")
+        # The processes have them too: what waits in them is accepted there.
+        listen.close(self._groups)
+        if not self._at_once.is_set():
+            await self._all_ended(self._config.drain_timeout_s + _AFTER_DRAIN_S, or_until=self._at_once)
+        for child in self._children:
+            child.channel.tell("end")
+        await self._all_ended(_AT_ONCE_S)
+        for child in self._children:
+            child.kill()
+        await self._all_ended(None)
+        if not self._status:
+            log.info("ended")
+
+    async def _all_ended(self, timeout_s: float | None, or_until: asyncio.Event | None = None) -> None:
+        """Waits until no process lives, at most so long, or until something else happens."""
+        waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._none_lives())]
+        if or_until is not None:
+            waiting.append(asyncio.ensure_future(or_until.wait()))
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
+
+    async def _none_lives(self) -> None:
+        while self._children:
+            await asyncio.wait([child.ended for child in self._children])

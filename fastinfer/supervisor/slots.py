@@ -1,0 +1,115 @@
+"""The places of serving processes: each always has one, and a new one takes over before the old one goes.
+
+A slot has listening sockets, which stay open as long as the server lives: what waits in them when a process ends is
+served by the next one, or by a process of another slot meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from fastinfer.supervisor.child import Child, how_it_ended
+
+log = logging.getLogger(__name__)
+
+STABLE_S: Final = 1.0  # a process that has served for so long has started well
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 30.0
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait before the next process after so many in a row that did not start well."""
+    return 0.0 if failures == 0 else min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE_S)
+
+
+class Slot:
+    """One place. Loop's thread only.
+
+    Args:
+        number: from 0.
+        listeners: its listening sockets.
+        launch: starts a process and returns it when it can serve; None: it has ended before, or is not fit to.
+        changed: called when the slot's process has changed.
+        died: called with a process that has ended without being told to, before the next one is started.
+
+    Attributes:
+        child: the process that serves, if there is one.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        listeners: Sequence[socket.socket],
+        launch: Callable[[Slot], Awaitable[Child | None]],
+        changed: Callable[[], None],
+        died: Callable[[Child], None],
+    ) -> None:
+        self.number = number
+        self.listeners = listeners
+        self.child: Child | None = None
+        self.served = asyncio.Event()  # there was a process once
+        self._launch = launch
+        self._changed = changed
+        self._died = died
+        self._failures = 0
+        self._renewal: asyncio.Future[bool] | None = None
+        self._wake = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Keeps the slot served, for ever."""
+        while True:
+            if self.child is None or self._renewal is not None:
+                await self._fill()
+            else:
+                await self._wait(self.child)
+
+    async def renew(self) -> bool:
+        """Has another process take over; returns whether one has. The old one stays otherwise."""
+        if self._renewal is None:
+            self._renewal = asyncio.get_running_loop().create_future()
+            self._wake.set()
+        return await asyncio.shield(self._renewal)
+
+    async def _fill(self) -> None:
+        new = await self._launch(self)
+        if new is not None:
+            old, self.child = self.child, new
+            new.is_ready()
+            self.served.set()
+            self._changed()
+            if old is not None:
+                old.channel.tell("hand_over")
+        if self._renewal is not None and (new is not None or self.child is not None):
+            self._renewal.set_result(new is not None)
+            self._renewal = None
+            self._wake.clear()
+        elif new is None:
+            self._failures += 1
+            await asyncio.sleep(pause_s(self._failures))
+
+    async def _wait(self, child: Child) -> None:
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait((child.ended, waking), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+        if child.ended.done() and self.child is child:
+            self.child = None
+            self._died(child)
+            self._changed()
+            if child.lived_s() >= STABLE_S:
+                self._failures = 0
+            else:
+                self._failures += 1
+                await asyncio.sleep(pause_s(self._failures))
+
+
+def tell_death(child: Child) -> None:
+    """Logs that a process has ended by itself."""
+    status = child.ended.result()
+    level = logging.WARNING if status == 0 else logging.ERROR
+    log.log(level, "process %d has ended: %s; another one takes its place", child.pid, how_it_ended(status))
