@@ -48,11 +48,18 @@ class Answer:
 class Server:
     """``fastinfer serve`` on a free port."""
 
-    def __init__(self, *options: str, repository: Path = REPOSITORY, wait: bool = True, env: Mapping[str, str] = {}):
+    def __init__(
+        self,
+        *options: str,
+        repository: Path = REPOSITORY,
+        wait: bool = True,
+        env: Mapping[str, str] = {},
+        cwd: Path | None = None,
+    ):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
         self.process = subprocess.Popen(
-            [*command, *options], stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **env}
+            [*command, *options], stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=cwd
         )
         try:
             self.port = self._wait_for_port()

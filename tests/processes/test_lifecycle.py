@@ -1,0 +1,114 @@
+"""Start, rolling restart and end of a server of several processes, and of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from load_clients import load, wait_until
+from support import REPOSITORY, serving
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rolling_restart_under_load(processes):
+    with serving("--load", "simple", "--processes", str(processes)) as server, load(server) as running:
+        for round_ in range(1, 3):
+            before = set(server.serving_pids())
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: server.log.count("restarted:") == round_)  # noqa: B023
+            wait_until(lambda: len(server.serving_pids()) == processes)
+            assert not before & set(server.serving_pids())
+        running.goes_on()
+        assert not running.failed
+        assert "ended:" not in server.log  # nobody was replaced because of a fault
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_end_under_load(processes):
+    for _ in range(3):
+        with (
+            serving("--load", "simple", "--processes", str(processes)) as server,
+            load(server) as running,
+        ):
+            assert server.stop() == 0
+            children = server.log.count("ended")
+            assert children == 1
+        assert not running.failed
+
+
+def test_a_second_signal_ends_at_once():
+    with serving("--load", "none", "--processes", "2") as server:
+        assert server.post("/v2/workers/fake/load", {"delay_ms": 50_000}).status == 200
+        connection = server.connect()
+        connection.request("POST", "/v2/models/fake/infer", json.dumps({"inputs": []}))
+        wait_until(lambda: 'fastinfer_requests_in_flight{model="fake",version="1"} 1.0' in metrics(server))
+        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        connection.close()
+        server.stop = server.process.wait
+
+
+def metrics(server):
+    return server.get("/metrics").body.decode()
+
+
+def test_no_supervisor():
+    with serving("--load", "simple", "--processes", "0") as server:
+        assert server.serving_pids() == []
+        assert server.get("/v2/models/simple/ready").status == 200
+
+
+def test_the_supervisor_imports_no_data_plane():
+    code = (
+        "import sys, fastinfer.supervisor.server\n"
+        "heavy = ('fastinfer._ext.', 'onnxruntime', 'numpy', 'uvloop')\n"
+        "print([name for name in sys.modules if name.startswith(heavy)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_the_log_tells_the_process_and_the_address_once():
+    with serving("--load", "simple", "--processes", "2") as server:
+        lines = server.log.splitlines()
+        assert len([line for line in lines if "http://" in line]) == 1
+        assert {line.split()[3] for line in lines if "'simple'" in line} == {"[0]", "[1]"}
+        assert len([line for line in lines if "ready: 1 models" in line]) == 1
+    with serving("--load", "simple", "--processes", "2", "--log-format", "json") as server:
+        records = [json.loads(line) for line in server.log.splitlines()]
+        assert {record["slot"] for record in records if "'simple'" in record["message"]} == {0, 1}
+
+
+def test_a_restart_reads_the_configuration_file_again(tmp_path):
+    file = tmp_path / "server.toml"
+    file.write_text('server_name = "before"\nlog_level = "info"')
+    with serving("--load", "none", "--config", str(file)) as server:
+        assert server.get("/v2").json["name"] == "before"
+        file.write_text("server_name = 3")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "nothing is restarted, because the configuration cannot be used" in server.log)
+        file.write_text('server_name = "after"\nprocesses = 2')
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "restarted:" in server.log)
+        assert server.get("/v2").json["name"] == "after"
+        assert "processes cannot change while the server runs" in server.log
+
+
+def test_a_restart_stops_where_a_model_is_gone(tmp_path):
+    shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
+    with serving(repository=tmp_path) as server:
+        before = server.serving_pids()
+        shutil.rmtree(tmp_path / "simple")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "the rolling restart has stopped" in server.log)
+        wait_until(lambda: server.serving_pids() == before)
+        assert server.get("/v2/models/simple/ready").status == 200
+        shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "restarted:" in server.log)
+        assert server.serving_pids() != before
