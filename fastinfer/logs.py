@@ -94,21 +94,26 @@ class Logs(logging.Handler):
             stream object would hold the stream's lock while the interpreter ends.
         formatter: makes the lines.
         size: records that may wait.
-
-    Attributes:
-        dropped: how many records were lost so far.
+        lost: a 64-bit integer that counts the records that are lost, also for an earlier process.
     """
 
-    def __init__(self, descriptor: int, formatter: logging.Formatter, size: int = MAX_QUEUED) -> None:
+    def __init__(
+        self, descriptor: int, formatter: logging.Formatter, size: int = MAX_QUEUED, lost: memoryview | None = None
+    ) -> None:
         super().__init__()
-        self.dropped = 0
-        self._told = 0
+        self._lost = memoryview(bytearray(8)).cast("q") if lost is None else lost
+        self._told = self.dropped
         self._descriptor = descriptor
         self.setFormatter(formatter)
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(size)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="fastinfer-log", daemon=True)
         self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """How many records were lost so far."""
+        return int(self._lost[0])
 
     def emit(self, record: logging.LogRecord) -> None:
         """Any thread: queues the record, its arguments already put into the text."""
@@ -119,7 +124,7 @@ class Logs(logging.Handler):
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self.dropped += 1  # under the handler's lock
+            self._lost[0] += 1  # under the handler's lock
 
     def stop(self) -> None:
         """Writes what waits, but does not wait long for a sink that takes nothing."""
@@ -158,13 +163,17 @@ class Logs(logging.Handler):
                             return
         except Exception:  # disk full, pipe closed, a record that cannot be formatted: the next one may fare better
             self.acquire()
-            self.dropped += 1
+            self._lost[0] += 1
             self._told += 1  # telling would fail as well
             self.release()
 
 
 def start(
-    level: str = "info", form: Literal["text", "json"] = "text", descriptor: int = 2, slot: int | None = None
+    level: str = "info",
+    form: Literal["text", "json"] = "text",
+    descriptor: int = 2,
+    slot: int | None = None,
+    lost: memoryview | None = None,
 ) -> Logs:
     """Sets logging up for this process.
 
@@ -173,12 +182,13 @@ def start(
         form: lines for people, or JSON.
         descriptor: where the lines go; colours are used if it is a terminal.
         slot: which one of several processes this is; every line tells it.
+        lost: where lost lines are counted (see :class:`Logs`).
 
     Returns:
         The handler; ``stop()`` it at the end.
     """
     coloured = os.isatty(descriptor) and "NO_COLOR" not in os.environ
-    handler = Logs(descriptor, JsonFormatter(slot) if form == "json" else TextFormatter(coloured, slot))
+    handler = Logs(descriptor, JsonFormatter(slot) if form == "json" else TextFormatter(coloured, slot), lost=lost)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

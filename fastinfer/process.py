@@ -16,6 +16,8 @@ from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.http.server import Server, run
+from fastinfer.metrics import Gauges
+from fastinfer.models.banks import Banks
 from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
 from fastinfer.supervisor.assignment import Assignment, end_with
@@ -43,10 +45,11 @@ def serve_for(descriptor: int) -> int:
     except EOFError:
         return 1
     end_with(given.supervisor)
-    several = given.config.processes > 1
-    written = logs.start(given.config.log_level, given.config.log_format, slot=given.slot if several else None)
+    config, counters = given.config, Banks(given.counters, given.bank)
+    slot = given.slot if config.processes > 1 else None
+    written = logs.start(config.log_level, config.log_format, slot=slot, lost=counters.log)
     try:
-        return run(_serve_for(given, end, written))
+        return run(_serve_for(given, counters, end, written))
     finally:
         written.stop()
 
@@ -75,11 +78,11 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     return 0
 
 
-async def _serve_for(given: Assignment, end: socket.socket, written: logs.Logs) -> int:
+async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, written: logs.Logs) -> int:
     config, loop = given.config, asyncio.get_running_loop()
     _prepare(config)
     asked = _Asked()
-    service = Service(config, loop, asked)
+    service = Service(config, loop, asked, counters)
     groups = [[socket.socket(fileno=descriptor) for descriptor in group] for group in given.listeners]
     server = _server(service, sockets=[listener for group in groups for listener in group], accepting=False)
     await server.start()
@@ -96,6 +99,7 @@ async def _serve_for(given: Assignment, end: socket.socket, written: logs.Logs) 
             "begin": rounds.begin,
             "decide": rounds.decide,
             "readiness": service.readiness,
+            "gauges": service.metrics.gauges,
             "accept_from": lambda slots: server.accept_from([each for slot in slots for each in groups[slot]]),
             "hand_over": server.hand_over,
             "drain": server.drain_soon,
@@ -103,6 +107,7 @@ async def _serve_for(given: Assignment, end: socket.socket, written: logs.Logs) 
         },
     )
     asked.channel = channel
+    service.metrics.everywhere = asked.gauges
     channel.closed.add_done_callback(lambda _: server.drain_soon())  # the supervisor is gone
     loop.add_signal_handler(signal.SIGTERM, channel.tell, "leave")
     channel.tell("up", runtime=ort.version())
@@ -128,6 +133,7 @@ def _server(service: Service, **where: Any) -> Server:
         **where,
         limits=config.http_limits,
         poller=Poller(service.loop, service.executor, config.busy_poll_us),
+        counters=service.counters.http,
         on_drain=service.drain,
     )
 
@@ -145,6 +151,11 @@ class _Asked:
 
     async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
         await self._ask("unload", name=name, version=version, dependents=dependents)
+
+    async def gauges(self) -> list[Gauges]:
+        """What is so now in each process."""
+        found: list[Gauges] = await self.channel.call("gauges")
+        return found
 
     async def _ask(self, operation: str, **arguments: Any) -> Any:
         try:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
 from fastinfer.config.server import ServerConfig
-from fastinfer.metrics import Metrics
+from fastinfer.metrics import Metrics, totals
 from fastinfer.models import upkeep
+from fastinfer.models.banks import Alone
 from fastinfer.models.index import READY, Entry
 from fastinfer.models.loader import Loader
 from fastinfer.models.replica import Replica
@@ -42,21 +43,29 @@ class Service:
         executor: the native threads.
         repository: the models.
         control: whom to ask for loads and unloads: the repository, where it is the only one.
-        metrics: what they have counted.
+        counters: where they count.
+        metrics: what all processes have counted.
         nonfinite: how NaN and infinities are written in JSON answers.
         draining: the server is about to end.
     """
 
-    def __init__(self, config: ServerConfig, loop: asyncio.AbstractEventLoop, control: Control | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        loop: asyncio.AbstractEventLoop,
+        control: Control | None = None,
+        counters: Alone | None = None,
+    ) -> None:
         self.config = config
         self.loop = loop
         loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
         self.executor = Executor(config.threads, loop_fd)
-        self._loader = Loader(config, self.executor, loop)
+        self.counters = counters or Alone()
+        self._loader = Loader(config, self.executor, loop, self.counters)
         self.repository = Replica(config.model_repository, self._loader)
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
-        self.metrics = Metrics(self.repository.models)
+        self.metrics = Metrics(self.repository.models, self.counters)
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,7 +95,8 @@ class Service:
         if name is not None:
             self.repository.find(name, version)
             models = [model for model in models if model.name == name and version in (None, model.version)]
-        return [model.stats.to_triton(model.name, model.version) for model in models]
+        counted = totals(self.counters, models)
+        return [stats.to_triton(model.name, model.version) for model, stats in zip(models, counted, strict=True)]
 
     async def index(self, *, ready_only: bool) -> list[Entry]:
         """The entries of the repository's index, those that answer requests or all."""

@@ -18,6 +18,9 @@ JOINED_BYTES: Final[int]
 """Answers are copied together up to this; larger ones are not copied."""
 INTERNAL_ERROR: Final[ApiError]
 
+COUNTER_BYTES: int
+"""The size of the block of counters of a hub: 64-bit integers, written on the loop's thread, read anywhere."""
+
 class Shared:
     """What all connections of a loop share, as far as every request needs it."""
 
@@ -43,9 +46,17 @@ class Shared:
     """Bodies received and not answered yet, without those that lie in the read buffer."""
     answers: list[int]
     """Answers so far by the status's first digit; a copy."""
+    connections_total: int
+    """Connections so far."""
     def __init__(
-        self, limits: HttpLimits, loop: asyncio.AbstractEventLoop, poller: Poller | None = None
-    ) -> None: ...
+        self,
+        limits: HttpLimits,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller | None = None,
+        counters: Buffer | None = None,
+    ) -> None:
+        """``counters`` are :data:`COUNTER_BYTES` writable bytes, as an earlier process may have left them; memory of
+        its own by default. ValueError where they are too few or not aligned."""
     def renew_buffer(self) -> None:
         """A new read buffer: somebody still looks into the old one."""
     def remember(self, raw: bytes, head: Head) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
 
+from typing_extensions import Buffer
+
 from fastinfer import limits as constants
 from fastinfer._ext.connection import Shared
 from fastinfer._ext.poller import Poller
@@ -50,7 +52,7 @@ class Hub(Shared):
 
     Attributes:
         opening: accepted sockets that have no transport yet.
-        connections, connections_total: open now; accepted so far.
+        connections: open now.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
 
@@ -63,20 +65,23 @@ class Hub(Shared):
         "_timer",
         "_when_empty",
         "connections",
-        "connections_total",
         "half_closed",
         "opening",
         "router",
     )
 
     def __init__(
-        self, router: Router, limits: HttpLimits, loop: asyncio.AbstractEventLoop, poller: Poller | None = None
+        self,
+        router: Router,
+        limits: HttpLimits,
+        loop: asyncio.AbstractEventLoop,
+        poller: Poller | None = None,
+        counters: Buffer | None = None,
     ) -> None:
-        super().__init__(limits, loop, poller)
+        super().__init__(limits, loop, poller, counters)
         self.router = router
         self.opening = 0
         self.connections = 0
-        self.connections_total = 0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
         self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
         self._ticks = 0

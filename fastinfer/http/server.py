@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 import uvloop
+from typing_extensions import Buffer
 
 from fastinfer import limits as constants
 from fastinfer._ext.poller import Poller
@@ -47,6 +48,7 @@ class Server:
         accepting: whether to accept from the start on; otherwise :meth:`accept_from` begins it.
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
+        counters: memory for the counters of the connections (see :class:`fastinfer._ext.connection.Shared`).
         on_drain: called once when draining starts, so that readiness can turn; not where another process goes on.
     """
 
@@ -60,6 +62,7 @@ class Server:
         accepting: bool = True,
         limits: HttpLimits | None = None,
         poller: Poller | None = None,
+        counters: Buffer | None = None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
         self._router = router
@@ -69,6 +72,7 @@ class Server:
         self._accepted_from = self._listeners if accepting else []
         self._limits = limits or HttpLimits()
         self._poller = poller
+        self._counters = counters
         self._on_drain = on_drain
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
@@ -104,7 +108,7 @@ class Server:
         raise_file_limit()
         if not self._listeners:
             self._listeners += listen.bind(self._host, self._port)[0]
-        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller)
+        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller, self._counters)
         for listener in self._listeners:
             listener.setblocking(False)
             # Accepted sockets inherit it.

@@ -18,11 +18,11 @@ from fastinfer._ext.scheduler import Scheduler
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
+from fastinfer.models.banks import Alone
 from fastinfer.models.files import ModelFiles
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.operation import Operation
 from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
 from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext
@@ -46,12 +46,16 @@ class Loader:
         config: the server's.
         executor: the native threads on which sessions run.
         loop: on whose thread models live.
+        counters: where they count.
     """
 
-    def __init__(self, config: ServerConfig, executor: Executor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, config: ServerConfig, executor: Executor, loop: asyncio.AbstractEventLoop, counters: Alone
+    ) -> None:
         self._config = config
         self._executor = executor
         self._loop = loop
+        self._counters = counters
         self._workers = WorkerContext(loop)
         self._trials = onnx_load.TrialRuns()
         self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
@@ -109,7 +113,7 @@ class Loader:
             if reason is not None:
                 raise ApiError(400, f"'{name}' cannot be followed by '{successor().name}': {reason}")
         batching = config.dynamic_batching
-        stats = ModelStats()
+        stats = self._counters.stats(name, str(version), number)
         scheduler = Scheduler(
             implementation.start,
             BatchingPolicy(
@@ -127,6 +131,10 @@ class Loader:
         )
         shown = config.running(name, instances)
         return Model(name, str(version), implementation, scheduler, stats, shown, successor, number)
+
+    def released(self, model: Model) -> None:
+        """A model is gone."""
+        self._counters.release(model.stats)
 
     def close(self) -> None:
         """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""

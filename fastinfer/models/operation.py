@@ -17,5 +17,13 @@ class Operation:
         """The number of a version of a model that is made now."""
         return self.number
 
-    async def prepared(self, name: str) -> None:
-        """An endpoint is about to change: returns when all processes are ready to. ApiError where one is not."""
+    async def prepared(self, name: str, made_of: str) -> None:
+        """An endpoint is about to change: returns when all processes are ready to.
+
+        Args:
+            name: the endpoint.
+            made_of: a fingerprint of the files.
+
+        Raises:
+            ApiError: one of them is not.
+        """

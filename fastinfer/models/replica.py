@@ -86,7 +86,7 @@ class Replica(Repository):
             self._settled(name)
 
     async def refresh(self, name: str, by: Operation) -> None:
-        """Loads the versions of an endpoint again that are made of other files than lie on the disk. ApiError 400."""
+        """Loads the versions of an endpoint again, from the files as they are now. ApiError 400."""
         endpoint = self._table.get(name)
         if endpoint is None:
             return
@@ -94,14 +94,15 @@ class Replica(Repository):
             kind, base, key = endpoint.identity
             made, parameters = made_of(kind, base, orjson.loads(key))
             told, successor = _told(endpoint), self._successor(name, parameters.next)
+            anew = Endpoint(name, endpoint.identity, parameters)  # has nothing that could be kept
             versions = await self._prepare(
-                endpoint, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
+                anew, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
             )
-            await self._agree(endpoint, versions, by)
+            await self._agree(anew, versions, by)
             if self._table.get(name) is endpoint:
                 self._publish(endpoint, versions)
             else:
-                self._discard(endpoint, versions)
+                self._discard(anew, versions)
 
     def changed(self, state: Mapping[str, Any]) -> list[str]:
         """The endpoints that are made of other files than in another process."""

@@ -315,7 +315,7 @@ class Repository:
     async def _agree(self, endpoint: Endpoint, versions: _Versions, by: Operation) -> None:
         """Waits until other processes have prepared the same. ApiError where one has failed."""
         try:
-            await by.prepared(endpoint.name)
+            await by.prepared(endpoint.name, fingerprint([(version, made[1]) for version, made in versions.items()]))
         except BaseException:
             self._discard(endpoint, versions)
             raise
@@ -405,7 +405,11 @@ class Repository:
 
     def _retire(self, model: Model) -> None:
         self._retiring.add(model)
-        model.retire(lambda: self._retiring.discard(model))
+        model.retire(lambda: self._released(model))
+
+    def _released(self, model: Model) -> None:
+        self._retiring.discard(model)
+        self._loader.released(model)
 
     async def close(self) -> None:
         """Unloads everything and waits until it is released."""

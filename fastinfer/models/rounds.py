@@ -20,7 +20,7 @@ _PREPARED: Final = frozenset({"follow", "load_model", "load_worker", "refresh"})
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # there is nothing to prepare
 
 Report = dict[str, Any]
-"""``{"prepared": name}``; at the end ``{"done": result, "state"}`` or ``{"failed": error, "state"}``."""
+"""``{"prepared": what}``; at the end ``{"done": result, "state"}`` or ``{"failed": error, "state"}``."""
 
 
 class Rounds:
@@ -69,9 +69,9 @@ class _Running(Operation):
         self.reports: asyncio.Queue[Report] = asyncio.Queue()
         self._decision: asyncio.Future[None] | None = None
 
-    async def prepared(self, name: str) -> None:
+    async def prepared(self, name: str, made_of: str) -> None:
         self._decision = asyncio.get_running_loop().create_future()
-        self.reports.put_nowait({"prepared": name})
+        self.reports.put_nowait({"prepared": [name, made_of]})
         await self._decision
 
     def go_on(self, refusal: ApiError | None) -> None:

@@ -27,6 +27,8 @@ class Assignment:
         slot: its place among the processes, from 0.
         supervisor: the supervisor's process id.
         listeners: the descriptors of each slot's listening sockets. A process accepts from those it is told to.
+        counters: the descriptor of the memory for counters (see :mod:`fastinfer.supervisor.counters`).
+        bank: the part of it that this process writes.
         inherited: further descriptors, by what they are for.
     """
 
@@ -34,6 +36,8 @@ class Assignment:
     slot: int
     supervisor: int
     listeners: tuple[tuple[int, ...], ...]
+    counters: int
+    bank: int
     inherited: Mapping[str, int]
 
     def send(self, end: socket.socket) -> None:

@@ -23,7 +23,7 @@ class Child:
 
     Attributes:
         slot: its place.
-        bank: the part of the shared counters that it writes to.
+        bank: the part of the shared counters that it writes.
         channel: to it.
         up: done when it can be talked to; the result is the version of its ONNX Runtime.
         ended: done when it has ended; the result is its status, a negative number for a signal.
@@ -32,9 +32,10 @@ class Child:
 
     channel: Channel
 
-    def __init__(self, slot: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, slot: int, bank: int, process: asyncio.subprocess.Process) -> None:
         loop = asyncio.get_running_loop()
         self.slot = slot
+        self.bank = bank
         self.pid = process.pid
         self.up: asyncio.Future[str] = loop.create_future()
         self.ended = loop.create_task(process.wait())
@@ -48,6 +49,7 @@ class Child:
         slot: int,
         config: ServerConfig,
         listeners: Sequence[Sequence[socket.socket]],
+        counters: tuple[int, int],
         inherited: Mapping[str, int],
         handlers: Handlers,
     ) -> Child:
@@ -57,6 +59,7 @@ class Child:
             slot: its place.
             config: its configuration.
             listeners: of all slots.
+            counters: the descriptor of the shared counters, and its part of them.
             inherited: further descriptors that it gets, by what they are for.
             handlers: what it may call; each gets the child as ``caller`` besides.
 
@@ -64,7 +67,7 @@ class Child:
             OSError: the system has no room for another process.
         """
         ours, theirs = socket.socketpair()
-        descriptors = [*(each.fileno() for group in listeners for each in group), *inherited.values()]
+        descriptors = [*(each.fileno() for group in listeners for each in group), counters[0], *inherited.values()]
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -76,9 +79,9 @@ class Child:
             except BaseException:
                 ours.close()
                 raise
-        child = cls(slot, process)
+        child = cls(slot, counters[1], process)
         numbers = tuple(tuple(each.fileno() for each in group) for group in listeners)
-        Assignment(config, slot, os.getpid(), numbers, dict(inherited)).send(ours)
+        Assignment(config, slot, os.getpid(), numbers, *counters, dict(inherited)).send(ours)
         bound = {name: _Bound(child, handler) for name, handler in handlers.items()}
         child.channel = await Channel.open(ours, {"up": child._is_up, **bound})
         return child

@@ -290,8 +290,9 @@ def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | Non
             return ApiError.of(report["failed"])
         if "lost" in report:
             return LostError(operation)
-    if len({report.get("prepared") for report in reports.values()}) > 1:
-        return ApiError(500, "the processes of the server do not hold the same models")
+    prepared = [report.get("prepared") for report in reports.values()]
+    if any(each != prepared[0] for each in prepared):
+        return ApiError(503, "the files of the model change while it is loaded", retry_after_s=1)
     return None
 
 

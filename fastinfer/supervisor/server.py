@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -16,8 +17,10 @@ from typing import Any, Final
 
 from fastinfer import __version__, logs
 from fastinfer.config.server import OptionError, ServerConfig
+from fastinfer.errors import ApiError
 from fastinfer.http import listen
 from fastinfer.models import upkeep
+from fastinfer.supervisor import counters
 from fastinfer.supervisor.channel import ChannelClosedError, Handlers
 from fastinfer.supervisor.child import Child
 from fastinfer.supervisor.operations import Operations
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S: Final = 10.0  # what a process may load before it accepts, if no other one does
 _FIRST_S: Final = 10.0  # what the first processes may take until those that are there begin to load
 _AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
+_LOOK_S: Final = 0.1
+_GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
 _AT_ONCE_S: Final = 1.0  # the same after a second signal
 _FIXED: Final = ("host", "port", "processes")  # what another configuration cannot change while the server runs
 
@@ -83,6 +88,7 @@ class Supervisor:
         self._groups = groups
         self._hook = died
         self._inherited = inherited
+        self._counters = counters.create(len(groups))
         self._operations = Operations()
         self._slots = [
             Slot(number, group, self._launch, self._assign, self._died) for number, group in enumerate(groups)
@@ -143,10 +149,13 @@ class Supervisor:
 
     async def _launch(self, slot: Slot) -> Child | None:
         """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
-        handlers: Handlers = {"operate": self._operate, "leave": self._leave}
+        handlers: Handlers = {"operate": self._operate, "leave": self._leave, "gauges": self._gauges}
         share = self._config.share()
+        while (bank := self._free_bank(slot)) is None:  # until a process that was replaced has ended
+            await asyncio.sleep(_LOOK_S)
+        memory = (self._counters, bank)
         try:
-            child = await Child.start(slot.number, share, self._groups, self._inherited, handlers)
+            child = await Child.start(slot.number, share, self._groups, memory, self._inherited, handlers)
         except OSError as error:
             log.error("a process cannot be started: %s", error.strerror)
             return None
@@ -173,6 +182,9 @@ class Supervisor:
         if not self._renewing:
             self._spawn(self._operations.refresh(child.channel))
         return child
+
+    def _free_bank(self, slot: Slot) -> int | None:
+        return counters.free_bank(slot.number, [child.bank for child in self._children])
 
     def _tell_start(self, runtime: str) -> None:
         if not self._told:
@@ -235,6 +247,19 @@ class Supervisor:
 
     async def _operate(self, caller: Child, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ARG002
         return await self._operations.ask(operation, arguments)
+
+    async def _gauges(self, caller: Child) -> list[Any]:  # noqa: ARG002
+        """What is so now in each process; one that does not answer has nothing to say."""
+
+        async def one(child: Child) -> Any:
+            try:
+                return await asyncio.wait_for(child.channel.call("gauges"), _GAUGES_S)
+            except (TimeoutError, ChannelClosedError, ApiError):
+                return None
+
+        children = [child for child in self._children if child.up.done()]
+        told = await asyncio.gather(*map(one, children))
+        return [{"pid": os.getpid()}, *(gauges for gauges in told if gauges is not None)]
 
     async def _leave(self, caller: Child) -> None:
         """A process was sent SIGTERM: another one takes over, unless the whole server ends."""

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastinfer.metrics import Metrics
+from fastinfer.models.banks import Alone
 from fastinfer.models.stats import ModelStats
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -18,7 +19,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def model(name: str, version: str = "1", stats: ModelStats | None = None, **scheduler: int) -> Any:
     state = {"queued": 0, "in_flight": 0, "running": 0, **scheduler}
     stats = stats or ModelStats()
-    return SimpleNamespace(name=name, version=version, stats=stats, scheduler=SimpleNamespace(**state))
+    return SimpleNamespace(name=name, version=version, number=1, stats=stats, scheduler=SimpleNamespace(**state))
 
 
 def page(metrics: Metrics) -> str:
@@ -44,7 +45,7 @@ def test_the_counters_of_a_model() -> None:
     stats.record_failure("rejected", 0)
     stats.record_failure("timeout", 5_000)
     stats.record_batch(6, 3, 1_000, 2_000, 3_000)
-    samples = read(Metrics(lambda: [model("m", stats=stats, queued=4, in_flight=7, running=1)]))
+    samples = read(Metrics(lambda: [model("m", stats=stats, queued=4, in_flight=7, running=1)], Alone()))
     assert samples[labelled("requests_total")] == 5
     assert samples[labelled("rows_total")] == 6
     assert samples[labelled("runs_total")] == 1
@@ -63,7 +64,7 @@ def test_buckets_are_cumulated_and_in_seconds() -> None:
     stats = ModelStats()
     for total_ns in (10_000, 10_001, 70_000_000_000):
         stats.record_success(total_ns, 0)
-    samples = read(Metrics(lambda: [model("m", stats=stats)]))
+    samples = read(Metrics(lambda: [model("m", stats=stats)], Alone()))
     name = "request_duration_seconds_bucket"
     assert samples[labelled(name, le="1e-05")] == 1
     assert samples[labelled(name, le="2.5e-05")] == 2
@@ -74,7 +75,7 @@ def test_buckets_are_cumulated_and_in_seconds() -> None:
 def test_models_and_versions_are_kept_apart() -> None:
     counted = ModelStats()
     counted.record_batch(3, 0, 0, 0, 0)
-    samples = read(Metrics(lambda: [model("a", "1"), model("a", "2", counted), model("b.c-d", "1")]))
+    samples = read(Metrics(lambda: [model("a", "1"), model("a", "2", counted), model("b.c-d", "1")], Alone()))
     rows = {labels: value for (name, labels), value in samples.items() if name == "fastinfer_rows_total"}
     assert {(dict(labels)["model"], dict(labels)["version"]): value for labels, value in rows.items()} == {
         ("a", "1"): 0,
@@ -84,7 +85,7 @@ def test_models_and_versions_are_kept_apart() -> None:
 
 
 def test_the_counters_of_server_and_log() -> None:
-    metrics = Metrics(list)
+    metrics = Metrics(list, Alone())
     assert "fastinfer_connections" not in page(metrics)  # there is no server
     hub: Any = SimpleNamespace(connections=3, connections_total=9, answers=[0, 0, 100, 0, 5, 1], in_flight_bytes=77)
     metrics.http, metrics.logs = hub, SimpleNamespace(dropped=2)
@@ -100,13 +101,13 @@ def test_the_counters_of_server_and_log() -> None:
 
 def test_two_pages_do_not_share_a_registry() -> None:
     """Two servers in one process, as tests start them."""
-    assert "fastinfer_rows_total{" in page(Metrics(lambda: [model("m")]))
-    assert "fastinfer_rows_total{" not in page(Metrics(list))
+    assert "fastinfer_rows_total{" in page(Metrics(lambda: [model("m")], Alone()))
+    assert "fastinfer_rows_total{" not in page(Metrics(list, Alone()))
 
 
 def test_the_page_does_not_grow_with_traffic() -> None:
     stats = ModelStats()
-    metrics = Metrics(lambda: [model("m", stats=stats)])
+    metrics = Metrics(lambda: [model("m", stats=stats)], Alone())
     before = re.sub(r" \S+$", "", page(metrics), flags=re.M)
     for rows in range(1, 3000):
         stats.record_success(rows * 1000, rows, rows)

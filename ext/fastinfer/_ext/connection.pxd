@@ -26,7 +26,9 @@ cdef class Shared:
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
     cdef public int64_t in_flight_bytes
-    cdef int64_t[6] _answers            # by the status's first digit
+    cdef Py_buffer _counted             # memory that other processes may read
+    cdef int64_t* _answers              # in it: by the status's first digit; then ...
+    cdef int64_t* _connections          # ... how many were accepted so far
 
 
 cdef class HttpExchange(Exchange):

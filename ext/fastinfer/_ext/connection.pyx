@@ -1,8 +1,10 @@
 # The half of an HTTP/1.1 connection that every request passes: see connection.pxd, and http/protocol.py for the rest.
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Answers are copied together up to this; larger ones are not copied.
 JOINED_BYTES = 64 * constants.KIB
+COUNTER_BYTES = 7 * sizeof(int64_t)
 INTERNAL_ERROR = ApiError(500, "internal error")
 
 cdef Py_ssize_t joined_bytes = JOINED_BYTES
@@ -32,7 +35,16 @@ cdef bytes json_type = JSON
 
 
 cdef class Shared:
-    def __init__(self, limits, loop, Poller poller=None):
+    def __dealloc__(self):
+        PyBuffer_Release(&self._counted)
+
+    def __init__(self, limits, loop, Poller poller=None, counters=None):
+        PyBuffer_Release(&self._counted)
+        PyObject_GetBuffer(bytearray(COUNTER_BYTES) if counters is None else counters, &self._counted, PyBUF_WRITABLE)
+        if self._counted.len < COUNTER_BYTES or <uintptr_t>self._counted.buf % sizeof(int64_t) != 0:
+            raise ValueError(f"the counters need {COUNTER_BYTES} bytes, aligned to 8")
+        self._answers = <int64_t*>self._counted.buf
+        self._connections = self._answers + 6
         self.limits = limits
         self.loop = loop
         self.poller = poller if poller is not None else Poller(loop, (), 0)
@@ -59,6 +71,14 @@ cdef class Shared:
     @property
     def answers(self):
         return [self._answers[i] for i in range(6)]
+
+    @property
+    def connections_total(self):
+        return self._connections[0]
+
+    @connections_total.setter
+    def connections_total(self, int64_t value):
+        self._connections[0] = value
 
 
 @cython.final
