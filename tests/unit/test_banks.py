@@ -1,0 +1,97 @@
+"""Counters in memory that processes share: sums, and going on with what another one has left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from fastinfer.models.banks import Alone, Banks
+from fastinfer.models.stats import ModelStats
+from fastinfer.supervisor import counters
+
+MODEL = ("m", "1", 7)
+
+
+@pytest.fixture
+def memory() -> Iterator[int]:
+    descriptor = counters.create(2)
+    yield descriptor
+    os.close(descriptor)
+
+
+def counted(banks: Banks, model: tuple[str, str, int] = MODEL, times: int = 1) -> ModelStats:
+    stats = banks.stats(*model)
+    for _ in range(times):
+        stats.record_success(1000, 10, 2)
+    return stats
+
+
+def total(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> int:
+    return banks.totals({model: stats})[model].success.count
+
+
+def test_the_sum_is_seen_by_all(memory: int) -> None:
+    first, second = Banks(memory, 0), Banks(memory, 2)
+    mine, theirs = counted(first, times=3), counted(second, times=4)
+    assert total(first, mine) == total(second, theirs) == 7
+    assert first.totals({MODEL: mine})[MODEL].answered_rows == 14
+
+
+def test_a_process_goes_on_where_another_one_has_ended(memory: int) -> None:
+    counted(Banks(memory, 0), times=3)
+    after = Banks(memory, 0)
+    stats = after.stats(*MODEL)
+    assert stats.success.count == 3
+    stats.record_success(1, 1)
+    assert total(after, stats) == 4
+
+
+def test_models_of_one_name_that_came_one_after_the_other_are_told_apart(memory: int) -> None:
+    banks = Banks(memory, 0)
+    counted(banks, times=3)
+    again = counted(banks, ("m", "1", 8), times=1)
+    assert total(banks, again, ("m", "1", 8)) == 1
+    other = counted(banks, ("m", "2", 7), times=2)
+    assert total(banks, other, ("m", "2", 7)) == 2
+
+
+def test_memory_of_models_that_are_gone_is_used_again(memory: int, caplog: pytest.LogCaptureFixture) -> None:
+    banks = Banks(memory, 1)
+    for number in range(3 * counters.BLOCKS):
+        stats = counted(banks, ("m", "1", number))
+        assert total(banks, stats, ("m", "1", number)) == 1
+        banks.release(stats)
+    after = Banks(memory, 1)  # all blocks are left over
+    kept = [after.stats("n", "1", number) for number in range(counters.BLOCKS - 1)]
+    assert sum(stats.success.count for stats in kept) == 0
+    assert not caplog.messages
+    beyond = after.stats("o", "1", 1)
+    assert "counts for this process alone" in caplog.text
+    beyond.record_success(1, 1)
+    assert total(after, beyond, ("o", "1", 1)) == 1
+
+
+def test_counters_of_processes(memory: int) -> None:
+    first, second = Banks(memory, 0), Banks(memory, 3)
+    for banks in (first, second):
+        assert banks.http is not None
+        assert banks.log is not None
+        banks.http.cast("q")[2] = 5
+        banks.log[0] = 1
+    assert first.process_totals() == second.process_totals() == ([0, 0, 10, 0, 0, 0, 0], 2)
+
+
+def test_a_slot_has_two_banks() -> None:
+    assert counters.free_bank(1, []) == 2
+    assert counters.free_bank(1, [0, 2]) == 3
+    assert counters.free_bank(1, [2, 3]) is None
+
+
+def test_alone() -> None:
+    alone = Alone()
+    stats = alone.stats(*MODEL)
+    stats.record_success(1, 1)
+    assert total(alone, stats) == 1
+    assert alone.process_totals() is None

@@ -1,0 +1,241 @@
+"""Operations of several processes: in step, in order, all or none; with processes that are not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fastinfer.errors import ApiError
+from fastinfer.supervisor.channel import ChannelClosedError
+from fastinfer.supervisor.operations import LostError, Operations
+
+SENTENCE = ApiError(400, "no such model").told()
+
+
+class Process:
+    """Holds names of models; does what its script says instead, once for each entry.
+
+    Args:
+        script: for a call's name what happens: a report, or an exception.
+    """
+
+    def __init__(self, **script: Any) -> None:
+        self.script = script
+        self.models: list[str] = []
+        self.calls: list[str] = []
+        self.told: list[Any] = []
+        self._prepared: dict[int, str] = {}
+        self.waiting: asyncio.Event | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"not_ready": None, "wanted": {}, "endpoints": list(self.models)}
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        self.calls.append(f"{call} {arguments.get('name', '')}".strip())
+        await asyncio.sleep(0)
+        if call in self.script:
+            scripted = self.script.pop(call)
+            if isinstance(scripted, Exception):
+                raise scripted
+            return scripted
+        match call:
+            case "restore":
+                self.models = list(arguments["state"]["endpoints"])
+                return {}
+            case "state":
+                return self.state()
+            case "begin":
+                if self.waiting is not None:
+                    await self.waiting.wait()
+                if arguments["name"] == "unload":
+                    self.models.remove(arguments["arguments"]["name"])
+                    return {"done": None, "state": self.state()}
+                self._prepared[arguments["number"]] = arguments["arguments"]["name"]
+                return {"prepared": [arguments["arguments"]["name"], "files"]}
+            case "decide":
+                name = self._prepared.pop(arguments["number"])
+                if arguments["refusal"] is not None:
+                    return {"failed": arguments["refusal"], "state": self.state()}
+                self.models.append(name)
+                return {"done": name, "state": self.state()}
+        raise AssertionError(call)
+
+    def tell(self, call: str, **arguments: Any) -> None:
+        self.told.append((call, arguments))
+
+
+def run(test: Callable[[Operations], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(test(Operations()), 20)
+
+    asyncio.run(main())
+
+
+async def joined(operations: Operations, *processes: Process) -> None:
+    for process in processes:
+        assert await operations.join(process, anyway=False)
+
+
+def load(operations: Operations, name: str = "m") -> Awaitable[Any]:
+    return operations.run("load_model", name=name)
+
+
+def test_all_change_and_the_first_goes_ahead() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first, second)
+        first.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        assert "begin load_model" not in second.calls  # it might end its process
+        first.waiting.set()
+        assert await loading == "m"
+        assert first.models == second.models == operations.record["endpoints"] == ["m"]
+        assert first.told[-1] == second.told[-1] == ("readiness", {"reason": None})
+
+    run(test)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_one_fails_none_changes(failing: int) -> None:
+    async def test(operations: Operations) -> None:
+        processes = [Process(), Process()]
+        processes[failing].script["begin"] = {"failed": SENTENCE, "state": processes[0].state()}
+        await joined(operations, *processes)
+        with pytest.raises(ApiError, match="no such model") as caught:
+            await load(operations)
+        assert caught.value.status == 400
+        assert [process.models for process in processes] == [[], []]
+
+    run(test)
+
+
+def test_where_the_files_differ_none_changes() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process(begin={"prepared": ["m", "other files"]})
+        second._prepared[1] = "m"
+        await joined(operations, first, second)
+        with pytest.raises(ApiError, match="change while") as caught:
+            await load(operations)
+        assert caught.value.status == 503
+        assert (first.models, second.models) == ([], [])
+
+    run(test)
+
+
+def test_a_load_that_ends_a_process_is_tried_in_no_other() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(begin=ChannelClosedError()), Process()
+        await joined(operations, first, second)
+        with pytest.raises(LostError):
+            await load(operations)
+        assert "begin load_model" not in second.calls
+
+    run(test)
+
+
+@pytest.mark.parametrize("call", ["begin", "decide"])
+def test_a_process_that_ends_meanwhile_does_not_hold_the_others_up(call: str) -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process(**{call: ChannelClosedError()})
+        await joined(operations, first, second)
+        assert await load(operations) == "m"
+        assert first.models == ["m"]
+
+    run(test)
+
+
+def test_at_start_what_may_have_ended_a_process_is_tried_again_alone() -> None:
+    async def test(operations: Operations) -> None:
+        process = Process(begin=ChannelClosedError())
+        await joined(operations, process)
+        loading = [asyncio.ensure_future(operations.load_model(name, None, {})) for name in ("a", "b", "c")]
+        assert await asyncio.gather(*loading) == ["a", "b", "c"]
+        assert sorted(process.models) == ["a", "b", "c"]
+
+    run(test)
+
+
+def test_operations_of_one_name_wait_for_each_other() -> None:
+    """Also those whose endpoints could get each other's names."""
+
+    async def test(operations: Operations) -> None:
+        process = Process()
+        await joined(operations, process)
+        process.waiting = asyncio.Event()
+        loading = [asyncio.ensure_future(load(operations, name)) for name in ("m", "m-0", "m-0-1", "other-1x")]
+        await asyncio.sleep(0.01)
+        assert process.calls.count("begin load_model") == 2  # m and the other one
+        process.waiting.set()
+        await asyncio.gather(*loading)
+        assert process.calls.count("begin load_model") == 4
+
+    run(test)
+
+
+def test_a_newcomer_has_what_the_others_have() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first)
+        await load(operations)
+        await joined(operations, second)
+        assert second.models == ["m"]
+
+    run(test)
+
+
+def test_a_newcomer_waits_for_what_is_under_way_and_has_it_too() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first)
+        first.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        joining = asyncio.ensure_future(operations.join(second, anyway=False))
+        await asyncio.sleep(0.01)
+        later = asyncio.ensure_future(load(operations, "later"))
+        assert not joining.done()
+        first.waiting.set()
+        await asyncio.gather(loading, joining, later)
+        assert first.models == second.models == ["m", "later"]
+
+    run(test)
+
+
+def test_the_record_outlives_the_processes() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first)
+        await load(operations)
+        operations.leave(first)
+        unloading = asyncio.ensure_future(operations.run("unload", name="m"))
+        await asyncio.sleep(0.01)
+        assert not unloading.done()  # it waits for somebody to do it
+        await joined(operations, second)
+        await unloading
+        assert second.models == []
+
+    run(test)
+
+
+def test_a_newcomer_that_cannot_have_the_same_stays_outside() -> None:
+    async def test(operations: Operations) -> None:
+        first, second, third = Process(), Process(restore={"m": "gone"}), Process(restore={"m": "gone"})
+        await joined(operations, first)
+        assert not await operations.join(second, anyway=False)
+        assert operations.members == [first]
+        assert await operations.join(third, anyway=True)
+        assert operations.members == [first, third]
+
+    run(test)
+
+
+def test_clients_may_not_ask_for_everything() -> None:
+    async def test(operations: Operations) -> None:
+        with pytest.raises(ApiError):
+            await operations.ask("expect", {"names": []})
+
+    run(test)

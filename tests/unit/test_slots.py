@@ -1,0 +1,133 @@
+"""A slot always has a process; one that fails again and again is started less and less often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastinfer.supervisor import slots
+from fastinfer.supervisor.child import how_it_ended
+from fastinfer.supervisor.slots import Slot, pause_s
+
+
+def test_pauses_double_up_to_a_limit() -> None:
+    assert [pause_s(failures) for failures in range(6)] == [0, 0.1, 0.2, 0.4, 0.8, 1.6]
+    assert pause_s(9) == 25.6
+    assert {pause_s(failures) for failures in (10, 100, 10_000)} == {30}
+
+
+class Child:
+    """A process whose life the test decides."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.told: list[str] = []
+        self.channel = self
+        self.lifetime = 0.0
+
+    def tell(self, call: str) -> None:
+        self.told.append(call)
+
+    def is_ready(self) -> None:
+        pass
+
+    def lived_s(self) -> float:
+        return self.lifetime
+
+
+class Scene:
+    """A slot, what it starts, and how long it pauses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.children: list[Child] = []
+        self.fit = True
+        self.died: list[Child] = []
+        self.pauses: list[float] = []
+        self.slot = Slot(0, [], self.launch, lambda: None, self.died.append)  # type: ignore[arg-type]
+        sleep = asyncio.sleep
+
+        async def pause(seconds: float) -> None:
+            self.pauses.append(seconds)
+            await sleep(0)
+
+        monkeypatch.setattr(slots.asyncio, "sleep", pause)
+        self.settle = lambda: sleep(0.01)
+
+    async def launch(self, _: Slot) -> Any:
+        if not self.fit:
+            return None
+        self.children.append(Child())
+        return self.children[-1]
+
+    def run(self, test: Callable[[], Any]) -> None:
+        async def main() -> None:
+            keeping = asyncio.ensure_future(self.slot.keep())
+            await self.settle()
+            await test()
+            keeping.cancel()
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(monkeypatch)
+
+
+def test_a_process_that_ends_is_replaced_at_once(scene: Scene) -> None:
+    async def test() -> None:
+        for _ in range(5):
+            scene.children[-1].lifetime = 2
+            scene.children[-1].ended.set_result(-9)
+            await scene.settle()
+        assert len(scene.children) == 6
+        assert scene.died == scene.children[:5]
+        assert scene.pauses == []
+
+    scene.run(test)
+
+
+def test_processes_that_end_at_once_are_started_less_and_less_often(scene: Scene) -> None:
+    async def test() -> None:
+        for _ in range(4):
+            scene.children[-1].ended.set_result(-8)
+            await scene.settle()
+        assert scene.pauses == [0.1, 0.2, 0.4, 0.8]
+        scene.children[-1].lifetime = 2
+        for _ in range(2):
+            scene.children[-1].ended.set_result(-8)
+            await scene.settle()
+        assert scene.pauses == [0.1, 0.2, 0.4, 0.8, 0.1]  # it had recovered
+
+    scene.run(test)
+
+
+def test_the_old_one_goes_when_the_new_one_serves(scene: Scene) -> None:
+    async def test() -> None:
+        assert await scene.slot.renew()
+        old, new = scene.children
+        assert (scene.slot.child, old.told, new.told) == (new, ["hand_over"], [])
+        old.ended.set_result(0)
+        await scene.settle()
+        assert (scene.slot.child, scene.died) == (new, [])
+
+    scene.run(test)
+
+
+def test_the_old_one_stays_where_the_new_one_is_not_fit(scene: Scene) -> None:
+    async def test() -> None:
+        scene.fit = False
+        assert not await scene.slot.renew()
+        assert (scene.slot.child, scene.children[0].told) == (scene.children[0], [])
+        scene.fit = True
+        assert await scene.slot.renew()
+
+    scene.run(test)
+
+
+@pytest.mark.parametrize(("status", "words"), [(-9, "SIGKILL"), (-8, "SIGFPE"), (3, "status 3"), (-120, "signal 120")])
+def test_how_a_process_has_ended(status: int, words: str) -> None:
+    assert how_it_ended(status) == words
