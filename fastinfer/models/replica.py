@@ -9,7 +9,6 @@ as the files are now.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,6 @@ from fastinfer.models.files import ModelFiles, fingerprint
 from fastinfer.models.operation import Operation
 from fastinfer.models.repository import Repository, made_of
 
-log = logging.getLogger(__name__)
-
 
 class Replica(Repository):
     """A repository whose contents can be told and made again."""
@@ -32,7 +29,8 @@ class Replica(Repository):
         wanted = self._wanted
         return {
             "not_ready": self.why_not_ready(),
-            "wanted": None if wanted is None else {name: self._failures.get(name) for name in sorted(wanted)},
+            "wanted": None if wanted is None else sorted(wanted),
+            "failures": dict(sorted(self._failures.items())),
             "endpoints": [_told(endpoint) for endpoint in self._table],
         }
 
@@ -47,43 +45,44 @@ class Replica(Repository):
         for endpoint in reversed(list(self._table)):
             if endpoint.name not in told and self._table.get(endpoint.name) is endpoint:
                 self._remove(endpoint)
-        wanted = state["wanted"] or {}
-        failed = self._failures = {name: reason for name, reason in wanted.items() if reason is not None}
-        self._wanted = None if state["wanted"] is None else {*wanted, *told}
+        failed: dict[str, str] = {}
+        self._failures = dict(state["failures"])
+        self._wanted = None if state["wanted"] is None else {*state["wanted"], *told}
         kept = {endpoint.name: endpoint for endpoint in self._table}
         # Successors first, as they were loaded; what has none waits for nobody.
         alone = [each for each in told.values() if "next" not in orjson.loads(each["key"])]
-        await asyncio.gather(*(self._restore(each, kept.get(each["name"])) for each in alone))
+        await asyncio.gather(*(self._restore(each, kept.get(each["name"]), failed) for each in alone))
         for each in told.values():
             if each not in alone:
-                await self._restore(each, kept.get(each["name"]))
-        return {name: failed[name] for name in told if name in failed}
+                await self._restore(each, kept.get(each["name"]), failed)
+        return failed
 
-    async def _restore(self, told: Mapping[str, Any], endpoint: Endpoint | None) -> None:
+    async def _restore(self, told: Mapping[str, Any], endpoint: Endpoint | None, failed: dict[str, str]) -> None:
         name, wanted = told["name"], (told["kind"], told["base"], told["key"].encode())
         async with self._exclusive(told["base"]):
             try:
                 made, parameters = made_of(told["kind"], told["base"], orjson.loads(told["key"]))
                 new = endpoint is None
                 endpoint = endpoint or Endpoint(name, wanted, parameters)
-                versions = await self._prepare(
-                    endpoint,
-                    made,
-                    parameters,
-                    told["override"],
-                    lambda files, _: _still_there(told, files),
-                    self._successor(name, parameters.next),
-                    _Again({int(version): each["number"] for version, each in told["versions"].items()}),
-                )
+                with self._shown_as_loading(name):
+                    versions = await self._prepare(
+                        endpoint,
+                        made,
+                        parameters,
+                        told["override"],
+                        lambda files, _: _still_there(told, files),
+                        self._successor(name, parameters.next),
+                        _Again({int(version): each["number"] for version, each in told["versions"].items()}),
+                    )
             except ApiError as error:
-                log.error("'%s' is not served any more: %s", name, error.message)
-                self._failures[name] = error.message
+                failed[name] = self._failures[name] = error.message
                 return
             if new and parameters.next is not None:
                 self._hold(parameters.next, versions)
             endpoint.loads, endpoint.override, endpoint.chosen = told["loads"], told["override"], set(told["chosen"])
             self._publish(endpoint, versions)
-            self._settled(name)
+            if self._wanted is not None:
+                self._wanted.discard(name)
 
     async def refresh(self, name: str, by: Operation) -> None:
         """Loads the versions of an endpoint again, from the files as they are now. ApiError 400."""
@@ -95,10 +94,11 @@ class Replica(Repository):
             made, parameters = made_of(kind, base, orjson.loads(key))
             told, successor = _told(endpoint), self._successor(name, parameters.next)
             anew = Endpoint(name, endpoint.identity, parameters)  # has nothing that could be kept
-            versions = await self._prepare(
-                anew, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
-            )
-            await self._agree(anew, versions, by)
+            with self._shown_as_loading(name):
+                versions = await self._prepare(
+                    anew, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
+                )
+                await self._agree(anew, versions, by)
             if self._table.get(name) is endpoint:
                 self._publish(endpoint, versions)
             else:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -246,18 +246,16 @@ class Repository:
             endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
         name = endpoint.name
         successor = self._successor(name, parameters.next)
-        self._loading[name] = set()
         try:
             selection = partial(_selection, endpoint, version)
-            versions = await self._prepare(endpoint, made_of, parameters, override, selection, successor, by)
-            await self._agree(endpoint, versions, by)
+            with self._shown_as_loading(name):
+                versions = await self._prepare(endpoint, made_of, parameters, override, selection, successor, by)
+                await self._agree(endpoint, versions, by)
         except ApiError as error:
             # Names that no model has are not remembered: there is no end of them.
             if not isinstance(error, UnknownModelError) or name in (self._wanted or ()):
                 self._failures[name] = error.message
             raise
-        finally:
-            del self._loading[name]
         if not new and self._table.get(name) is not endpoint:
             self._discard(endpoint, versions)
             return None
@@ -311,6 +309,14 @@ class Repository:
                 raise
             self._discard(endpoint, versions)
         raise ApiError(400, f"the files of model '{made_of}' keep changing")
+
+    @contextmanager
+    def _shown_as_loading(self, name: str) -> Iterator[None]:
+        self._loading[name] = set()
+        try:
+            yield
+        finally:
+            del self._loading[name]
 
     async def _agree(self, endpoint: Endpoint, versions: _Versions, by: Operation) -> None:
         """Waits until other processes have prepared the same. ApiError where one has failed."""

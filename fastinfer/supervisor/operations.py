@@ -24,7 +24,12 @@ log = logging.getLogger(__name__)
 _NUMBER: Final = re.compile(r"(?:-\d+)+$")
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
-_NOTHING: Final[dict[str, Any]] = {"not_ready": "the repository has not been read yet", "wanted": None, "endpoints": []}
+_NOTHING: Final[dict[str, Any]] = {
+    "not_ready": "the repository has not been read yet",
+    "wanted": None,
+    "failures": {},
+    "endpoints": [],
+}
 
 Report = dict[str, Any]
 """See :mod:`fastinfer.models.rounds`; or ``{"lost": True}``: the process has ended meanwhile."""

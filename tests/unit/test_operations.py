@@ -31,7 +31,7 @@ class Process:
         self.waiting: asyncio.Event | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"not_ready": None, "wanted": {}, "endpoints": list(self.models)}
+        return {"not_ready": None, "wanted": [], "failures": {}, "endpoints": list(self.models)}
 
     async def call(self, call: str, **arguments: Any) -> Any:
         self.calls.append(f"{call} {arguments.get('name', '')}".strip())
