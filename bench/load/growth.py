@@ -182,6 +182,6 @@ def memory(served: Models, server_cores: set[int] | None, cores: set[int] | None
 
 
 def peak_bytes(server: Server) -> int:
-    """The most that was ever resident."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", read(Path(f"/proc/{server.pid}/status")))
-    return int(found[1]) * 1024 if found else 0
+    """The most that was ever resident, of each of its processes."""
+    found = [re.search(r"VmHWM:\s+(\d+) kB", read(Path(f"/proc/{pid}/status"))) for pid in server.processes()]
+    return sum(int(each[1]) * 1024 for each in found if each)

@@ -1,0 +1,73 @@
+"""Listeners for several processes, and for none any more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from fastinfer.http import listen
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int, count: int) -> Iterator[list[list[socket.socket]]]:
+    groups = listen.bind(host, port, count)
+    try:
+        yield groups
+    finally:
+        listen.close(groups)
+
+
+def accepted(listener: socket.socket) -> int:
+    """How many connections wait; they are closed."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count
+
+
+def test_connections_are_spread_over_the_processes() -> None:
+    with bound("127.0.0.1", 0, 3) as groups, contextlib.ExitStack() as stack:
+        ports = {listener.getsockname()[1] for group in groups for listener in group}
+        assert len(ports) == 1
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("127.0.0.1", *ports)))
+        counts = [accepted(group[0]) for group in groups]
+        assert sum(counts) == 60
+        assert min(counts) > 0
+
+
+@pytest.mark.parametrize("others", [1, 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_address_is_one_servers(count: int, others: int) -> None:
+    with bound("127.0.0.1", 0, count) as groups:
+        port = groups[0][0].getsockname()[1]
+        with pytest.raises(OSError) as caught:
+            listen.bind("127.0.0.1", port, others)
+        assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_who_comes_too_late_is_not_let_in() -> None:
+    """What waits is still accepted; nobody is let in only to be cut off."""
+    with bound("127.0.0.1", 0, 1) as ((listener,),):
+        address = listener.getsockname()
+        with socket.create_connection(address) as early:
+            listen.refuse_newcomers(listener)
+            early.sendall(b"x")
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.2)
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(1) == b"x"
+                early.sendall(b"y")
+                assert connection.recv(1) == b"y"
+
+
+def test_a_name_of_no_host() -> None:
+    with pytest.raises(OSError):
+        listen.bind("no such host", 0)
