@@ -37,8 +37,9 @@ def serve(config: ServerConfig) -> int:
 
 def serve_for(descriptor: int) -> int:
     """Serves for the supervisor at the other end of a socket until it says so; returns the process's exit status."""
-    # Somebody at a terminal means the supervisor, which tells when to end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These are for the supervisor, which tells when to end.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     end = socket.socket(fileno=descriptor)
     try:
         given = Assignment.receive(end)

@@ -116,6 +116,12 @@ class Operations:
         except ApiError as error:
             log.error("what has changed on the disk could not be loaded again: %s", error.message)
 
+    async def look_again(self) -> None:
+        """The record is what the processes hold, which may be made of newer files than what others held before them."""
+        async with self._nothing_in_flight():
+            states = await _all(self.members, "state")
+            self._keep({member: {"state": state} for member, state in _without_lost(states).items()})
+
     @asynccontextmanager
     async def _nothing_in_flight(self) -> AsyncIterator[None]:
         """Holds operations up."""

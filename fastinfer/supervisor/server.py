@@ -295,6 +295,7 @@ class Supervisor:
                 if not await slot.renew():
                     log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
                     return
+            await self._operations.look_again()
             log.info("restarted: %d processes, one after the other", len(self._slots))
         except OptionError as error:
             log.error("nothing is restarted, because the configuration cannot be used: %s", error)

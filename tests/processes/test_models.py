@@ -116,6 +116,12 @@ def test_models_come_back_as_they_were(server):
     assert [name for name in names(server) if name.startswith("echo")] == []
 
 
+def turned_round() -> bytes:
+    """A model like ``onnx_models.identity("FP32")``, with other answers."""
+    tensors = [onnx_models.value(name, "FP32", ["batch", None]) for name in "xy"]
+    return onnx_models.model([onnx_models.helper.make_node("Neg", ["x"], ["y"])], tensors[:1], tensors[1:])
+
+
 def answers(server):
     body = inference(tensor("x", [1, 2], "FP32", [1, 2]))
     return everywhere(server, "POST", "/v2/models/m/infer", body)
@@ -130,14 +136,28 @@ def test_files_that_have_changed_meanwhile(tmp_path):
         (before,) = answers(server)
         (tmp_path / "m" / "2").mkdir()
         shutil.copy(file, tmp_path / "m" / "2")  # a version that nobody has asked for
-        file.write_bytes(onnx_models.model([onnx_models.helper.make_node("Neg", ["x"], ["y"])],
-                         [onnx_models.value("x", "FP32", ["batch", None])],
-                         [onnx_models.value("y", "FP32", ["batch", None])]))  # fmt: skip
+        file.write_bytes(turned_round())
         assert answers(server) == [before]
         crash(server)
         wait_until(lambda: "all processes load it again" in server.log)
         wait_until(lambda: len(found := answers(server)) == 1 and b"-1" in found[0][1])
         assert server.get("/v2/models/m").json["versions"] == ["1"]
+
+
+def test_a_restart_takes_what_lies_on_the_disk(tmp_path):
+    file = tmp_path / "m" / "1" / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(onnx_models.identity("FP32"))
+    with serving("--processes", "2", repository=tmp_path) as server:
+        file.write_bytes(turned_round())
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "restarted:" in server.log)
+        wait_until(lambda: len(server.serving_pids()) == 2)
+        (found,) = answers(server)
+        assert b"-1" in found[1]
+        settled(server)
+        assert answers(server) == [found]
+        assert "load it again" not in server.log  # it is no news any more
 
 
 def test_a_process_that_cannot_have_the_same_models_stays_away(tmp_path):
