@@ -31,8 +31,15 @@ class Replica(Repository):
             "not_ready": self.why_not_ready(),
             "wanted": None if wanted is None else sorted(wanted),
             "failures": dict(sorted(self._failures.items())),
-            "endpoints": [_told(endpoint) for endpoint in self._table],
+            "endpoints": [_told(endpoint) for endpoint in sorted(self._table, key=self._place)],
         }
+
+    def _place(self, endpoint: Endpoint) -> tuple[int, str]:
+        """Orders endpoints, in all processes alike: successors come first, since they must be there before."""
+        following, length = endpoint.parameters.next, 0
+        while following is not None and (held := self._table.get(following)) is not None:
+            following, length = held.parameters.next, length + 1
+        return length, endpoint.name
 
     async def restore(self, state: Mapping[str, Any]) -> dict[str, str]:
         """Makes the endpoints what another process told, as far as they are not already.
@@ -43,7 +50,8 @@ class Replica(Repository):
         """
         told = {each["name"]: each for each in state["endpoints"]}
         for endpoint in reversed(list(self._table)):
-            if endpoint.name not in told and self._table.get(endpoint.name) is endpoint:
+            there = self._table.get(endpoint.name) is endpoint  # not removed with the one that it came after
+            if there and told.get(endpoint.name, {}).get("versions") != _told(endpoint)["versions"]:
                 self._remove(endpoint)
         failed: dict[str, str] = {}
         self._failures = dict(state["failures"])

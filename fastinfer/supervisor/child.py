@@ -90,11 +90,6 @@ class Child:
         if not self.up.done():
             self.up.set_result(runtime)
 
-    @property
-    def status(self) -> int | None:
-        """How it has ended: its exit status, or the negative number of a signal; None while it lives."""
-        return self.ended.result() if self.ended.done() and not self.ended.cancelled() else None
-
     def is_ready(self) -> None:
         """It serves from now on."""
         self.ready_at = time.monotonic()

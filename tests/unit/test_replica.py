@@ -1,0 +1,149 @@
+"""What a process holds, told and made again by another one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPOSITORY
+
+from fastinfer.config.server import ServerConfig
+from fastinfer.errors import ApiError
+from fastinfer.models.replica import Replica
+from fastinfer.models.rounds import Rounds
+from fastinfer.service import Service
+
+
+def run(directory: Path, test: Callable[[Replica, Replica], Awaitable[None]]) -> None:
+    """Two processes' repositories, in one."""
+
+    async def main() -> None:
+        config = ServerConfig(model_repository=(directory,), threads=2)
+        services = [Service(config, asyncio.get_running_loop()) for _ in range(2)]
+        try:
+            await test(*(service.repository for service in services))
+        finally:
+            for service in services:
+                await service.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for name in ("simple", "digits", "two_versions"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    return tmp_path
+
+
+async def filled(replica: Replica) -> dict[str, Any]:
+    """Holds something of everything, and tells it as it comes over a channel."""
+    await replica.expect(["simple", "nope"])
+    await replica.load_model("simple", None, {})
+    with pytest.raises(ApiError):
+        await replica.load_model("nope", None, {})
+    await replica.load_model("digits", None, {})
+    await replica.load_model("digits", None, {"batch_size": 4, "config": '{"max_batch_size": 3}'})
+    await replica.unload("digits")
+    await replica.load_model("two_versions", 1, {})
+    for _ in range(3):
+        await replica.load_worker("echo", {"share": False})
+    await replica.load_worker("echo", {"next": "echo"})
+    told: dict[str, Any] = json.loads(json.dumps(replica.state()))
+    return told
+
+
+def test_told_and_made_again(models: Path) -> None:
+    async def test(one: Replica, other: Replica) -> None:
+        told = await filled(one)
+        assert await other.restore(told) == {}
+        assert other.state() == told
+        assert other.changed(told) == []
+        assert other.names() == ["digits-0", "echo", "echo-0", "simple", "two_versions"]
+        assert other.why_not_ready() == one.why_not_ready() is not None
+        for _ in range(3):
+            await other.unload("echo")
+        assert "echo" in other.names()  # the chain holds it
+        await other.unload("echo-0")
+        assert "echo" not in other.names()
+
+    run(models, test)
+
+
+def test_made_equal_again(models: Path) -> None:
+    """What is not there any more goes, what is there stays, what is new comes."""
+
+    async def test(one: Replica, other: Replica) -> None:
+        told = await filled(one)
+        await other.restore(told)
+        kept = other.find("simple")
+        await one.unload("echo-0")
+        await one.unload("digits-0")
+        await one.load_model("two_versions", None, {})
+        await one.load_model("digits", None, {"batch_size": 2})
+        again = one.state()
+        assert await other.restore(again) == {}
+        assert other.state() == again
+        assert other.find("simple") is kept
+
+    run(models, test)
+
+
+def test_versions_are_those_that_were_served(models: Path) -> None:
+    async def test(one: Replica, other: Replica) -> None:
+        await one.expect(["simple"])
+        await one.load_model("simple", None, {})
+        told = one.state()
+        shutil.copytree(models / "simple" / "1", models / "simple" / "2")
+        assert await other.restore(told) == {}
+        assert other.versions("simple") == ["1"]
+        assert other.changed(told) == []
+        (models / "simple" / "1" / "model.onnx").touch()
+        assert other.changed(told) == []
+        shutil.rmtree(models / "simple" / "1")
+        await other.unload("simple")
+        failed = await other.restore(told)
+        assert "gone" in failed["simple"]
+        with pytest.raises(ApiError) as caught:
+            other.find("simple")
+        assert caught.value.status == 503
+
+    run(models, test)
+
+
+def test_changed_files_are_told(models: Path) -> None:
+    async def test(one: Replica, other: Replica) -> None:
+        await one.load_model("simple", None, {})
+        told = one.state()
+        (models / "simple" / "1" / "model.onnx").touch()
+        assert await other.restore(told) == {}
+        assert other.changed(told) == ["simple"]
+
+    run(models, test)
+
+
+def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
+    async def test(one: Replica, _: Replica) -> None:
+        rounds = Rounds(one)
+        arguments = {"name": "simple", "version": None, "parameters": {}}
+        report = await rounds.begin(1, "load_model", arguments)
+        assert report["prepared"][0] == "simple"
+        assert one.names() == []
+        report = await rounds.decide(1, None)
+        assert (report["done"], report["state"], one.names()) == ("simple", one.state(), ["simple"])
+        assert (await rounds.begin(2, "unload", {"name": "simple"}))["done"] is None
+        report = await rounds.begin(3, "load_model", arguments)
+        report = await rounds.decide(3, ApiError(400, "the other one cannot").told())
+        assert report["failed"]["message"] == "the other one cannot"
+        assert one.names() == []
+        report = await rounds.begin(4, "load_model", {**arguments, "name": "nope"})
+        assert report["failed"]["status"] == 400
+        with pytest.raises(ValueError, match="no operation"):
+            await rounds.begin(5, "close", {})
+
+    run(models, test)
