@@ -237,7 +237,11 @@ class Operations:
         await self._insist("refuse", name=name, reason=reason)
 
     async def follow(self, name: str, *, known: bool, gone: bool) -> None:
-        await self.run("follow", name=name, known=known, gone=gone)
+        asked: dict[str, Any] = {"name": name, "known": known, "gone": gone}
+        try:
+            await self.run("follow", **asked)
+        except LostError:  # perhaps for another reason; the same change is not looked at a second time
+            await self.run("follow", **asked)
 
     async def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> str:
         """For the start: all processes load side by side; what may have ended one is tried again by itself."""
