@@ -185,12 +185,14 @@ class Operations:
             if operation in _AT_ONCE:
                 async with self._changing:
                     reports = await _all(self.members, "begin", **call)
+                    self._drop_lost(reports)
                     self._keep(reports)
             else:
                 groups = [self.members] if all_at_once else [self.members[:1], self.members[1:]]
                 reports = {}
                 for group in groups:
                     begun = await _all([member for member in group if member in self.members], "begin", **call)
+                    self._drop_lost(begun)
                     # One that has gone on before has not died of it: then others' ends have other reasons.
                     reports |= _without_lost(begun) if reports else begun
                     if any("lost" in report for report in reports.values()):
@@ -210,6 +212,12 @@ class Operations:
             if refusal is None:
                 reports = _without_lost(reports)
         return reports
+
+    def _drop_lost(self, reports: Mapping[Member, Report]) -> None:
+        """Whoever tries again must not ask those that have ended, which may not be known otherwise yet."""
+        for member, report in reports.items():
+            if "lost" in report:
+                self.leave(member)
 
     def _keep(self, reports: Mapping[Member, Report]) -> None:
         states = [report["state"] for report in reports.values() if "state" in report]
