@@ -58,6 +58,10 @@ OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same
 MAX_LABELS_BYTES = 16 * MIB  # a label file; a million labels of 16 bytes
+SUSPECT_S = 600.0  # a request that was running when a process died runs alone for so long, or until it has run
+CULPRIT_S = 86_400.0  # a request or load that ends processes is refused for so long; then it may cost one more
+CROWD_S = 60.0  # a model runs each request alone for so long after a death with more in a run than are noted
+STRIKES = 3  # deaths with a request alone in its run that do not tell who did it: so many are no accident
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 

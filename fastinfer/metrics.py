@@ -31,6 +31,7 @@ from fastinfer import __version__
 from fastinfer._ext import ort
 from fastinfer._ext.histogram import Histogram
 from fastinfer.models.banks import Alone
+from fastinfer.models.crashes import Crashes
 from fastinfer.models.model import Model
 from fastinfer.models.stats import CAUSES, ModelStats
 
@@ -98,6 +99,7 @@ class Metrics:
         counters: where they count.
 
     Attributes:
+        crashes: what is known of crashes, where they are recorded.
         http: the HTTP server's counters, where there is a server.
         logs: the log's counters, where there is a log.
         everywhere: tells the gauges of all processes, where there are several.
@@ -106,6 +108,7 @@ class Metrics:
     def __init__(self, models: Callable[[], Sequence[Model]], counters: Alone) -> None:
         self._models = models
         self._counters = counters
+        self.crashes = Crashes()
         self.http: HttpCounters | None = None
         self.logs: LogCounters | None = None
         self.everywhere: Callable[[], Awaitable[list[Gauges]]] | None = None
@@ -137,6 +140,9 @@ class Metrics:
         versions = {"version": __version__, "onnxruntime": ort.version()}
         yield InfoMetricFamily("fastinfer_build", "What is running.", versions)
         yield from _of_models(self._models(), self._counters, told)
+        if self.crashes.refused is not None:
+            text = "Requests that were not run because they had ended a process."
+            yield CounterMetricFamily("fastinfer_culprits_refused", text, self.crashes.refused)
         if self.http is not None:
             yield from self._of_http(told)
         if self.logs is not None:

@@ -18,6 +18,7 @@ from fastinfer.errors import ApiError
 from fastinfer.http.server import Server, run
 from fastinfer.metrics import Gauges
 from fastinfer.models.banks import Banks
+from fastinfer.models.crashes import Crashes
 from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
 from fastinfer.supervisor.assignment import Assignment, end_with
@@ -83,7 +84,8 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
     config, loop = given.config, asyncio.get_running_loop()
     _prepare(config)
     asked = _Asked()
-    service = Service(config, loop, asked, counters)
+    crashes = Crashes.attach(given.inherited["crashes"], given.crash_slot)
+    service = Service(config, loop, asked, counters, crashes)
     groups = [[socket.socket(fileno=descriptor) for descriptor in group] for group in given.listeners]
     server = _server(service, sockets=[listener for group in groups for listener in group], accepting=False)
     await server.start()

@@ -15,6 +15,7 @@ from fastinfer.config.server import ServerConfig
 from fastinfer.metrics import Metrics, totals
 from fastinfer.models import upkeep
 from fastinfer.models.banks import Alone
+from fastinfer.models.crashes import Crashes
 from fastinfer.models.index import READY, Entry
 from fastinfer.models.loader import Loader
 from fastinfer.models.replica import Replica
@@ -39,6 +40,7 @@ class Service:
 
     Attributes:
         config: the server's configuration.
+        crashes: what ended processes before.
         loop: the event loop, on whose thread everything here is used.
         executor: the native threads.
         repository: the models.
@@ -55,17 +57,20 @@ class Service:
         loop: asyncio.AbstractEventLoop,
         control: Control | None = None,
         counters: Alone | None = None,
+        crashes: Crashes | None = None,
     ) -> None:
         self.config = config
+        self.crashes = crashes or Crashes()
         self.loop = loop
         loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
         self.executor = Executor(config.threads, loop_fd)
         self.counters = counters or Alone()
-        self._loader = Loader(config, self.executor, loop, self.counters)
+        self._loader = Loader(config, self.executor, loop, self.counters, self.crashes)
         self.repository = Replica(config.model_repository, self._loader)
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters)
+        self.metrics.crashes = self.crashes
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()

@@ -148,13 +148,27 @@ def gather_rows() -> bytes:
     )
 
 
-def divide() -> bytes:
-    """``y = a / b`` of INT32; the runtime refuses a division by zero."""
+def divide(datatype: str = "INT32") -> bytes:
+    """``y = a / b``; the runtime refuses a division by zero, and the smallest INT64 by -1 ends the process: SIGFPE."""
     return model(
         [helper.make_node("Div", ["a", "b"], ["y"])],
-        [value(name, "INT32", ["batch", 1]) for name in ("a", "b")],
-        [value("y", "INT32", ["batch", 1])],
+        [value(name, datatype, ["batch", 1]) for name in ("a", "b")],
+        [value("y", datatype, ["batch", 1])],
     )
+
+
+def fatal_load() -> bytes:
+    """``y = x + c``, where c is a quotient of constants that the runtime computes when it loads: SIGFPE."""
+    lowest, minus_one = numpy_helper.from_array(np.int64([-(2**63)]), "a"), numpy_helper.from_array(-np.int64([1]), "b")
+    nodes = [helper.make_node("Div", ["a", "b"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
+    return model(nodes, [value("x", "INT64", [1])], [value("y", "INT64", [1])], [lowest, minus_one])
+
+
+def fatal_for_zero(first: int | str = 1) -> bytes:
+    """``y = lowest / (x - 1)`` of INT64s: a run on a 0 ends the process, SIGFPE."""
+    lowest, one = numpy_helper.from_array(np.int64([-(2**63)]), "a"), numpy_helper.from_array(np.int64([1]), "one")
+    nodes = [helper.make_node("Sub", ["x", "one"], ["b"]), helper.make_node("Div", ["a", "b"], ["y"])]
+    return model(nodes, [value("x", "INT64", [first])], [value("y", "INT64", [first])], [lowest, one])
 
 
 def nonzero() -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import BatchResult, BatchRunner, InferRequest
 from fastinfer._ext.ort import Session
+from fastinfer._ext.runnotes import RunNotes
 from fastinfer.models.run import Run
 
 class RunTimes:
@@ -23,6 +24,7 @@ class Runner(BatchRunner):
         batched: the first dimension of all its inputs and outputs is the batch.
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread.
+        notes: where every run is noted, so that a crash finds what ran; None: nowhere.
 
     Attributes:
         bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
@@ -34,7 +36,9 @@ class Runner(BatchRunner):
     bound_nbytes: int
     times: RunTimes
     apart: RunTimes
-    def __init__(self, session: Session, batched: bool, executor: Executor, inline_run_us: int) -> None: ...
+    def __init__(
+        self, session: Session, batched: bool, executor: Executor, inline_run_us: int, notes: RunNotes | None = None
+    ) -> None: ...
     def __call__(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         """Runs requests that share a batch. Where it fails, its halves are run again by themselves.
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.stats import Counters
 from fastinfer.errors import ApiError
 from fastinfer.models.policy import BatchingPolicy
@@ -23,6 +24,7 @@ class Scheduler:
         default_priority: of a request that has none.
         timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504.
         stats: told of every batch and of every request's end.
+        notes: of crashes: suspect requests run alone, and culprits are answered with 500; None: nobody is looked at.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Scheduler:
         default_priority: int = 0,
         stats: Counters,
         loop: asyncio.AbstractEventLoop,
+        notes: RunNotes | None = None,
     ) -> None: ...
     @property
     def queued(self) -> int:

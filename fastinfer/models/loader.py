@@ -14,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from fastinfer._ext.executor import Executor
+from fastinfer._ext.ort import Session
+from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
+from fastinfer._ext.signature import Signature
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.models.banks import Alone
+from fastinfer.models.crashes import Crashes
 from fastinfer.models.files import ModelFiles
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.operation import Operation
@@ -47,12 +51,19 @@ class Loader:
         executor: the native threads on which sessions run.
         loop: on whose thread models live.
         counters: where they count.
+        crashes: what ended processes before.
     """
 
     def __init__(
-        self, config: ServerConfig, executor: Executor, loop: asyncio.AbstractEventLoop, counters: Alone
+        self,
+        config: ServerConfig,
+        executor: Executor,
+        loop: asyncio.AbstractEventLoop,
+        counters: Alone,
+        crashes: Crashes,
     ) -> None:
         self._config = config
+        self._crashes = crashes
         self._executor = executor
         self._loop = loop
         self._counters = counters
@@ -80,14 +91,22 @@ class Loader:
         config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
         options = parameters.session_options()
-        session, signature = await self.in_thread(
-            onnx_load.load, path, config, files.name, options, self._config, self._trials
-        )
-        implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us)
+        made_of = (files.config, files.versions[version], config, parameters)
+        recorded = self._crashes.load(files.name, version, made_of)
+
+        def load() -> tuple[Session, Signature]:
+            with recorded.noted():
+                return onnx_load.load(path, config, files.name, options, self._config, self._trials)
+
+        async with recorded.turn():
+            session, signature = await self.in_thread(load)
+        notes = recorded.run_notes
+        implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us, notes)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
-        return self._model(name, version, implementation, config, instances, successor, by.number_of(version))
+        number = by.number_of(version)
+        return self._model(name, version, implementation, config, instances, successor, number, notes)
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
@@ -106,6 +125,7 @@ class Loader:
         instances: int,
         successor: Successor,
         number: int,
+        notes: RunNotes | None = None,
     ) -> Model:
         signature = implementation.signature
         if successor is not None:
@@ -128,6 +148,7 @@ class Loader:
             timeout_s=batching.default_timeout_microseconds * 1e-6 or self._config.request_timeout_s,
             stats=stats,
             loop=self._loop,
+            notes=notes,
         )
         shown = config.running(name, instances)
         return Model(name, str(version), implementation, scheduler, stats, shown, successor, number)

@@ -25,7 +25,9 @@ def routes(service: Service) -> list[Route]:
     async def load_model(exchange: Exchange) -> None:
         _check_allowed(service)
         name, version = _target(exchange)
-        endpoint = await control.load_model(name, version, _parameters(exchange))
+        parameters = _parameters(exchange)
+        service.crashes.lift(name)
+        endpoint = await control.load_model(name, version, parameters)
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
     async def unload_model(exchange: Exchange) -> None:
@@ -37,7 +39,9 @@ def routes(service: Service) -> list[Route]:
 
     async def load_worker(exchange: Exchange) -> None:
         _check_allowed(service)
-        endpoint = await control.load_worker(exchange.arguments[0], _parameters(exchange))
+        parameters = _parameters(exchange)
+        service.crashes.lift(str(parameters.get("model")))
+        endpoint = await control.load_worker(exchange.arguments[0], parameters)
         exchange.respond(200, endpoint.encode(), b"text/html")
 
     # "Identical to model unload": both families unload any endpoint.

@@ -30,6 +30,7 @@ class Assignment:
         counters: the descriptor of the memory for counters (see :mod:`fastinfer.supervisor.counters`).
         bank: the part of it that this process writes.
         inherited: further descriptors, by what they are for.
+        crash_slot: its slot in the record of crashes; None: it does without.
     """
 
     config: ServerConfig
@@ -39,6 +40,7 @@ class Assignment:
     counters: int
     bank: int
     inherited: Mapping[str, int]
+    crash_slot: int | None
 
     def send(self, end: socket.socket) -> None:
         """Writes it to a new pair of sockets, whose buffer takes it whole."""

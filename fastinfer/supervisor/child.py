@@ -24,6 +24,7 @@ class Child:
     Attributes:
         slot: its place.
         bank: the part of the shared counters that it writes.
+        crash_slot: its slot in the record of crashes, or None.
         channel: to it.
         up: done when it can be talked to; the result is the version of its ONNX Runtime.
         ended: done when it has ended; the result is its status, a negative number for a signal.
@@ -32,10 +33,11 @@ class Child:
 
     channel: Channel
 
-    def __init__(self, slot: int, bank: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, slot: int, bank: int, crash_slot: int | None, process: asyncio.subprocess.Process) -> None:
         loop = asyncio.get_running_loop()
         self.slot = slot
         self.bank = bank
+        self.crash_slot = crash_slot
         self.pid = process.pid
         self.up: asyncio.Future[str] = loop.create_future()
         self.ended = loop.create_task(process.wait())
@@ -47,6 +49,7 @@ class Child:
     async def start(
         cls,
         slot: int,
+        crash_slot: int | None,
         config: ServerConfig,
         listeners: Sequence[Sequence[socket.socket]],
         counters: tuple[int, int],
@@ -57,6 +60,7 @@ class Child:
 
         Args:
             slot: its place.
+            crash_slot: its slot in the record of crashes; None: it does without.
             config: its configuration.
             listeners: of all slots.
             counters: the descriptor of the shared counters, and its part of them.
@@ -79,9 +83,9 @@ class Child:
             except BaseException:
                 ours.close()
                 raise
-        child = cls(slot, counters[1], process)
+        child = cls(slot, counters[1], crash_slot, process)
         numbers = tuple(tuple(each.fileno() for each in group) for group in listeners)
-        Assignment(config, slot, os.getpid(), numbers, *counters, dict(inherited)).send(ours)
+        Assignment(config, slot, os.getpid(), numbers, *counters, dict(inherited), crash_slot).send(ours)
         bound = {name: _Bound(child, handler) for name, handler in handlers.items()}
         child.channel = await Channel.open(ours, {"up": child._is_up, **bound})
         return child

@@ -25,6 +25,7 @@ from fastinfer.supervisor.channel import ChannelClosedError, Handlers
 from fastinfer.supervisor.child import Child
 from fastinfer.supervisor.operations import Operations
 from fastinfer.supervisor.slots import Slot, tell_death
+from fastinfer.supervisor.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +35,14 @@ _AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to d
 _LOOK_S: Final = 0.1
 _GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
 _AT_ONCE_S: Final = 1.0  # the same after a second signal
+_DRAINED: Final = 8  # processes that may still be drained while their successors are replaced
+_FORGET_S: Final = 60.0  # between two looks for suspects that are none any more
 _FIXED: Final = ("host", "port", "processes")  # what another configuration cannot change while the server runs
 
 
 def supervise(
     config: ServerConfig,
     again: Callable[[], ServerConfig],
-    died: Callable[[int, int], None] = lambda _slot, _status: None,
     inherited: Mapping[str, int] | None = None,
 ) -> int:
     """Serves until a signal ends it; returns the exit status.
@@ -48,8 +50,6 @@ def supervise(
     Args:
         config: the configuration; ``processes`` is at least 1.
         again: reads the configuration anew, for SIGHUP. OptionError where it cannot be used.
-        died: called with a slot and a status (negative: a signal) for each process that a signal has ended unasked,
-            before another one takes its place.
         inherited: descriptors that every serving process gets, by what they are for.
     """
     written = logs.start(config.log_level, config.log_format)
@@ -62,7 +62,7 @@ def supervise(
         except OSError as error:
             log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
             return 1
-        return asyncio.run(Supervisor(config, again, groups, died, inherited or {}).run())
+        return asyncio.run(Supervisor(config, again, groups, inherited or {}).run())
     finally:
         written.stop()
 
@@ -71,7 +71,7 @@ class Supervisor:
     """Slots with their processes, and what is loaded in all of them.
 
     Args:
-        config, again, died, inherited: see :func:`supervise`.
+        config, again, inherited: see :func:`supervise`.
         groups: the listening sockets of each slot.
     """
 
@@ -80,14 +80,13 @@ class Supervisor:
         config: ServerConfig,
         again: Callable[[], ServerConfig],
         groups: Sequence[Sequence[socket.socket]],
-        died: Callable[[int, int], None],
         inherited: Mapping[str, int],
     ) -> None:
         self._config = config
         self._again = again
         self._groups = groups
-        self._hook = died
-        self._inherited = inherited
+        self._suspects, crashes = Suspects.create(2 * config.processes + _DRAINED)
+        self._inherited = {**inherited, "crashes": crashes}
         self._counters = counters.create(len(groups))
         self._operations = Operations()
         self._slots = [
@@ -110,6 +109,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._renew)
         keeping = [self._spawn(slot.keep()) for slot in self._slots]
         keeping.append(self._spawn(self._keep_models()))
+        keeping.append(self._spawn(self._forget_suspects()))
         await self._ending.wait()
         for task in keeping:
             task.cancel()
@@ -145,6 +145,11 @@ class Supervisor:
         if config.model_control == "poll":
             await upkeep.follow(self._operations, config.poll_interval_s, seen)
 
+    async def _forget_suspects(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_S)
+            self._suspects.forget_old()
+
     # --- Processes ----------------------------------------------------------------------------------------------------
 
     async def _launch(self, slot: Slot) -> Child | None:
@@ -155,8 +160,10 @@ class Supervisor:
             await asyncio.sleep(_LOOK_S)
         memory = (self._counters, bank)
         try:
-            child = await Child.start(slot.number, share, self._groups, memory, self._inherited, handlers)
+            crash_slot = self._suspects.free_slot()
+            child = await Child.start(slot.number, crash_slot, share, self._groups, memory, self._inherited, handlers)
         except OSError as error:
+            self._suspects.after_death(crash_slot, 0)
             log.error("a process cannot be started: %s", error.strerror)
             return None
         self._children.add(child)
@@ -211,6 +218,7 @@ class Supervisor:
 
     def _gone(self, child: Child) -> None:
         """A process has ended, for whatever reason."""
+        self._suspects.after_death(child.crash_slot, -child.ended.result())
         self._children.discard(child)
         self._operations.leave(child.channel)
         child.channel.close()
@@ -221,8 +229,6 @@ class Supervisor:
         self._operations.leave(child.channel)
         if not self._ending.is_set():
             tell_death(child)
-            if child.ended.result() < 0:
-                self._hook(child.slot, child.ended.result())
 
     def _lose_patience(self, child: Child) -> None:
         child.impatient = True

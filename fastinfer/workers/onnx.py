@@ -12,6 +12,7 @@ from pydantic import Field
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.ort import Session
 from fastinfer._ext.runner import Runner
+from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.signature import Signature
 from fastinfer.workers.parameters import Integer, Name, Parameters
 
@@ -56,11 +57,19 @@ class OnnxWorker:
         signature: what it takes and gives.
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread.
+        notes: where its runs are noted; None: nowhere.
     """
 
     platform = "onnxruntime_onnx"
 
-    def __init__(self, session: Session, signature: Signature, executor: Executor, inline_run_us: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        signature: Signature,
+        executor: Executor,
+        inline_run_us: int,
+        notes: RunNotes | None = None,
+    ) -> None:
         self.signature = signature
-        self.start = Runner(session, signature.batched, executor, inline_run_us)
+        self.start = Runner(session, signature.batched, executor, inline_run_us, notes)
         self.close = self.start.close

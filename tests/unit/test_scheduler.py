@@ -3,12 +3,16 @@
 import asyncio
 import contextlib
 import gc
+import mmap
 import weakref
 
 import numpy as np
 import pytest
 
+from fastinfer._ext import crashrecord
+from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, CrashRecord, CrashSlot
 from fastinfer._ext.message import BatchResult, InferRequest
+from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
@@ -446,3 +450,137 @@ async def test_what_is_refused_before_the_queue_is_counted():
         "rejected": 1,
     }
     assert model.scheduler.queued == 0
+
+
+# --- Crashes ----------------------------------------------------------------------------------------------------------
+
+
+class Recorded(Model):
+    """A model whose crashes are recorded."""
+
+    def __init__(self, *arguments, **options):
+        self.record = CrashRecord(mmap.mmap(-1, crashrecord.nbytes(1)))
+        self.notes = RunNotes(CrashSlot(self.record, 0), 1, 2, b"m")
+        super().__init__(*arguments, notes=self.notes, **options)
+
+    def judge(self, value, kind, **options):
+        """Says what requests with this value are."""
+        tensor = Tensor.from_numpy("x", np.full((options.get("rows", 1),), value))
+        self.record.put(self.notes.fingerprint(InferRequest([tensor])), kind, 60)
+
+
+@run
+async def test_a_suspect_runs_alone_and_the_others_keep_their_order():
+    model = Recorded(instances=9)
+    model.judge(2, SUSPECT)
+    tickets = [model.submit(value) for value in (0, 1, 2, 3, 4)]
+    await turn()
+    assert model.sizes == [2, 1, 2]
+    while model.batches:
+        model.finish()
+    assert [ticket.status for ticket in tickets] == [200] * 5
+
+
+@run
+async def test_two_suspects_each_run_alone():
+    model = Recorded(instances=9)
+    model.judge(1, SUSPECT)
+    for _ in range(2):
+        model.submit(1)
+    await turn()
+    assert model.sizes == [1, 1]
+
+
+@run
+async def test_who_becomes_suspect_in_the_queue_runs_alone():
+    model = Recorded()
+    model.submit(0)
+    await turn()
+    for value in (1, 2, 3):
+        model.submit(value)
+    model.judge(2, SUSPECT)  # another process has died of it
+    for _ in range(4):
+        model.finish()
+    assert model.sizes == [1, 1, 1, 1]
+
+
+@run
+async def test_a_suspect_model_runs_each_request_alone():
+    model = Recorded(instances=9)
+    model.record.put(1, SUSPECT, 60)
+    for value in range(3):
+        model.submit(value)
+    await turn()
+    assert model.sizes == [1, 1, 1]
+
+
+@pytest.mark.parametrize("policy", [BatchingPolicy(8), BatchingPolicy(8, max_queue_delay_ns=1)])
+def test_a_culprit_is_never_run_and_its_mates_are(policy):
+    @run
+    async def test():
+        model = Recorded(policy, instances=9)
+        model.judge(7, CULPRIT)
+        tickets = [model.submit(value) for value in (7, 1, 7, 2, 7)]
+        await turn()
+        await asyncio.sleep(0.01)
+        await turn()
+        assert model.sizes == [2]
+        model.finish()
+        assert [ticket.status for ticket in tickets] == [500, 200, 500, 200, 500]
+        assert tickets[0].outcomes[0].message == ("this request has ended the process that ran it; it is not run again")
+        assert model.notes.slot.refused == 3
+        assert model.stats.failures["model"].count == 3
+        assert model.scheduler.in_flight == 0
+
+    test()
+
+
+@pytest.mark.parametrize("policy", [BatchingPolicy(8), BatchingPolicy(8, max_queue_delay_ns=1)])
+def test_culprits_alone_in_their_groups_do_not_stall_the_others(policy):
+    @run
+    async def test():
+        model = Recorded(policy)
+        model.judge(7, CULPRIT)
+        refused = [model.submit(7, key=key) for key in "abc"]
+        served = model.submit(1, key="d")
+        await turn()
+        await asyncio.sleep(0.01)
+        await turn()
+        assert model.sizes == [1]
+        model.finish()
+        assert [ticket.status for ticket in (*refused, served)] == [500, 500, 500, 200]
+        assert model.scheduler.queued == 0
+
+    test()
+
+
+@run
+async def test_a_culprit_that_is_cancelled_before_it_is_told_is_not_told():
+    model = Recorded()
+    model.judge(7, CULPRIT)
+    ticket = model.submit(7)
+    await asyncio.sleep(0)  # it is taken
+    model.scheduler.cancel(ticket.request)
+    await turn()
+    assert ticket.outcomes == []
+
+
+@run
+async def test_a_model_that_retires_tells_its_culprits_first():
+    model = Recorded()
+    model.judge(7, CULPRIT)
+    ticket = model.submit(7)
+    retired = []
+    model.scheduler.retire(lambda: retired.append(ticket.status))
+    await turn()
+    assert ticket.status == 500
+    assert len(retired) == 1
+
+
+@run
+async def test_while_nobody_is_suspect_nobody_is_looked_at():
+    model = Recorded()
+    for value in range(3):
+        model.submit(value)
+    await turn()
+    assert model.sizes == [3]

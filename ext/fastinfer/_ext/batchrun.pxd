@@ -6,6 +6,7 @@
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.batch cimport Piece
+from fastinfer._ext.crashrecord cimport NotedRun
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.ort_run cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output
@@ -24,6 +25,7 @@ cdef struct BatchState:
     char* slab                  # the gathered rows of all inputs; NULL where nothing is gathered
     # The run.
     OrtRunOptions* options
+    NotedRun* noted             # in the crash record, kept by whoever asked for it; NULL where there is none
     bint ran                    # a run is for once
     int terminated              # set by the loop's thread, read by the job's: atomically
     OrtValue** values           # [inputs + outputs], only while it runs

@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.batch cimport gather, gathered_size, scatter
+from fastinfer._ext.crashrecord cimport run_begins, run_ends
 from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.message cimport InferRequest
 from fastinfer._ext.ort_run cimport (
@@ -229,6 +230,7 @@ cdef void _work(void* opaque) noexcept nogil:
     if load_flag(&state.terminated, SEQUENTIAL):
         fail(&state.failure, FAIL, b"the run was terminated before it started")
         return
+    run_begins(state.noted)
     failed = _gather(state)
     if failed == 0:
         failed = bind(handle, state.feeds, inputs, &state.failure)
@@ -244,6 +246,7 @@ cdef void _work(void* opaque) noexcept nogil:
         started = now
         _receive(state, outputs)
         state.output_ns = monotonic_ns() - started
+    run_ends(state.noted)
     free_block(state.slab)
     state.slab = NULL
 

@@ -1,6 +1,6 @@
 # The records that travel through the server: what a client asked for, and what it is answered. No behaviour.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 
 cdef class RequestedOutput:
@@ -24,6 +24,9 @@ cdef class InferRequest:
     cdef public int64_t rows            # of the batch; 1 for a model that is not batched
     cdef public bint implicit_batch     # the client left the batch dimension out, and so does the answer
     cdef public object shape_key        # requests with equal keys may share a batch
+
+    # Of what the model is to compute, where crashes are recorded (runnotes); 0: not known yet.
+    cdef uint64_t fingerprint
 
     # Life in the scheduler; loop's thread only.
     cdef public int64_t enqueued_ns

@@ -15,6 +15,7 @@ from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport BatchResult, BatchRunner
 from fastinfer._ext.ort cimport Session
+from fastinfer._ext.runnotes cimport RunNotes
 
 cdef enum:
     SIZES = 64                      # sizes of input, in powers of two
@@ -44,11 +45,16 @@ cdef class Runner(BatchRunner):
     cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
     cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
     cdef readonly Py_ssize_t bound_nbytes   # of all bindings
+    cdef RunNotes notes             # None where crashes are not recorded
     cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
     # Whether the requests of a batch, with so many bytes together, run one after the other.
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept
+    # Of a run on its way to a thread and back, in the crash record.
+    cdef void open_note(self, BatchRun run, list requests) noexcept
+    cdef void close_note(self, BatchRun run) noexcept
+    cdef list run_bound(self, Binding binding, list requests)
     cdef Binding ready_binding(self, list requests)
     cdef Binding bind(self, int64_t rows)
     # All of them, for good; an output that is still held keeps its memory.
@@ -79,5 +85,5 @@ cdef class RunningBatch:
     cdef bint take(self, BatchRun attempt) except? True
     cdef bint take_series(self, RunSeries series) except? True
     cdef bint turn_to_rest(self) except? True
-    cdef int count_times(self, BatchRun attempt) noexcept
+    cdef int close(self, BatchRun attempt) noexcept
     cdef int take_failure(self, BatchRun attempt) except -1

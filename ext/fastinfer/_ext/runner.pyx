@@ -8,11 +8,13 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding, make_binding
+from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
+from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.tensor cimport TensorSpec, element_count
 
 from fastinfer._ext.ort_run import OrtError
@@ -64,11 +66,13 @@ cdef class RunTimes:
 
 @cython.final
 cdef class Runner(BatchRunner):
-    def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us):
+    def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us,
+                 RunNotes notes=None):
         self.session = session
         self.batched = batched
         self.executor = executor
         self.inline_run_ns = inline_run_us * 1000
+        self.notes = notes
         self.times = RunTimes()
         self.apart = RunTimes()
         self.row_nbytes = row_nbytes_of(session.inputs, batched)
@@ -107,12 +111,32 @@ cdef class Runner(BatchRunner):
         cdef list outcomes
         if binding is None:
             return None
-        outcomes = binding.run(requests)
+        outcomes = self.run_bound(binding, requests)
         if outcomes is None:
             self.in_doubt = True
             return None
         self.times.observe(binding.rows * self.row_nbytes, binding.input_ns + binding.infer_ns)
         return BatchResult.make(outcomes, binding.input_ns, binding.infer_ns, binding.output_ns)
+
+    cdef void open_note(self, BatchRun run, list requests) noexcept:
+        if self.notes is not None:
+            run.run_state.noted = self.notes.open(requests)
+
+    cdef void close_note(self, BatchRun run) noexcept:
+        if self.notes is not None:
+            self.notes.close(run.run_state.noted)
+
+    cdef list run_bound(self, Binding binding, list requests):
+        cdef NotedRun* noted
+        if self.notes is None:
+            return binding.run(requests)
+        noted = self.notes.open(requests)
+        run_begins(noted)
+        try:
+            return binding.run(requests)
+        finally:
+            run_ends(noted)
+            self.notes.close(noted)
 
     cdef Binding ready_binding(self, list requests):
         cdef Binding binding
@@ -191,6 +215,7 @@ cdef class RunningBatch:
             attempt = BatchRun.make(runner.session, members, runner.batched)
             if runner.runs_apart(len(members), attempt.input_bytes):
                 return self.run_apart(members)
+            runner.open_note(attempt, members)
             if not runner.runs_inline(attempt.input_bytes):
                 attempt.make_terminable()
                 self.attempt = attempt
@@ -202,6 +227,9 @@ cdef class RunningBatch:
 
     cdef int run_apart(self, list members) except -1:
         cdef RunSeries series = RunSeries.make(self.runner.session, members)
+        cdef Py_ssize_t i
+        for i in range(len(members)):
+            self.runner.open_note(<BatchRun>series.runs[i], members[i:i + 1])
         self.attempt = series
         self.runner.executor.submit(series, self)
         return 0
@@ -220,7 +248,7 @@ cdef class RunningBatch:
     cdef bint take(self, BatchRun attempt) except? True:
         cdef list outcomes
         cdef bint in_doubt
-        self.count_times(attempt)
+        self.close(attempt)
         in_doubt, self.runner.in_doubt = self.runner.in_doubt, False
         if attempt.run_state.failure.code == 0:
             if in_doubt:        # it is the binding that fails: the model's outputs are not what it declares, say
@@ -242,7 +270,7 @@ cdef class RunningBatch:
         if self.outcomes is None:
             self.outcomes = [NEVER_RUN] * len(self.requests)
         for i, each in enumerate(series.runs, self.start):
-            self.count_times(each)
+            self.close(each)
             if each.run_state.failure.code == 0:
                 self.outcomes[i] = each.split()[0]
             else:
@@ -252,7 +280,9 @@ cdef class RunningBatch:
             self.runner.apart.observe(series.input_bytes, series.ended_ns - series.started_ns)
         return self.turn_to_rest()
 
-    cdef int count_times(self, BatchRun attempt) noexcept:
+    cdef int close(self, BatchRun attempt) noexcept:
+        # What is to be done with each run that has ended, whether well or not.
+        self.runner.close_note(attempt)
         self.input_ns += attempt.run_state.input_ns
         self.infer_ns += attempt.run_state.infer_ns
         self.output_ns += attempt.run_state.output_ns

@@ -12,6 +12,7 @@
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest
+from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport Counters
 
 cdef enum:
@@ -61,6 +62,7 @@ cdef class Scheduler:
     cdef int64_t _default_priority
     cdef int64_t _timeout_ns
     cdef Counters _stats
+    cdef RunNotes _notes                # None where crashes are not recorded
     cdef object _loop
     # The queue: a group for requests without priority and shape_key (most models have no others), groups of all others
     # (none of these is empty), and a heap of those that are not empty.
@@ -84,7 +86,8 @@ cdef class Scheduler:
     cdef object _delay                  # the handle of the timer that ends a wait for company, or None
     cdef bint _retiring
     cdef object _retired                # called once, when all that was taken has ended; None: not, or not any more
-    cdef int _finishing                 # depth: an inline batch may end inside the end of another
+    # Ends that are not told yet: an inline batch may end inside the end of another; and culprits.
+    cdef int _finishing
 
     cpdef int submit(self, InferRequest request) except -1
     cpdef int cancel(self, InferRequest request) except -1
@@ -105,6 +108,7 @@ cdef class Scheduler:
     cdef list _take(self, int64_t now)
     cdef list _take_by_policy(self, int64_t now)
     cdef list _take_from(self, Group group, Py_ssize_t limit)
+    cdef int _refuse_culprits(self, Group group) except -1
     cdef int _finish(self, Batch batch, BatchResult result) except -1
     cdef int _end_batch(self, list requests, int64_t started_ns, BatchResult result) except -1
     cdef int _answer(self, list requests, int64_t started_ns, BatchResult result) except -1
@@ -113,6 +117,7 @@ cdef class Scheduler:
     cdef int _forget(self, InferRequest request) except -1
     cdef int _end(self, InferRequest request) except -1
     cdef int _expire(self, InferRequest request) except -1
+    cdef int _fail(self, InferRequest request, int cause, error) except -1
     # Deadlines.
     cdef void _list(self, InferRequest request) noexcept
     cdef void _unlist(self, InferRequest request) noexcept

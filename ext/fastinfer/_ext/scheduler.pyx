@@ -7,12 +7,16 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastinfer._ext.job cimport monotonic_ns
+from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, NONE
 from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest, Waiter
+from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
 
 from fastinfer.errors import ApiError
 
 log = logging.getLogger(__name__)
+
+cdef str REFUSED = "this request has ended the process that ran it; it is not run again"
 
 cdef enum:
     TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
@@ -58,7 +62,8 @@ cdef class Batch:
 @cython.final
 cdef class Scheduler:
     def __init__(self, start, policy, *, int64_t instances, int64_t max_queue_size, double timeout_s,
-                 int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop):
+                 int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop,
+                 RunNotes notes=None):
         self._start = start
         self._runner = start if isinstance(start, BatchRunner) else None
         self._policy = policy
@@ -69,6 +74,7 @@ cdef class Scheduler:
         self._default_priority = default_priority
         self._timeout_ns = <int64_t>(timeout_s * 1e9)
         self._stats = stats
+        self._notes = notes
         self._loop = loop
         self._plain = new_group(0, None)
         self._groups = {}
@@ -298,6 +304,7 @@ cdef class Scheduler:
 
     cdef list _take_by_policy(self, int64_t now):
         cdef Group group
+        cdef list taken
         cdef int64_t shortest_ns = 0
         cdef int64_t waits_ns
         cdef int64_t since_ns
@@ -307,7 +314,10 @@ cdef class Scheduler:
             since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
             take, waits_ns = self._policy.decide(rows_of(group, self._max_batch_size), now - since_ns)
             if take > 0:
-                return self._take_from(group, take)
+                taken = self._take_from(group, take)
+                if taken is not None:       # else the group held culprits, and is gone
+                    return taken
+                continue
             shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
         if self._delay is None and len(self._heads) > 0:
             self._delay = self._loop.call_later(shortest_ns * 1e-9, self._delay_over)
@@ -319,7 +329,12 @@ cdef class Scheduler:
         cdef list taken = []
         cdef int64_t rows = 0
         cdef Py_ssize_t count = 0
-        while count != limit and self._skip_ended(group):
+        cdef bint armed = self._notes is not None and self._notes.armed()
+        cdef bint alone = False
+        while count != limit and not alone:
+            alone = armed and self._refuse_culprits(group) == IS_SUSPECT
+            if not self._skip_ended(group) or (alone and count > 0):
+                break
             request = <InferRequest>group.requests[group.first]
             if limit < 0 and count > 0 and (rows >= self._max_batch_size or rows + request.rows > self._max_batch_size):
                 break
@@ -338,6 +353,29 @@ cdef class Scheduler:
             self._remove_head(group)
             self._push_head(group)
         return taken if count > 0 else None
+
+    cdef int _refuse_culprits(self, Group group) except -1:
+        # Those at the front; the verdict on the request that is first then. They are answered in a moment: whoever is
+        # told may change the queue, which is being read.
+        cdef InferRequest request
+        cdef int verdict
+        while self._skip_ended(group):
+            request = <InferRequest>group.requests[group.first]
+            verdict = self._notes.verdict(request)
+            if verdict != IS_CULPRIT:
+                return verdict
+            request.state = RUNNING
+            group.drop_first()
+            self._queued -= 1
+            self._finishing += 1
+            self._notes.slot.slot.refused += 1
+            self._loop.call_soon(self._refuse, request)
+        return NONE
+
+    def _refuse(self, InferRequest request):
+        self._finishing -= 1
+        self._fail(request, BY_MODEL, ApiError(500, REFUSED))
+        self._check_idle()
 
     def _delay_over(self):
         self._delay = None
@@ -426,11 +464,14 @@ cdef class Scheduler:
         return 0
 
     cdef int _expire(self, InferRequest request) except -1:
+        return self._fail(request, BY_TIMEOUT, ApiError(504, "Request timeout expired"))
+
+    cdef int _fail(self, InferRequest request, int cause, error) except -1:
         if request.state != ENDED:
             complete = request.complete
-            self._stats.count_failure(BY_TIMEOUT, monotonic_ns() - request.enqueued_ns)
+            self._stats.count_failure(cause, monotonic_ns() - request.enqueued_ns)
             self._end(request)
-            tell(complete, request, ApiError(504, "Request timeout expired"))
+            tell(complete, request, error)
         return 0
 
     def _expired(self, InferRequest request):

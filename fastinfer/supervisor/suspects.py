@@ -1,0 +1,132 @@
+"""Who is to blame when a serving process dies: a query of death kills once or twice, and is then harmless.
+
+Every serving process notes in a :class:`~fastinfer._ext.crashrecord.CrashRecord` what it is about to run: for each run
+the model and the fingerprints of the requests, for each load what it loads. The notes outlive it. When it dies of a
+crash, what was under way becomes *suspect*, and all processes know of it at once:
+
+- A suspect request is run alone, never in a batch. If that ends well, it is cleared: the mates of a query of death are
+  answered on their second try. If the process dies again, the request is a *culprit* and is answered with 500.
+- Where only one request can have done it (it was alone in its run, and the crash came on that run's thread, or nothing
+  else was under way), it is a culprit at once.
+- The same holds for loads, with their trial and warm-up runs: suspect loads wait for each other, a culprit is
+  *quarantined*: it is refused with 400 as long as its files, configuration and parameters stay the same.
+
+A death that does not tell who did it (SIGKILL by a person or for want of memory; a crash on another thread while
+several runs were under way) only counts: :data:`~fastinfer.limits.STRIKES` such deaths with the request alone in its
+run, and not one run that ended well, make it a culprit.
+
+What the supervisor does::
+
+    suspects, fd = Suspects.create(slots)   # a slot for each process that may live at the same time
+    slot = suspects.free_slot()             # for a process that is about to start, and inherits fd
+    suspects.after_death(slot, signal)      # when it has ended, however it did: the slot is free again
+    suspects.forget_old()                   # every minute or so
+
+Its journal of loads replays what it holds, in each new process. A replay of a quarantined load is refused with 400 at
+once; it is not to be tried again until :meth:`Suspects.is_quarantined` is false for the model. Only a load that a
+person asks for lifts a quarantine (``Crashes.lift``, which the load endpoints call before they load), for one try.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal as signals
+from typing import Final
+
+from fastinfer import limits
+from fastinfer._ext import crashrecord
+from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, Running
+
+log = logging.getLogger(__name__)
+
+_CRASHES: Final = frozenset(
+    {signals.SIGFPE, signals.SIGSEGV, signals.SIGABRT, signals.SIGILL, signals.SIGBUS, signals.SIGKILL}
+)
+
+
+class Suspects:
+    """The supervisor's side of a crash record."""
+
+    def __init__(self, record: CrashRecord) -> None:
+        self._record = record
+        self._free = list(range(len(record)))
+
+    @classmethod
+    def create(cls, slots: int) -> tuple[Suspects, int]:
+        """A record in new shared memory, with a slot for each of so many processes; and its file descriptor."""
+        size = crashrecord.nbytes(slots)
+        fd = os.memfd_create("fastinfer-crash-record")
+        os.ftruncate(fd, size)
+        return cls(CrashRecord(mmap.mmap(fd, size))), fd
+
+    def free_slot(self) -> int | None:
+        """A slot that no process has; None: all are taken, and a process does without."""
+        return self._free.pop() if self._free else None
+
+    def after_death(self, slot: int | None, signal: int) -> None:
+        """Finds who is to blame for the death of a slot's process, and makes the slot free for another one.
+
+        Args:
+            slot: the dead process's; None: it did without.
+            signal: that ended it; 0 or less where none did.
+        """
+        if slot is None:
+            return
+        death = self._record.death(slot)
+        self._record.reset(slot)
+        self._free.append(slot)
+        if signal not in _CRASHES:
+            return
+        name = signals.Signals(signal).name
+        runs, loads, at_fault = death.runs, death.loads, False
+        if any(noted.at_fault for noted in (*runs, *loads)):
+            at_fault = True
+            runs = [run for run in runs if run.at_fault]
+            loads = [load for load in loads if load.at_fault]
+        candidates = len(runs) + len(loads) + death.unnoted
+        # A crash on the loop's thread outside of a run is most likely none of the runs' making.
+        certain = at_fault or (candidates == 1 and signal != signals.SIGKILL and not death.on_loop)
+        for run in runs:
+            self._blame_run(run, name, certain)
+        for load in loads:
+            self._blame_load(load, signal, name, certain)
+
+    def is_quarantined(self, model: str) -> bool:
+        """Whether some load of a model of the repository is refused."""
+        return self._record.holds(crashrecord.hashed(model), QUARANTINED)
+
+    def forget_old(self) -> None:
+        """Takes out of the table what is over."""
+        self._record.entries()
+
+    def _blame_run(self, run: Running, name: str, certain: bool) -> None:
+        requests = set(run.fingerprints)
+        alone = len(requests) == 1 and run.requests == len(run.fingerprints)
+        if run.requests > len(run.fingerprints):  # it may have been one of those that were not noted
+            self._record.put(run.key, SUSPECT, limits.CROWD_S, group=run.group)
+        convicted = sum(self._blame_request(request, run, alone, alone and certain) for request in requests)
+        if convicted:
+            log.error("a request to %s has ended its process by %s; it is not run again", run.label, name)
+        else:
+            log.warning("%d requests to %s were running when their process died by %s", run.requests, run.label, name)
+
+    def _blame_request(self, request: int, run: Running, alone: bool, certain: bool) -> bool:
+        """Whether it is a culprit now."""
+        known = self._record.find(request)
+        strikes = (known.strikes if known else 0) + alone
+        convicted = certain or strikes >= limits.STRIKES or (known is not None and known.kind == CULPRIT)
+        kind, seconds = (CULPRIT, limits.CULPRIT_S) if convicted else (SUSPECT, limits.SUSPECT_S)
+        self._record.put(request, kind, seconds, group=run.group, strikes=strikes)
+        return convicted
+
+    def _blame_load(self, load: Running, signal: int, name: str, certain: bool) -> None:
+        known = self._record.find(load.key)
+        strikes = (known.strikes if known else 0) + 1
+        if certain or strikes >= limits.STRIKES:
+            self._record.put(load.key, QUARANTINED, limits.CULPRIT_S, group=load.group, strikes=strikes, signal=signal)
+            log.error("the process died by %s while it loaded %s, which is quarantined", name, load.label)
+        else:
+            self._record.put(load.key, LOAD_SUSPECT, limits.SUSPECT_S, group=load.group, strikes=strikes)
+            log.warning("%s was being loaded when the process died by %s", load.label, name)
