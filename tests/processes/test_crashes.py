@@ -1,0 +1,222 @@
+"""A query of death, and a model that does not load alive: each costs a process once or twice, and is harmless then."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnx_models
+import pytest
+from load_clients import wait_until
+from support import Answer, Server, inference, serving, tensor
+
+LOWEST = -(2**63)
+REFUSED = "this request has ended the process that ran it; it is not run again"
+QUARANTINED = "is quarantined: the process died by SIGFPE while it loaded this model"
+TOGETHER = """
+[dynamic_batching]
+max_queue_delay_microseconds = 2000000
+preferred_batch_size = [{}]
+"""
+
+
+def write(repository: Path, name: str, model: bytes, config: str = "") -> Path:
+    path = repository / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model)
+    if config:
+        (repository / name / "config.toml").write_text(config)
+    return path
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    write(tmp_path, "other", onnx_models.identity("FP32"))
+    return tmp_path
+
+
+def quotient(a: list[int], b: list[int]) -> dict[str, object]:
+    return inference(tensor("a", [len(a), 1], "INT64", a), tensor("b", [len(b), 1], "INT64", b))
+
+
+DEADLY = quotient([LOWEST], [-1])
+
+
+def ask(server: Server, body: object, model: str = "div") -> Answer | None:
+    """An answer; None where the server died of it."""
+    try:
+        return server.infer(model, body)
+    except (http.client.HTTPException, ConnectionError):
+        return None
+
+
+def deaths(server: Server) -> int:
+    return server.log.count("has ended: SIGFPE")
+
+
+def assert_others_are_served(server: Server) -> None:
+    answer = server.infer("other", inference(tensor("x", [1, 2], "FP32", [1.5, 2.5])))
+    assert answer.json["outputs"][0]["data"] == [1.5, 2.5]
+    answer = server.infer("div", quotient([LOWEST], [1]))
+    assert answer.json["outputs"][0]["data"] == [LOWEST]
+
+
+@pytest.mark.parametrize(
+    ("options", "before"),
+    [
+        pytest.param([], 0, id="first-on-a-native-thread"),
+        pytest.param(["--inline-run-us", "0"], 3, id="on-a-native-thread"),
+        pytest.param(["--inline-run-us", "1000000"], 3, id="on-the-loop-in-a-binding"),
+        pytest.param(["--processes", "2"], 0, id="in-one-of-two-processes"),
+    ],
+)
+def test_a_query_of_death_kills_once(repository: Path, options: list[str], before: int) -> None:
+    write(repository, "div", onnx_models.divide("INT64"))
+    with serving(*options, repository=repository) as server:
+        for n in range(before):
+            assert ask(server, quotient([n], [1])).status == 200
+        assert ask(server, DEADLY) is None
+        wait_until(lambda: deaths(server) == 1)  # before that another process may still take it
+        for _ in range(8):  # by whichever process
+            answer = ask(server, DEADLY)
+            assert (answer.status, answer.error) == (500, REFUSED)
+            assert_others_are_served(server)
+        assert "fastinfer_culprits_refused_total" in server.get("/metrics").body.decode()
+        assert deaths(server) == 1
+        assert server.log.count("a request to model 'div' version 1 has ended its process by SIGFPE") == 1
+
+
+def test_a_query_of_death_on_the_loop_without_a_binding(repository: Path) -> None:
+    """More rows than a binding holds, run inline."""
+    write(repository, "div", onnx_models.divide("INT64"), "max_batch_size = 4096\n")
+    rows = 3000
+    with serving("--inline-run-us", "1000000", repository=repository) as server:
+        assert ask(server, quotient([6] * rows, [3] * rows)).status == 200
+        deadly = quotient([LOWEST] * rows, [-1] * rows)
+        assert ask(server, deadly) is None
+        answer = ask(server, deadly)
+        assert (answer.status, answer.error) == (500, REFUSED)
+        assert deaths(server) == 1
+
+
+@pytest.mark.parametrize("rows", [pytest.param(1, id="gathered"), pytest.param(4096, id="one-after-the-other")])
+def test_the_mates_of_a_query_of_death_are_answered(repository: Path, rows: int) -> None:
+    """Requests with large inputs may run one after the other: then the first death tells which it was."""
+    write(
+        repository, "div", onnx_models.divide("INT64"), f"max_batch_size = {32 * rows}\n" + TOGETHER.format(32 * rows)
+    )
+    bodies = [quotient([n] * rows, [1] * rows) for n in range(31)] + [quotient([LOWEST] * rows, [-1] * rows)]
+    with serving(repository=repository) as server, ThreadPoolExecutor(32) as clients:
+
+        def ask_all() -> list[Answer | None]:
+            return list(clients.map(lambda body: ask(server, body), bodies))
+
+        assert ask_all() == [None] * 32
+        *_, last = ask_all()  # now each runs alone, if need be, and the deadly one may kill again
+        assert last is None or last.error == REFUSED
+        *answers, last = ask_all()
+        assert [answer.json["outputs"][0]["data"] for answer in answers] == [[n] * rows for n in range(31)]
+        assert (last.status, last.error) == (500, REFUSED)
+        assert 1 <= deaths(server) <= 2
+
+
+def test_a_slice_of_a_larger_request_that_kills(repository: Path) -> None:
+    write(repository, "div", onnx_models.divide("INT64"))
+    body = quotient([4, LOWEST, 6], [2, -1, 2])
+    with serving("--default-max-batch-size", "1", repository=repository) as server:
+        assert ask(server, body) is None
+        answer = ask(server, body)
+        assert (answer.status, answer.error) == (500, REFUSED)
+        assert ask(server, quotient([4, 5, 6], [2, 1, 2])).json["outputs"][0]["data"] == [2, 5, 3]
+
+
+def test_a_changed_model_gets_the_request_again(repository: Path) -> None:
+    path = write(repository, "div", onnx_models.divide("INT64"))
+    with serving(repository=repository) as server:
+        assert ask(server, DEADLY) is None
+        assert ask(server, DEADLY).status == 500
+        mended = [onnx_models.helper.make_node("Add", ["a", "b"], ["y"])]
+        values = [onnx_models.value(name, "INT64", ["batch", 1]) for name in "aby"]
+        path.write_bytes(onnx_models.model(mended, values[:2], values[2:]))
+        assert server.post("/v2/models/div/load").status == 200
+        assert ask(server, DEADLY).status == 200
+
+
+def test_a_large_request(repository: Path) -> None:
+    size = 60 << 20
+    head = b'{"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","parameters":{"binary_data_size":%d}}]' % (
+        size // 4,
+        size,
+    )
+    head += b',"outputs":[{"name":"y","parameters":{"binary_data":true}}]}'
+    data = os.urandom(4096) * (size // 4096)
+    field = {"Inference-Header-Content-Length": str(len(head))}
+    with serving(repository=repository) as server:
+        answer = server.post("/v2/models/other/infer", head + data, **field)
+        assert answer.status == 200
+        assert answer.body.endswith(data)
+
+
+# --- Loads ------------------------------------------------------------------------------------------------------------
+
+WARM_UP = """
+max_batch_size = 0
+[[model_warmup]]
+name = "zero"
+[model_warmup.inputs.x]
+data_type = "TYPE_INT64"
+dims = [1]
+zero_data = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        pytest.param(onnx_models.fatal_load, "", id="load"),
+        pytest.param(onnx_models.fatal_for_zero, WARM_UP, id="warm-up"),
+        pytest.param(lambda: onnx_models.fatal_for_zero("batch"), "", id="trial-run"),
+    ],
+)
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_model_that_kills_at_load_is_quarantined(
+    repository: Path, model: Callable[[], bytes], config: str, processes: str
+) -> None:
+    path = write(repository, "fatal", model(), config)
+    for n in range(3):
+        write(repository, f"simple{n}", onnx_models.simple())
+    with serving("--processes", processes, repository=repository, wait=False) as server:
+        wait_until(lambda: QUARANTINED in server.log)
+        for name in ("other", "simple0", "simple1", "simple2"):
+            wait_until(lambda name=name: server.get(f"/v2/models/{name}/ready").status == 200)
+        assert server.log.count("is not served") == 1  # nobody else was blamed
+        assert QUARANTINED in server.get("/v2/health/ready").body.decode()
+        at_start = deaths(server)
+        assert at_start <= 1 + int(processes)
+
+        # A person's wish is tried once more, in one process, and not replayed.
+        assert "has ended during 'load_model'" in load_error(server)
+        wait_until(lambda: deaths(server) == at_start + 1)
+        for _ in range(4):
+            assert server.get("/v2/models/other/ready").status == 200
+        assert server.infer("fatal", inference(tensor("x", [1], "INT64", [5]))).status in (404, 503)
+        assert deaths(server) == at_start + 1
+
+        # Other files are another model.
+        path.write_bytes(onnx_models.identity("FP32"))
+        (path.parent.parent / "config.toml").unlink(missing_ok=True)
+        assert server.post("/v2/models/fatal/load").status == 200
+        answer = server.infer("fatal", inference(tensor("x", [1, 1], "FP32", [4.0])))
+        assert answer.json["outputs"][0]["data"] == [4.0]
+        assert server.get("/v2/health/ready").status == 200
+
+
+def load_error(server: Server) -> str:
+    """Of the process that lives on; the one that was asked may be the one that dies of it."""
+    try:
+        return server.post("/v2/models/fatal/load").error
+    except (http.client.HTTPException, ConnectionError):
+        return "a process of the server has ended during 'load_model'"
