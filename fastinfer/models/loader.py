@@ -91,7 +91,7 @@ class Loader:
         config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
         options = parameters.session_options()
-        made_of = (files.config, files.versions[version], config, parameters)
+        made_of = (files.shared, files.versions[version], config, parameters)
         recorded = self._crashes.load(files.name, version, made_of)
 
         def load() -> tuple[Session, Signature]:
