@@ -92,17 +92,16 @@ def _serve(arguments: Sequence[str]) -> int:
         if given.pop(alias, False) and given.setdefault(option, value) != value:
             raise _Refused(f"--{alias.replace('_', '-')} contradicts --{option.replace('_', '-')}")
     config = _configuration(given)
-    if config.processes:
+    try:
+        if not config.processes:
+            from fastinfer.process import serve
+
+            return serve(config)
         from fastinfer.config.server import load_config
         from fastinfer.supervisor.server import supervise
-
-        return supervise(config, lambda: load_config(given))
-    try:
-        from fastinfer.process import serve
-
-        return serve(config)
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
+    return supervise(config, lambda: load_config(given))
 
 
 def _process(arguments: Sequence[str]) -> int:
