@@ -23,20 +23,23 @@ NBYTES = LINES_AT + LINES_SIZE + 2 * sizeof(int64_t)
 cdef class Counters:
     def __cinit__(self, memory=None):
         cdef Py_ssize_t offset = 0
-        block = memoryview(bytearray(NBYTES) if memory is None else memory).cast("B")[:NBYTES]
+        if memory is None:
+            memory = bytearray(NBYTES)
+        block = memoryview(memory).cast("B")[:NBYTES]
         if block.nbytes < NBYTES:
             raise ValueError(f"a block of counters of {NBYTES} bytes does not fit {block.nbytes} bytes")
         self.block = block
+        # The histograms borrow from the memory itself: a view with borrowers cannot be collected with a cycle.
         durations = []
         for _ in range(DURATION_COUNT):
-            durations.append(Histogram(DURATION_BOUNDS_NS, block, offset))
+            durations.append(Histogram(DURATION_BOUNDS_NS, memory, offset))
             offset += nbytes(DURATION_BOUNDS_NS)
         self.success, self.queue, self.compute_input, self.compute_infer, self.compute_output = durations
-        self.batch_size = Histogram(SIZE_BOUNDS, block, offset)
+        self.batch_size = Histogram(SIZE_BOUNDS, memory, offset)
         offset += nbytes(SIZE_BOUNDS)
         self.failures = {}
         for cause in CAUSES:
-            self.failures[cause] = Histogram((), block, offset)
+            self.failures[cause] = Histogram((), memory, offset)
             offset += nbytes(())
         self._failures = tuple(self.failures.values())
         self._lines = <int64_t*>(<char*>self.success.cells + offset)     # the first histogram begins the block
