@@ -140,9 +140,8 @@ class Metrics:
         versions = {"version": __version__, "onnxruntime": ort.version()}
         yield InfoMetricFamily("fastinfer_build", "What is running.", versions)
         yield from _of_models(self._models(), self._counters, told)
-        if self.crashes.refused is not None:
-            text = "Requests that were not run because they had ended a process."
-            yield CounterMetricFamily("fastinfer_culprits_refused", text, self.crashes.refused)
+        text = "Requests that were not run because they had ended a process."
+        yield CounterMetricFamily("fastinfer_culprits_refused", text, self.crashes.refused or 0)
         if self.http is not None:
             yield from self._of_http(told)
         if self.logs is not None:
