@@ -150,11 +150,14 @@ def test_a_process_that_ends_meanwhile_does_not_hold_the_others_up(call: str) ->
 
 def test_at_start_what_may_have_ended_a_process_is_tried_again_alone() -> None:
     async def test(operations: Operations) -> None:
-        process = Process(begin=ChannelClosedError())
-        await joined(operations, process)
+        ended, successor = Process(begin=ChannelClosedError()), Process()
+        await joined(operations, ended)
         loading = [asyncio.ensure_future(operations.load_model(name, None, {})) for name in ("a", "b", "c")]
+        await asyncio.sleep(0.01)
+        assert ended not in operations.members
+        await joined(operations, successor)
         assert await asyncio.gather(*loading) == ["a", "b", "c"]
-        assert sorted(process.models) == ["a", "b", "c"]
+        assert sorted(successor.models) == ["a", "b", "c"]
 
     run(test)
 
