@@ -151,3 +151,16 @@ def test_an_idle_server_sleeps():
         before = cpu_s(server)
         time.sleep(1)
         assert cpu_s(server) - before < 0.3
+
+
+def test_load_threads_end_when_nothing_is_loaded(repository):
+    def threads():
+        return [(task / "stat").read_text() for task in Path(f"/proc/{server.process.pid}/task").iterdir()]
+
+    with serving("--load", "simple", "--threads", "2", "--intra-op-threads", "1", repository=repository) as server:
+        deadline = time.monotonic() + 30
+        while len(threads()) > 5:  # the loop, the log, two native ones, one of ONNX Runtime
+            assert time.monotonic() < deadline, threads()
+            time.sleep(0.05)
+        assert server.post("/v2/models/slow/load").status == 200  # they come again
+        assert server.infer("simple", SIMPLE).status == 200
