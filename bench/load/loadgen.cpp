@@ -409,12 +409,15 @@ int main(int argc, char **argv) {
             if (!lane.waiting.empty()) return true;
         return busy > 0;
     };
-    if (until_refused && refused_at)
-        for (Lane &lane : lanes) lane.waiting.clear();
-    send_due(measured_to);
+    auto send_rest = [&] {
+        if (!until_refused || !refused_at) send_due(measured_to);
+        else
+            for (Lane &lane : lanes) lane.waiting.clear();
+    };
+    send_rest();
     for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && left();) {
         wait(events, std::min(end - t, refused_at ? RETRY : end - t));
-        send_due(measured_to);
+        send_rest();
     }
     int64_t end = now();
     auto unfinished = [&](const Due &due) {

@@ -60,12 +60,12 @@ def answers(sock: socket.socket) -> Iterator[tuple[int, dict[str, str], bytes]]:
         line, *lines = text.decode().split("\r\n")
         fields = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
         size = int(fields.get("content-length", "0"))
-        while len(data) < size:
-            more = sock.recv(1 << 16)
+        body, data = bytearray(data[:size]), data[size:]
+        while len(body) < size:
+            more = sock.recv(min(size - len(body), 1 << 20))
             assert more, "closed inside an answer"
-            data += more
-        yield int(line.split()[1]), fields, data[:size]
-        data = data[size:]
+            body += more
+        yield int(line.split()[1]), fields, bytes(body)
 
 
 def is_quiet(server: Subject, fds: int) -> bool:

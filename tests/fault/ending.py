@@ -1,0 +1,204 @@
+"""Processes that end: as they are told, or by a signal that nobody can catch; each time under load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from bench.load.loadgen import WrongAnswer
+from tests import onnx_models
+from tests.fault.clients import answers, connect, post
+from tests.fault.load import CONNECTIONS, failed, half_of_peak, load, neighbours
+from tests.fault.subject import Subject, repository_of, seconds_until, subject, wait_for
+from tests.fault.trial import AbsentError, Trial
+from tests.support import REPOSITORY, inference, tensor
+
+READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
+PROCESSES = 2
+SMALLEST = -(2**31)
+DEADLY = json.dumps(inference(tensor("a", [1, 1], "INT32", [SMALLEST]), tensor("b", [1, 1], "INT32", [-1]))).encode()
+"""For `divide`: the quotient does not fit, which the processor answers with SIGFPE."""
+
+
+def terminate(trial: Trial) -> None:
+    """SIGTERM to a server that is being asked."""
+    rounds, seconds = trial.count(20, 3), 0.5
+    lost = answered = unready = unclosed = status = 0
+    slowest = 0.0
+    for _ in range(rounds):
+        with subject("--load", "simple") as server, connect(server.port) as sock:
+            sock.sendall(READY)
+            told = answers(sock)
+            assert next(told)[0] == 200
+            rate = max(half_of_peak(server.port), trial.count(5000, 500) / seconds)
+            with load(server.port, seconds + 5, rate, until_refused=True) as running:
+                time.sleep(seconds)
+                began = time.monotonic()
+                server.process.terminate()
+                seconds_until(lambda: _refuses(server))
+                sock.sendall(READY)
+                last, fields, _ = next(told, (0, {}, b""))
+                unready += last == 503
+                unclosed += fields.get("connection") != "close"
+                sock.close()
+                counted = running.result()
+            status |= server.process.wait(60)
+            slowest = max(slowest, time.monotonic() - began)
+            lost += failed(counted)
+            answered += counted["answered"]
+    trial.equal("failed requests", lost, 0)
+    trial.least("requests", answered, trial.count(100_000, 1000))
+    trial.equal("times that readiness was 503 at once", unready, rounds)
+    trial.equal("last answers without `Connection: close`", unclosed, 0)
+    trial.equal("exit status", status, 0)
+    trial.most("seconds from the signal to the end, the longest", slowest, 10, timed=True)
+
+
+def _refuses(server: Subject) -> bool:
+    try:
+        connect(server.port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+# --- A supervisor and its processes -----------------------------------------------------------------------------------
+
+
+def restart(trial: Trial) -> None:
+    """SIGHUP to a supervisor whose processes are being asked: each is replaced."""
+    rounds = trial.count(20, 2)
+    with subject("--load", "simple", processes=PROCESSES) as server:
+        rate = half_of_peak(server.port)
+        same = 0
+        with neighbours(server.port, rate, slice_s=trial.count(10, 2)) as beside:
+            for _ in range(rounds):
+                before = set(server.children())
+                server.process.send_signal(signal.SIGHUP)
+                took = seconds_until(lambda: _replaced(server, before), 60)
+                same += took == float("inf")
+        trial.equal("failed requests", beside["failed"], 0)
+        trial.equal("connects that were refused", beside["refused"], 0)
+        trial.least("requests", beside["answered"], trial.count(100_000, 1000))
+        trial.equal("restarts that did not replace all processes", same, 0)
+        trial.equal("exit status", server.stop(), 0)
+
+
+def _replaced(server: Subject, before: set[int]) -> bool:
+    """As many processes as before, all of them others."""
+    now = server.children()
+    return len(now) == PROCESSES and not before & set(now)
+
+
+def kill(trial: Trial) -> None:
+    """SIGKILL to one of the processes that are being asked."""
+    rounds = trial.count(20, 3)
+    with subject("--load", "simple", processes=PROCESSES) as server:
+        rate = half_of_peak(server.port)
+        seconds: list[float] = []
+        with neighbours(server.port, rate, slice_s=trial.count(10, 2)) as beside:
+            for number in range(rounds):
+                before = server.children()
+                os.kill(before[number % PROCESSES], signal.SIGKILL)
+                seconds.append(seconds_until(lambda: _whole(server, before), 60))
+                time.sleep(0.5)
+        _survived(trial, server, rounds, beside["failed"], beside["answered"], seconds)
+
+
+def _whole(server: Subject, before: list[int]) -> bool:
+    """Somebody new is there, and all are ready."""
+    now = server.children()
+    return len(now) == PROCESSES and now != before and server.get("/v2/health/ready").status == 200
+
+
+def _survived(
+    trial: Trial, server: Subject, deaths: int, lost: int, answered: int, seconds: list[float]
+) -> None:
+    trial.most("failed requests", lost, deaths * CONNECTIONS)
+    trial.tell("requests", answered)
+    trial.most("seconds until a replacement is ready, the longest", max(seconds), 3, timed=True)
+    trial.equal("replacements that never came", seconds.count(float("inf")), 0)
+    trial.equal("supervisors that ended", float(server.process.poll() is not None), 0)
+
+
+def floating_point(trial: Trial) -> None:
+    """Requests that make the processor raise SIGFPE inside a model."""
+    rounds = trial.count(20, 3)
+    with (
+        repository_of({"divide": onnx_models.divide()}) as repository,
+        subject("--load", "divide", "--load", "simple", "--model-repository", str(REPOSITORY),
+                repository=repository, processes=PROCESSES) as server,
+    ):  # fmt: skip
+        rate = half_of_peak(server.port)
+        seconds, seen = [], []
+        with neighbours(server.port, rate, slice_s=trial.count(10, 2)) as beside:
+            for _ in range(rounds):
+                before = server.children()
+                seen.append(_ask_deadly(server))
+                if seen[-1] in (0, None):  # it was run, and its process is gone
+                    seconds.append(seconds_until(lambda: _whole(server, before), 60))
+                time.sleep(0.2)
+        deaths = len(seconds)
+        trial.least("processes that died of it", deaths, 1)
+        trial.tell("deadly requests that were refused instead", len(seen) - deaths)
+        _survived(trial, server, deaths, beside["failed"], beside["answered"], seconds)
+
+
+def _ask_deadly(server: Subject) -> int:
+    """The status of the answer, 0 where the connection is closed instead."""
+    with contextlib.suppress(OSError, AssertionError), connect(server.port) as sock:
+        sock.sendall(post("divide", DEADLY))
+        return next(answers(sock), (0,))[0]
+    return 0
+
+
+def quarantine(trial: Trial) -> None:
+    """A model that kills its process whenever it is loaded: its warm-up divides the smallest number by -1."""
+    with (
+        repository_of({"deadly": _deadly_when_warm()}) as repository,
+        subject("--load", "simple", "--model-repository", str(REPOSITORY), repository=repository,
+                processes=PROCESSES) as server,
+    ):  # fmt: skip
+        with neighbours(server.port, half_of_peak(server.port), slice_s=2) as beside:
+            told = [_status(lambda: server.post("/v2/models/deadly/load").status) for _ in range(3)]
+            wait_for(lambda: len(server.children()) == PROCESSES, "all processes")
+        if set(told) == {0}:
+            raise AbsentError("there is no record of what kills processes yet: the load is replayed")
+        trial.equal("loads that succeeded", told.count(200), 0)
+        trial.equal("last load, refused by name", told[-1], 400)
+        trial.most("failed requests of others", beside["failed"], 2 * CONNECTIONS)
+        trial.equal("readiness at the end", server.get("/v2/health/ready").status, 200)
+
+
+def _status(ask: Callable[[], int]) -> int:
+    try:
+        return ask()
+    except (OSError, WrongAnswer, Exception):
+        return 0
+
+
+def _deadly_when_warm() -> bytes:
+    """Divides the smallest number by -1, whatever it is asked."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    def number(name: str, value: int) -> object:
+        return numpy_helper.from_array(np.array([value], np.int32), name)
+
+    # x * 0 + smallest: what the optimiser cannot do beforehand.
+    nodes = [
+        helper.make_node("Mul", ["x", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "smallest"], ["a"]),
+        helper.make_node("Sub", ["nothing", "one"], ["b"]),
+        helper.make_node("Div", ["a", "b"], ["y"]),
+    ]
+    return onnx_models.model(
+        nodes,
+        [onnx_models.value("x", "INT32", ["batch", 1])],
+        [onnx_models.value("y", "INT32", ["batch", 1])],
+        [number("zero", 0), number("smallest", SMALLEST), number("one", 1)],  # type: ignore[list-item]
+    )
