@@ -259,9 +259,7 @@ def pipelining(trial: Trial) -> None:
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         ]
         for bad in bad_heads:
-            requests = [
-                post("simple", SIMPLE_BODY[:-1] + f',"id":"{number}"}}'.encode()) for number in range(many)
-            ]
+            requests = [post("simple", SIMPLE_BODY[:-1] + f',"id":"{number}"}}'.encode()) for number in range(many)]
             requests[bad_at] = bad
             with connect(server.port) as sock:
                 writer = threading.Thread(target=_send_all, args=(sock, b"".join(requests)))
@@ -280,4 +278,3 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
     """The server may close before it has read everything."""
     with contextlib.suppress(OSError):
         sock.sendall(data)
-

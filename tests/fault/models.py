@@ -32,11 +32,15 @@ SMALL = REPOSITORY / "simple" / "1" / "model.onnx"
 
 def bad_item(trial: Trial) -> None:
     """32 requests in a batch, one of which makes the run fail."""
-    config = "max_batch_size = 32\n[dynamic_batching]\npreferred_batch_size = [32]\nmax_queue_delay_microseconds = 500000\n"
+    config = (
+        "max_batch_size = 32\n[dynamic_batching]\npreferred_batch_size = [32]\nmax_queue_delay_microseconds = 500000\n"
+    )
     rounds = trial.count(50, 5)
-    with repository_of({"rows": onnx_models.gather_rows()}, {"rows": config}) as repository, subject(
-        repository=repository
-    ) as server, ExitStack() as stack:
+    with (
+        repository_of({"rows": onnx_models.gather_rows()}, {"rows": config}) as repository,
+        subject(repository=repository) as server,
+        ExitStack() as stack,
+    ):
         socks = [stack.enter_context(connect(server.port)) for _ in range(32)]
         exact = errors = other = 0
         for number in range(rounds):
