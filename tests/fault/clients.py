@@ -133,8 +133,8 @@ def gone(trial: Trial) -> None:
             trial.most("seconds until those that waited are forgotten", seconds_until(
                 lambda: server.metric("fastinfer_queue_depth", model="endless") == 0), 1, timed=True)  # fmt: skip
             running.close()
-            trial.most("seconds until the run is ended", seconds_until(
-                lambda: server.metric("fastinfer_requests_in_flight", model="endless") == 0), 1, timed=True)  # fmt: skip
+            took = seconds_until(lambda: server.metric("fastinfer_requests_in_flight", model="endless") == 0)
+            trial.most("seconds until the run is ended", took, 1, timed=True)
             trial.equal("requests in flight", server.metric("fastinfer_requests_in_flight", model="endless"), 0)
         trial.most("runs", server.runs("endless"), 1)
         trial.most("open files more than before", server.fds_above(fds), 0)

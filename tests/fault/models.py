@@ -23,7 +23,7 @@ from bench.peers import Models
 from tests import onnx_models
 from tests.fault.clients import answers, connect, post
 from tests.fault.load import Kind, half_of_peak, infer, neighbours, simple
-from tests.fault.subject import Subject, repository_of, seconds_until, subject, wait_for
+from tests.fault.subject import Subject, repository_of, subject, wait_for
 from tests.fault.trial import CORES, Trial
 from tests.support import REPOSITORY, exchange, inference, tensor
 
@@ -216,7 +216,7 @@ def swapped(trial: Trial) -> None:
 
 
 def _write_pair(version: Path, kind: int) -> None:
-    """y = x + 1, or y = x * 10: the operator in one file, the number in the other; the directory is renamed into place."""
+    """y = x + 1, or y = x * 10: the operator in one file, the number in another; renamed into place together."""
     operator, number = (("Add", 1.0), ("Mul", 10.0))[kind]
     weight = numpy_helper.from_array(np.array([number], np.float32), "w")
     weight.ClearField("raw_data")

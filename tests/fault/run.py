@@ -24,8 +24,8 @@ from tests.fault.table import FAULTS
 from tests.fault.trial import Trial, outcome
 
 METHOD = (
-    "each fault with servers of its own on the loopback; load by bench/load/loadgen.cpp at a constant rate, half of what "
-    "the same server reached just before; values of all distinct answers checked"
+    "each fault with servers of its own on the loopback; load by bench/load/loadgen.cpp at a constant rate, half of "
+    "what the same server reached just before; values of all distinct answers checked"
 )
 MILLION = 1_000_000
 QUICK_REQUESTS = 20_000
