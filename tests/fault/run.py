@@ -73,7 +73,7 @@ def report(result: dict[str, Any]) -> str:
     rows = []
     for each in faults:
         verdict = each["verdict"] if each["verdict"] == "passed" else f"**{each['verdict']}**"
-        told = [shown(figure) for figure in each["figures"]] + [each["reason"]] * ("reason" in each)
+        told = [*map(shown, each["figures"]), *filter(None, [each.get("reason")])]
         text = "; ".join(told).replace("|", "/").replace("\n", " ")
         rows.append([each["name"], each["what"], each["passes"], verdict, text])
     form = (
