@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import time
@@ -153,9 +154,15 @@ def test_an_idle_server_sleeps():
         assert cpu_s(server) - before < 0.3
 
 
+def serving_pid(server):
+    """The process itself, or its child where it is a supervisor."""
+    pid = server.process.pid
+    return int((Path(f"/proc/{pid}/task/{pid}/children").read_text().split() or [pid])[0])
+
+
 def test_load_threads_end_when_nothing_is_loaded(repository):
     def threads():
-        return [(task / "stat").read_text() for task in Path(f"/proc/{server.process.pid}/task").iterdir()]
+        return [(task / "stat").read_text() for task in Path(f"/proc/{serving_pid(server)}/task").iterdir()]
 
     with serving("--load", "simple", "--threads", "2", "--intra-op-threads", "1", repository=repository) as server:
         deadline = time.monotonic() + 30
@@ -164,3 +171,29 @@ def test_load_threads_end_when_nothing_is_loaded(repository):
             time.sleep(0.05)
         assert server.post("/v2/models/slow/load").status == 200  # they come again
         assert server.infer("simple", SIMPLE).status == 200
+
+
+def test_no_memory_for_a_body_is_told(tmp_path):
+    (tmp_path / "same" / "1").mkdir(parents=True)
+    (tmp_path / "same" / "1" / "model.onnx").write_bytes(onnx_models.identity("FP32"))
+    count = 12 << 20
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [1, count], "datatype": "FP32", "parameters": {"binary_data_size": 4 * count}}
+            ],
+            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        }
+    )
+    body, fields = header.encode() + bytes(4 * count), {"Inference-Header-Content-Length": str(len(header))}
+    with serving(repository=tmp_path) as server:
+        pid = serving_pid(server)
+        size = int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) << 10
+        before = resource.prlimit(pid, resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+        refused = server.request("POST", "/v2/models/same/infer", body, fields)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert server.get("/v2/health/ready").status == 200
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        answer = server.request("POST", "/v2/models/same/infer", body, fields)
+        assert answer.status == 200
+        assert answer.body.endswith(bytes(1000))
