@@ -79,10 +79,10 @@ def is_quiet(server: Subject, fds: int) -> bool:
 def cut_uploads(trial: Trial) -> None:
     """Bodies that end in the middle: after the head, in the text, before the last byte; by FIN and by RST."""
     source = random.Random(1)
-    count = trial.count(10_000, 300)
+    count, settling_s = trial.count(10_000, 300), trial.count(3, 2)
     with subject("--load", "simple", "--load", "identity_fp32") as server:
-        _cut(server, source, 400)
-        time.sleep(3)  # memory that is kept for the next bodies goes back
+        _cut(server, source, trial.count(400, 100))
+        time.sleep(settling_s)  # memory that is kept for the next bodies goes back
         rate = half_of_peak(server.port)
         before, fds = server.rss(), server.fds()
         with neighbours(server.port, rate) as beside:
@@ -91,7 +91,7 @@ def cut_uploads(trial: Trial) -> None:
             lambda: is_quiet(server, fds)), 1, timed=True)  # fmt: skip
         trial.equal("bytes in flight at the end", server.metric("fastinfer_in_flight_bytes"), 0)
         trial.most("open files more than before", server.fds_above(fds), 0)
-        time.sleep(3)
+        time.sleep(settling_s)
         trial.most("MiB more than before", (server.rss() - before) / MIB, 5)
         trial.equal("failed requests of others", beside["failed"], 0)
         trial.tell("exact answers to others", beside["answered"])
@@ -165,7 +165,7 @@ def slow_readers(trial: Trial) -> None:
                 repository=repository) as server,
     ):  # fmt: skip
         rate = half_of_peak(server.port) / 2
-        with load(server.port, 2, rate) as running:
+        with load(server.port, trial.count(2, 1), rate) as running:
             alone = running.result()
         request = post("large", body.encode())
         before = server.rss()
@@ -204,7 +204,7 @@ def slow_writers(trial: Trial) -> None:
     clients = trial.count(4000, 200)
     with subject("--load", "simple") as server:
         rate = half_of_peak(server.port) / 2
-        with load(server.port, 2, rate) as running:
+        with load(server.port, trial.count(2, 1), rate) as running:
             alone = running.result()
         message = post("simple", SIMPLE_BODY)
         socks = [connect(server.port) for _ in range(clients)]

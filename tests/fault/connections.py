@@ -21,12 +21,12 @@ def idle(trial: Trial) -> None:
     """Open connections that say nothing beside some that ask."""
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - OTHER_FILES
     many = min(trial.count(10_000, 2000), room)
-    seconds = trial.count(6, 3)
+    seconds = trial.count(6, 2)
     with subject("--load", "simple") as server:
         rate = half_of_peak(server.port)
         ratios = []
         for _ in range(trial.count(3, 1)):
-            alone = loadgen.run(server.port, asked(), ACTIVE, 2, rate=rate)
+            alone = loadgen.run(server.port, asked(), ACTIVE, trial.count(2, 1), rate=rate)
             before = server.rss()
             with load(server.port, seconds, rate, connections=ACTIVE, silent=many) as running:
                 wait_for(lambda: server.metric("fastinfer_connections") > many, "all connections")

@@ -179,7 +179,7 @@ def many_models(trial: Trial) -> None:
         with subject(repository=repository) as server:
             time.sleep(1)
             trial.most("threads while idle", server.threads(), 2 * CORES + 4)
-            before, seconds = server.cpu_s(), trial.count(10, 3)
+            before, seconds = server.cpu_s(), trial.count(10, 2)
             time.sleep(seconds)
             trial.most("share of a core while idle", (server.cpu_s() - before) / seconds, 0.01, timed=True)
             one, eight = ([(SIMPLE, named(simple(), count))] for count in (1, 8))

@@ -16,22 +16,21 @@ from tests.fault.subject import peak_rss, repository_of, subject
 from tests.fault.trial import MIB, Trial
 from tests.support import inference, tensor
 
-QUEUE = 200  # as long as the server needs for so many, a late client waits
 LARGE = "identity_fp32"
 
 
 def flood(trial: Trial) -> None:
     """Three times as many requests as a model of some milliseconds an item can do."""
-    seconds = trial.count(60, 6)
+    seconds, queue = trial.count(60, 4), trial.count(200, 50)  # as long as the model needs for so many, a client waits
     body = json.dumps(inference(tensor("input", [1, 1], "FP32", [2.0]))).encode()
     what = [(Kind("slow"), [infer("slow", body)])]
     made = product_chain("slow", 8).SerializeToString()
-    options = ("--default-max-batch-size", "1", "--max-queue-size", str(QUEUE))
+    options = ("--default-max-batch-size", "1", "--max-queue-size", str(queue))
     with repository_of({"slow": made}) as repository, subject(*options, repository=repository) as server:
-        best = loadgen.run(server.port, what, 64, trial.count(5, 2))
+        best = loadgen.run(server.port, what, 32, trial.count(5, 1))
         peak, calm = best["requests_per_s"], loadgen.run(server.port, what, 4, 1, rate=best["requests_per_s"] / 4)
         before = server.rss()
-        with load(server.port, seconds, 3 * peak, what, connections=2 * QUEUE) as running:
+        with load(server.port, seconds, 3 * peak, what, connections=2 * queue) as running:
             counted = running.result()
         after = server.rss()
         time.sleep(1)
@@ -166,7 +165,7 @@ def large(trial: Trial) -> None:
     with subject("--load", LARGE) as server:
         before = server.rss()
         worst, p99 = [], []
-        for _ in range(trial.count(5, 2)):
+        for _ in range(trial.count(5, 1)):
             with load(server.port, trial.count(4, 3), 500, health) as running, connect(server.port) as sock:
                 time.sleep(0.3)
                 sock.sendall(message)

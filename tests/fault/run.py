@@ -28,14 +28,14 @@ METHOD = (
     "what the same server reached just before; values of all distinct answers checked"
 )
 MILLION = 1_000_000
-QUICK_REQUESTS = 20_000
+QUICK_REQUESTS = 10_000
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tries what may happen to a server, and shows a figure for each.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of a fault: {', '.join(f.name for f in FAULTS)}")
     parser.add_argument("--quick", action="store_true", help="small counts; timed figures are not judged")
-    parser.add_argument("--requests", type=int, help="of the fault 'mixed'; default: a million, or 20,000")
+    parser.add_argument("--requests", type=int, help="of the fault 'mixed'; default: a million, or 10,000")
     parser.add_argument("--output", type=Path, help="the JSON file; default: a new one in bench/results/")
     options = parser.parse_args()
     if unknown := set(options.names) - {fault.name for fault in FAULTS}:
