@@ -21,6 +21,6 @@ def test_a_version_that_goes_away_after_it_was_found(tmp_path: Path, monkeypatch
     assert found.model_file(1, ModelConfig(name="model")) == version / "model.onnx"
     shutil.rmtree(version)
     monkeypatch.setattr(Path, "is_dir", lambda _: True)  # it was there when that was asked
-    with pytest.raises(ApiError, match="has no .onnx file") as raised:
+    with pytest.raises(ApiError, match=r"has no \.onnx file") as raised:
         found.model_file(1, ModelConfig(name="model"))
     assert raised.value.status == 400
