@@ -197,3 +197,21 @@ def test_no_memory_for_a_body_is_told(tmp_path):
         answer = server.request("POST", "/v2/models/same/infer", body, fields)
         assert answer.status == 200
         assert answer.body.endswith(bytes(1000))
+
+
+def test_a_run_that_cannot_be_ended_does_not_hold_up_the_end(tmp_path):
+    (tmp_path / "long" / "1").mkdir(parents=True)
+    (tmp_path / "long" / "1" / "model.onnx").write_bytes(onnx_models.one_long_operator())
+    (tmp_path / "long" / "config.toml").write_text("max_batch_size = 0\n")
+    body = json.dumps(inference(tensor("x", [1], "FP32", [0.0]))).encode()
+    head = b"POST /v2/models/long/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with (
+        serving("--drain-timeout-s", "0.2", repository=tmp_path) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as asking,
+    ):
+        asking.sendall(head + body)
+        deadline = time.monotonic() + 30
+        while not metric(server, "fastinfer_batches_running", "long"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert server.stop() == 0
