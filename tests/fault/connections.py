@@ -50,7 +50,7 @@ def out_of_files(trial: Trial) -> None:
             wait_for(lambda: server.metric("fastinfer_connections") > ACTIVE, "the neighbours")
             fds = server.fds()
             hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
-            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (fds + 10, hard))
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (fds + 50, hard))
             others = [connect(server.port) for _ in range(trial.count(1000, 100))]
             for sock in others:
                 sock.sendall(post("simple", SIMPLE_BODY))
