@@ -427,15 +427,19 @@ int main(int argc, char **argv) {
     };
     for (Connection &c : connections)
         if (!c.idle) unfinished({c.klass, c.due});
-    for (Lane &lane : lanes)
+    size_t unsent = 0;
+    for (Lane &lane : lanes) {
+        unsent += lane.waiting.size();
         for (Due &due : lane.waiting) unfinished(due);
+    }
 
     auto spent = [](const timeval &a, const timeval &b) { return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6; };
     std::printf("{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",
                 seconds, answered, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
                 errors.status + errors.closed + errors.malformed + errors.refused);
     for (unsigned char c : errors.first) std::printf(c < 32 || c > 126 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
-    std::printf("\",\"closed\":%lu,\"malformed\":%lu,\"refused\":%lu,\"lateness\":", errors.closed, errors.malformed, errors.refused);
+    std::printf("\",\"closed\":%lu,\"malformed\":%lu,\"refused\":%lu,\"unsent\":%lu,\"lateness\":", errors.closed,
+                errors.malformed, errors.refused, unsent);
     lateness.print();
     std::printf(",\"classes\":[");
     for (size_t i = 0; i < classes.size(); i++) {

@@ -119,7 +119,7 @@ def run(
     measured["answered"] = got["answered"]
     if got["errors"]:
         measured["first_error"] = got["first_error"]
-    measured |= {name: got[name] for name in ("closed", "malformed", "refused")}
+    measured |= {name: got[name] for name in ("closed", "malformed", "refused", "unsent")}
     measured["unfinished"] = sum(each["unfinished"] for each in got["classes"])
     measured["unchecked"] = got["unchecked"]
     measured["client_cpu"] = {key: round(got[key] / (got["seconds"] + warmup), 3) for key in ("user_s", "sys_s")}

@@ -52,7 +52,8 @@ class Hub(Shared):
 
     Attributes:
         opening: accepted sockets that have no transport yet.
-        connections: open now.
+        connections, connections_total: open now; accepted so far.
+        draining_since: when the server began to end.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
 
@@ -65,6 +66,8 @@ class Hub(Shared):
         "_timer",
         "_when_empty",
         "connections",
+        "connections_total",
+        "draining_since",
         "half_closed",
         "opening",
         "router",
@@ -82,6 +85,8 @@ class Hub(Shared):
         self.router = router
         self.opening = 0
         self.connections = 0
+        self.connections_total = 0
+        self.draining_since = 0.0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
         self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
         self._ticks = 0

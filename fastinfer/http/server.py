@@ -182,6 +182,9 @@ class Server:
         if hub.draining:
             raise RuntimeError("the server is draining already")
         hub.draining = True
+        hub.draining_since = hub.loop.time()
+        if self._on_drain is not None:
+            self._on_drain()
         self._pause_accepting()
         if not self._listeners_live_on:
             if self._on_drain is not None:

@@ -134,14 +134,16 @@ def neighbours(port: int, rate: float, what: Any = None, *, slice_s: float = 1.0
     total["answered"] = sum(each["answered"] for each in slices)
     total["failed"] = sum(map(failed, slices))
     total["refused"] = sum(each["refused"] for each in slices)
-    total["first_error"] = next((each["first_error"] for each in slices if failed(each)), "")
+    total["first_error"] = next(
+        (each.get("first_error", "no answer in five seconds") for each in slices if failed(each)), ""
+    )
     total["p99_us"] = statistics.median(each["p99_us"] for each in slices)
     total["max_us"] = max(each["max_us"] for each in slices)
 
 
 def failed(counted: dict[str, Any]) -> int:
-    """Requests that were not answered with 200: refused connects are no requests."""
-    return int(counted["errors"] - counted["refused"] + counted["unfinished"])
+    """Requests that were not answered with 200: refused connects are none, nor is what waited for a connection."""
+    return int(counted["errors"] - counted["refused"] + counted["unfinished"] - counted["unsent"])
 
 
 def statuses(counted: dict[str, Any], name: str) -> dict[str, int]:
