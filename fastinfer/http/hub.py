@@ -52,7 +52,7 @@ class Hub(Shared):
 
     Attributes:
         opening: accepted sockets that have no transport yet.
-        connections, connections_total: open now; accepted so far.
+        connections: open now.
         draining_since: when the server began to end.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
@@ -66,7 +66,6 @@ class Hub(Shared):
         "_timer",
         "_when_empty",
         "connections",
-        "connections_total",
         "draining_since",
         "half_closed",
         "opening",
@@ -85,7 +84,6 @@ class Hub(Shared):
         self.router = router
         self.opening = 0
         self.connections = 0
-        self.connections_total = 0
         self.draining_since = 0.0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
         self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]

@@ -183,8 +183,6 @@ class Server:
             raise RuntimeError("the server is draining already")
         hub.draining = True
         hub.draining_since = hub.loop.time()
-        if self._on_drain is not None:
-            self._on_drain()
         self._pause_accepting()
         if not self._listeners_live_on:
             if self._on_drain is not None:
