@@ -1,12 +1,12 @@
 # The verbs. `make serve` and `make test` need nothing but Python 3.11 or later, gcc and g++: all else goes into .venv.
 #
-#   make serve ARGS="--port 9000"      ARGS: more arguments for the verb's command (serve, test, fuzz, bench)
+#   make serve ARGS="--port 9000"      ARGS: more arguments for the verb's command (serve, test, fuzz, fault, bench)
 #   make serve PYTHON=python3.12       PYTHON: the interpreter that .venv is made with
 #   FASTINFER_DEBUG=1 make serve       the switches of setup.py; changing one builds everything again
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-clients lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-clients lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run fault fault-quick bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
@@ -65,6 +65,12 @@ guided-run: $(BUILT) $(DONE)/dev build/coverage.so
 
 build/coverage.so: tests/fuzz/coverage.cpp
 	@mkdir -p build && $(CXX) -O2 -shared -fPIC $< -o $@
+
+fault: $(BUILT) $(DONE)/dev  ## twelve minutes: try what may happen to a server, show a figure for each (bench/results/)
+	@$(BIN)/python -m tests.fault.run $(ARGS)
+
+fault-quick: $(BUILT) $(DONE)/dev  ## the same with small counts, in a few minutes; ARGS="SIGTERM idle" tries these only
+	@$(BIN)/python -m tests.fault.run --quick $(ARGS)
 
 bench: $(BUILT) $(DONE)/dev  ## nine minutes: measure against the servers that are installed, say which goals are met (bench/results/)
 	@$(BIN)/python bench/load/run.py $(ARGS)

@@ -60,8 +60,11 @@ def perceptron(name: str, *sizes: int) -> ModelProto:
     )
 
 
-def slow() -> ModelProto:
-    """A chain of matrix products that starts from the number of rows, so that no optimiser can do it beforehand."""
+def product_chain(name: str, steps: int) -> ModelProto:
+    """Answers its input after so many matrix products of about a millisecond each, whatever the number of rows.
+
+    They start from the number of rows, so that no optimiser can do them beforehand.
+    """
     node = bundled.node
     nodes = [
         node("Shape", "input", "rows", start=0, end=1),
@@ -69,15 +72,15 @@ def slow() -> ModelProto:
         node("Mul", "rows_fp32 zero", "nothing"),
         node("Add", "matrix nothing", "state_0"),
     ]
-    for i in range(SLOW_STEPS):
+    for i in range(steps):
         nodes += [node("MatMul", f"state_{i} matrix", f"product_{i}"), node("Tanh", f"product_{i}", f"state_{i + 1}")]
     nodes += [
-        node("ReduceMean", f"state_{SLOW_STEPS}", "mean", keepdims=0),
+        node("ReduceMean", f"state_{steps}", "mean", keepdims=0),
         node("Mul", "mean zero", "still_nothing"),
         node("Add", "input still_nothing", "output"),
     ]
     return bundled.model(
-        "slow",
+        name,
         [bundled.Spec("input", TensorProto.FLOAT, [bundled.BATCH, 1])],
         [bundled.Spec("output", TensorProto.FLOAT, [bundled.BATCH, 1])],
         nodes,
@@ -88,7 +91,7 @@ def slow() -> ModelProto:
 MODELS: dict[str, Callable[[], ModelProto]] = {
     "mlp": partial(perceptron, "mlp", 64, 256, 256, 10),
     "mlp_large": partial(perceptron, "mlp_large", 1024, 2048, 2048, 2048, 1000),
-    "slow": slow,
+    "slow": partial(product_chain, "slow", SLOW_STEPS),
     **{f"identity_{name}": partial(bundled.identity, f"identity_{name}", kind) for name, kind in DATATYPES.items()},
 }
 

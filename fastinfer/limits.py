@@ -54,6 +54,7 @@ MAX_INPUTS = 1024  # inputs or outputs of one request
 MAX_QUEUE_SIZE = 10_000  # requests waiting, a model
 REQUEST_TIMEOUT_S = 30.0  # 504
 DRAIN_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 5.0  # after the drain; then the process ends with what cannot be ended
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same

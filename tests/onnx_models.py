@@ -171,6 +171,28 @@ def fatal_for_zero(first: int | str = 1) -> bytes:
     return model(nodes, [value("x", "INT64", [first])], [value("y", "INT64", [first])], [lowest, one])
 
 
+def one_long_operator(boxes: int = 400_000) -> bytes:
+    """One operator that takes minutes: compares that many boxes with each other, none of which overlap."""
+    left = np.arange(boxes, dtype=np.float32) * 2
+    zero = np.zeros_like(left)
+    constants = {
+        "boxes": np.stack([zero, left, zero + 1, left + 1], axis=1)[None],
+        "scores": zero[None, None],
+        "most": np.array([boxes], np.int64),
+        "overlap": np.array([0.5], np.float32),
+    }
+    return model(
+        [
+            helper.make_node("Add", ["scores", "x"], ["sums"]),
+            helper.make_node("NonMaxSuppression", ["boxes", "sums", "most", "overlap"], ["picked"]),
+            helper.make_node("Shape", ["picked"], ["y"]),
+        ],
+        [value("x", "FP32", [1])],
+        [value("y", "INT64", [2])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+
+
 def nonzero() -> bytes:
     """An output whose shape depends on values."""
     return model(

@@ -1,6 +1,6 @@
 // A load generator for HTTP/1.1 on loopback: one thread, epoll, closed or open loop, every answer looked at.
 //
-//     loadgen PORT CONNECTIONS SILENT WARMUP_S SECONDS RATE ANSWERS_FILE < PLAN
+//     loadgen PORT CONNECTIONS SILENT WARMUP_S SECONDS RATE ANSWERS_FILE [UNTIL_REFUSED] < PLAN
 //
 // RATE 0 is the closed loop: each connection asks again as soon as it is answered. Any other rate is the open loop:
 // request i is due at start + i / RATE, whether or not the server keeps up. It is sent by the connection that has been
@@ -11,9 +11,13 @@
 // get their turn: a small one never waits in this program because of a large one. SILENT further connections are
 // opened and never ask.
 //
+// A connection that the server ends, by `Connection: close` or without a word, is opened anew when it is needed. Where
+// nobody listens then, what is due waits; with UNTIL_REFUSED 1 the run ends: what was sent is still waited for, and
+// what was not does not count. A server that cannot be reached at the beginning is an error.
+//
 // PLAN has a line `CLASS WEIGHT FILE` for each request; FILE is the whole of it, head and body. Files of one class are
 // asked in turn, classes in blocks of their weights. Latencies are in nanoseconds, in histograms of three significant
-// digits, one for each class. Each distinct answer of each request is written once to ANSWERS_FILE, for the caller to
+// digits, one for each class; those of answers other than 200 have one of their own, too. Each distinct answer of each request is written once to ANSWERS_FILE, for the caller to
 // check: "class request json_size size\n" and so many bytes; json_size is -1 unless the answer has binary tensors.
 
 #include <algorithm>
@@ -29,6 +33,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <netinet/tcp.h>
 #include <string>
 #include <sys/epoll.h>
@@ -43,6 +48,7 @@ namespace {
 
 constexpr int64_t SECOND = 1'000'000'000;
 constexpr int64_t DRAIN = 5 * SECOND;       // the longest wait for what is under way when the time is over
+constexpr int64_t RETRY = SECOND / 100;     // how soon a server that did not listen is tried again
 constexpr size_t SLICE = 64u << 10;         // of a request, sent at once; it takes the kernel some 20 microseconds
 constexpr size_t KEPT_BYTES = 256u << 20;   // of distinct answers; further ones are counted as unchecked
 
@@ -87,7 +93,9 @@ struct Class {
     size_t next = 0;
     uint64_t completed = 0;
     uint64_t unfinished = 0;
-    Histogram latencies;
+    uint64_t without_retry_after = 0;  // of those that were answered with 503
+    std::map<int, uint64_t> statuses;
+    Histogram latencies, refusals;
 };
 
 struct Due {
@@ -113,7 +121,7 @@ struct Connection {
 };
 
 struct Errors {
-    uint64_t status = 0, closed = 0, malformed = 0;
+    uint64_t status = 0, closed = 0, malformed = 0, refused = 0;
     std::string first;
 } errors;
 
@@ -127,7 +135,8 @@ uint64_t answered = 0, unchecked = 0, sequence = 0, block = 0;
 int poll_fd, port;
 size_t busy = 0;  // connections that are not idle
 double rate;
-int64_t start, measured_from, measured_to;
+int64_t start, measured_from, measured_to, refused_at = 0;
+bool until_refused = false;
 Histogram lateness;
 
 uint64_t hash(const char *data, size_t size, uint64_t seed) {
@@ -148,20 +157,31 @@ void note(uint64_t &count, const std::string &what) {
     if (errors.first.empty()) errors.first = what.substr(0, 300);
 }
 
-void open_connection(int index) {
+// Returns whether somebody listens; if not, the connection has no socket.
+bool open_connection(int index) {
     Connection &c = connections[index];
     if (c.fd >= 0) close(c.fd);
     int lane = c.lane;
+    int64_t idle_since = c.idle_since;
     c = Connection();
     c.lane = lane;
+    c.idle_since = idle_since;
     c.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (connect(c.fd, reinterpret_cast<sockaddr *>(&address), sizeof address)) {
-        std::fprintf(stderr, "connect: %s\n", std::strerror(errno));
-        std::exit(1);
+        if (!start) {
+            std::fprintf(stderr, "connect: %s\n", std::strerror(errno));
+            std::exit(1);
+        }
+        note(errors.refused, std::string("connect: ") + std::strerror(errno));
+        close(c.fd);
+        c.fd = -1;
+        refused_at = now();
+        if (until_refused) measured_to = std::min(measured_to, refused_at);
+        return false;
     }
     fcntl(c.fd, F_SETFL, O_NONBLOCK);
     int one = 1;
@@ -170,6 +190,7 @@ void open_connection(int index) {
     event.events = EPOLLIN;
     event.data.u32 = index;
     epoll_ctl(poll_fd, EPOLL_CTL_ADD, c.fd, &event);
+    return true;
 }
 
 void watch_writing(int index, bool wanted) {
@@ -230,6 +251,7 @@ void send_due(int64_t t) {
     for (Lane &lane : lanes)
         while (!lane.idle.empty() && (rate > 0 ? !lane.waiting.empty() : t < measured_to)) {
             int index = lane.idle.front();
+            if (connections[index].fd < 0 && (now() < refused_at + RETRY || !open_connection(index))) break;
             lane.idle.pop_front();
             Due due{};
             if (rate > 0) {
@@ -257,23 +279,30 @@ long field(const std::string &head, const char *name) {
     return -1;
 }
 
-void completed(int index, int status, const char *body, size_t size, long json_size) {
+void completed(int index, int status, const std::string &head, const char *body, size_t size) {
     Connection &c = connections[index];
     Class &klass = classes[c.klass];
     int64_t t = now();
     answered++;
+    klass.statuses[status]++;
+    if (status == 503 && field(head, "retry-after:") < 0) klass.without_retry_after++;
     if (status != 200) note(errors.status, std::to_string(status) + " " + std::string(body, size));
     else if (seen.insert(hash(body, size, c.klass * 65536u + c.request)).second) {
         if (kept + size > KEPT_BYTES) unchecked++;
         else {
             kept += size;
+            long json_size = field(head, "inference-header-content-length:");
             answers << c.klass << ' ' << c.request << ' ' << json_size << ' ' << size << '\n';
             answers.write(body, size);
         }
     }
     if (t >= measured_from && t < measured_to) klass.completed++;
-    if (c.due >= measured_from && c.due < measured_to) klass.latencies.add(t - c.due);
+    if (c.due >= measured_from && c.due < measured_to) {
+        klass.latencies.add(t - c.due);
+        if (status != 200) klass.refusals.add(t - c.due);
+    }
     rest(index);
+    if (strcasestr(head.c_str(), "\nconnection: close\r")) open_connection(index);
 }
 
 void readable(int index) {
@@ -307,9 +336,9 @@ void readable(int index) {
         fail(index, errors.malformed, "bytes behind the answer, or an answer before the request was sent: " + head);
         return;
     }
-    int status = std::atoi(head.data() + 9);
-    completed(index, status, c.in.data() + end, length, field(head, "inference-header-content-length:"));
+    std::string answer = std::move(c.in);
     c.in.clear();
+    completed(index, std::atoi(head.data() + 9), head, answer.data() + end, length);
 }
 
 void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
@@ -329,12 +358,13 @@ void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
 
 }  // namespace
 
-int main(int, char **argv) {
+int main(int argc, char **argv) {
     port = std::atoi(argv[1]);
     int asking = std::atoi(argv[2]), silent = std::atoi(argv[3]);
     double warmup = std::atof(argv[4]), seconds = std::atof(argv[5]);
     rate = std::atof(argv[6]);
     answers.open(argv[7], std::ios::binary);
+    until_refused = argc > 8 && *argv[8] == '1';
     std::string name, file;
     for (int weight; std::cin >> name >> weight && std::getline(std::cin >> std::ws, file);) {
         if (classes.empty() || classes.back().name != name) {
@@ -369,6 +399,7 @@ int main(int, char **argv) {
     for (int64_t t = start; t < measured_to; t = now()) {
         send_due(t);
         int64_t next = rate > 0 ? std::min(next_due(), measured_to) : measured_to;
+        if (refused_at) next = std::min(next, refused_at + RETRY);
         wait(events, std::max<int64_t>(0, next - now()));
     }
     getrusage(RUSAGE_SELF, &after);
@@ -378,10 +409,15 @@ int main(int, char **argv) {
             if (!lane.waiting.empty()) return true;
         return busy > 0;
     };
-    send_due(measured_to);
+    auto send_rest = [&] {
+        if (!until_refused || !refused_at) send_due(measured_to);
+        else
+            for (Lane &lane : lanes) lane.waiting.clear();
+    };
+    send_rest();
     for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && left();) {
-        wait(events, end - t);
-        send_due(measured_to);
+        wait(events, std::min(end - t, refused_at ? RETRY : end - t));
+        send_rest();
     }
     int64_t end = now();
     auto unfinished = [&](const Due &due) {
@@ -391,15 +427,19 @@ int main(int, char **argv) {
     };
     for (Connection &c : connections)
         if (!c.idle) unfinished({c.klass, c.due});
-    for (Lane &lane : lanes)
+    size_t unsent = 0;
+    for (Lane &lane : lanes) {
+        unsent += lane.waiting.size();
         for (Due &due : lane.waiting) unfinished(due);
+    }
 
     auto spent = [](const timeval &a, const timeval &b) { return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6; };
     std::printf("{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",
                 seconds, answered, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
-                errors.status + errors.closed + errors.malformed);
+                errors.status + errors.closed + errors.malformed + errors.refused);
     for (unsigned char c : errors.first) std::printf(c < 32 || c > 126 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
-    std::printf("\",\"lateness\":");
+    std::printf("\",\"closed\":%lu,\"malformed\":%lu,\"refused\":%lu,\"unsent\":%lu,\"lateness\":", errors.closed,
+                errors.malformed, errors.refused, unsent);
     lateness.print();
     std::printf(",\"classes\":[");
     for (size_t i = 0; i < classes.size(); i++) {
@@ -407,7 +447,15 @@ int main(int, char **argv) {
         std::printf("%s{\"name\":\"%s\",\"completed\":%lu,\"unfinished\":%lu,\"latencies\":", i ? "," : "", k.name.c_str(),
                     k.completed, k.unfinished);
         k.latencies.print();
-        std::printf("}");
+        std::printf(",\"refusals\":");
+        k.refusals.print();
+        std::printf(",\"without_retry_after\":%lu,\"statuses\":{", k.without_retry_after);
+        const char *comma = "";
+        for (auto [status, count] : k.statuses) {
+            std::printf("%s\"%d\":%lu", comma, status, count);
+            comma = ",";
+        }
+        std::printf("}}");
     }
     std::printf("]}\n");
     return 0;

@@ -72,9 +72,16 @@ def run(
     warmup: float = 0.2,
     cores: set[int] | None = None,
     check: bool = True,
+    errors_allowed: bool = False,
+    until_refused: bool = False,
 ) -> dict[str, Any]:
     """One measurement; `rate` requests a second, or 0 for the closed loop; `silent` connections are open beside
     those that ask.
+
+    Args:
+        check: compare the answers with the right ones.
+        errors_allowed: count errors instead of raising at the first; answers of 200 are checked all the same.
+        until_refused: end when nobody listens any more; what was sent by then is waited for.
 
     Raises:
         WrongAnswer: at least one answer is not right, or not 200.
@@ -88,6 +95,7 @@ def run(
                 plan.append(f"{i} {part.weight} {file}")
         answers = Path(directory, "answers")
         words = [str(build()), *map(str, (port, connections, silent, warmup, seconds, rate, answers))]
+        words.append(str(int(until_refused)))
         done = subprocess.run(
             words,
             input="\n".join(plan) + "\n",
@@ -100,7 +108,7 @@ def run(
             raise WrongAnswer(done.stderr.strip()[-300:] or f"the load generator ended with {done.returncode}")
         got: dict[str, Any] = json.loads(done.stdout)
         if check:
-            if got["errors"]:
+            if got["errors"] and not errors_allowed:
                 raise WrongAnswer(f"{got['errors']} errors, the first: {got['first_error']}")
             check_answers(answers.read_bytes(), asked)
     latencies = [histogram(each["latencies"]) for each in got["classes"]]
@@ -111,17 +119,27 @@ def run(
     measured["answered"] = got["answered"]
     if got["errors"]:
         measured["first_error"] = got["first_error"]
+    measured |= {name: got[name] for name in ("closed", "malformed", "refused", "unsent")}
     measured["unfinished"] = sum(each["unfinished"] for each in got["classes"])
     measured["unchecked"] = got["unchecked"]
     measured["client_cpu"] = {key: round(got[key] / (got["seconds"] + warmup), 3) for key in ("user_s", "sys_s")}
     if rate:
         measured["client_late"] = summary(histogram(got["lateness"]))
     measured["classes"] = {
-        part.name: {"requests": made.get_total_count(), **summary(made), "hdr": made.encode().decode()}
-        for (part, _), made in zip(asked, latencies, strict=True)
+        part.name: {"requests": made.get_total_count(), **summary(made), "hdr": made.encode().decode(), **others(each)}
+        for (part, _), made, each in zip(asked, latencies, got["classes"], strict=True)
         if made.get_total_count()
     }
     return measured
+
+
+def others(counted: dict[str, Any]) -> dict[str, Any]:
+    """Of a class that was answered with anything but 200: how often with what, and after how long."""
+    if set(counted["statuses"]) <= {"200"}:
+        return {}
+    refusals = histogram(counted["refusals"])
+    kept = {name: counted[name] for name in ("statuses", "without_retry_after")}
+    return kept | {"refusals": {"requests": refusals.get_total_count(), **summary(refusals)}}
 
 
 def check_answers(answers: bytes, asked: Asked) -> None:

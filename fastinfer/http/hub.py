@@ -53,6 +53,7 @@ class Hub(Shared):
     Attributes:
         opening: accepted sockets that have no transport yet.
         connections: open now.
+        draining_since: when the server began to end.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
 
@@ -65,6 +66,7 @@ class Hub(Shared):
         "_timer",
         "_when_empty",
         "connections",
+        "draining_since",
         "half_closed",
         "opening",
         "router",
@@ -82,6 +84,7 @@ class Hub(Shared):
         self.router = router
         self.opening = 0
         self.connections = 0
+        self.draining_since = 0.0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
         self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
         self._ticks = 0

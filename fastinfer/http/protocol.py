@@ -376,9 +376,15 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         elif self._pending.strip(b"\r\n"):
             if now - self._since > limits.head_timeout_s:
                 self._time_out("the request head took too long", _UNSOUND)
-        elif now - self._since > (constants.DRAIN_IDLE_S if self._hub.draining else limits.keep_alive_timeout_s):
+        elif self._idle_for_too_long(now):
             self._deaf = True
             self._linger()
+
+    def _idle_for_too_long(self, now: float) -> bool:
+        hub = self._hub
+        if hub.draining:  # who was idle before gets its moment, too: it may be asking just now
+            return now - max(self._since, hub.draining_since) > constants.DRAIN_IDLE_S
+        return now - self._since > hub.limits.keep_alive_timeout_s
 
     def _time_out(self, message: str, head: Head) -> None:
         self._refuse(ApiError(408, message), head)

@@ -68,7 +68,10 @@ class ModelFiles:
             if path.is_file():
                 return path
             raise ApiError(400, f"model '{self.name}' version {version} has no file '{config.default_model_filename}'")
-        found = sorted(path for path in directory.glob("*.onnx") if path.is_file())
+        try:
+            found = sorted(path for path in directory.iterdir() if path.suffix == ".onnx" and path.is_file())
+        except OSError:  # it went away meanwhile
+            found = []
         if len(found) == 1:
             return found[0]
         problem = "no .onnx file" if not found else "several .onnx files and no default_model_filename"

@@ -37,6 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOAD_THREADS = 2
+_IDLE_S = 0.5  # then the load threads end: most servers load once
 _IN_OTHER_FIELDS = {"share", "batch_size", "timeout", "instances"}  # parameters that a configuration tells elsewhere
 _NICENESS = 10  # of load threads; the kernel then prefers the loop's and the executor's
 
@@ -69,11 +70,28 @@ class Loader:
         self._counters = counters
         self._workers = WorkerContext(loop)
         self._trials = onnx_load.TrialRuns()
-        self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
+        self._threads: ThreadPoolExecutor | None = None
+        self._calls = 0  # on the threads now
+        self._rest: asyncio.TimerHandle | None = None
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function on a load thread."""
-        return await self._loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        if self._rest is not None:
+            self._rest.cancel()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
+        self._calls += 1
+        try:
+            return await self._loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._rest = self._loop.call_later(_IDLE_S, self._end_threads)
+
+    def _end_threads(self, wait: bool = False) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=wait, cancel_futures=wait)
+            self._threads = None
 
     async def model(
         self,
@@ -159,8 +177,10 @@ class Loader:
 
     def close(self) -> None:
         """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""
+        if self._rest is not None:
+            self._rest.cancel()
         self._trials.end()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._end_threads(wait=True)
 
 
 def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import time
@@ -151,3 +152,66 @@ def test_an_idle_server_sleeps():
         before = cpu_s(server)
         time.sleep(1)
         assert cpu_s(server) - before < 0.3
+
+
+def serving_pid(server):
+    """The process itself, or its child where it is a supervisor."""
+    pid = server.process.pid
+    return int((Path(f"/proc/{pid}/task/{pid}/children").read_text().split() or [pid])[0])
+
+
+def test_load_threads_end_when_nothing_is_loaded(repository):
+    def threads():
+        return [(task / "stat").read_text() for task in Path(f"/proc/{serving_pid(server)}/task").iterdir()]
+
+    with serving("--load", "simple", "--threads", "2", "--intra-op-threads", "1", repository=repository) as server:
+        deadline = time.monotonic() + 30
+        while len(threads()) > 5:  # the loop, the log, two native ones, one of ONNX Runtime
+            assert time.monotonic() < deadline, threads()
+            time.sleep(0.05)
+        assert server.post("/v2/models/slow/load").status == 200  # they come again
+        assert server.infer("simple", SIMPLE).status == 200
+
+
+def test_no_memory_for_a_body_is_told(tmp_path):
+    (tmp_path / "same" / "1").mkdir(parents=True)
+    (tmp_path / "same" / "1" / "model.onnx").write_bytes(onnx_models.identity("FP32"))
+    count = 12 << 20
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [1, count], "datatype": "FP32", "parameters": {"binary_data_size": 4 * count}}
+            ],
+            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        }
+    )
+    body, fields = header.encode() + bytes(4 * count), {"Inference-Header-Content-Length": str(len(header))}
+    with serving(repository=tmp_path) as server:
+        pid = serving_pid(server)
+        size = int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) << 10
+        before = resource.prlimit(pid, resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+        refused = server.request("POST", "/v2/models/same/infer", body, fields)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        assert server.get("/v2/health/ready").status == 200
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        answer = server.request("POST", "/v2/models/same/infer", body, fields)
+        assert answer.status == 200
+        assert answer.body.endswith(bytes(1000))
+
+
+def test_a_run_that_cannot_be_ended_does_not_hold_up_the_end(tmp_path):
+    (tmp_path / "long" / "1").mkdir(parents=True)
+    (tmp_path / "long" / "1" / "model.onnx").write_bytes(onnx_models.one_long_operator())
+    (tmp_path / "long" / "config.toml").write_text("max_batch_size = 0\n")
+    body = json.dumps(inference(tensor("x", [1], "FP32", [0.0]))).encode()
+    head = b"POST /v2/models/long/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with (
+        serving("--drain-timeout-s", "0.2", repository=tmp_path) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as asking,
+    ):
+        asking.sendall(head + body)
+        deadline = time.monotonic() + 30
+        while not metric(server, "fastinfer_batches_running", "long"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert server.stop() == 0

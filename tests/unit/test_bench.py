@@ -37,8 +37,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(self.server.delays.pop(0) if self.server.delays else 0.2 * (self.path == "/slow"))
-        self.send_response(self.server.status)
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else self.server.status)
         self.send_header("Content-Length", str(len(self.server.answer)))
+        for name, value in self.server.fields.items():
+            self.send_header(name, value)  # BaseHTTPRequestHandler acts on Connection: close, too
         self.end_headers()
         self.wfile.write(self.server.answer)
 
@@ -50,6 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server():
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.answer, made.status, made.delays, made.accepted = RIGHT, 200, [], 0
+    made.statuses, made.fields = [], {}
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     yield made
@@ -94,6 +97,42 @@ def test_a_small_request_never_waits_in_the_client_because_of_large_ones(server)
 def test_silent_connections_are_open_and_ask_nothing(server):
     assert run(server, silent=5)["errors"] == 0
     assert server.accepted == 2 + 5
+
+
+def test_a_connection_that_the_server_ends_is_opened_anew(server):
+    server.fields = {"Connection": "close"}
+    measured = run(server, rate=50)
+    assert (measured["errors"], measured["answered"]) == (0, 15)
+    assert server.accepted >= 15
+
+
+def test_answers_are_counted_by_status(server):
+    server.statuses = [503] * 5
+    server.fields = {"Retry-After": "1"}
+    measured = run(server, rate=50, errors_allowed=True)
+    counted = measured["classes"]["simple"]
+    assert counted["statuses"] == {"200": 10, "503": 5}
+    assert (counted["refusals"]["requests"], counted["without_retry_after"], measured["errors"]) == (5, 0, 5)
+    server.statuses, server.fields = [503] * 5, {}
+    assert run(server, rate=50, errors_allowed=True)["classes"]["simple"]["without_retry_after"] == 5
+
+
+def test_right_answers_are_demanded_among_errors(server):
+    server.statuses, server.answer = [503], b"{}"
+    with pytest.raises(loadgen.WrongAnswer):
+        run(server, rate=50, errors_allowed=True)
+
+
+def test_a_run_may_end_when_nobody_listens(server):
+    server.fields = {"Connection": "close"}
+    threading.Timer(0.3, server.socket.close).start()
+    asked = [(SIMPLE, [CASE])]
+    options = {"rate": 50, "warmup": 0, "until_refused": True, "errors_allowed": True}
+    measured = loadgen.run(server.server_address[1], asked, 2, 60, **options)
+    assert measured["refused"] > 0
+    assert measured["errors"] == measured["refused"]
+    assert measured["unfinished"] == 0
+    assert 0 < measured["answered"] < 3000
 
 
 @pytest.mark.parametrize(

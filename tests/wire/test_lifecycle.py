@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from fastinfer import limits as constants
 from fastinfer.http.server import Server
 
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -123,6 +125,20 @@ def test_drain_answers_one_more_request_on_an_idle_connection(start):
     assert client.closed()
     client.sock.close()
     assert drained.result(5) is True
+
+
+def test_drain_gives_a_moment_to_a_connection_that_was_idle_for_long(start, monkeypatch):
+    monkeypatch.setattr(constants, "DRAIN_IDLE_S", 3.0)
+    wire = start()
+    client = wire.client()
+    assert client.send(ECHO).answer().body == b"ok"
+    time.sleep(3.2)
+    drained = wire.drain(20)
+    wire.until(lambda: wire.server.draining)
+    time.sleep(0.5)  # two ticks of the clock that ends connections
+    assert client.send(ECHO).answer().headers["connection"] == "close"
+    client.sock.close()
+    assert drained.result(10) is True
 
 
 def test_drain_answers_what_is_in_the_accept_queue(start):

@@ -121,9 +121,14 @@ cdef class Connection:
 
     def get_buffer(self, sizehint):
         cdef SizedUpload upload = self.sized_upload()
-        if upload is not None and upload.body is not None:
-            return upload.body
         cdef Shared hub = self._hub
+        if upload is not None and upload.body is not None:
+            if upload.body.has_room():
+                return upload.body
+            # The transport waits for a buffer: the refusal, which writes and may close, comes after it.
+            self._deaf = True
+            hub.loop.call_soon(self._refuse_for_memory, upload.head)
+            return hub.buffer
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self._pending)
         if size == 0:           # the common case
             return hub.buffer
@@ -271,7 +276,11 @@ cdef class Connection:
         if upload.head.body_size <= end - start:
             self._upload = None
             return self.take_body(upload.head, start, end)
-        upload.append(self._hub.bodies, self._hub._data + start, end - start)
+        try:
+            upload.append(self._hub.bodies, self._hub._data + start, end - start)
+        except MemoryError:
+            self._refuse_for_memory(upload.head)
+            return end
         self._hub.in_flight_bytes += end - start
         return end
 

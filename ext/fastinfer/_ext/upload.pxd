@@ -43,6 +43,8 @@ cdef class Body:
     cdef Body begin(BodyPool pool, Py_ssize_t size, Py_ssize_t aligned_at)
     # Copies the next bytes to the room; no more than there are to come.
     cdef int append(self, const char* data, Py_ssize_t size) except -1
+    # Whether there is memory for the next bytes; looking for it here spares the transport an exception.
+    cdef bint has_room(self) noexcept
     cdef int _reserve(self, Py_ssize_t received) except -1
 
 

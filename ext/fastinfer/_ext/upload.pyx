@@ -96,6 +96,13 @@ cdef class Body:
         self.received += size
         return 0
 
+    cdef bint has_room(self) noexcept:
+        try:
+            self._reserve(self.received + 1)
+        except MemoryError:
+            return False
+        return True
+
     cdef int _reserve(self, Py_ssize_t received) except -1:
         # Makes room for so many bytes, and more. Nobody has a view then: a reader gets one for one read.
         cdef Py_ssize_t whole = whole_pages(self._before + self.size)
