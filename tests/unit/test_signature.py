@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastinfer._ext.decode import decode
 from fastinfer._ext.message import InferRequest, RequestedOutput
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
@@ -171,3 +172,26 @@ def test_binary_outputs_are_those_that_were_asked_for():
     assert PAIR.respond(everything, given, "M", "1").binary == (True, True)
     mixed = InferRequest(list(tensors), [RequestedOutput("X", 0), RequestedOutput("Y")], binary_output=True)
     assert PAIR.respond(mixed, given, "M", "1").binary == (False, True)
+
+
+def raw_request(nbytes):
+    """What the decoder makes of a body without JSON."""
+    return decode(bytes(nbytes), 0)
+
+
+def test_a_raw_request_takes_its_open_dimension_from_its_size():
+    wanted = raw_request(24)
+    PLAIN.check(wanted, "M")
+    assert [(t.name, t.datatype, t.shape) for t in wanted.inputs] == [("A", "FP32", (2, 3))]
+
+
+def test_a_raw_scalar():
+    wanted = raw_request(8)
+    SCALAR.check(wanted, "M")
+    assert wanted.inputs[0].shape == ()
+    assert "Expected 8, got 4" in refused(SCALAR, raw_request(4))
+
+
+def test_a_raw_request_cannot_tell_two_dimensions():
+    squares = Signature([TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [2])])
+    assert "cannot be told from a raw request" in refused(squares, raw_request(16))
