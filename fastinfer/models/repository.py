@@ -175,8 +175,7 @@ class Repository:
             return
         by = self._by(by)
         for endpoint in endpoints:
-            again = endpoint.parameters.model_copy(update={"share": True})
-            await self._load(endpoint.identity, name, None, again, endpoint.override, by)
+            await self._load(endpoint.identity, name, None, endpoint.parameters, endpoint.override, by, asked=False)
         if not endpoints and (not known or name in (self._wanted or ())):
             await self.load_model(name, None, {}, by)
 
@@ -221,11 +220,16 @@ class Repository:
         parameters: Parameters,
         override: object,
         by: Operation,
+        *,
+        asked: bool = True,
     ) -> str:
-        """Loads a model of the repository, or a built-in worker, for an identity."""
+        """Loads a model of the repository, or a built-in worker, for an identity.
+
+        ``asked``: by a client, so it counts; following the disk does not.
+        """
         async with self._exclusive(wanted[1]):
             for _ in range(_ATTEMPTS):
-                name = await self._load_once(wanted, made_of, version, parameters, override, by)
+                name = await self._load_once(wanted, made_of, version, parameters, override, by, asked)
                 if name is not None:
                     return name
         raise ApiError(503, f"'{wanted[1]}' is unloaded again and again meanwhile", retry_after_s=1)
@@ -238,6 +242,7 @@ class Repository:
         parameters: Parameters,
         override: object,
         by: Operation,
+        asked: bool,
     ) -> str | None:
         """See :meth:`_load`; None where what was there was unloaded meanwhile, as the successor of another endpoint."""
         endpoint = self._table.same(wanted)
@@ -261,8 +266,8 @@ class Repository:
             return None
         if new and parameters.next is not None:
             self._hold(parameters.next, versions)
-        elif not new and not parameters.share:
-            endpoint.loads += 1
+        elif not new and asked and not (parameters.share and endpoint.loads):
+            endpoint.loads += 1  # there is no load to share where only a chain keeps it
         self._settled(name)
         if version is not None:
             endpoint.chosen.add(version)

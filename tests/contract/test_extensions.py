@@ -183,6 +183,16 @@ def test_a_load_that_is_left_keeps_the_chain(chain):
     assert loaded(chain) == ["fake", "fake-0", "fake-1"]
 
 
+def test_a_load_of_what_only_a_chain_keeps_counts(chain):
+    """As long as nothing else keeps it, ``share`` has nothing to share: the client's load is the first again."""
+    assert chain.post("/v2/models/fake-0/unload").status == 200
+    chain.load("workers/fake", {"next": "fake"})
+    chain.post("/v2/models/fake-1/unload")
+    assert loaded(chain) == ["fake", "fake-0"]
+    chain.post("/v2/models/fake-0/unload")
+    assert loaded(chain) == ["fake"]
+
+
 def test_a_successor_keeps_its_only_version(chain):
     assert chain.post("/v2/models/fake/versions/1/unload").status == 200
     assert chain.infer("fake-1", PAIR).status == 200
