@@ -6,14 +6,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-clients lint format debug sanitize sanitized-test fuzz fuzz-guided guided-run fault fault-quick bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DONE := .venv/done
-FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE TRACE GUIDED,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
+FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE COVERAGE GUIDED,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
 BUILT := $(DONE)/built$(FLAVOUR:%=-%)
 SOURCES := setup.py $(wildcard ext/fastinfer/_ext/*.p[yx][xd] ext/fastinfer/_ext/*.h)
 
@@ -50,6 +50,22 @@ sanitize:  ## run the unit tests under the address and undefined-behaviour sanit
 sanitized-test: $(BUILT) $(DONE)/dev
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/unit --timeout=0 -k "not test_memory_of" $(ARGS)
+
+coverage:  ## which lines of ext/ and fastinfer/ the tests run, in a build that counts; fails below 95 % of either
+	@FASTINFER_COVERAGE=1 $(MAKE) --no-print-directory covered-test
+
+# The counts lie beside the objects, and pip throws those away that it made for the first installation: hence the build.
+covered-test: $(BUILT) $(DONE)/dev
+	@$(BIN)/python setup.py -q build_ext --inplace
+	@find build -name '*.gcda' -delete
+	@$(MAKE) --no-print-directory coverage-python; python=$$?; $(BIN)/gcovr && exit $$python
+
+# Instructions would be those of the tracing too. What a process has counted that is killed is lost.
+coverage-python: $(BUILT) $(DONE)/dev  ## the same of fastinfer/ alone, in the build that there is: little longer than test
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(BIN)/python -m coverage run -m pytest --timeout=600 --ignore=tests/test_instructions.py $(ARGS)
+	@$(BIN)/python -m coverage combine -q
+	@$(BIN)/python -m coverage report
 
 fuzz: $(BUILT) $(DONE)/dev  ## run the property tests with many more examples; compare numbers and bodies in bulk
 	@$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz --timeout=0 $(ARGS)

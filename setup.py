@@ -3,7 +3,7 @@
 Switches, read from the environment:
     FASTINFER_DEBUG=1      indices are checked, the C++ library checks itself, symbols, no optimisation
     FASTINFER_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer
-    FASTINFER_TRACE=1      line tracing, for coverage of the .pyx files
+    FASTINFER_COVERAGE=1   lines count how often they run, those of .pyx files under their own names: make coverage
     FASTINFER_GUIDED=1     each basic block tells tests/fuzz/coverage.cpp that it runs: make fuzz-guided
 """
 
@@ -21,11 +21,17 @@ def switch(name: str) -> bool:
     return os.environ.get(f"FASTINFER_{name}", "0") not in ("", "0")
 
 
-debug, sanitize, trace, guided = (switch(name) for name in ("DEBUG", "SANITIZE", "TRACE", "GUIDED"))
+debug, sanitize, coverage, guided = (switch(name) for name in ("DEBUG", "SANITIZE", "COVERAGE", "GUIDED"))
 
 compile_args = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-deprecated-declarations"]
 link_args = ["-pthread"]
-compile_args += ["-O0", "-g3", "-D_GLIBCXX_ASSERTIONS"] if debug else ["-O3", "-g1", "-fno-plt"]
+if debug:
+    compile_args += ["-O0", "-g3", "-D_GLIBCXX_ASSERTIONS"]
+elif coverage:
+    compile_args += ["-O0", "-g1", "--coverage", "-fprofile-update=atomic"]
+    link_args += ["--coverage"]
+else:
+    compile_args += ["-O3", "-g1", "-fno-plt"]
 if sanitize:
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     compile_args += flags
@@ -34,17 +40,13 @@ if sanitize:
 if guided:
     compile_args += ["-fsanitize-coverage=trace-pc"]
 
-macros = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
-if trace:
-    macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
-
 extensions = [
     Extension(
         f"fastinfer._ext.{source.stem}",
         [str(source)],
         include_dirs=["ext", str(SOURCE), numpy.get_include()],
         depends=[str(header) for header in SOURCE.glob("*.h")],
-        define_macros=macros,
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         language="c++",
@@ -52,20 +54,24 @@ extensions = [
     for source in sorted(SOURCE.glob("*.pyx"))
 ]
 
-setup(
-    options={"build_ext": {"parallel": True}},
-    ext_modules=cythonize(
-        extensions,
-        include_path=["ext"],
-        nthreads=os.cpu_count() or 1,
-        compiler_directives={
-            "language_level": "3",
-            "boundscheck": debug,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": debug,
-            "linetrace": trace,
-            "embedsignature": False,
-        },
-    ),
+modules = cythonize(
+    extensions,
+    include_path=["ext"],
+    nthreads=os.cpu_count() or 1,
+    emit_linenums=coverage,
+    compiler_directives={
+        "language_level": "3",
+        "boundscheck": debug,
+        "wraparound": False,
+        "cdivision": True,
+        "initializedcheck": debug,
+        "embedsignature": False,
+    },
 )
+if coverage:  # Cython names files from ext/ on, the compiler from here on; gcov knows one of both
+    for source in SOURCE.glob("*.cpp"):
+        text = source.read_text()
+        if '"fastinfer/_ext/' in text:
+            source.write_text(text.replace('"fastinfer/_ext/', f'"{SOURCE}/'))
+
+setup(options={"build_ext": {"parallel": True}}, ext_modules=modules)
