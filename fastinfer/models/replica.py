@@ -79,7 +79,7 @@ class Replica(Repository):
                         parameters,
                         told["override"],
                         lambda files, _: _still_there(told, files),
-                        self._successor(name, parameters.next),
+                        self._successor(parameters.next),
                         _Again({int(version): each["number"] for version, each in told["versions"].items()}),
                     )
             except ApiError as error:
@@ -100,7 +100,7 @@ class Replica(Repository):
         async with self._exclusive(endpoint.base):
             kind, base, key = endpoint.identity
             made, parameters = made_of(kind, base, orjson.loads(key))
-            told, successor = _told(endpoint), self._successor(name, parameters.next)
+            told, successor = _told(endpoint), self._successor(parameters.next)
             anew = Endpoint(name, endpoint.identity, parameters)  # has nothing that could be kept
             with self._shown_as_loading(name):
                 versions = await self._prepare(

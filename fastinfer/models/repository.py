@@ -250,7 +250,7 @@ class Repository:
         if endpoint is None:
             endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
         name = endpoint.name
-        successor = self._successor(name, parameters.next)
+        successor = self._successor(parameters.next)
         try:
             selection = partial(_selection, endpoint, version)
             with self._shown_as_loading(name):
@@ -350,18 +350,15 @@ class Repository:
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 
-    def _successor(self, name: str, following: str | None) -> Callable[[], Model] | None:
-        """How the endpoint ``name`` finds the model that gets its outputs. ApiError 400."""
+    def _successor(self, following: str | None) -> Callable[[], Model] | None:
+        """How an endpoint finds the model that gets its outputs. ApiError 400.
+
+        It was loaded before and keeps its own successor, so a chain has an end.
+        """
         if following is None:
             return None
         if self._table.get(following) is None:
             raise ApiError(400, f"the next endpoint '{following}' is not loaded")
-        ahead: str | None = following
-        while ahead is not None:
-            if ahead == name:
-                raise ApiError(400, f"'{name}' cannot come after itself")
-            endpoint = self._table.get(ahead)
-            ahead = None if endpoint is None else endpoint.parameters.next
         return lambda: self.find(following)
 
     def _hold(self, name: str, made: _Versions) -> None:
