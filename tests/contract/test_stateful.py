@@ -44,6 +44,7 @@ def server(tmp_path_factory):
 
 
 @pytest.mark.hypothesis
+@pytest.mark.timeout(600)  # a failure is made smaller for minutes before it is told
 def test_any_order_of_loads_unloads_and_inferences(server):
     examples = max(30, settings.default.max_examples // 50)
     bounded = settings(max_examples=examples, stateful_step_count=40)
