@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+import sys
 
 import pytest
 from hypothesis import given
@@ -110,3 +112,20 @@ def test_what_does_not_fit_is_refused(
 def test_read_only_memory_is_refused() -> None:
     with pytest.raises(BufferError):
         Histogram((1,), bytes(24))
+
+
+def test_the_collector_releases_the_memory() -> None:
+    class Memory(bytearray):
+        histogram: Histogram
+
+    memory = Memory(histogram.nbytes((1,)))
+    memory.histogram = Histogram((1,), memory)
+    complaints: list[object] = []
+    sys.unraisablehook, before = complaints.append, sys.unraisablehook
+    try:
+        del memory
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
+    assert not complaints
+    assert not [each for each in gc.get_objects() if type(each) is Memory]

@@ -34,6 +34,8 @@ cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
 cdef bytes json_type = JSON
 
 
+# The collector would drop the buffer's owner without releasing the buffer.
+@cython.no_gc_clear
 cdef class Shared:
     def __dealloc__(self):
         PyBuffer_Release(&self._counted)

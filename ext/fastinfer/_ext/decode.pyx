@@ -269,6 +269,8 @@ cdef void run_nothing(void* state) noexcept nogil:
     pass
 
 
+# The collector would drop the buffer's owner without releasing the buffer.
+@cython.no_gc_clear
 @cython.final
 cdef class DecodeJob(Job):
     def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None="", int loop_fd=-1):

@@ -26,6 +26,8 @@ def nbytes(bounds):
     return (len(bounds) + 2) * sizeof(int64_t)
 
 
+# The collector would drop the buffer's owner without releasing the buffer.
+@cython.no_gc_clear
 @cython.final
 cdef class Histogram:
     def __cinit__(self, bounds, memory=None, Py_ssize_t offset=0):
