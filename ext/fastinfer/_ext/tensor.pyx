@@ -24,6 +24,7 @@ cnp.import_array()
 cdef enum:
     ALIGNMENT = 64      # a cache line, and the widest vector register
     HUGE_PAGE = 2 << 20
+    OWN_MAPPING = 32 << 20      # from so many bytes on, malloc gives a mapping that ends with the block
 
 
 # Aligned by hand: posix_memalign passes by malloc's thread cache. The byte before a block tells how far it lies behind
@@ -38,12 +39,13 @@ cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
         return NULL
     block = <char*>((<uintptr_t>room + ALIGNMENT) & ~<uintptr_t>(ALIGNMENT - 1))
     (block - 1)[0] = <char>(block - room)
-    if nbytes >= 2 * HUGE_PAGE:
+    if nbytes >= OWN_MAPPING:
         ask_for_huge_pages(room, nbytes)
     return block
 
 
-# Of large blocks each page is new; where the kernel has huge ones, it need not be asked for every 4 KiB.
+# Of such blocks each page is new; where the kernel has huge ones, it need not be asked for every 4 KiB. Smaller blocks
+# may lie in malloc's heap, which would keep the wish, and have 2 MiB cleared for a few pages of somebody else.
 cdef void ask_for_huge_pages(char* room, Py_ssize_t nbytes) noexcept nogil:
     cdef uintptr_t begin = (<uintptr_t>room + HUGE_PAGE - 1) & ~<uintptr_t>(HUGE_PAGE - 1)
     cdef uintptr_t end = (<uintptr_t>room + nbytes) & ~<uintptr_t>(HUGE_PAGE - 1)
