@@ -155,18 +155,21 @@ def _is_shared(entry: Path) -> bool:
 
 
 def _stamp(*paths: Path) -> Stamp:
-    """Files, and the files in directories, with what changes when they are written or replaced."""
+    """Files, and the files in directories, with what changes when they are written or replaced.
+
+    The time is that of the inode: a copy may keep the other one, and get the number of a file that was removed.
+    """
     entries: list[tuple[str, int, int, int]] = []
     for path in paths:
         try:
             if path.is_dir() and path.is_symlink():
                 continue  # it may lead anywhere, back here too
             if path.is_dir():
-                for name, inode, size, mtime_ns in _stamp(*path.iterdir()):
-                    entries.append((f"{path.name}/{name}", inode, size, mtime_ns))
+                for name, inode, size, changed_ns in _stamp(*path.iterdir()):
+                    entries.append((f"{path.name}/{name}", inode, size, changed_ns))
             else:
                 status = path.stat()
-                entries.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+                entries.append((path.name, status.st_ino, status.st_size, status.st_ctime_ns))
         except OSError:
             continue  # it went away between listing and looking
     return tuple(sorted(entries))

@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "dictionaries": {
         "endpoints": {"values": [name for names in LOADED.values() for name in names]},
         "workers": {"values": ["echo", "echo_multi", "invert_image", "base64_decode", "base64_encode", "fake", "onnx"]},
-        "versions": {"values": [1, 2]},
+        "versions": {"values": ["1", "2"]},
     },
     "parameters": {
         "path.model": {"dictionary": "endpoints", "probability": 0.7},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def test_a_version_that_goes_away_after_it_was_found(tmp_path: Path, monkeypatch
     with pytest.raises(ApiError, match=r"has no \.onnx file") as raised:
         found.model_file(1, ModelConfig(name="model"))
     assert raised.value.status == 400
+
+
+def test_a_copy_that_keeps_the_time_is_another_file(tmp_path: Path) -> None:
+    version = tmp_path / "m" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(b"one")
+    before = files.find([tmp_path], "m").versions[1]
+    status = (version / "model.onnx").stat()
+    (version / "model.onnx").write_bytes(b"two")  # in place: the inode and the size are the same
+    os.utime(version / "model.onnx", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files.find([tmp_path], "m").versions[1] != before
