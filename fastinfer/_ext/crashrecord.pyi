@@ -89,8 +89,6 @@ class CrashRecord:
     def find(self, key: int) -> Verdict | None: ...
     def holds(self, group: int, kind: int) -> bool:
         """Whether the table has an entry of a group that is of this kind."""
-    def forgive(self, group: int, kinds: Collection[int]) -> None:
-        """Takes all entries of a group out that are of one of these kinds."""
     def remove(self, key: int) -> None: ...
     def entries(self) -> list[tuple[int, int, int]]:
         """Key, group and kind of everything in the table; takes out what is over."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from signal import Signals
 
-from fastinfer._ext.crashrecord import LOAD_SUSPECT, QUARANTINED, CrashRecord, CrashSlot, hashed
+from fastinfer._ext.crashrecord import QUARANTINED, CrashRecord, CrashSlot, hashed
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer.errors import ApiError
 
@@ -48,11 +48,6 @@ class Crashes:
     def refused(self) -> int | None:
         """Requests that were not run because they had ended a process; None where nothing is recorded."""
         return None if self._slot is None else self._slot.refused
-
-    def lift(self, model: str) -> None:
-        """Lets the loads of a model of the repository be tried once more: a person asks for one."""
-        if self._slot is not None:
-            self._slot.record.forgive(hashed(model), (LOAD_SUSPECT, QUARANTINED))
 
     def load(self, model: str, version: int, made_of: object) -> RecordedLoad:
         """The load of one version.

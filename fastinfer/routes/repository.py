@@ -26,7 +26,6 @@ def routes(service: Service) -> list[Route]:
         _check_allowed(service)
         name, version = _target(exchange)
         parameters = _parameters(exchange)
-        service.crashes.lift(name)
         endpoint = await control.load_model(name, version, parameters)
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
@@ -40,7 +39,6 @@ def routes(service: Service) -> list[Route]:
     async def load_worker(exchange: Exchange) -> None:
         _check_allowed(service)
         parameters = _parameters(exchange)
-        service.crashes.lift(str(parameters.get("model")))
         endpoint = await control.load_worker(exchange.arguments[0], parameters)
         exchange.respond(200, endpoint.encode(), b"text/html")
 

@@ -23,8 +23,8 @@ What the supervisor does::
     suspects.forget_old()                   # every minute or so
 
 Its journal of loads replays what it holds, in each new process. A replay of a quarantined load is refused with 400 at
-once; it is not to be tried again until :meth:`Suspects.is_quarantined` is false for the model. Only a load that a
-person asks for lifts a quarantine (``Crashes.lift``, which the load endpoints call before they load), for one try.
+once, and so is a load that a client asks for: otherwise whoever may load could end a process with each request. Changed
+files (``touch`` is enough), configuration or parameters make it another load.
 """
 
 from __future__ import annotations

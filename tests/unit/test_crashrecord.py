@@ -80,15 +80,14 @@ def test_where_places_are_rare_culprits_stay_and_the_table_stays_bounded(record)
     assert len(record.entries()) == 16
 
 
-def test_a_group_is_forgiven_by_kind(record):
+def test_a_group_holds_entries_by_kind(record):
     record.put(1, CULPRIT, 60, group=5)
-    record.put(2, QUARANTINED, 60, group=5)
-    record.put(3, QUARANTINED, 60, group=6)
-    assert record.holds(5, QUARANTINED)
-    record.forgive(5, (LOAD_SUSPECT, QUARANTINED))
+    record.put(2, QUARANTINED, 60, group=6)
+    assert record.holds(5, CULPRIT)
     assert not record.holds(5, QUARANTINED)
     assert record.holds(6, QUARANTINED)
-    assert record.find(1).kind == CULPRIT
+    record.remove(2)
+    assert not record.holds(6, QUARANTINED)
 
 
 def test_memory_that_does_not_do():

@@ -99,11 +99,6 @@ cdef class CrashRecord:
     def holds(self, uint64_t group, int kind):
         return any([entry[1:3] == (group, kind) for entry in self.entries()])
 
-    def forgive(self, uint64_t group, kinds):
-        for key, belongs_to, kind in self.entries():
-            if belongs_to == group and kind in kinds:
-                self.remove(key)
-
     def entries(self):
         cdef int64_t now = monotonic_ns()
         cdef Py_ssize_t i
