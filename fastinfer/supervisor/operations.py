@@ -22,6 +22,7 @@ from fastinfer.supervisor.channel import ChannelClosedError
 log = logging.getLogger(__name__)
 
 _NUMBER: Final = re.compile(r"(?:-\d+)+$")
+_TRIES: Final = 4  # of a load at start that may have ended a process, by itself
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
 _NOTHING: Final[dict[str, Any]] = {
@@ -252,12 +253,20 @@ class Operations:
             await self.run("follow", **asked)
 
     async def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> str:
-        """For the start: all processes load side by side; what may have ended one is tried again by itself."""
+        """For the start: all processes load side by side; what may have ended one is tried again by itself.
+
+        More than once: what does end processes may still be on its way in another one.
+        """
         asked: dict[str, Any] = {"name": name, "version": version, "parameters": parameters}
         try:
             return str(await self.run("load_model", all_at_once=True, **asked))
         except LostError:
             async with self._one_by_one:
+                for _ in range(_TRIES - 1):
+                    try:
+                        return str(await self.run("load_model", **asked))
+                    except LostError:
+                        continue
                 return str(await self.run("load_model", **asked))
 
     async def _insist(self, operation: str, **arguments: Any) -> None:
