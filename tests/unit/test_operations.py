@@ -162,6 +162,22 @@ def test_at_start_what_may_have_ended_a_process_is_tried_again_alone() -> None:
     run(test)
 
 
+def test_at_start_a_load_that_has_lost_its_processes_twice_is_tried_again() -> None:
+    async def test(operations: Operations) -> None:
+        await joined(operations, Process(begin=ChannelClosedError()))
+        loading = asyncio.ensure_future(operations.load_model("a", None, {}))
+        await asyncio.sleep(0.01)
+        await joined(operations, Process(begin=ChannelClosedError()))
+        await asyncio.sleep(0.01)
+        assert not operations.members
+        last = Process()
+        await joined(operations, last)
+        assert await loading == "a"
+        assert last.models == ["a"]
+
+    run(test)
+
+
 def test_operations_of_one_name_wait_for_each_other() -> None:
     """Also those whose endpoints could get each other's names."""
 
