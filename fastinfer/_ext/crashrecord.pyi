@@ -80,6 +80,9 @@ class CrashRecord:
     @property
     def armed(self) -> bool:
         """Whether anything is in the table."""
+    @property
+    def refused(self) -> int:
+        """Requests that were not run because they are culprits, by the processes of all slots; it never falls."""
 
     # The table. Only one process may put.
     def put(
@@ -113,9 +116,6 @@ class CrashSlot:
     def watch_faults(self) -> None:
         """From now on notes the thread on which SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT comes; the process dies of it
         all the same. Once in a process, and the record must never go away then."""
-    @property
-    def refused(self) -> int:
-        """Requests that this slot's processes have not run because they are culprits."""
     def begin_run(self, key: int, group: int, label: bytes, fingerprints: Collection[int], requests: int) -> None:
         """Notes a run by this thread that never ends: for tests of what is made of one."""
     def begin_load(self, key: int, group: int, label: bytes) -> int:

@@ -46,8 +46,8 @@ class Crashes:
 
     @property
     def refused(self) -> int | None:
-        """Requests that were not run because they had ended a process; None where nothing is recorded."""
-        return None if self._slot is None else self._slot.refused
+        """Requests that no process has run because they had ended one; None where nothing is recorded."""
+        return None if self._slot is None else self._slot.record.refused
 
     def load(self, model: str, version: int, made_of: object) -> RecordedLoad:
         """The load of one version.

@@ -22,7 +22,7 @@ What the supervisor does::
     suspects.after_death(slot, signal)      # when it has ended, however it did: the slot is free again
     suspects.forget_old()                   # every minute or so
 
-Its journal of loads replays what it holds, in each new process. A replay of a quarantined load is refused with 400 at
+A new process loads what the others hold. Where that is quarantined it is refused with 400 at
 once, and so is a load that a client asks for: otherwise whoever may load could end a process with each request. Changed
 files (``touch`` is enough), configuration or parameters make it another load.
 """

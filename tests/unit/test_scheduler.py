@@ -528,7 +528,7 @@ def test_a_culprit_is_never_run_and_its_mates_are(policy):
         model.finish()
         assert [ticket.status for ticket in tickets] == [500, 200, 500, 200, 500]
         assert tickets[0].outcomes[0].message == ("this request has ended the process that ran it; it is not run again")
-        assert model.notes.slot.refused == 3
+        assert model.notes.slot.record.refused == 3
         assert model.stats.failures["model"].count == 3
         assert model.scheduler.in_flight == 0
 

@@ -84,6 +84,11 @@ cdef class CrashRecord:
     def seed(self):
         return self.head.seed
 
+    @property
+    def refused(self):
+        cdef Py_ssize_t index
+        return sum([self.slot(index).refused for index in range(len(self))])
+
     # --- The table ----------------------------------------------------------------------------------------------------
 
     def put(self, uint64_t key, int kind, double seconds, *, uint64_t group=0, int strikes=0, int signal=0):
@@ -163,10 +168,6 @@ cdef class CrashSlot:
 
     def watch_faults(self):
         watch_faults(self.slot)
-
-    @property
-    def refused(self):
-        return self.slot.refused
 
     # --- Runs ---------------------------------------------------------------------------------------------------------
 
