@@ -31,6 +31,7 @@ MAX_SKIPPED_BODY_BYTES = 64 * KIB  # of a refused request: read and thrown away,
 # --- Connections ------------------------------------------------------------------------------------------------------
 MAX_CONNECTIONS = 16_000
 MAX_PIPELINED = 16  # then reading pauses
+MAX_AWAITED_ANSWER_BYTES = 1 * MIB  # of a connection, were they all as large as its largest; then it pauses too
 HEAD_TIMEOUT_S = 30.0  # 408
 BODY_IDLE_TIMEOUT_S = 60.0  # 408; nginx's client_body_timeout
 BODY_MIN_BYTES_PER_S = 1 * KIB  # 408

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _INLINE_INFLATE_BYTES: Final = 4 * constants.KIB  # at most 4 MiB inflated, a few ms; more is inflated on a thread
 _INLINE_DEFLATE_BYTES: Final = 64 * constants.KIB
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSED: Final = 7  # states of a connection in the system's eyes (Linux's tcp_states.h): it was reset, and ...
+_CLOSED_BY_CLIENT: Final = 8  # ... the client has closed its side
 _UNSOUND: Final = Head("GET", False, {})  # stands for a message that could not be understood
 _UNSOUND.keep_alive = False
 
@@ -358,6 +360,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
                 transport.abort()
             return
         self._stuck_size = 0
+        if self._queue and not transport.is_reading():
+            self._look_whether_closed()
         if self._queue or self._deaf:
             return
         upload = self._upload
@@ -379,6 +383,15 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         elif self._idle_for_too_long(now):
             self._deaf = True
             self._linger()
+
+    def _look_whether_closed(self) -> None:
+        """Whether the client went away while nothing is read from it, so that the transport does not notice."""
+        state = cast(asyncio.Transport, self._transport).get_extra_info("socket").getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]  # fmt: skip
+        if state == _CLOSED:
+            self.abort()
+        elif state == _CLOSED_BY_CLIENT:  # there may be requests before that end: it is asked only
+            self._hub.half_closed.setdefault(self, (self._hub.now, False))
 
     def _idle_for_too_long(self, now: float) -> bool:
         hub = self._hub

@@ -260,6 +260,12 @@ class WireServer:
         self._clients.append(client)
         return client
 
+    def known_client(self) -> Client:
+        """One that has had an answer, a small one: the server runs more than one request of it at once."""
+        client = self.client().send(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.answer().status == 200
+        return client
+
     def close(self) -> None:
         for client in self._clients:
             client.sock.close()

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from fastinfer.errors import ApiError
+
 POST = b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
 ECHO = POST % (b"echo", 2) + b"ok"
@@ -42,7 +44,7 @@ def test_half_closed_in_the_middle_of_a_message(wire, sent):
 
 @pytest.mark.parametrize("way", ["reset", "close"])
 def test_client_gone_while_its_requests_are_handled(wire, way):
-    client = wire.client().send(HOLD * 3 + POST % (b"hold", 100_000) + bytes(100_000))
+    client = wire.known_client().send(HOLD * 3 + POST % (b"hold", 100_000) + bytes(100_000))
     wire.until(lambda: len(wire.handlers.held) == 4)
     if way == "reset":
         client.reset()
@@ -56,7 +58,7 @@ def test_client_gone_while_its_requests_are_handled(wire, way):
 
 
 def test_client_gone_with_a_part_of_it_answered(wire):
-    client = wire.client().send(HOLD * 2)
+    client = wire.known_client().send(HOLD * 2)
     wire.until(lambda: len(wire.handlers.held) == 2)
     wire.call(wire.handlers.held[1].respond, 200, b"second")
     client.reset()
@@ -84,6 +86,48 @@ def test_slow_reader_has_one_answer_buffered(wire):
     assert wire.call(lambda: wire.server.hub.answers[2]) <= before + 2
     for _ in range(20):
         assert len(client.answer().body) == size
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_requests_of_a_connection_are_run_at_once_when_their_answers_are_known_to_be_small(wire, known):
+    client = (wire.known_client if known else wire.client)().send(HOLD * 3)
+    held = wire.handlers.held
+    wire.until(lambda: len(held) == (3 if known else 1))
+    assert wire.client().send(ECHO).answer().body == b"ok"
+    assert wire.call(lambda: len(held)) == (3 if known else 1)
+    wire.call(held[0].fail, ApiError(500, "tells nothing about other answers"))
+    if not known:
+        wire.until(lambda: len(held) == 2)
+        assert wire.client().send(ECHO).answer().body == b"ok"
+        assert wire.call(lambda: len(held)) == 2
+    wire.call(held[1].respond, 200, bytes(300_000))
+    wire.until(lambda: len(held) == 3)
+    wire.call(held[2].respond, 200, b"last")
+    assert [len(client.answer().body) for _ in range(3)][1:] == [300_000, 4]
+
+    held.clear()
+    client.send(HOLD * 9)  # of answers like the largest, four are more than is kept for one that does not read
+    wire.until(lambda: len(held) == 4)
+    assert wire.client().send(ECHO).answer().body == b"ok"
+    assert wire.call(lambda: len(held)) == 4
+
+
+@pytest.mark.parametrize("way", ["reset", "close", "shutdown"])
+def test_client_gone_while_nothing_is_read_from_it(start, way):
+    wire = start(head_timeout_s=0.4)
+    client = wire.client().send(HOLD + ECHO)
+    wire.until(lambda: len(wire.handlers.held) == 1)
+    if way == "reset":
+        client.reset()
+    elif way == "close":
+        client.sock.close()
+    else:
+        client.sock.shutdown(socket.SHUT_WR)  # this one waits for its answers
+        assert client.answer().status == 100
+        wire.call(wire.handlers.held[0].respond, 200, b"first")
+        assert [answer.body for answer in finals(client)] == [b"first", b"ok"]
+    wire.until(lambda: wire.server.hub.connections == 0)
+    assert wire.handlers.abandoned == (way != "shutdown")
 
 
 def test_slow_reader_of_small_answers(wire):

@@ -87,7 +87,7 @@ def test_drain_without_connections(start):
 
 def test_drain_lets_requests_finish(start):
     wire = start()
-    holding, uploading, idle = wire.client(), wire.client(), wire.client()
+    holding, uploading, idle = wire.known_client(), wire.client(), wire.client()
     holding.send(HOLD * 3)
     uploading.send(ECHO[:-1])
     assert idle.send(ECHO).answer().body == b"ok"

@@ -175,7 +175,7 @@ def test_pipelined_requests_are_answered_in_order(wire, split):
 
 
 def test_no_more_than_sixteen_are_in_flight(wire):
-    client = wire.client().send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" * 40)
+    client = wire.known_client().send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" * 40)
     held = wire.handlers.held
     wire.until(lambda: len(held) == 16)
     assert wire.call(lambda: len(held)) == 16

@@ -58,6 +58,7 @@ cdef class Connection:
     cdef public list _queue             # list[HttpExchange]: not answered yet, in order
     cdef public list _out               # list[bytes | memoryview]: outgoing bytes, and ...
     cdef public Py_ssize_t _out_size    # ... how many
+    cdef Py_ssize_t _largest            # bytes of its largest answer so far; 0: there was none yet
 
     cdef int read(self, Py_ssize_t end) except -1
     cdef Head known(self, const char* data, Py_ssize_t size)

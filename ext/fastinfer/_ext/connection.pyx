@@ -31,6 +31,7 @@ cdef Py_ssize_t joined_bytes = JOINED_BYTES
 cdef Py_ssize_t min_compressed_bytes = constants.MIN_COMPRESSED_BYTES
 cdef Py_ssize_t max_cached_heads = constants.MAX_CACHED_HEADS
 cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
+cdef Py_ssize_t max_awaited_bytes = constants.MAX_AWAITED_ANSWER_BYTES
 cdef bytes json_type = JSON
 
 
@@ -118,6 +119,7 @@ cdef class Connection:
         self._pending = b""
         self._queue = []
         self._out = []
+        self._largest = 0
 
     # --- Called by the transport -------------------------------------------------------------------------------------
 
@@ -316,8 +318,12 @@ cdef class Connection:
         return 0
 
     cdef bint blocked(self) noexcept:
-        # Whether no further request may start: too many in flight, or the client does not read its answers.
-        return self._write_paused or len(self._queue) >= self._hub._max_pipelined
+        # Whether no further request may start: too many in flight, the client does not read its answers, or these may
+        # become too much to keep for one that does not.
+        cdef Py_ssize_t awaited = len(self._queue)
+        if self._write_paused or awaited >= self._hub._max_pipelined:
+            return True
+        return awaited > 0 and (self._largest == 0 or awaited * self._largest >= max_awaited_bytes)
 
     # --- Requests to handlers ----------------------------------------------------------------------------------------
 
@@ -368,12 +374,14 @@ cdef class Connection:
 
     cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
         # Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it.
+        cdef Py_ssize_t before = self._out_size
         try:
             # What changes an answer's head is rare: a connection that ends, an old client, compression.
-            if exchange.head.plain and not self._hub.draining and not self._deaf:
-                if self.emit_plain(exchange, status, content_type, body, fields):
-                    return 0
-            self._emit_any(exchange, status, content_type, body, fields)
+            if (not exchange.head.plain or self._hub.draining or self._deaf
+                    or not self.emit_plain(exchange, status, content_type, body, fields)):
+                self._emit_any(exchange, status, content_type, body, fields)
+            if status == 200:       # errors are small whatever the answers are
+                self._largest = max(self._largest, self._out_size - before)
         except Exception:
             log.exception("an answer could not be written")
             self._emit_any(exchange, 500, json_type, INTERNAL_ERROR.body(), ())
