@@ -152,6 +152,9 @@ def serving(*options: str, **kwargs: Any) -> Iterator[Server]:
     try:
         yield server
         server.stop()
+    except BaseException:
+        print(server.log)  # shown with a test that fails
+        raise
     finally:
         server.kill()
 

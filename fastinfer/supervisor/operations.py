@@ -22,7 +22,7 @@ from fastinfer.supervisor.channel import ChannelClosedError
 log = logging.getLogger(__name__)
 
 _NUMBER: Final = re.compile(r"(?:-\d+)+$")
-_TRIES: Final = 4  # of a load at start that may have ended a process, by itself
+_TRIES: Final = 4  # of a load that nobody asks for again, where processes end meanwhile
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
 _NOTHING: Final[dict[str, Any]] = {
@@ -233,11 +233,12 @@ class Operations:
         """What one process sees on the disk."""
         while True:
             async with self._in_order(""):
-                try:
-                    found: dict[str, str | None] = await self.members[0].call("look", tell=tell)
-                    return found
-                except (ChannelClosedError, IndexError):
-                    continue
+                for member in self.members[:1]:
+                    try:
+                        found: dict[str, str | None] = await member.call("look", tell=tell)
+                        return found
+                    except ChannelClosedError:
+                        self.leave(member)  # that it has ended may not be known otherwise yet
 
     async def expect(self, names: Iterable[str]) -> None:
         await self._insist("expect", names=list(names))
@@ -246,28 +247,25 @@ class Operations:
         await self._insist("refuse", name=name, reason=reason)
 
     async def follow(self, name: str, *, known: bool, gone: bool) -> None:
-        asked: dict[str, Any] = {"name": name, "known": known, "gone": gone}
-        try:
-            await self.run("follow", **asked)
-        except LostError:  # perhaps for another reason; the same change is not looked at a second time
-            await self.run("follow", **asked)
+        await self._again("follow", name=name, known=known, gone=gone)
 
     async def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> str:
-        """For the start: all processes load side by side; what may have ended one is tried again by itself.
-
-        More than once: what does end processes may still be on its way in another one.
-        """
+        """For the start: all processes load side by side; what may have ended one is tried again by itself."""
         asked: dict[str, Any] = {"name": name, "version": version, "parameters": parameters}
         try:
             return str(await self.run("load_model", all_at_once=True, **asked))
         except LostError:
             async with self._one_by_one:
-                for _ in range(_TRIES - 1):
-                    try:
-                        return str(await self.run("load_model", **asked))
-                    except LostError:
-                        continue
-                return str(await self.run("load_model", **asked))
+                return str(await self._again("load_model", **asked))
+
+    async def _again(self, operation: str, **arguments: Any) -> Any:
+        """Tries a few times: processes may end for another reason, such as what is still on its way in another one."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self.run(operation, **arguments)
+            except LostError:
+                continue
+        return await self.run(operation, **arguments)
 
     async def _insist(self, operation: str, **arguments: Any) -> None:
         while True:

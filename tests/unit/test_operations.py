@@ -178,6 +178,28 @@ def test_at_start_a_load_that_has_lost_its_processes_twice_is_tried_again() -> N
     run(test)
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_look_at_the_disk_does_not_wait_for_a_process_that_has_gone(others: int) -> None:
+    class Gone(Process):
+        async def call(self, call: str, **arguments: Any) -> Any:
+            if call == "look":
+                raise ChannelClosedError  # at once: the loop has no turn
+            return await super().call(call, **arguments)
+
+    async def test(operations: Operations) -> None:
+        gone, alive = Gone(), Process(look={"a": None})
+        await joined(operations, gone, *[alive] * others)
+        looking = asyncio.create_task(operations.look())
+        if not others:
+            await asyncio.sleep(0)
+            assert not looking.done()
+            await joined(operations, alive)
+        assert await looking == {"a": None}
+        assert operations.members == [alive]
+
+    run(test)
+
+
 def test_operations_of_one_name_wait_for_each_other() -> None:
     """Also those whose endpoints could get each other's names."""
 
