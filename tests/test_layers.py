@@ -104,6 +104,7 @@ FLOORS: list[dict[str, str]] = [
         "_ext.executor": "",
         "_ext.ort": "_ext.ort_run",
         "_ext.ort_run": "",
+        "_ext.queue": "",
         "_ext.runnotes": "",
         "_ext.signature": "",
     },

@@ -1,40 +1,19 @@
-# The scheduler of one loaded model: queue, instances, deadlines.
+# The scheduler of one loaded model: instances, batches, deadlines; what waits is in a Queue.
 #
 # Touched by the loop's thread only, hence no locks. It knows neither HTTP nor ONNX: requests come in by submit, batches
 # go to the `start` callable that it was given, and every request's `complete` is called exactly once, with its outputs
 # or with an error, unless it was cancelled.
 #
 # Requests that arrive in the same turn of the loop are seen together: submit only queues, the dispatch follows at the
-# end of the turn. Compatible requests (equal priority and shape_key) wait in one group; the group whose head is the
-# most urgent, then the oldest, is served first. A request whose deadline passes is answered at once, wherever it is;
-# queued it never runs, and a batch in which nobody waits any more is terminated.
+# end of the turn. A request whose deadline passes is answered at once, wherever it is; queued it never runs, and a
+# batch in which nobody waits any more is terminated.
 
 from libc.stdint cimport int64_t
 
 from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest
+from fastinfer._ext.queue cimport Group, Queue
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport Counters
-
-cdef enum:
-    # InferRequest.state
-    QUEUED = 1
-    RUNNING = 2
-    ENDED = 3
-
-
-# Compatible requests that wait, oldest first.
-cdef class Group:
-    cdef int64_t priority
-    cdef object key             # of Scheduler._groups; None for the plain group
-    cdef list requests          # those before `first` were taken and are None; ended ones may lie between the others
-    cdef Py_ssize_t first
-    # As a member of the heap of heads.
-    cdef bint is_head
-    cdef int64_t since_ns       # when its oldest request came
-    cdef int64_t number         # unique: the order of groups that are equal otherwise
-
-    cdef void drop_first(self) noexcept
-
 
 # Requests that run together, and how many of them still wait for the answer. It is also what a run is to call at its
 # end. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish breaks.
@@ -58,20 +37,11 @@ cdef class Scheduler:
     cdef bint _policy_matters           # else a batch is what fits
     cdef int64_t _max_batch_size
     cdef int64_t _max_queue_size
-    cdef int64_t _priority_levels
-    cdef int64_t _default_priority
     cdef int64_t _timeout_ns
     cdef Counters _stats
     cdef RunNotes _notes                # None where crashes are not recorded
     cdef object _loop
-    # The queue: a group for requests without priority and shape_key (most models have no others), groups of all others
-    # (none of these is empty), and a heap of those that are not empty.
-    cdef Group _plain
-    cdef dict _groups                   # (priority, shape_key) -> Group
-    cdef list _heads
-    cdef int64_t _number
-    cdef int64_t _queued
-    cdef int64_t _ended_in_queue        # cancelled or expired ones that still lie in a group
+    cdef Queue _queue
     # What runs.
     cdef int64_t _free_instances
     cdef set _running                   # of Batch
@@ -93,14 +63,6 @@ cdef class Scheduler:
     cpdef int cancel(self, InferRequest request) except -1
     cpdef int count_refusal(self, object error) except -1
 
-    # The queue.
-    cdef Group _group_of(self, InferRequest request)
-    cdef int _push_head(self, Group group) except -1
-    cdef int _remove_head(self, Group group) except -1
-    cdef int _drop_group(self, Group group) except -1
-    cdef list _heads_to_ask(self)
-    cdef bint _skip_ended(self, Group group) noexcept
-    cdef int _sweep_out(self) except -1
     # From queue to run to answer.
     cdef int _dispatch(self) except -1
     cdef bint _run_at_once(self, list requests, int64_t now) except -1

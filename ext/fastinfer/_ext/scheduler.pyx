@@ -1,7 +1,6 @@
 # The scheduler of one loaded model: see scheduler.pxd.
 
 import logging
-from heapq import heapify, heappop, heappush, nsmallest
 
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -9,6 +8,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, NONE
 from fastinfer._ext.message cimport BatchResult, BatchRunner, InferRequest, Waiter
+from fastinfer._ext.queue cimport ENDED, QUEUED, Group, Queue
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
 
@@ -21,29 +21,6 @@ cdef str REFUSED = "this request has ended the process that ran it; it is not ru
 cdef enum:
     TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
     HEADS_ASKED = 16        # groups that are asked for a batch while the most urgent one waits for company
-    FEW = 64                # places that may lie unused at the front of a group, or be taken by ended requests
-
-
-@cython.final
-cdef class Group:
-    def __lt__(self, Group other):
-        if self.priority != other.priority:
-            return self.priority < other.priority
-        if self.since_ns != other.since_ns:
-            return self.since_ns < other.since_ns
-        return self.number < other.number
-
-    cdef void drop_first(self) noexcept:
-        self.requests[self.first] = None
-        self.first += 1
-
-
-cdef Group new_group(int64_t priority, key):
-    cdef Group group = Group.__new__(Group)
-    group.priority = priority
-    group.key = key
-    group.requests = []
-    return group
 
 
 @cython.final
@@ -70,15 +47,11 @@ cdef class Scheduler:
         self._max_batch_size = policy.max_batch_size
         self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
         self._max_queue_size = max_queue_size
-        self._priority_levels = priority_levels
-        self._default_priority = default_priority
         self._timeout_ns = <int64_t>(timeout_s * 1e9)
         self._stats = stats
         self._notes = notes
         self._loop = loop
-        self._plain = new_group(0, None)
-        self._groups = {}
-        self._heads = []
+        self._queue = Queue(priority_levels, default_priority)
         self._free_instances = instances
         self._running = set()
 
@@ -94,7 +67,7 @@ cdef class Scheduler:
 
     @property
     def queued(self):
-        return self._queued
+        return self._queue.size
 
     @property
     def running(self):
@@ -102,27 +75,18 @@ cdef class Scheduler:
 
     @property
     def in_flight(self):
-        return self._queued + sum([(<Batch>batch).waiting for batch in self._running])
+        return self._queue.size + sum([(<Batch>batch).waiting for batch in self._running])
 
     # --- In -----------------------------------------------------------------------------------------------------------
 
     cpdef int submit(self, InferRequest request) except -1:
-        cdef Group group
-        if self._queued >= self._max_queue_size:
+        if self._queue.size >= self._max_queue_size:
             self._stats.count_failure(REJECTED, 0)
             raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
         if self._retiring:
             raise ApiError(503, "the model is being unloaded", retry_after_s=1)
-        request.state = QUEUED
         request.enqueued_ns = monotonic_ns()
-        if self._priority_levels == 0 and request.shape_key is None:    # the common case
-            group = self._plain
-        else:
-            group = self._group_of(request)
-        group.requests.append(request)
-        if not group.is_head:
-            self._push_head(group)
-        self._queued += 1
+        self._queue.add(request)
         if request.timeout_us != 0:
             request.timer = self._loop.call_later(request.timeout_us * 1e-6, self._expired, request)
         else:
@@ -152,83 +116,6 @@ cdef class Scheduler:
     def _check_retired(self):
         self._check_idle()
 
-    # --- The queue ----------------------------------------------------------------------------------------------------
-
-    cdef Group _group_of(self, InferRequest request):
-        cdef int64_t priority = 0
-        if self._priority_levels != 0:
-            priority = min(request.priority if request.priority != 0 else self._default_priority,
-                           self._priority_levels)
-        key = (priority, request.shape_key)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = new_group(priority, key)
-        return group
-
-    cdef int _push_head(self, Group group) except -1:
-        # The group's first request is alive, or is the only one.
-        group.since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
-        self._number += 1
-        group.number = self._number
-        group.is_head = True
-        if len(self._heads) == 0:       # the common case
-            self._heads.append(group)
-        else:
-            heappush(self._heads, group)
-        return 0
-
-    cdef int _remove_head(self, Group group) except -1:
-        group.is_head = False
-        if self._heads[0] is not group:
-            self._heads.remove(group)
-            heapify(self._heads)
-        elif len(self._heads) == 1:     # the common case
-            self._heads.pop()
-        else:
-            heappop(self._heads)
-        return 0
-
-    cdef int _drop_group(self, Group group) except -1:
-        self._remove_head(group)
-        group.requests.clear()
-        group.first = 0
-        if group is not self._plain:
-            del self._groups[group.key]
-        return 0
-
-    cdef list _heads_to_ask(self):
-        # The most urgent groups, each with a live request at its front; only one where nobody waits on purpose.
-        cdef Py_ssize_t wanted = HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1
-        cdef list heads, empty
-        while True:
-            heads = nsmallest(wanted, self._heads) if wanted > 1 else self._heads[:1]
-            empty = [group for group in heads if not self._skip_ended(<Group>group)]
-            if not empty:
-                return heads
-            for group in empty:
-                self._drop_group(<Group>group)
-
-    cdef bint _skip_ended(self, Group group) noexcept:
-        # Whether a live request is now the group's first.
-        while group.first < len(group.requests):
-            if (<InferRequest>group.requests[group.first]).state == QUEUED:
-                return True
-            group.drop_first()
-            self._ended_in_queue -= 1
-        return False
-
-    cdef int _sweep_out(self) except -1:
-        # Lets go of ended requests that lie behind live ones, so that a stalled queue cannot hold their memory.
-        cdef Group group
-        for group in self._heads.copy():
-            group.requests = [request for request in group.requests[group.first:]
-                              if (<InferRequest>request).state == QUEUED]
-            group.first = 0
-            if len(group.requests) == 0:
-                self._drop_group(group)
-        self._ended_in_queue = 0
-        return 0
-
     # --- From queue to run to answer ----------------------------------------------------------------------------------
 
     def _dispatch_now(self):
@@ -242,12 +129,12 @@ cdef class Scheduler:
         cdef bint ended
         self._dispatching = True
         try:
-            while self._free_instances > 0 and self._queued > 0:
+            while self._free_instances > 0 and self._queue.size > 0:
                 taken = self._take(now)
                 if taken is None:
                     break
                 ended = self._run_at_once(taken, now) or self._start_batch(taken, now)
-                if self._queued == 0:       # the common case
+                if self._queue.size == 0:       # the common case
                     break
                 now = monotonic_ns()
                 if ended and now - began_ns > TURN_NS:
@@ -298,8 +185,8 @@ cdef class Scheduler:
         cdef list taken = None
         if self._policy_matters:
             return self._take_by_policy(now)
-        while taken is None and len(self._heads) > 0:       # a group may hold nothing but ended ones
-            taken = self._take_from(<Group>self._heads[0], -1)
+        while taken is None and len(self._queue.heads) > 0:     # a group may hold nothing but ended ones
+            taken = self._take_from(<Group>self._queue.heads[0], -1)
         return taken
 
     cdef list _take_by_policy(self, int64_t now):
@@ -309,17 +196,17 @@ cdef class Scheduler:
         cdef int64_t waits_ns
         cdef int64_t since_ns
         cdef Py_ssize_t take
-        # Without a configured delay the first head always gives a batch.
-        for group in self._heads_to_ask():
-            since_ns = (<InferRequest>group.requests[group.first]).enqueued_ns
-            take, waits_ns = self._policy.decide(rows_of(group, self._max_batch_size), now - since_ns)
+        # Without a configured delay the first one always gives a batch.
+        for group in self._queue.most_urgent(HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1):
+            since_ns = group.oldest().enqueued_ns
+            take, waits_ns = self._policy.decide(group.rows(self._max_batch_size), now - since_ns)
             if take > 0:
                 taken = self._take_from(group, take)
                 if taken is not None:       # else the group held culprits, and is gone
                     return taken
                 continue
             shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
-        if self._delay is None and len(self._heads) > 0:
+        if self._delay is None and len(self._queue.heads) > 0:
             self._delay = self._loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
 
@@ -333,43 +220,32 @@ cdef class Scheduler:
         cdef bint alone = False
         while count != limit and not alone:
             alone = armed and self._refuse_culprits(group) == IS_SUSPECT
-            if not self._skip_ended(group) or (alone and count > 0):
+            request = self._queue.first(group)
+            if request is None or (alone and count > 0):
                 break
-            request = <InferRequest>group.requests[group.first]
             if limit < 0 and count > 0 and (rows >= self._max_batch_size or rows + request.rows > self._max_batch_size):
                 break
             rows += request.rows
             count += 1
-            request.state = RUNNING
             taken.append(request)
-            group.drop_first()
-        self._queued -= count
-        if group.first == len(group.requests):
-            self._drop_group(group)
-        else:
-            if group.first > FEW and 2 * group.first > len(group.requests):
-                del group.requests[:group.first]
-                group.first = 0
-            self._remove_head(group)
-            self._push_head(group)
+            self._queue.take_first(group)
+        self._queue.settle(group)
         return taken if count > 0 else None
 
     cdef int _refuse_culprits(self, Group group) except -1:
-        # Those at the front; the verdict on the request that is first then. They are answered in a moment: whoever is
+        # Those at the start; the verdict on the request that is first then. They are answered in a moment: whoever is
         # told may change the queue, which is being read.
-        cdef InferRequest request
+        cdef InferRequest request = self._queue.first(group)
         cdef int verdict
-        while self._skip_ended(group):
-            request = <InferRequest>group.requests[group.first]
+        while request is not None:
             verdict = self._notes.verdict(request)
             if verdict != IS_CULPRIT:
                 return verdict
-            request.state = RUNNING
-            group.drop_first()
-            self._queued -= 1
+            self._queue.take_first(group)
             self._finishing += 1
             self._notes.slot.slot.refused += 1
             self._loop.call_soon(self._refuse, request)
+            request = self._queue.first(group)
         return NONE
 
     def _refuse(self, InferRequest request):
@@ -389,7 +265,7 @@ cdef class Scheduler:
     cdef int _end_batch(self, list requests, int64_t started_ns, BatchResult result) except -1:
         self._finishing += 1
         try:
-            if self._queued > 0 and not self._dispatching:
+            if self._queue.size > 0 and not self._dispatching:
                 self._dispatch()    # the next batch starts before the answers of this one are written
         finally:
             self._answer(requests, started_ns, result)
@@ -427,7 +303,7 @@ cdef class Scheduler:
         return 0
 
     cdef int _check_idle(self) except -1:
-        if self._retired is not None and self._queued == 0 and len(self._running) == 0 and self._finishing == 0:
+        if self._retired is not None and self._queue.size == 0 and len(self._running) == 0 and self._finishing == 0:
             retired, self._retired = self._retired, None
             retired()
         return 0
@@ -448,11 +324,8 @@ cdef class Scheduler:
         # Ends a request early, wherever it is.
         cdef Batch batch
         if request.state == QUEUED:
-            self._queued -= 1
-            self._ended_in_queue += 1
             self._forget(request)
-            if self._ended_in_queue > FEW and self._ended_in_queue > self._queued:
-                self._sweep_out()
+            self._queue.has_ended()
             return self._check_idle()
         self._forget(request)
         for batch in self._running:
@@ -514,22 +387,6 @@ cdef class Scheduler:
         else:
             self._newest = request.before
         Py_DECREF(request)
-
-
-# The rows of the live requests, as far as they can matter to one batch.
-cdef list rows_of(Group group, int64_t max_batch_size):
-    cdef InferRequest request
-    cdef list rows = []
-    cdef int64_t total = 0
-    cdef Py_ssize_t i
-    for i in range(group.first, len(group.requests)):
-        request = <InferRequest>group.requests[i]
-        if request.state == QUEUED:
-            rows.append(request.rows)
-            total += request.rows
-            if total > max_batch_size:
-                break
-    return rows
 
 
 cdef BatchResult failed(list requests, str message):
