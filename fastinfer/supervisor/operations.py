@@ -68,7 +68,8 @@ class Operations:
         self._one_by_one = asyncio.Lock()
         self._in_flight = 0
         self._joining = 0
-        self._settled = asyncio.Condition()  # of the last two, and the members
+        self._side_by_side = 0  # loads at start
+        self._settled = asyncio.Condition()  # of the last three, and the members
 
     # --- Taking part --------------------------------------------------------------------------------------------------
 
@@ -252,14 +253,21 @@ class Operations:
     async def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> str:
         """For the start: all processes load side by side; what may have ended one is tried again by itself."""
         asked: dict[str, Any] = {"name": name, "version": version, "parameters": parameters}
+        self._side_by_side += 1
         try:
             return str(await self.run("load_model", all_at_once=True, **asked))
         except LostError:
-            async with self._one_by_one:
-                return str(await self._again("load_model", **asked))
+            pass
+        finally:
+            self._side_by_side -= 1
+            await self._notify()
+        async with self._one_by_one:
+            async with self._settled:  # what ends processes is on its way in none of them any more
+                await self._settled.wait_for(lambda: not self._side_by_side)
+            return str(await self._again("load_model", **asked))
 
     async def _again(self, operation: str, **arguments: Any) -> Any:
-        """Tries a few times: processes may end for another reason, such as what is still on its way in another one."""
+        """Tries a few times: processes may end for other reasons."""
         for _ in range(_TRIES - 1):
             try:
                 return await self.run(operation, **arguments)
@@ -315,11 +323,11 @@ def _without_lost(reports: Mapping[Member, Report]) -> dict[Member, Report]:
 
 def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | None:
     """Why an operation cannot go on although some processes are prepared; None where all are."""
+    if any("lost" in report for report in reports.values()):
+        return LostError(operation)
     for report in reports.values():
         if "failed" in report:
             return ApiError.of(report["failed"])
-        if "lost" in report:
-            return LostError(operation)
     prepared = [report.get("prepared") for report in reports.values()]
     if any(each != prepared[0] for each in prepared):
         return ApiError(503, "the files of the model change while it is loaded", retry_after_s=1)
@@ -327,11 +335,10 @@ def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | Non
 
 
 def _outcome(operation: str, reports: Mapping[Member, Report]) -> Any:
+    # The others have failed because of the lost one, and say so.
+    if not reports or any("lost" in report for report in reports.values()):
+        raise LostError(operation)
     for report in reports.values():
-        if "lost" in report:
-            raise LostError(operation)
         if "failed" in report:
             raise ApiError.of(report["failed"])
-    if not reports:
-        raise LostError(operation)
     return next(iter(reports.values()))["done"]

@@ -178,6 +178,30 @@ def test_at_start_a_load_that_has_lost_its_processes_twice_is_tried_again() -> N
     run(test)
 
 
+def test_at_start_a_load_is_tried_again_when_no_other_may_end_its_process() -> None:
+    class Slow(Process):
+        async def call(self, call: str, **arguments: Any) -> Any:
+            if call == "begin" and arguments["arguments"]["name"] == "slow":
+                await slow.wait()
+                raise ChannelClosedError
+            return await super().call(call, **arguments)
+
+    slow = asyncio.Event()
+
+    async def test(operations: Operations) -> None:
+        dies_later, last = Slow(), Process()
+        await joined(operations, Process(begin=ChannelClosedError()), dies_later)
+        loading = asyncio.gather(*(operations.load_model(name, None, {}) for name in ("quick", "slow")))
+        await asyncio.sleep(0.01)
+        assert dies_later.calls.count("begin load_model") == 1  # and not once more
+        slow.set()
+        await joined(operations, last)
+        assert await loading == ["quick", "slow"]
+        assert sorted(last.models) == ["quick", "slow"]
+
+    run(test)
+
+
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_look_at_the_disk_does_not_wait_for_a_process_that_has_gone(others: int) -> None:
     class Gone(Process):
