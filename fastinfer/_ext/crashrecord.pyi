@@ -79,7 +79,7 @@ class CrashRecord:
         """The slots."""
     @property
     def armed(self) -> bool:
-        """Whether anything is in the table."""
+        """Whether anything is in the table, or about to be."""
     @property
     def refused(self) -> int:
         """Requests that were not run because they are culprits, by the processes of all slots; it never falls."""
@@ -90,6 +90,8 @@ class CrashRecord:
     ) -> None:
         """Says what a key is, for so long, whatever was said before. Where places are rare, an older entry goes."""
     def find(self, key: int) -> Verdict | None: ...
+    def kind(self, key: int) -> int:
+        """What a key is, or 0. Known of a request from the moment on in which its run has crashed."""
     def holds(self, group: int, kind: int) -> bool:
         """Whether the table has an entry of a group that is of this kind."""
     def remove(self, key: int) -> None: ...

@@ -37,7 +37,7 @@ from typing import Final
 
 from fastinfer import limits
 from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, Running
+from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, Death, Running
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,12 @@ class Suspects:
         """
         if slot is None:
             return
-        death = self._record.death(slot)
+        if signal in _CRASHES:
+            self._blame(self._record.death(slot), signal)
         self._record.reset(slot)
         self._free.append(slot)
-        if signal not in _CRASHES:
-            return
+
+    def _blame(self, death: Death, signal: int) -> None:
         name = signals.Signals(signal).name
         runs, loads, at_fault = death.runs, death.loads, False
         if any(noted.at_fault for noted in (*runs, *loads)):

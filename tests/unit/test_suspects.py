@@ -195,6 +195,25 @@ def test_a_fault_on_a_run_s_thread_blames_that_run_alone(suspects, record):
     assert kinds(record, 10, 11) == [None, CULPRIT]
 
 
+@pytest.mark.parametrize(("requests", "kind"), [((11,), CULPRIT), (range(11, 43), SUSPECT)])
+def test_other_processes_know_of_a_crash_before_anybody_has_looked_into_it(suspects, record, requests, kind):
+    def body(slot):
+        elsewhere(run, slot, 10)
+        run(slot, *requests)
+        signal.raise_signal(signal.SIGFPE)
+
+    assert not record.armed
+    forked(record, body)
+    assert record.armed
+    assert [record.kind(key) for key in (10, *requests)] == [0] + [kind] * len(requests)
+    assert kinds(record, *requests) == [None] * len(requests)
+    suspects.after_death(0, signal.SIGFPE)
+    assert [record.kind(key) for key in (10, *requests)] == [0] + [kind] * len(requests)
+    for key in requests:
+        record.remove(key)
+    assert not record.armed  # nothing is dying any more
+
+
 def test_a_fault_on_a_load_s_thread_blames_that_load_alone(suspects, record):
     def body(slot):
         run(slot, 11)

@@ -68,7 +68,9 @@ struct Head {
     uint64_t layout;  // the size of everything above, so that different builds do not meet by mistake
     uint64_t slots;
     uint64_t seed;  // of fingerprints and keys
-    uint64_t used;  // places of the table: while there are none, nobody needs to look
+    uint64_t used;   // places of the table, and ...
+    uint64_t dying;  // ... slots in which a crash has come and of which nobody has made entries yet: while there are
+                     // none of either, nobody needs to look
     Entry table[PLACES];
 };
 
@@ -85,7 +87,9 @@ static inline uint64_t* fingerprints_of(Slot* slot, const NotedRun* run) {
     return slot->fingerprints[run - slot->runs];
 }
 
-static inline bool is_armed(const Head* head) { return __atomic_load_n(&head->used, __ATOMIC_RELAXED) != 0; }
+static inline bool is_armed(const Head* head) {
+    return (__atomic_load_n(&head->used, __ATOMIC_RELAXED) | __atomic_load_n(&head->dying, __ATOMIC_RELAXED)) != 0;
+}
 
 // --- The table --------------------------------------------------------------------------------------------------------
 
@@ -153,6 +157,48 @@ static inline void run_ends(NotedRun* run) {
     if (run == nullptr) return;
     run->ended = 1;
     show(run->what.thread, uint64_t{0});
+}
+
+// --- Dying ------------------------------------------------------------------------------------------------------------
+
+// In a signal handler. The process's connections are closed after it, so a client that asks again is met by this note.
+static inline void note_fault_on(Head* head, Slot* slot, uint64_t thread) {
+    uint64_t nobody = 0;  // of several faults the first one counts
+    if (__atomic_compare_exchange_n(&slot->fault_thread, &nobody, thread, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+        __atomic_fetch_add(&head->dying, 1, __ATOMIC_RELEASE);
+}
+
+// What a request is, of whose run a process is just dying.
+static inline Kind kind_in_dying(Head* head, uint64_t key) {
+    for (uint64_t i = 0; i < head->slots; i++) {
+        Slot* slot = slot_of(head, i);
+        uint64_t thread = seen(slot->fault_thread);
+        if (thread == 0) continue;
+        for (NotedRun& run : slot->runs) {
+            if (seen(run.what.thread) != thread) continue;
+            uint64_t count = run.requests < REQUESTS ? run.requests : uint64_t{REQUESTS};
+            for (uint64_t j = 0; j < count; j++)
+                if (fingerprints_of(slot, &run)[j] == key) return run.requests == 1 ? CULPRIT : SUSPECT;
+        }
+    }
+    return NONE;
+}
+
+// What is known of a request or of a model.
+static inline int kind_of(Head* head, uint64_t key, int64_t now_ns) {
+    const Entry* entry = entry_of(head, key, now_ns);
+    if (entry != nullptr) return entry->kind;
+    return seen(head->dying) == 0 ? NONE : kind_in_dying(head, key);
+}
+
+// The supervisor alone, for a slot whose process is dead and whose deeds are in the table.
+static inline void reset_slot(Head* head, Slot* slot) {
+    for (Noted& load : slot->loads) load = Noted{};
+    for (NotedRun& run : slot->runs) run = NotedRun{};
+    slot->main_thread = slot->unnoted = 0;
+    if (slot->fault_thread == 0) return;
+    show(slot->fault_thread, uint64_t{0});
+    __atomic_fetch_sub(&head->dying, 1, __ATOMIC_RELAXED);
 }
 
 }  // namespace fastinfer

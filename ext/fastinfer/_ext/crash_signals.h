@@ -15,18 +15,18 @@ namespace fastinfer {
 
 enum : size_t { SIGNAL_STACK = 64 << 10 };
 
-static Slot* watched_slot;  // of this process; its memory is never unmapped
+static Head* watched_head;  // its memory is never unmapped
+static Slot* watched_slot;  // of this process
 
 static inline void note_fault(int signal_number) {
-    uint64_t nobody = 0;  // of several faults the first one counts
-    __atomic_compare_exchange_n(&watched_slot->fault_thread, &nobody, this_thread(), false, __ATOMIC_RELEASE,
-                                __ATOMIC_RELAXED);
+    note_fault_on(watched_head, watched_slot, this_thread());
     raise(signal_number);  // the handler is gone by now, so this ends the process when the handler returns
 }
 
-static inline int watch_faults(Slot* slot) {
+static inline int watch_faults(Head* head, Slot* slot) {
     struct sigaction action = {};
     stack_t stack = {};
+    watched_head = head;
     watched_slot = slot;
     // The loop's thread may overflow its stack; on threads without one of these the kernel kills without a note.
     stack.ss_size = SIGNAL_STACK;

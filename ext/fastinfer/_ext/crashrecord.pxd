@@ -62,6 +62,8 @@ cdef extern from "crash_record.h" namespace "fastinfer" nogil:
     Slot* slot_of(Head* head, size_t slot)
     uint64_t* fingerprints_of(Slot* slot, const NotedRun* run)
     bint is_armed(const Head* head)
+    int kind_of(Head* head, uint64_t key, int64_t now_ns)
+    void reset_slot(Head* head, Slot* slot)
     Entry* entry_of(Head* head, uint64_t key, int64_t now_ns)
     bint take_out(Head* head, Entry* entry, uint64_t key)
     void put_entry(Head* head, const Entry& made, int64_t now_ns)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fastinfer._ext.job cimport monotonic_ns
 
 cdef extern from "crash_signals.h" namespace "fastinfer":
-    int watch_faults(Slot* slot) except -1
+    int watch_faults(Head* head, Slot* slot) except -1
 
 SUSPECT = IS_SUSPECT
 CULPRIT = IS_CULPRIT
@@ -101,6 +101,9 @@ cdef class CrashRecord:
             return None
         return Verdict(entry.kind, entry.group, entry.strikes, entry.signal)
 
+    def kind(self, uint64_t key):
+        return kind_of(self.head, key, monotonic_ns())
+
     def holds(self, uint64_t group, int kind):
         return any([entry[1:3] == (group, kind) for entry in self.entries()])
 
@@ -139,10 +142,7 @@ cdef class CrashRecord:
         return Death(runs, loads, slot.unnoted, on_loop)
 
     def reset(self, Py_ssize_t index):
-        cdef Slot* slot = self.slot(index)
-        slot.main_thread = slot.fault_thread = slot.unnoted = 0
-        memset(slot.loads, 0, LOADS * sizeof(Noted))
-        memset(slot.runs, 0, RUNS * sizeof(NotedRun))
+        reset_slot(self.head, self.slot(index))
 
 
 cdef object running(Slot* slot, const Noted* what, const NotedRun* run):
@@ -167,7 +167,7 @@ cdef class CrashSlot:
             self.free_runs[place] = RUNS - 1 - place
 
     def watch_faults(self):
-        watch_faults(self.slot)
+        watch_faults(self.record.head, self.slot)
 
     # --- Runs ---------------------------------------------------------------------------------------------------------
 
@@ -191,8 +191,7 @@ cdef class CrashSlot:
             self.absolve(fingerprints_of(self.slot, run)[0], IS_SUSPECT)
 
     cdef int kind_of(self, uint64_t key) noexcept:
-        cdef Entry* entry = entry_of(self.record.head, key, monotonic_ns())
-        return entry.kind if entry != NULL else NONE
+        return kind_of(self.record.head, key, monotonic_ns())
 
     cdef bint absolve(self, uint64_t key, int kind) noexcept:
         cdef Entry* entry = entry_of(self.record.head, key, monotonic_ns())
