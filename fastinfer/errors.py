@@ -61,10 +61,16 @@ class ApiError(Exception):
 
 
 def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
-    """``message`` as one line of at most ``limit`` bytes of UTF-8, cut at a character's border."""
-    line = " ".join(message.split())
-    encoded = line.encode("utf-8", "replace")
-    return line if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "..."
+    """``message`` as one line of at most ``limit`` bytes of UTF-8, cut at a character's border; ``?`` for what cannot
+    be printed."""
+    begin = message[: 4 * limit]  # a client's text in it may be as large as a body: nothing is made of its rest
+    line = " ".join(begin.split())
+    if not line.isprintable():
+        line = "".join([c if c.isprintable() else "?" for c in line])
+    encoded = line.encode()
+    if len(encoded) <= limit and len(begin) == len(message):
+        return line
+    return encoded[: limit - 3].decode("utf-8", "ignore") + "..."
 
 
 def without_paths(message: str) -> str:

@@ -50,6 +50,8 @@ IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 MAX_JSON_DEPTH = 100
 MAX_RANK = 16
 MAX_INPUTS = 1024  # inputs or outputs of one request
+MAX_NAME_BYTES = 4 * KIB  # of an input or output; they become Python's, on the loop's thread: so large ones stop it
+MAX_ID_BYTES = 1 * MIB  # of a request, for the same reason
 
 # --- Inference --------------------------------------------------------------------------------------------------------
 MAX_QUEUE_SIZE = 10_000  # requests waiting, a model

@@ -72,7 +72,8 @@ def parse_float(text: str, datatype: str) -> int:
         raise ValueError(text)
     minus, whole, fraction, exponent_text = found.groups()
     digits = (whole + (fraction or "")).lstrip("0")
-    exponent = int(exponent_text or 0) - len(fraction or "")
+    sign_of_exponent = -1 if (exponent_text or "").startswith("-") else 1
+    exponent = sign_of_exponent * _integer((exponent_text or "").lstrip("+-")) - len(fraction or "")
     sign = sign_bit if minus else 0
     if not digits or exponent + len(digits) < -400:
         return sign

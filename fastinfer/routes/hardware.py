@@ -12,6 +12,7 @@ from fastinfer import hardware
 from fastinfer.config.validation import place, reason, shown
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
+from fastinfer.routes.body import read_object
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -54,12 +55,7 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
 
 
 def _wanted(exchange: Exchange) -> Wanted:
-    try:
-        given = orjson.loads(bytes(exchange.body))
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise ApiError(400, 'the body must be an object: {"name": ..., "num": ...}')
+    given = read_object(exchange, '{"name": ..., "num": ...}')
     try:
         return Wanted.model_validate(given)
     except ValidationError as error:

@@ -8,6 +8,7 @@ import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
+from fastinfer.routes.body import read_object
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -85,16 +86,7 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
 
 def _object(exchange: Exchange, example: str) -> dict[str, Any]:
     """The body; an empty one is an empty object. ApiError 400."""
-    body = bytes(exchange.body)
-    if not body.strip():
-        return {}
-    try:
-        given = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise ApiError(400, f"the body must be an object: {example}")
-    return given
+    return read_object(exchange, example) if bytes(exchange.body).strip() else {}
 
 
 def _flag(given: dict[str, Any], name: str, place: str) -> bool:

@@ -135,6 +135,22 @@ def test_loads_that_fail_change_nothing(own_server, path, body):
     assert models(own_server) == before
 
 
+@pytest.mark.parametrize("path", ["models/simple/load", "models/nope/unload", "workers/echo/load", "repository/index"])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_bodies_are_as_deep_as_all_json_may_be(own_server, path, opening, closing):
+    def answer(depth):
+        inner = opening * (depth - 2) + "1" + closing * (depth - 2)
+        return own_server.post(f"/v2/{path}", f'{{"parameters":{{"unknown":{inner}}}}}')
+
+    before = models(own_server)
+    for depth in (101, 102, 500, 1024):
+        refused = answer(depth)
+        assert (refused.status, refused.error) == (400, "the body is nested deeper than 100 levels")
+    assert answer(1025).status == 400
+    assert answer(100).status == (400 if path.endswith("/load") else 200)
+    assert models(own_server) == before
+
+
 def test_the_onnx_worker_serves_a_model_of_the_repository(own_server):
     assert worker(own_server, "onnx", {"model": "identity_fp32"}) == "onnx"
     assert first_output(own_server.infer("onnx", inference(tensor("INPUT0", [1, 2], "FP32", [1, 2])))) == [1.0, 2.0]

@@ -400,6 +400,13 @@ def test_repeated_names() -> None:
 def test_the_limits_are_those_of_the_limits_module() -> None:
     assert len(one("INT8", [1] * limits.MAX_RANK, [1]).shape) == limits.MAX_RANK
     assert "more than 16 dimensions" in refusal(body_of(tensor("INT8", [1] * (limits.MAX_RANK + 1), [1])))
+    name, request_id = "n" * limits.MAX_NAME_BYTES, "i" * limits.MAX_ID_BYTES
+    most = codec.decode(body_of(tensor("INT8", [1], [1], name=name), id=request_id, outputs=[{"name": name}]))
+    assert (most.inputs[0].name, most.outputs[0].name, most.id) == (name, name, request_id.encode())
+    assert refusal(body_of(tensor("INT8", [1], [1], name=name + "n"))) == "inputs[0].name is longer than 4 KiB"
+    assert refusal(body_of(tensor(name + "n", [1], [1]))) == "inputs[0].datatype is longer than 4 KiB"
+    assert refusal(body_of(outputs=[{"name": name + "n"}])) == "outputs[0].name is longer than 4 KiB"
+    assert refusal(body_of(id=request_id + "i")) == "'id' is longer than 1 MiB"
     deep = limits.MAX_JSON_DEPTH - 1
     codec.decode(('{"inputs":[],"a":' + "[" * deep + "]" * deep + "}").encode())
     assert "nested deeper than 100 levels" in refusal('{"inputs":[],"a":' + "[" * (deep + 1) + "]" * (deep + 1) + "}")

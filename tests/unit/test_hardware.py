@@ -84,11 +84,20 @@ def test_enough(given: dict[str, Any], num: int, monkeypatch: pytest.MonkeyPatch
         ({"name": "CPU", "num": "1"}, 400, 'num must be a whole number, got "1"'),
         ({"name": "CPU", "num": True}, 400, "num must be a whole number, got true"),
         ({"name": "CPU", "num": None}, 400, "num must be a whole number, got null"),
+        ({"name": [[[]] * 2] * 3}, 400, "name must be text, got [[[],[]],[[],[]],[[],[]]]"),
         ([], 400, 'the body must be an object: {"name": ..., "num": ...}'),
     ],
 )
 def test_refusals(body: Any, status: int, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(orjson.dumps(body), monkeypatch) == (status, {"error": sentence})
+
+
+def test_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nested(depth: int) -> bytes:
+        return b'{"name":"CPU","x":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+
+    assert ask(nested(100), monkeypatch)[0] == 200
+    assert ask(nested(101), monkeypatch) == (400, {"error": "the body is nested deeper than 100 levels"})
 
 
 @pytest.mark.parametrize("body", [b"", b" ", b"{", b'{"name":"\xff"}', b"CPU"])

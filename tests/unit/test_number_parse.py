@@ -103,6 +103,7 @@ AWKWARD = """
 @pytest.mark.parametrize("datatype", FLOATS)
 def test_common_and_awkward_texts(datatype: str) -> None:
     long = ["0." + "0" * 400 + "1", "0." + "0" * 4999 + "1e5000", "1" + "0" * 4999 + "e-5000", "1." + "0" * 5000]
+    long += ["1e" + "0" * 5000 + "4", "1e-" + "0" * 5000 + "4", "0e" + "9" * 5000, "1e-" + "9" * 5000]
     check([*AWKWARD.split(), *long], datatype)
 
 

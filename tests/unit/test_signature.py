@@ -192,6 +192,17 @@ def test_a_raw_scalar():
     assert "Expected 8, got 4" in refused(SCALAR, raw_request(4))
 
 
+@pytest.mark.parametrize("body", [b"", b"\0\1\1", b"\0\1\2", b"\xff" * 70, bytes(range(256)) * 3])
+def test_in_a_raw_request_any_byte_but_zero_is_true(body):
+    switches = Signature([TensorSpec("A", "BOOL", [-1])], [TensorSpec("X", "BOOL", [-1])])
+    wanted = decode(body, 0, stable=True)
+    switches.check(wanted, "M")
+    (only,) = wanted.inputs
+    assert (only.name, only.datatype, only.shape) == ("A", "BOOL", (len(body),))
+    assert bytes(only) == bytes(byte != 0 for byte in body)
+    assert (only.owner is body) == (max(body, default=0) <= 1)
+
+
 def test_a_raw_request_cannot_tell_two_dimensions():
     squares = Signature([TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [2])])
     assert "cannot be told from a raw request" in refused(squares, raw_request(16))

@@ -24,7 +24,10 @@ cdef enum:
     MAX_QUOTE = 40              # bytes of a client's text in an error's sentence
 
 cdef enum:
-    MAX_INPUTS = 1024       # fastinfer.limits.MAX_INPUTS; inputs or outputs of one request
+    # fastinfer.limits tells why.
+    MAX_INPUTS = 1024       # MAX_INPUTS; inputs or outputs of one request
+    MAX_NAME = 4 * 1024     # MAX_NAME_BYTES, as they are written
+    MAX_ID = 1024 * 1024    # MAX_ID_BYTES, as they are written
     FEW = 4                 # more inputs or outputs than these get a list of their own
 
 cdef enum Place:
@@ -120,6 +123,9 @@ cdef int next_member(Decoder* decoder, Text* key, bint first) noexcept nogil
 cdef int next_element(Decoder* decoder, bint first) noexcept nogil
 cdef int open_object(Decoder* decoder, const char* field) noexcept nogil
 cdef int open_array(Decoder* decoder, const char* field) noexcept nogil
+# A string of at most `limit` bytes, as it is written.
+cdef int read_text(Decoder* decoder, Text* text, const char* field, Py_ssize_t limit,
+                   const char* too_long) noexcept nogil
 # Any value, validated.
 cdef int skip(Decoder* decoder, int depth) noexcept nogil
 # A key as it is meant, in `room` (MAX_KEY_TEXT bytes) where it was written with escapes.

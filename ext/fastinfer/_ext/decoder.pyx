@@ -114,6 +114,15 @@ cdef int open_array(Decoder* decoder, const char* field) noexcept nogil:
     return 0
 
 
+cdef int read_text(Decoder* decoder, Text* text, const char* field, Py_ssize_t limit,
+                   const char* too_long) noexcept nogil:
+    if peek(&decoder.cursor) != QUOTE:
+        return fail(decoder, field, "must be a string")
+    if take_string(&decoder.cursor, text) < 0:
+        return fail_syntax(decoder)
+    return fail(decoder, field, too_long) if text.size > limit else 0
+
+
 cdef int skip(Decoder* decoder, int depth) noexcept nogil:
     return fail_syntax(decoder) if skip_value(&decoder.cursor, depth) < 0 else 0
 

@@ -10,8 +10,10 @@ from fastinfer._ext.decoder cimport (
     IN_INPUT,
     IN_OUTPUT,
     IN_REQUEST,
+    MAX_ID,
     MAX_INPUTS,
     MAX_KEY_TEXT,
+    MAX_NAME,
     NO_MEMORY,
     OPEN_ARRAY,
     OPEN_OBJECT,
@@ -28,6 +30,7 @@ from fastinfer._ext.decoder cimport (
     next_member,
     open_array,
     open_object,
+    read_text,
     resolve_key,
     see,
     skip,
@@ -87,12 +90,9 @@ cdef int read_request(Decoder* decoder) noexcept nogil:
             if see(decoder, &decoder.seen, SEEN_OUTPUTS, "'outputs'") < 0 or read_outputs(decoder) < 0:
                 return -1
         elif is_key(&key, "id", 2):
-            if see(decoder, &decoder.seen, SEEN_ID, "'id'") < 0:
+            if (see(decoder, &decoder.seen, SEEN_ID, "'id'") < 0
+                    or read_text(decoder, &decoder.id, "'id'", MAX_ID, "is longer than 1 MiB") < 0):
                 return -1
-            if peek(cursor) != QUOTE:
-                return fail(decoder, "'id'", "must be a string")
-            if take_string(cursor, &decoder.id) < 0:
-                return fail_syntax(decoder)
         elif is_key(&key, "parameters", 10):
             if see(decoder, &decoder.seen, SEEN_PARAMETERS, "'parameters'") < 0 or read_parameters(decoder) < 0:
                 return -1
@@ -319,18 +319,14 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
 
 
 cdef int read_name(Decoder* decoder, Text* name) noexcept nogil:
-    if peek(&decoder.cursor) != QUOTE:
-        return fail(decoder, ".name", "must be a string")
-    return fail_syntax(decoder) if take_string(&decoder.cursor, name) < 0 else 0
+    return read_text(decoder, name, ".name", MAX_NAME, "is longer than 4 KiB")
 
 
 cdef int read_datatype(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Text name
     cdef char[MAX_KEY_TEXT] room
-    if peek(&decoder.cursor) != QUOTE:
-        return fail(decoder, ".datatype", "must be a string")
-    if take_string(&decoder.cursor, &name) < 0:
-        return fail_syntax(decoder)
+    if read_text(decoder, &name, ".datatype", MAX_NAME, "is longer than 4 KiB") < 0:
+        return -1
     resolve_key(&name, room)
     tensor.datatype_id = from_name(name.at, name.size)
     if tensor.datatype_id < 0:

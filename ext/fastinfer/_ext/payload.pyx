@@ -26,7 +26,7 @@ from fastinfer._ext.decoder cimport (
     fail_quoting,
     fail_syntax,
 )
-from fastinfer._ext.tensor cimport MAX_RANK, allocate_block
+from fastinfer._ext.tensor cimport MAX_RANK, allocate_block, are_truths, put_truths
 
 cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
     enum Error "fastinfer::number::Error":
@@ -294,8 +294,7 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     elif tensor.count > tensor.nbytes or tensor.count * itemsize != tensor.nbytes:
         return fail(decoder, "", "", SIZE)
     elif tensor.datatype_id == BOOL:
-        # Anything but 0 is true, and 1 in memory: then not in place.
-        copied = copied or all_bits(tensor.view, tensor.nbytes) > 1
+        copied = copied or not are_truths(tensor.view, tensor.nbytes)
     if not copied:
         return 0
     tensor.block = allocate_block(tensor.nbytes)
@@ -307,18 +306,3 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         memcpy(tensor.block, tensor.view, tensor.nbytes)
     tensor.view = NULL
     return 0
-
-
-# Loops that the compiler makes vectors of.
-cdef unsigned char all_bits(const char* bytes, Py_ssize_t size) noexcept nogil:
-    cdef unsigned char bits = 0
-    cdef Py_ssize_t i
-    for i in range(size):
-        bits |= <unsigned char>bytes[i]
-    return bits
-
-
-cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(size):
-        truths[i] = bytes[i] != 0

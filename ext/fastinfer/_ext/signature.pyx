@@ -4,9 +4,9 @@ cimport cython
 from libc.string cimport memcpy
 
 from fastinfer._ext.classify cimport Classification, check_rankable
-from fastinfer._ext.datatype cimport BYTES, name_of, row
+from fastinfer._ext.datatype cimport BOOL, BYTES, name_of, row
 from fastinfer._ext.message cimport InferRequest, InferResponse, RequestedOutput
-from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec
+from fastinfer._ext.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_truths, put_truths
 
 from fastinfer.errors import ApiError
 
@@ -127,6 +127,8 @@ cdef class Signature:
         if size != body.nbytes:
             raise ApiError(400, f"input byte size mismatch for input '{spec.name}' for model '{model}'. "
                                 f"Expected {size}, got {body.nbytes}")
+        if spec.datatype_id == BOOL and not are_truths(body.data, body.nbytes):
+            body = _truths(body)
         return Tensor.wrap(spec.name, spec.datatype_id, spec.rank, dims, body.data, body.nbytes, body.owner)
 
     cdef int _check_outputs(self, InferRequest request, str model) except -1:
@@ -212,6 +214,16 @@ cdef class Signature:
                 classes[i] = Classification(tensor, wanted.classification, batched=batched,
                                             labels=self.labels.get(wanted.name))
         return tuple(classes)
+
+
+cdef Tensor _truths(Tensor body):
+    cdef Memory memory
+    try:
+        memory = Memory.allocate(body.nbytes)
+    except MemoryError:
+        raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
+    put_truths(memory.data, body.data, body.nbytes)
+    return Tensor.wrap(body.name, BOOL, body.rank, body.dims, memory.data, body.nbytes, memory)
 
 
 cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:

@@ -13,6 +13,10 @@ cdef enum:
 cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil
 cdef void free_block(char* block) noexcept nogil
 
+# BOOL on the wire: any byte but 0 is true. In memory it is 1, so bytes that are not 0 or 1 cannot be used in place.
+cdef bint are_truths(const char* bytes, Py_ssize_t size) noexcept nogil
+cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil
+
 # The product of dims, or -1 where one is negative or the product is past int64.
 cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil
 

@@ -57,6 +57,21 @@ cdef void free_block(char* block) noexcept nogil:
         free(block - <int>(block - 1)[0])
 
 
+# Loops that the compiler makes vectors of.
+cdef bint are_truths(const char* bytes, Py_ssize_t size) noexcept nogil:
+    cdef unsigned char bits = 0
+    cdef Py_ssize_t i
+    for i in range(size):
+        bits |= <unsigned char>bytes[i]
+    return bits <= 1
+
+
+cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(size):
+        truths[i] = bytes[i] != 0
+
+
 cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
     cdef int64_t count = 1
     cdef int i
