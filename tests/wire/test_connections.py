@@ -160,8 +160,8 @@ def test_timer_head_that_drips(start):
     wire = start(head_timeout_s=0.3)
     client = wire.client()
     client.sock.settimeout(0.02)
-    for byte in ECHO[:40] * 10:
-        client.send(bytes((byte,)) if byte not in b"\r\n" else b"x")
+    for byte in b"GET /echo HTTP/1.1\r\nX: " + b"y" * 400:
+        client.send(bytes((byte,)))
         try:
             client.rest += client.sock.recv(1000)
         except TimeoutError:
