@@ -17,7 +17,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from fastinfer._ext.exchange import Head
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.limits import HttpLimits
+from fastinfer.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
 
 CHUNKED = -1
 """``Head.body_size`` of a body whose size is not announced."""
@@ -29,7 +29,8 @@ _MAX_METHOD_BYTES = 32  # beyond any name that is registered
 # CONNECT is not here: what follows one is no HTTP, and the server is no proxy.
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")}
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
-_AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?")
+# Without the comma that a host may hold in theory: it may as well come from two fields that somebody has joined.
+_AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?")
 _WEIGHTED = re.compile(rb"[ \t]*(" + TOKEN + rb")[ \t]*(?:;[ \t]*[qQ]=([01](?:\.[0-9]{0,3})?)[ \t]*)?")
 
 
@@ -319,7 +320,8 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
             return ApiError(417, "the only expectation understood is 100-continue")
     if path == b"*":
         head.handler = _tell_methods
-        return too_large(0) if head.body_size > 0 else None
+        head.max_body_bytes = MAX_SKIPPED_BODY_BYTES
+        return too_large(head.max_body_bytes) if head.body_size > head.max_body_bytes else None
     try:
         match = router.resolve(head.method, path)
     except ApiError as error:

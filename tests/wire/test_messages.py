@@ -53,10 +53,17 @@ def test_chunked(wire, split, chunks):
 
 
 @pytest.mark.parametrize(
-    "line", [b"OPTIONS * HTTP/1.1", b"OPTIONS * HTTP/1.0\r\nConnection: keep-alive", b"OPTIONS http://a:80 HTTP/1.1"]
+    "message",
+    [
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"OPTIONS http://a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"OPTIONS * HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+    ],
 )
-def test_options_of_the_server(wire, split, line):
-    client = wire.client().send_pieces(split(line + b"\r\nHost: a\r\n\r\n" + POST + b"Content-Length: 1\r\n\r\nx"))
+def test_options_of_the_server(wire, split, message):
+    client = wire.client().send_pieces(split(message + POST + b"Content-Length: 1\r\n\r\nx"))
     answer = client.answer()
     assert (answer.status, answer.headers["allow"], answer.body) == (200, "GET, HEAD, POST", b"")
     assert client.answer().body == b"x"
