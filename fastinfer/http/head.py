@@ -46,7 +46,7 @@ _REQUEST_LINE = re.compile(b"(" + TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])\r
 _STARTED_LINE = re.compile(
     _beginnings(TOKEN, b" ", b"[!-~]++", b" ", b"H", b"T", b"T", b"P", b"/", b"[0-9]", rb"\.", b"[0-9]", rb"\r")
 )
-_METHOD_AND_TARGET = re.compile(b"(" + TOKEN + b")?(?: ([!-~]*+))?")
+_METHOD_AND_TARGET = re.compile(b"(" + TOKEN + b")(?: ([!-~]*+))?")
 _FIELD_LINES = re.compile(b"(?:" + TOKEN + b":" + TEXT + rb"*+\r\n)*+")
 _STARTED_FIELD = re.compile(b"(?:" + _beginnings(TOKEN, b":", TEXT + b"*+", rb"\r") + rb"|\r)?")
 
@@ -150,7 +150,7 @@ def _request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes] | None:
     """The first line of a head; None if it has not ended yet."""
     start = _METHOD_AND_TARGET.match(raw)
     if start is not None:
-        if len(start[1] or b"") > _MAX_METHOD_BYTES:
+        if len(start[1]) > _MAX_METHOD_BYTES:
             raise _unknown_method()
         if len(start[2] or b"") > limits.max_target_bytes:
             raise ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")

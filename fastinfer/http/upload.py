@@ -107,10 +107,10 @@ class ChunkedUpload(Upload):
         """Takes a line of framing; of one that is incomplete it tells whether it can become a sound one."""
         whole = line.endswith(b"\n")
         if self._in_trailers:
-            self.complete = check_fields(line, 0, "trailer") == 0 and whole
             name, colon, _ = line.partition(b":")
             if colon and name.lower() in _NO_TRAILERS:
                 raise ApiError(400, "malformed trailer: it holds a field that decides about framing")
+            self.complete = check_fields(line, 0, "trailer") == 0 and whole
             return
         found = _CHUNK_SIZE.fullmatch(line)
         if found is None:
