@@ -112,10 +112,10 @@ class ChunkedUpload(Upload):
                 raise ApiError(400, "malformed trailer: it holds a field that decides about framing")
             self.complete = check_fields(line, 0, "trailer") == 0 and whole
             return
-        found = _CHUNK_SIZE.fullmatch(line)
+        found = (_CHUNK_SIZE if whole else _STARTED_CHUNK_SIZE).fullmatch(line)
         if found is None:
-            if whole or not _STARTED_CHUNK_SIZE.fullmatch(line):
-                raise ApiError(400, "malformed chunk size")
+            raise ApiError(400, "malformed chunk size")
+        if not whole:
             return
         size = int(found[1], 16)
         if size == 0:
