@@ -314,7 +314,7 @@ def _read_connection(head: Head) -> None:
 def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiError | None:
     headers = head.headers
     expectation = headers.get(b"expect")
-    if expectation is not None and not head.version_10:
+    if expectation and not head.version_10:
         head.expects_continue = head.body_size != 0
         if expectation.lower() != b"100-continue":
             return ApiError(417, "the only expectation understood is 100-continue")

@@ -163,7 +163,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         hub = self._hub
         try:
             if len(raw) > hub.limits.max_head_bytes:
-                check_started(raw, 0, hub.limits)
+                check_started(raw, 0, hub.limits)  # the size is what is wrong, or something before
             head = parse(raw, hub.limits, hub.router)
         except ApiError as error:
             self._refuse(error, _unsound(raw))

@@ -358,6 +358,8 @@ def test_continue(wire):
     # Nobody waits for it where the body is there already.
     assert client.send(start + b"Content-Length: 5\r\n\r\nhello").answer().body == b"hello"
     assert client.send(start + b"Content-Length: 0\r\n\r\n").answer().body == b""
+    # An empty list expects nothing.
+    assert client.send(POST + b"Expect:\r\nContent-Length: 1\r\n\r\nx").answer().body == b"x"
 
 
 def test_continue_waits_for_earlier_answers(wire):
