@@ -253,6 +253,16 @@ def test_what_cannot_become_sound_is_refused_at_once(wire, name):
 
 
 @pytest.mark.parametrize(
+    "name", ["TLS", "bare LF", "length and coding", "chunk too long", "bad trailer", "body too large"]
+)
+def test_a_megabyte_behind_what_is_refused_does_not_cost_the_answer(wire, name):
+    """It is read and thrown away: were it left in the socket, closing would reset what the client has yet to read."""
+    message, status = UNSOUND[name]
+    client = wire.client().send(message + SECOND * (1024 * 1024 // len(SECOND)))
+    assert [answer.status for answer in client.answers()] == [status]
+
+
+@pytest.mark.parametrize(
     "message", [b"HEAD /echo HTTP/1.1\r\n\r\n", b"HEAD /echo HTTP/1.1\r\nX(", b"HEAD /echo HTTP/2.0\r\n"]
 )
 def test_an_answer_to_an_unsound_head_request_has_no_body(wire, message):
