@@ -30,7 +30,7 @@ _MAX_METHOD_BYTES = 32  # beyond any name that is registered
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")}
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 # Without the comma that a host may hold in theory: it may as well come from two fields that somebody has joined.
-_AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?")
+_AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
 _WEIGHTED = re.compile(rb"[ \t]*(" + TOKEN + rb")[ \t]*(?:;[ \t]*[qQ]=([01](?:\.[0-9]{0,3})?)[ \t]*)?")
 
 
@@ -257,7 +257,7 @@ def _path(method: str, target: bytes) -> bytes:
 def _is_authority(value: bytes) -> bool:
     """Whether it is a host, with or without a port; the user that URIs may name before it is not allowed in HTTP's."""
     found = _AUTHORITY.fullmatch(value)
-    if found is None:
+    if found is None or int(found[2] or 0) > 65535:
         return False
     if found[1] is None:
         return True

@@ -117,7 +117,7 @@ def test_targets(wire, target, status):
 
 
 @pytest.mark.parametrize(
-    "host", [b"a", b"a.b-c_d:8000", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b", b"[::ffff:1.2.3.4]"]
+    "host", [b"a", b"a.b-c_d:65535", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b", b"[::ffff:1.2.3.4]"]
 )
 def test_hosts(wire, host):
     assert wire.client().send(b"GET /echo HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").answer().status == 200

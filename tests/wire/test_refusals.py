@@ -71,6 +71,7 @@ UNSOUND = {
     "half an escape in host": (b"GET /echo HTTP/1.1\r\nHost: a%4\r\n\r\n", 400),
     "IPv4 address in brackets": (b"GET /echo HTTP/1.1\r\nHost: [1.2.3.4]\r\n\r\n", 400),
     "two abbreviations in an address": (b"GET /echo HTTP/1.1\r\nHost: [1::2::3]\r\n\r\n", 400),
+    "port above all": (b"GET /echo HTTP/1.1\r\nHost: a:65536\r\n\r\n", 400),
     "bad port": (b"GET /echo HTTP/1.1\r\nHost: a:b\r\n\r\n", 400),
     "bad host on 1.0": (b"GET /echo HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
     # Framing: what two parties could read differently.
