@@ -65,7 +65,7 @@ def _unsound(raw: bytes) -> Head:
 class HttpProtocol(Connection, asyncio.BufferedProtocol):
     """One connection; see the head of the file. The state of the common path is the base's."""
 
-    __slots__ = ("_lingering", "_refusal", "_slot", "_sound", "_stuck_since", "_stuck_size")
+    __slots__ = ("_linger_end", "_lingering", "_refusal", "_slot", "_sound", "_stuck_since", "_stuck_size")
 
     _hub: Hub
 
@@ -75,6 +75,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._slot: set[Sweepable] = set()
         self._refusal = refusal
         self._lingering: asyncio.TimerHandle | None = None
+        self._linger_end = 0.0
         self._sound = 0  # bytes of the started head that are checked already
         self._stuck_since = 0.0  # when the write buffer was last seen to shrink ...
         self._stuck_size = 0  # ... and its size then
@@ -327,7 +328,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     # --- The end ------------------------------------------------------------------------------------------------------
 
     def _linger(self) -> None:
-        """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
+        """Closes our side and waits for the client to close its own, so that it gets the whole answer: a little, and
+        longer while it still sends, since the system resets a connection that is closed with bytes unread."""
         transport = self._transport
         if self._lingering is not None or transport is None or transport.is_closing():
             return
@@ -336,12 +338,16 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return
         transport.write_eof()
         transport.resume_reading()
-        self._lingering = self._hub.loop.call_later(self._hub.limits.linger_s, self._lingered)
+        hub = self._hub
+        self._linger_end = hub.loop.time() + constants.MAX_LINGERS * hub.limits.linger_s
+        self._lingering = hub.loop.call_later(hub.limits.linger_s, self._lingered)
 
     def _lingered(self) -> None:
-        transport = self._transport
-        if transport is not None and transport.get_write_buffer_size():
-            self._lingering = self._hub.loop.call_later(self._hub.limits.linger_s, self._lingered)
+        transport, hub = self._transport, self._hub
+        now, linger_s = hub.loop.time(), hub.limits.linger_s
+        sends = now - self._since < linger_s and now < self._linger_end
+        if transport is not None and (sends or transport.get_write_buffer_size()):
+            self._lingering = hub.loop.call_later(linger_s, self._lingered)
         else:
             self._close()
 

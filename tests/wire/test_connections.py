@@ -224,6 +224,29 @@ def test_lingering_ends(start):
     wire.until(lambda: wire.server.hub.connections == 0)
 
 
+def test_lingering_lasts_while_the_client_sends(start):
+    client = start(linger_s=1.0).client().send(b"nonsense\r\n\r\n")
+    for _ in range(50):
+        client.send(b"x")
+        time.sleep(0.05)
+    assert client.answer().status == 400
+    assert client.closed()
+
+
+def test_lingering_ends_though_the_client_sends(start):
+    wire = start(linger_s=0.1, head_timeout_s=0.5)  # the clock ticks more often, too
+    client = wire.client().send(b"nonsense\r\n\r\n")
+    for _ in range(1000):
+        try:
+            client.send(b"x")
+        except OSError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("it lingered for ever")
+    wire.until(lambda: wire.server.hub.connections == 0)
+
+
 def test_too_many_connections(start):
     wire = start(max_connections=2)
     first, second = wire.client(), wire.client()
