@@ -39,6 +39,7 @@ UPLOAD_TIMEOUT_S = 600.0  # 408
 KEEP_ALIVE_TIMEOUT_S = 75.0  # nginx
 WRITE_TIMEOUT_S = 60.0  # no progress of the reader: close
 LINGER_S = 2.0  # after an error, so that the client can read the answer
+MAX_LINGERS = 15  # times that, while it still sends: nginx's lingering_time
 DRAIN_IDLE_S = 1.0  # while draining: an idle connection is given this long to send one more request
 HALF_CLOSED_PROBE_S = 0.25  # a client that closed its side and waits this long is asked whether it is still there
 READ_BUFFER_BYTES = 64 * KIB  # shared by all connections; libuv's suggestion

@@ -272,7 +272,9 @@ class ServerConfig(BaseSettings):
         limits.WRITE_TIMEOUT_S, "Seconds without progress of an answer's reader; then it is cut off.", _TIMES
     )
     linger_s: Seconds = _option(
-        limits.LINGER_S, "Seconds that a connection is kept after an error, so that the client can read it.", _TIMES
+        limits.LINGER_S,
+        "Seconds that a connection is kept after an error, so that the client can read it; longer while it sends.",
+        _TIMES,
     )
 
     # Logging and the rest

@@ -1,11 +1,13 @@
 """The head of an HTTP request: bytes to a checked Head, or an ApiError. Pure: no socket, no clock, no state.
 
 httptools splits the fields; everything that it lets pass and that two parties could read differently is refused here,
-so that nobody can smuggle a request: the grammar is RFC 9112's, without its leniencies.
+so that nobody can smuggle a request: the grammar is RFC 9112's, without its leniencies. It is checked from left to
+right, so that a head gets the same answer in one piece and in many: the one for the first byte that cannot be.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -15,22 +17,38 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from fastinfer._ext.exchange import Head
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.limits import HttpLimits
+from fastinfer.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
 
 CHUNKED = -1
 """``Head.body_size`` of a body whose size is not announced."""
 
-LINE_BYTES = 64
-"""What a request line may hold beside its target."""
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+TEXT = rb"[\t\x20-\x7e\x80-\xff]"
 
-_METHODS = {
-    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT")
-}
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+_MAX_METHOD_BYTES = 32  # beyond any name that is registered
+# CONNECT is not here: what follows one is no HTTP, and the server is no proxy.
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")}
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
-_HOST = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_TOKEN = re.compile(rb"[ \t]*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]*(?:;[ \t]*[qQ]=([01](?:\.[0-9]{0,3})?)[ \t]*)?")
+# Without the comma that a host may hold in theory: it may as well come from two fields that somebody has joined.
+_AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
+_WEIGHTED = re.compile(rb"[ \t]*(" + TOKEN + rb")[ \t]*(?:;[ \t]*[qQ]=([01](?:\.[0-9]{0,3})?)[ \t]*)?")
+
+
+def _beginnings(*parts: bytes) -> bytes:
+    """A pattern of what the parts in a row may begin with."""
+    pattern = b""
+    for part in reversed(parts):
+        pattern = part + b"(?:" + pattern + b")?"
+    return pattern
+
+
+_REQUEST_LINE = re.compile(b"(" + TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])\r\n")
+_STARTED_LINE = re.compile(
+    _beginnings(TOKEN, b" ", b"[!-~]++", b" ", b"H", b"T", b"T", b"P", b"/", b"[0-9]", rb"\.", b"[0-9]", rb"\r")
+)
+_METHOD_AND_TARGET = re.compile(b"(" + TOKEN + b")(?: ([!-~]*+))?")
+_FIELD_LINES = re.compile(b"(?:" + TOKEN + b":" + TEXT + rb"*+\r\n)*+")
+_STARTED_FIELD = re.compile(b"(?:" + _beginnings(TOKEN, b":", TEXT + b"*+", rb"\r") + rb"|\r)?")
 
 _SINGLE = frozenset(
     (
@@ -78,21 +96,17 @@ def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     Raises:
         ApiError: the head is unsound; where the next message starts is unknown.
     """
-    line = request_line(raw, limits)
-    lines = raw.count(b"\r\n")
-    if raw.count(b"\n") != lines or raw.count(b"\r") != lines:
-        raise ApiError(400, "malformed request head: lines end with CR LF")
-    if lines - 2 > limits.max_headers:
+    line = _request_line(raw, limits)
+    if line is None:
+        raise _malformed_line()
+    check_fields(raw, line.end(), "request head")
+    if raw.count(b"\n") - 2 > limits.max_headers:
         raise ApiError(431, f"more than {limits.max_headers} header fields")
-    if b"\n " in raw or b"\n\t" in raw:
-        raise ApiError(400, "malformed request head: folded header field")
-    if _CONTROL.search(raw):
-        raise ApiError(400, "malformed request head: control character")
     fields = _Fields()
     try:
         HttpRequestParser(fields).feed_data(raw)
     except HttpParserUpgrade:
-        pass  # an invitation that nobody has to accept; CONNECT is the router's business
+        pass  # an invitation that nobody has to accept
     except HttpParserError as error:
         if fields.error is not None:
             raise fields.error from None
@@ -107,25 +121,95 @@ def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     return head
 
 
-def request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes]:
-    """Checks the first line of a head, which may be incomplete after it."""
+def check_started(raw: bytes, sound: int, limits: HttpLimits) -> int:
+    """Checks a head that has not ended yet, or that is too large: what cannot become a sound one is refused at once.
+
+    Args:
+        raw: what is here of it.
+        sound: what this function has returned for less of it, 0 at first.
+        limits: the limits of its parts, and of its size.
+
+    Returns:
+        How many of its bytes, whole lines, need not be looked at again.
+
+    Raises:
+        ApiError: it is unsound.
+    """
+    part = raw[: limits.max_head_bytes + 1]
+    if not sound:
+        line = _request_line(part, limits)
+        sound = 0 if line is None else line.end()
+    if sound:
+        sound = check_fields(part, sound, "request head")
+    if len(raw) > limits.max_head_bytes:
+        raise ApiError(431, f"the request head is larger than {limits.max_head_bytes} bytes")
+    return sound
+
+
+def _request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes] | None:
+    """The first line of a head; None if it has not ended yet."""
+    start = _METHOD_AND_TARGET.match(raw)
+    if start is not None:
+        if len(start[1]) > _MAX_METHOD_BYTES:
+            raise _unknown_method()
+        if len(start[2] or b"") > limits.max_target_bytes:
+            raise ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
     line = _REQUEST_LINE.match(raw)
     if line is None:
-        if len(raw.partition(b"\r\n")[0]) > limits.max_target_bytes + LINE_BYTES:
-            raise target_too_long(limits)
-        raise ApiError(400, "malformed request line")
+        if _STARTED_LINE.fullmatch(raw):
+            return None
+        raise _malformed_line()
     if line[3] != b"1" or line[4] not in b"01":
         raise ApiError(505, "the server speaks HTTP/1.1 and HTTP/1.0")
     if line[1] not in _METHODS:
-        raise ApiError(501, "unknown method")
-    if len(line[2]) > limits.max_target_bytes:
-        raise target_too_long(limits)
+        raise _unknown_method()
     return line
 
 
-def target_too_long(limits: HttpLimits) -> ApiError:
-    """The answer to a target, or to a request line that may still be going on."""
-    return ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
+def _malformed_line() -> ApiError:
+    return ApiError(400, "malformed request line")
+
+
+def _unknown_method() -> ApiError:
+    return ApiError(501, "unknown method")
+
+
+def check_fields(raw: bytes, start: int, place: str) -> int:
+    """Checks lines of fields, of which the last one may be incomplete, or the empty line behind them.
+
+    Args:
+        raw: bytes up to the end, or to where no more are here.
+        start: where the first line starts.
+        place: what they are part of, for the error's sentence.
+
+    Returns:
+        Where the incomplete or empty line starts.
+
+    Raises:
+        ApiError: 400.
+    """
+    start = _end(_FIELD_LINES, raw, start)
+    wrong = _end(_STARTED_FIELD, raw, start)
+    if wrong < len(raw) and raw[start:] != b"\r\n":
+        raise ApiError(400, f"malformed {place}: {_what_is_wrong(raw, start, wrong)}")
+    return start
+
+
+def _end(pattern: re.Pattern[bytes], raw: bytes, start: int) -> int:
+    found = pattern.match(raw, start)
+    return start if found is None else found.end()
+
+
+def _what_is_wrong(raw: bytes, start: int, wrong: int) -> str:
+    """``raw[wrong]`` is the first byte that does not fit into the line of a field that begins at ``start``."""
+    byte = raw[wrong]
+    if raw[wrong - 1 : wrong] == b"\r" or (byte == 10 and b":" in raw[start:wrong]):
+        return "lines end with CR LF"
+    if wrong == start and byte in b" \t":
+        return "folded header field"
+    if byte not in b"\t\r\n" and (byte < 32 or byte == 127):
+        return "control character"
+    return "header field without a name and a colon"
 
 
 class _Fields:
@@ -157,15 +241,31 @@ class _Fields:
 def _path(method: str, target: bytes) -> bytes:
     if not target.startswith(b"/"):
         absolute = _ABSOLUTE.fullmatch(target)
-        if absolute is not None and _HOST.fullmatch(absolute[1]):
+        if absolute is not None and _is_authority(absolute[1]):
             target = absolute[2]
-            if not target.startswith(b"/"):
+            if target == b"" and method == "OPTIONS":
+                target = b"*"
+            elif not target.startswith(b"/"):
                 target = b"/" + target
-        elif not (target == b"*" and method == "OPTIONS") and method != "CONNECT":
+        elif target != b"*" or method != "OPTIONS":
             raise ApiError(400, "malformed request target")
     if b"#" in target:
         raise ApiError(400, "malformed request target")
     return target.partition(b"?")[0]
+
+
+def _is_authority(value: bytes) -> bool:
+    """Whether it is a host, with or without a port; the user that URIs may name before it is not allowed in HTTP's."""
+    found = _AUTHORITY.fullmatch(value)
+    if found is None or int(found[2] or 0) > 65535:
+        return False
+    if found[1] is None:
+        return True
+    try:
+        ipaddress.IPv6Address(found[1].decode())
+    except ValueError:
+        return False
+    return True
 
 
 def _check_host(head: Head) -> None:
@@ -173,7 +273,7 @@ def _check_host(head: Head) -> None:
     if host is None:
         if not head.version_10:
             raise ApiError(400, "header field host is missing")
-    elif not _HOST.fullmatch(host):
+    elif not _is_authority(host):
         raise ApiError(400, "header field host is malformed")
 
 
@@ -214,12 +314,14 @@ def _read_connection(head: Head) -> None:
 def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiError | None:
     headers = head.headers
     expectation = headers.get(b"expect")
-    if expectation is not None and not head.version_10:
+    if expectation and not head.version_10:
         head.expects_continue = head.body_size != 0
         if expectation.lower() != b"100-continue":
             return ApiError(417, "the only expectation understood is 100-continue")
     if path == b"*":
-        return ApiError(405, "method OPTIONS is not allowed here", headers=((b"Allow", b"GET, HEAD, POST"),))
+        head.handler = _tell_methods
+        head.max_body_bytes = MAX_SKIPPED_BODY_BYTES
+        return too_large(head.max_body_bytes) if head.body_size > head.max_body_bytes else None
     try:
         match = router.resolve(head.method, path)
     except ApiError as error:
@@ -241,6 +343,11 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
     return None
 
 
+def _tell_methods(exchange: Exchange) -> None:
+    """Answers ``OPTIONS *``: what the server can do as a whole."""
+    exchange.respond(200, content_type=b"text/plain", fields=((b"Allow", b"GET, HEAD, POST"),))
+
+
 def too_large(limit: int) -> ApiError:
     """The answer to a body that is longer than its route allows."""
     return ApiError(413, f"the body is larger than {limit} bytes")
@@ -250,7 +357,7 @@ def accepted_coding(value: bytes) -> bytes | None:
     """The coding to answer with: gzip or deflate, whichever the client likes better, or None for neither."""
     weights: dict[bytes, float] = {}
     for part in value.lower().split(b","):
-        token = _TOKEN.fullmatch(part)
+        token = _WEIGHTED.fullmatch(part)
         if token is not None:
             weights[token[1]] = float(token[2] or 1)
     other = weights.get(b"*", 0.0)

@@ -34,7 +34,7 @@ from fastinfer._ext.reply import reply_head
 from fastinfer._ext.upload import Upload
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Fields
-from fastinfer.http.head import LINE_BYTES, parse, request_line, target_too_long
+from fastinfer.http.head import check_started, parse
 from fastinfer.http.hub import Hub, Sweepable
 from fastinfer.http.upload import ChunkedUpload, deflate, inflate
 
@@ -45,14 +45,27 @@ _INLINE_DEFLATE_BYTES: Final = 64 * constants.KIB
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSED: Final = 7  # states of a connection in the system's eyes (Linux's tcp_states.h): it was reset, and ...
 _CLOSED_BY_CLIENT: Final = 8  # ... the client has closed its side
-_UNSOUND: Final = Head("GET", False, {})  # stands for a message that could not be understood
-_UNSOUND.keep_alive = False
+
+
+def _not_understood(method: str) -> Head:
+    head = Head(method, False, {})
+    head.keep_alive = False
+    return head
+
+
+_UNSOUND: Final = _not_understood("GET")
+_UNSOUND_HEAD: Final = _not_understood("HEAD")
+
+
+def _unsound(raw: bytes) -> Head:
+    """Stands for a message that could not be understood; an answer to HEAD has no body, whatever it says."""
+    return _UNSOUND_HEAD if raw.startswith(b"HEAD ") else _UNSOUND
 
 
 class HttpProtocol(Connection, asyncio.BufferedProtocol):
     """One connection; see the head of the file. The state of the common path is the base's."""
 
-    __slots__ = ("_lingering", "_refusal", "_slot", "_stuck_since", "_stuck_size")
+    __slots__ = ("_linger_end", "_lingering", "_refusal", "_slot", "_sound", "_stuck_since", "_stuck_size")
 
     _hub: Hub
 
@@ -62,6 +75,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._slot: set[Sweepable] = set()
         self._refusal = refusal
         self._lingering: asyncio.TimerHandle | None = None
+        self._linger_end = 0.0
+        self._sound = 0  # bytes of the started head that are checked already
         self._stuck_since = 0.0  # when the write buffer was last seen to shrink ...
         self._stuck_size = 0  # ... and its size then
 
@@ -127,41 +142,32 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return -1
         return start
 
-    def _keep(self, start: int, end: int) -> None:
+    def _keep(self, start: int, end: int, sound: int = 0) -> None:
         """Keeps a started head; its time runs from its first byte."""
         if start or not self._resumed:
             self._since = self._hub.now
+        self._sound = sound
         self._pending = bytes(self._hub.view[start:end])
 
     def _keep_started_head(self, first: int, start: int, end: int) -> None:
         """A head that has not ended yet: refused as soon as it cannot become a sound one."""
-        limits = self._hub.limits
         raw = bytes(self._hub.view[start:end])
-        lines = raw.count(b"\r\n")
         try:
-            if raw.count(b"\n") != lines or raw.count(b"\r", 0, len(raw) - 1) != lines:
-                raise ApiError(400, "malformed request head: lines end with CR LF")
-            if lines:
-                request_line(raw, limits)
-            elif len(raw) > limits.max_target_bytes + LINE_BYTES:
-                raise target_too_long(limits)
-            if len(raw) > limits.max_head_bytes:
-                raise ApiError(431, f"the request head is larger than {limits.max_head_bytes} bytes")
+            sound = check_started(raw, 0 if first or not self._resumed else self._sound, self._hub.limits)
         except ApiError as error:
-            self._refuse(error)
+            self._refuse(error, _unsound(raw))
         else:
-            self._keep(first, end)
+            self._keep(first, end, sound)
 
     def _understand(self, raw: bytes) -> Head | None:
         """The meaning of a head that was not seen before; None if it has none and was refused."""
         hub = self._hub
         try:
             if len(raw) > hub.limits.max_head_bytes:
-                request_line(raw, hub.limits)
-                raise ApiError(431, f"the request head is larger than {hub.limits.max_head_bytes} bytes")
+                check_started(raw, 0, hub.limits)  # the size is what is wrong, or something before
             head = parse(raw, hub.limits, hub.router)
         except ApiError as error:
-            self._refuse(error)
+            self._refuse(error, _unsound(raw))
             return None
         if head.error is None:
             hub.remember(raw, head)
@@ -322,7 +328,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     # --- The end ------------------------------------------------------------------------------------------------------
 
     def _linger(self) -> None:
-        """Closes our side and waits a little for the client to close its own, so that it gets the whole answer."""
+        """Closes our side and waits for the client to close its own, so that it gets the whole answer: a little, and
+        longer while it still sends, since the system resets a connection that is closed with bytes unread."""
         transport = self._transport
         if self._lingering is not None or transport is None or transport.is_closing():
             return
@@ -331,12 +338,16 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return
         transport.write_eof()
         transport.resume_reading()
-        self._lingering = self._hub.loop.call_later(self._hub.limits.linger_s, self._lingered)
+        hub = self._hub
+        self._linger_end = hub.loop.time() + constants.MAX_LINGERS * hub.limits.linger_s
+        self._lingering = hub.loop.call_later(hub.limits.linger_s, self._lingered)
 
     def _lingered(self) -> None:
-        transport = self._transport
-        if transport is not None and transport.get_write_buffer_size():
-            self._lingering = self._hub.loop.call_later(self._hub.limits.linger_s, self._lingered)
+        transport, hub = self._transport, self._hub
+        now, linger_s = hub.loop.time(), hub.limits.linger_s
+        sends = now - self._since < linger_s and now < self._linger_end
+        if transport is not None and (sends or transport.get_write_buffer_size()):
+            self._lingering = hub.loop.call_later(linger_s, self._lingered)
         else:
             self._close()
 
@@ -377,9 +388,9 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         elif self._skip:
             if now - self._since > limits.body_idle_timeout_s:
                 self._close()
-        elif self._pending.strip(b"\r\n"):
+        elif started := self._pending.strip(b"\r\n"):
             if now - self._since > limits.head_timeout_s:
-                self._time_out("the request head took too long", _UNSOUND)
+                self._time_out("the request head took too long", _unsound(started))
         elif self._idle_for_too_long(now):
             self._deaf = True
             self._linger()

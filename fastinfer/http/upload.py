@@ -11,13 +11,19 @@ import zlib
 from fastinfer._ext.exchange import Head
 from fastinfer._ext.upload import Upload
 from fastinfer.errors import ApiError
-from fastinfer.http.head import too_large
+from fastinfer.http.head import TEXT, TOKEN, check_fields, too_large
 from fastinfer.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
 
 _SMALL_CHUNK_BYTES = 4096
 
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+_QUOTED = rb'"(?:[\t !\x23-\x5b\x5d-\x7e\x80-\xff]|\\' + TEXT + rb')*+"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + TOKEN + b"|" + _QUOTED + b"))?"
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:" + _EXTENSION + rb")*+\r\n")
+_STARTED_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}(?:[ \t;]" + TEXT + rb"*+)?\r?")
+
+_NO_TRAILERS = frozenset((b"content-length", b"host", b"transfer-encoding"))
+"""Fields that must not come behind the body (RFC 9110 §6.5.1) and that would change where a message ends or goes, for a
+party that believed them."""
 
 
 class ChunkedUpload(Upload):
@@ -60,12 +66,9 @@ class ChunkedUpload(Upload):
                 self._frame((stop or end) - start)
                 if len(line) > CHUNK_FRAMING_BYTES:
                     raise _too_much_framing()
-                if stop:
-                    self._line = b""
-                    self._take(line)
-                else:
-                    self._line = line
-                    stop = end
+                self._take(line)
+                self._line = b"" if stop else line
+                stop = stop or end
             start = stop
         return start
 
@@ -101,15 +104,19 @@ class ChunkedUpload(Upload):
             raise too_large(self.head.max_body_bytes)
 
     def _take(self, line: bytes) -> None:
+        """Takes a line of framing; of one that is incomplete it tells whether it can become a sound one."""
+        whole = line.endswith(b"\n")
         if self._in_trailers:
-            if line == b"\r\n":
-                self.complete = True
-            elif not _TRAILER.fullmatch(line):
-                raise ApiError(400, "malformed trailer")
+            name, colon, _ = line.partition(b":")
+            if colon and name.lower() in _NO_TRAILERS:
+                raise ApiError(400, "malformed trailer: it holds a field that decides about framing")
+            self.complete = check_fields(line, 0, "trailer") == 0 and whole
             return
-        found = _CHUNK_SIZE.fullmatch(line)
+        found = (_CHUNK_SIZE if whole else _STARTED_CHUNK_SIZE).fullmatch(line)
         if found is None:
             raise ApiError(400, "malformed chunk size")
+        if not whole:
+            return
         size = int(found[1], 16)
         if size == 0:
             self._in_trailers = True

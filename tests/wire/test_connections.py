@@ -160,8 +160,8 @@ def test_timer_head_that_drips(start):
     wire = start(head_timeout_s=0.3)
     client = wire.client()
     client.sock.settimeout(0.02)
-    for byte in ECHO[:40] * 10:
-        client.send(bytes((byte,)) if byte not in b"\r\n" else b"x")
+    for byte in b"GET /echo HTTP/1.1\r\nX: " + b"y" * 400:
+        client.send(bytes((byte,)))
         try:
             client.rest += client.sock.recv(1000)
         except TimeoutError:
@@ -221,6 +221,29 @@ def test_lingering_ends(start):
     wire = start(linger_s=0.2)
     client = wire.client().send(b"nonsense\r\n\r\n")
     assert client.answer().status == 400
+    wire.until(lambda: wire.server.hub.connections == 0)
+
+
+def test_lingering_lasts_while_the_client_sends(start):
+    client = start(linger_s=1.0).client().send(b"nonsense\r\n\r\n")
+    for _ in range(50):
+        client.send(b"x")
+        time.sleep(0.05)
+    assert client.answer().status == 400
+    assert client.closed()
+
+
+def test_lingering_ends_though_the_client_sends(start):
+    wire = start(linger_s=0.1, head_timeout_s=0.5)  # the clock ticks more often, too
+    client = wire.client().send(b"nonsense\r\n\r\n")
+    for _ in range(1000):
+        try:
+            client.send(b"x")
+        except OSError:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("it lingered for ever")
     wire.until(lambda: wire.server.hub.connections == 0)
 
 

@@ -35,8 +35,8 @@ def test_large_body(wire, first):
     [
         b"0\r\n\r\n",
         b"3\r\nabc\r\n0\r\n\r\n",
-        b'3\r\nabc\r\n00000000000000a;x="y" ; z\r\n0123456789\r\n000\r\n\r\n',
-        b"3\r\n\r\n0\r\n0\r\nContent-Length: 5\r\nInference-Header-Content-Length: 7\r\nTransfer-Encoding: x\r\n\r\n",
+        b'3\r\nabc\r\n00000000000000A;x="y\\"; \xff" ;\tz = 1;q\r\n0123456789\r\n000\r\n\r\n',
+        b"3\r\n\r\n0\r\n0\r\nHostess: a\r\nInference-Header-Content-Length: 7\r\nX-Empty:\r\nX-Text: \xff\r\n\r\n",
     ],
 )
 def test_chunked(wire, split, chunks):
@@ -50,6 +50,23 @@ def test_chunked(wire, split, chunks):
         expected = b"\r\n0"
     assert client.answer().body == expected
     assert client.answer().body == b"ok"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"OPTIONS http://a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"OPTIONS * HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+    ],
+)
+def test_options_of_the_server(wire, split, message):
+    client = wire.client().send_pieces(split(message + POST + b"Content-Length: 1\r\n\r\nx"))
+    answer = client.answer()
+    assert (answer.status, answer.headers["allow"], answer.body) == (200, "GET, HEAD, POST", b"")
+    assert client.answer().body == b"x"
 
 
 def test_large_chunked(wire):
@@ -99,7 +116,9 @@ def test_targets(wire, target, status):
     assert client.send(POST + b"Content-Length: 1\r\n\r\nx").answer().body == b"x"
 
 
-@pytest.mark.parametrize("host", [b"a", b"a.b-c_d:8000", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b"])
+@pytest.mark.parametrize(
+    "host", [b"a", b"a.b-c_d:65535", b"127.0.0.1:1", b"[::1]:8000", b"xn--n3h.example:", b"a%20b", b"[::ffff:1.2.3.4]"]
+)
 def test_hosts(wire, host):
     assert wire.client().send(b"GET /echo HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").answer().status == 200
 
@@ -339,6 +358,8 @@ def test_continue(wire):
     # Nobody waits for it where the body is there already.
     assert client.send(start + b"Content-Length: 5\r\n\r\nhello").answer().body == b"hello"
     assert client.send(start + b"Content-Length: 0\r\n\r\n").answer().body == b""
+    # An empty list expects nothing.
+    assert client.send(POST + b"Expect:\r\nContent-Length: 1\r\n\r\nx").answer().body == b"x"
 
 
 def test_continue_waits_for_earlier_answers(wire):

@@ -46,7 +46,7 @@ cdef class Connection:
     cdef public bint _eof               # the client has closed its side
     cdef public bint _write_paused
     cdef public object _wake            # the handle of a call of _resume that is due, or None
-    cdef public double _since           # when the current wait for the client began
+    cdef public double _since           # when the current wait for the client began; deaf: when it last sent something
     cdef Head _latest                   # the head of the last request, if it is remembered
     # Per message and answer.
     cdef public bint _reading           # inside _read or _written: answers are collected

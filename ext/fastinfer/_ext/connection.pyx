@@ -141,6 +141,7 @@ cdef class Connection:
 
     def buffer_updated(self, Py_ssize_t size):
         if self._deaf:
+            self._since = self._hub.now
             return
         cdef SizedUpload upload = self.sized_upload()
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
