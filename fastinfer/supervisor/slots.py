@@ -19,11 +19,14 @@ log = logging.getLogger(__name__)
 STABLE_S: Final = 1.0  # a process that has served for so long has started well
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
+# What ends processes that serve are requests, or somebody outside: the next one may serve everybody else, so that to stay
+# away would be the greater harm. That it has to start and to load is a pause by itself.
+LONGEST_PAUSE_AFTER_SERVING_S: Final = 0.2
 
 
-def pause_s(failures: int) -> float:
+def pause_s(failures: int, longest_s: float = LONGEST_PAUSE_S) -> float:
     """How long to wait before the next process after so many in a row that did not start well."""
-    return 0.0 if failures == 0 else min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), LONGEST_PAUSE_S)
+    return 0.0 if failures == 0 else min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), longest_s)
 
 
 class Slot:
@@ -55,7 +58,8 @@ class Slot:
         self._launch = launch
         self._changed = changed
         self._died = died
-        self._failures = 0
+        self._failures = 0  # processes in a row that ended, or were found unfit, before they served
+        self._short_lives = 0  # and that served, but not for long
         self._renewal: asyncio.Future[bool] | None = None
         self._wake = asyncio.Event()
 
@@ -79,6 +83,7 @@ class Slot:
         if new is not None:
             old, self.child = self.child, new
             new.is_ready()
+            self._failures = 0
             self.served.set()
             self._changed()
             if old is not None:
@@ -102,10 +107,10 @@ class Slot:
             self._died(child)
             self._changed()
             if child.lived_s() >= STABLE_S:
-                self._failures = 0
+                self._short_lives = 0
             else:
-                self._failures += 1
-                await asyncio.sleep(pause_s(self._failures))
+                self._short_lives += 1
+                await asyncio.sleep(pause_s(self._short_lives, LONGEST_PAUSE_AFTER_SERVING_S))
 
 
 def tell_death(child: Child) -> None:

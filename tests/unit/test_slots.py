@@ -44,6 +44,7 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.children: list[Child] = []
         self.fit = True
+        self.early = 0  # processes that end before they serve
         self.died: list[Child] = []
         self.pauses: list[float] = []
         self.slot = Slot(0, [], self.launch, lambda: None, self.died.append)  # type: ignore[arg-type]
@@ -57,6 +58,9 @@ class Scene:
         self.settle = lambda: sleep(0.01)
 
     async def launch(self, _: Slot) -> Any:
+        if self.early:
+            self.early -= 1
+            return None
         if not self.fit:
             return None
         self.children.append(Child())
@@ -90,17 +94,29 @@ def test_a_process_that_ends_is_replaced_at_once(scene: Scene) -> None:
     scene.run(test)
 
 
-def test_processes_that_end_at_once_are_started_less_and_less_often(scene: Scene) -> None:
+def test_processes_that_end_before_they_serve_are_started_less_and_less_often(scene: Scene) -> None:
     async def test() -> None:
-        for _ in range(4):
+        for early in (4, 2):
+            scene.early = early
+            scene.children[-1].lifetime = 2
+            scene.children[-1].ended.set_result(-9)
+            await scene.settle()
+        assert scene.pauses == [0.1, 0.2, 0.4, 0.8, 0.1, 0.2]  # one that serves begins anew
+
+    scene.run(test)
+
+
+def test_where_processes_die_as_soon_as_they_serve_the_pauses_stay_short(scene: Scene) -> None:
+    async def test() -> None:
+        for _ in range(5):
             scene.children[-1].ended.set_result(-8)
             await scene.settle()
-        assert scene.pauses == [0.1, 0.2, 0.4, 0.8]
+        assert scene.pauses == [0.1, 0.2, 0.2, 0.2, 0.2]
         scene.children[-1].lifetime = 2
         for _ in range(2):
             scene.children[-1].ended.set_result(-8)
             await scene.settle()
-        assert scene.pauses == [0.1, 0.2, 0.4, 0.8, 0.1]  # it had recovered
+        assert scene.pauses == [0.1, 0.2, 0.2, 0.2, 0.2, 0.1]  # it had recovered
 
     scene.run(test)
 
