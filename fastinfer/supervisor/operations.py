@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from fastinfer.errors import ApiError
 from fastinfer.supervisor.channel import ChannelClosedError
@@ -62,6 +63,7 @@ class Operations:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.record: Report = _NOTHING
+        self._retired: WeakSet[Member] = WeakSet()
         self._numbers = count(1)
         self._names = _Locks()
         self._changing = asyncio.Lock()  # held while processes change
@@ -101,6 +103,10 @@ class Operations:
             self.members.append(member)
         self._tell_readiness()
         return True
+
+    def retire(self, member: Member) -> None:
+        """A process is about to end: it takes part for as long as it lives, and no operation fails because it ends."""
+        self._retired.add(member)
 
     def leave(self, member: Member) -> None:
         """A process takes part no more."""
@@ -186,15 +192,16 @@ class Operations:
             call: dict[str, Any] = {"number": number, "name": operation, "arguments": arguments}
             if operation in _AT_ONCE:
                 async with self._changing:
-                    reports = await _all(self.members, "begin", **call)
-                    self._drop_lost(reports)
+                    begun = self._drop_lost(await _all(self.members, "begin", **call))
+                    reports = _without_lost(begun) or begun
                     self._keep(reports)
             else:
-                groups = [self.members] if all_at_once else [self.members[:1], self.members[1:]]
+                members = sorted(self.members, key=self._retired.__contains__)
+                groups = [members] if all_at_once else [members[:1], members[1:]]
                 reports = {}
                 for group in groups:
                     begun = await _all([member for member in group if member in self.members], "begin", **call)
-                    self._drop_lost(begun)
+                    begun = self._drop_lost(begun)
                     # One that has gone on before has not died of it: then others' ends have other reasons.
                     reports |= _without_lost(begun) if reports else begun
                     if any("lost" in report for report in reports.values()):
@@ -210,16 +217,23 @@ class Operations:
         while prepared := [member for member, report in reports.items() if "prepared" in report]:
             refusal = _why_not(operation, reports)
             decided = await _all(prepared, "decide", number=number, refusal=refusal and refusal.told())
-            reports = reports | decided
+            reports = self._drop_lost(reports | decided)
             if refusal is None:
                 reports = _without_lost(reports)
         return reports
 
-    def _drop_lost(self, reports: Mapping[Member, Report]) -> None:
-        """Whoever tries again must not ask those that have ended, which may not be known otherwise yet."""
-        for member, report in reports.items():
-            if "lost" in report:
-                self.leave(member)
+    def _drop_lost(self, reports: Mapping[Member, Report]) -> dict[Member, Report]:
+        """Whoever tries again must not ask those that have ended, which may not be known otherwise yet.
+
+        Returns:
+            The reports without those of retired processes that have ended: they were expected to.
+        """
+        lost = reports.keys() - _without_lost(reports).keys()
+        for member in lost:
+            self.leave(member)
+        return {
+            member: report for member, report in reports.items() if not (member in lost and member in self._retired)
+        }
 
     def _keep(self, reports: Mapping[Member, Report]) -> None:
         states = [report["state"] for report in reports.values() if "state" in report]

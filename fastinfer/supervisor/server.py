@@ -90,7 +90,8 @@ class Supervisor:
         self._counters = counters.create(len(groups))
         self._operations = Operations()
         self._slots = [
-            Slot(number, group, self._launch, self._assign, self._died) for number, group in enumerate(groups)
+            Slot(number, group, self._launch, self._assign, self._retire, self._died)
+            for number, group in enumerate(groups)
         ]
         self._children: set[Child] = set()  # all that have not ended
         self._accepting: dict[Child, list[int]] = {}  # which slots' connections each was told to accept
@@ -184,7 +185,7 @@ class Supervisor:
         finally:
             patience.cancel()
         if not fit:
-            child.channel.tell("hand_over")
+            self._retire(child)
             return None
         if not self._renewing:
             self._spawn(self._operations.refresh(child.channel))
@@ -229,6 +230,10 @@ class Supervisor:
         self._operations.leave(child.channel)
         if not self._ending.is_set():
             tell_death(child)
+
+    def _retire(self, child: Child) -> None:
+        self._operations.retire(child.channel)
+        child.channel.tell("hand_over")
 
     def _lose_patience(self, child: Child) -> None:
         child.impatient = True
@@ -322,6 +327,7 @@ class Supervisor:
             for listener in group:
                 listen.refuse_newcomers(listener)
         for child in self._children:
+            self._operations.retire(child.channel)
             child.channel.tell("drain")
         # The processes have them too: what waits in them is accepted there.
         listen.close(self._groups)

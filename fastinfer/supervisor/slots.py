@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 STABLE_S: Final = 1.0  # a process that has served for so long has started well
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
-# What ends processes that serve are requests, or somebody outside: the next one may serve everybody else, so that to stay
-# away would be the greater harm. That it has to start and to load is a pause by itself.
+# What ends processes that serve is a request, or somebody outside: the next one can serve everybody else, so that to
+# stay away would do more harm. That it has to start and to load is a pause by itself.
 LONGEST_PAUSE_AFTER_SERVING_S: Final = 0.2
 
 
@@ -37,6 +37,7 @@ class Slot:
         listeners: its listening sockets.
         launch: starts a process and returns it when it can serve; None: it has ended before, or is not fit to.
         changed: called when the slot's process has changed.
+        retire: called with a process that another one has taken over from.
         died: called with a process that has ended without being told to, before the next one is started.
 
     Attributes:
@@ -49,6 +50,7 @@ class Slot:
         listeners: Sequence[socket.socket],
         launch: Callable[[Slot], Awaitable[Child | None]],
         changed: Callable[[], None],
+        retire: Callable[[Child], None],
         died: Callable[[Child], None],
     ) -> None:
         self.number = number
@@ -57,6 +59,7 @@ class Slot:
         self.served = asyncio.Event()  # there was a process once
         self._launch = launch
         self._changed = changed
+        self._retire = retire
         self._died = died
         self._failures = 0  # processes in a row that ended, or were found unfit, before they served
         self._short_lives = 0  # and that served, but not for long
@@ -87,7 +90,7 @@ class Slot:
             self.served.set()
             self._changed()
             if old is not None:
-                old.channel.tell("hand_over")
+                self._retire(old)
         if self._renewal is not None and (new is not None or self.child is not None):
             self._renewal.set_result(new is not None)
             self._renewal = None

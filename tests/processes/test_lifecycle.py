@@ -7,6 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from load_clients import load, wait_until
@@ -112,3 +115,30 @@ def test_a_restart_stops_where_a_model_is_gone(tmp_path):
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "restarted:" in server.log)
         assert server.serving_pids() != before
+
+
+def test_models_come_and_go_during_restarts_and_the_end():
+    """Control requests are requests: none fails because a process hands over, or ends."""
+    with serving("--load", "simple", "--processes", "2") as server:
+        found: Counter[object] = Counter()
+        ending = threading.Event()
+
+        def control(name: str) -> None:
+            while True:
+                for action in ("load", "unload"):
+                    try:
+                        found[server.post(f"/v2/models/{name}/{action}").status] += 1
+                    except ConnectionRefusedError:  # the server has ended
+                        assert ending.is_set()
+                        return
+
+        with ThreadPoolExecutor(8) as clients:
+            controlling = [clients.submit(control, name) for name in ("digits", "simple") * 4]
+            for round_ in range(1, 4):
+                server.process.send_signal(signal.SIGHUP)
+                wait_until(lambda: server.log.count("restarted:") == round_)  # noqa: B023
+            ending.set()
+            assert server.stop() == 0
+            for each in controlling:
+                each.result()
+        assert list(found) == [200]

@@ -148,6 +148,59 @@ def test_a_process_that_ends_meanwhile_does_not_hold_the_others_up(call: str) ->
     run(test)
 
 
+def test_what_needs_no_preparation_is_done_where_processes_live() -> None:
+    async def test(operations: Operations) -> None:
+        ended, living = Process(), Process()
+        await joined(operations, ended, living)
+        await load(operations)
+        ended.script["begin"] = ChannelClosedError()
+        await operations.run("unload", name="m")
+        assert (operations.members, living.models, operations.record["endpoints"]) == ([living], [], [])
+
+    run(test)
+
+
+@pytest.mark.parametrize("all_at_once", [False, True])
+@pytest.mark.parametrize("call", ["begin", "decide"])
+def test_operations_do_not_fail_because_a_retired_process_ends(call: str, all_at_once: bool) -> None:
+    async def test(operations: Operations) -> None:
+        retired, successor = Process(), Process()
+        await joined(operations, retired, successor)
+        operations.retire(retired)
+        await load(operations, "first")
+        assert retired.models == ["first"]
+        retired.script[call] = ChannelClosedError()
+        assert await operations.run("load_model", name="m", all_at_once=all_at_once) == "m"
+        assert (operations.members, successor.models) == ([successor], ["first", "m"])
+
+    run(test)
+
+
+@pytest.mark.parametrize("call", ["begin", "decide"])
+def test_what_fails_tells_why_also_where_a_retired_process_ends(call: str) -> None:
+    async def test(operations: Operations) -> None:
+        retired, successor = Process(**{call: ChannelClosedError()}), Process()
+        await joined(operations, retired, successor)
+        operations.retire(retired)
+        successor.script["begin"] = {"failed": SENTENCE, "state": successor.state()}
+        with pytest.raises(ApiError, match="no such model"):
+            await operations.run("load_model", name="m", all_at_once=True)
+
+    run(test)
+
+
+def test_a_retired_process_is_not_the_one_that_goes_ahead() -> None:
+    async def test(operations: Operations) -> None:
+        retired, successor = Process(), Process(begin=ChannelClosedError())
+        await joined(operations, retired, successor)
+        operations.retire(retired)
+        with pytest.raises(LostError):
+            await load(operations)
+        assert "begin load_model" not in retired.calls
+
+    run(test)
+
+
 def test_at_start_what_may_have_ended_a_process_is_tried_again_alone() -> None:
     async def test(operations: Operations) -> None:
         ended, successor = Process(begin=ChannelClosedError()), Process()

@@ -24,12 +24,7 @@ class Child:
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.told: list[str] = []
-        self.channel = self
         self.lifetime = 0.0
-
-    def tell(self, call: str) -> None:
-        self.told.append(call)
 
     def is_ready(self) -> None:
         pass
@@ -45,9 +40,10 @@ class Scene:
         self.children: list[Child] = []
         self.fit = True
         self.early = 0  # processes that end before they serve
+        self.retired: list[Child] = []
         self.died: list[Child] = []
         self.pauses: list[float] = []
-        self.slot = Slot(0, [], self.launch, lambda: None, self.died.append)  # type: ignore[arg-type]
+        self.slot = Slot(0, [], self.launch, lambda: None, self.retired.append, self.died.append)  # type: ignore[arg-type]
         sleep = asyncio.sleep
 
         async def pause(seconds: float) -> None:
@@ -125,7 +121,7 @@ def test_the_old_one_goes_when_the_new_one_serves(scene: Scene) -> None:
     async def test() -> None:
         assert await scene.slot.renew()
         old, new = scene.children
-        assert (scene.slot.child, old.told, new.told) == (new, ["hand_over"], [])
+        assert (scene.slot.child, scene.retired) == (new, [old])
         old.ended.set_result(0)
         await scene.settle()
         assert (scene.slot.child, scene.died) == (new, [])
@@ -137,7 +133,7 @@ def test_the_old_one_stays_where_the_new_one_is_not_fit(scene: Scene) -> None:
     async def test() -> None:
         scene.fit = False
         assert not await scene.slot.renew()
-        assert (scene.slot.child, scene.children[0].told) == (scene.children[0], [])
+        assert (scene.slot.child, scene.retired) == (scene.children[0], [])
         scene.fit = True
         assert await scene.slot.renew()
 
