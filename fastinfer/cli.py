@@ -37,6 +37,7 @@ Usage:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
+    _open_standard_descriptors()
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     try:
         match command:
@@ -64,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough; keep the interpreter from complaining when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _open_standard_descriptors() -> None:
+    """Opens the null device for those that are closed (``2>&-``), or what is opened next would get their numbers.
+
+    The log, for one, is written to descriptor 2, whatever that is.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 class _Refused(Exception):

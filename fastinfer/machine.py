@@ -1,4 +1,4 @@
-"""What of this machine the process may use: cores and memory, by CPU affinity and cgroup limits (v1 and v2).
+"""What of this machine the process may use: cores and memory, by CPU affinity and limits (ulimit; cgroups v1 and v2).
 
 In a container the machine's own numbers are too large: threads made for 64 cores with a quota of two are throttled
 together, and a budget counted from the host's memory ends with the process being killed.
@@ -7,6 +7,7 @@ together, and a budget counted from the host's memory ends with the process bein
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,27 @@ def usable_cores(root: Path = Path("/")) -> int:
         if quota is not None:
             cores = min(cores, quota)
     return max(cores, 1)
+
+
+def shared_memory(name: str, size: int) -> int:
+    """The descriptor of new memory, all zero, for several processes.
+
+    To the kernel it is a file, and may not be larger than one (``ulimit -f``); where that may be raised it is.
+
+    Raises:
+        OSError: files may not be so large, or there are no descriptors.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    descriptor = os.memfd_create(name)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
+        os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return descriptor
 
 
 def memory_bytes(root: Path = Path("/")) -> int:

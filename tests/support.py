@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class Answer:
 
 
 class Server:
-    """``fastinfer serve`` on a free port."""
+    """``fastinfer serve`` on a free port; ``limits`` are its resource limits."""
 
     def __init__(
         self,
@@ -55,11 +56,17 @@ class Server:
         wait: bool = True,
         env: Mapping[str, str] = {},
         cwd: Path | None = None,
+        limits: Mapping[int, tuple[int, int]] = {},
     ):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
         self.process = subprocess.Popen(
-            [*command, *options], stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **env}, cwd=cwd
+            [*command, *options],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env},
+            cwd=cwd,
+            preexec_fn=lambda: [resource.setrlimit(*each) for each in limits.items()],
         )
         try:
             self.port = self._wait_for_port()

@@ -26,7 +26,7 @@ FLOORS: list[dict[str, str]] = [
         "models.__init__": "",
         "models.operation": "",
         "supervisor.__init__": "",
-        "supervisor.counters": "",
+        "supervisor.counters": "machine",
         "errors": "",
         "limits": "",
         "machine": "",

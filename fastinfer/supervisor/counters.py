@@ -6,9 +6,10 @@ slot, another one that goes on counting. A slot has two, since an old process st
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Final
+
+from fastinfer import machine
 
 BLOCK_BYTES: Final = 8192
 BLOCKS: Final = 1024  # of a bank; the first one is the process's own, each other one a model's
@@ -17,10 +18,8 @@ BANKS_PER_SLOT: Final = 2
 
 
 def create(slots: int) -> int:
-    """A descriptor of memory for so many slots, all zero."""
-    descriptor = os.memfd_create("fastinfer-counters")
-    os.ftruncate(descriptor, slots * BANKS_PER_SLOT * BANK_BYTES)
-    return descriptor
+    """A descriptor of memory for so many slots, all zero. OSError as of :func:`fastinfer.machine.shared_memory`."""
+    return machine.shared_memory("fastinfer-counters", slots * BANKS_PER_SLOT * BANK_BYTES)
 
 
 def free_bank(slot: int, used: Iterable[int]) -> int | None:

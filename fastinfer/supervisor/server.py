@@ -62,7 +62,12 @@ def supervise(
         except OSError as error:
             log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
             return 1
-        return asyncio.run(Supervisor(config, again, groups, inherited or {}).run())
+        try:
+            supervisor = Supervisor(config, again, groups, inherited or {})
+        except OSError as error:
+            log.error("there is no memory that processes can share: %s", error.strerror or error)
+            return 1
+        return asyncio.run(supervisor.run())
     finally:
         written.stop()
 

@@ -31,11 +31,10 @@ from __future__ import annotations
 
 import logging
 import mmap
-import os
 import signal as signals
 from typing import Final
 
-from fastinfer import limits
+from fastinfer import limits, machine
 from fastinfer._ext import crashrecord
 from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, Death, Running
 
@@ -55,10 +54,13 @@ class Suspects:
 
     @classmethod
     def create(cls, slots: int) -> tuple[Suspects, int]:
-        """A record in new shared memory, with a slot for each of so many processes; and its file descriptor."""
+        """A record in new shared memory, with a slot for each of so many processes; and its file descriptor.
+
+        Raises:
+            OSError: as of :func:`fastinfer.machine.shared_memory`.
+        """
         size = crashrecord.nbytes(slots)
-        fd = os.memfd_create("fastinfer-crash-record")
-        os.ftruncate(fd, size)
+        fd = machine.shared_memory("fastinfer-crash-record", size)
         return cls(CrashRecord(mmap.mmap(fd, size))), fd
 
     def free_slot(self) -> int | None:

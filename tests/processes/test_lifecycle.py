@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -142,3 +143,11 @@ def test_models_come_and_go_during_restarts_and_the_end():
             for each in controlling:
                 each.result()
         assert list(found) == [200]
+
+
+def test_files_that_may_not_be_large():
+    """``ulimit -f``, perhaps to keep the log small: the counters' memory is a file to the kernel, too."""
+    with serving("--load", "simple", limits={resource.RLIMIT_FSIZE: (1 << 16, resource.RLIM_INFINITY)}) as server:
+        assert server.get("/v2/models/simple/ready").status == 200
+    with pytest.raises(AssertionError, match="no memory that processes can share: File too large"):
+        serving("--load", "simple", limits={resource.RLIMIT_FSIZE: (1 << 16, 1 << 16)}).__enter__()

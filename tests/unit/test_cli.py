@@ -56,6 +56,15 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
+def test_closed_descriptors_are_not_given_to_what_is_opened_next(tmp_path: Path) -> None:
+    code = "import os, sys; from fastinfer import cli; cli.main(['--version']); " + (
+        "open(sys.argv[1], 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)))"
+    )
+    python = [sys.executable, "-c", code, str(tmp_path / "found")]
+    subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *python], cwd=ROOT, check=True)
+    assert (tmp_path / "found").read_text() == "/dev/null /dev/null /dev/null"
+
+
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
