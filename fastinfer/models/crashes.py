@@ -89,7 +89,7 @@ class RecordedLoad:
             raise ApiError(
                 400,
                 f"model '{self._model}' is quarantined: the process died by {Signals(known.signal).name} while it "
-                "loaded this model; changed files, or a load request, let it be tried again",
+                "loaded this model; with other files (touch is enough), configuration or parameters it is tried again",
             )
         return known is not None
 

@@ -215,6 +215,18 @@ def test_at_start_what_may_have_ended_a_process_is_tried_again_alone() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("ending", [0, 1])
+def test_at_start_a_load_is_tried_again_whichever_process_has_ended(ending: int) -> None:
+    async def test(operations: Operations) -> None:
+        processes = [Process(), Process()]
+        processes[ending].script["begin"] = ChannelClosedError()
+        await joined(operations, *processes)
+        assert await operations.load_model("a", None, {}) == "a"
+        assert processes[1 - ending].models == ["a"]
+
+    run(test)
+
+
 def test_at_start_a_load_that_has_lost_its_processes_twice_is_tried_again() -> None:
     async def test(operations: Operations) -> None:
         await joined(operations, Process(begin=ChannelClosedError()))
