@@ -118,7 +118,9 @@ _DIMS: Any = Field(default=(), validation_alias=AliasChoices("dims", "shape"))
 class Table(BaseModel):
     """A table of the configuration; an unknown field is an error."""
 
-    model_config = ConfigDict(defer_build=True, frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod
