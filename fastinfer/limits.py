@@ -58,6 +58,7 @@ MAX_ID_BYTES = 1 * MIB  # of a request, for the same reason
 MAX_QUEUE_SIZE = 10_000  # requests waiting, a model
 REQUEST_TIMEOUT_S = 30.0  # 504
 DRAIN_TIMEOUT_S = 30.0
+HANG_TIMEOUT_S = 30.0  # gunicorn's timeout
 END_TIMEOUT_S = 5.0  # after the drain; then the process ends with what cannot be ended
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread

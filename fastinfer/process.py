@@ -103,6 +103,7 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
             "decide": rounds.decide,
             "readiness": service.readiness,
             "gauges": service.metrics.gauges,
+            "pulse": lambda: None,
             "accept_from": lambda slots: server.accept_from([each for slot in slots for each in groups[slot]]),
             "hand_over": server.hand_over,
             "drain": server.drain_soon,

@@ -176,6 +176,9 @@ class ServerConfig(BaseSettings):
         "process serves by itself, for debuggers and profilers.",
         _COMPUTE,
     )
+    hang_timeout_s: Seconds = _option(
+        limits.HANG_TIMEOUT_S, "Seconds that a process may stand still; then it is killed and replaced.", _COMPUTE
+    )
     threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         lambda: 2 * usable_cores(),
         "Native threads of a process, which run batches and long conversions, shared by all models.",

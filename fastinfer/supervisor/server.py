@@ -30,6 +30,7 @@ from fastinfer.supervisor.suspects import Suspects
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 10.0  # what a process may load before it accepts, if no other one does
+_START_S: Final = 120.0  # what a process may take until it can be talked to, before it loads
 _FIRST_S: Final = 10.0  # what the first processes may take until those that are there begin to load
 _AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
 _LOOK_S: Final = 0.1
@@ -174,10 +175,13 @@ class Supervisor:
             return None
         self._children.add(child)
         child.ended.add_done_callback(lambda _: self._gone(child))
-        await asyncio.wait((child.up, child.ended), return_when=asyncio.FIRST_COMPLETED)
-        if child.ended.done():
+        await asyncio.wait((child.up, child.ended), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        if not child.up.done():
+            child.kill()
+            await child.ended
             self._ended_early(child)
             return None
+        self._spawn(self._watch(child))
         self._tell_start(child.up.result())
         patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, child)
         try:
@@ -213,6 +217,25 @@ class Supervisor:
                 share.threads,
                 share.intra_op_threads,
             )
+
+    async def _watch(self, child: Child) -> None:
+        """Kills a process whose loop stands still, or that does not come to its end."""
+        half_s = self._config.hang_timeout_s / 2
+        missed = 0
+        while missed < 2:  # not at once: perhaps the supervisor itself stood still, and the answer is about to be read
+            try:
+                await asyncio.wait_for(child.channel.call("pulse"), half_s)
+            except TimeoutError:
+                missed += 1
+            except ChannelClosedError:
+                await asyncio.wait([child.ended], timeout=2 * half_s)
+                break
+            else:
+                missed = 0
+                await asyncio.sleep(half_s / 2)
+        if not child.ended.done():
+            log.error("process %d has said nothing for %g s: it is killed", child.pid, 2 * half_s)
+            child.kill()
 
     def _ended_early(self, child: Child) -> None:
         """A process has ended before it could be talked to. Where none ever could, none ever will."""

@@ -42,6 +42,21 @@ def test_kill_under_load(processes):
             assert f"process {victim} has ended: SIGKILL" in server.log
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_stands_still_is_killed(processes):
+    options = ("--load", "simple", "--processes", str(processes), "--hang-timeout-s", "1")
+    with serving(*options) as server:
+        victim, *others = server.serving_pids()
+        os.kill(victim, signal.SIGSTOP)
+        wait_until(lambda: f"process {victim} has ended: SIGKILL" in server.log)
+        assert f"process {victim} has said nothing for 1 s: it is killed" in server.log
+        wait_until(lambda: len(server.serving_pids()) == processes)
+        server.load("models/digits")  # nobody waits for the one that is gone
+        assert server.get("/v2/models/digits/ready").status == 200
+        assert set(others) <= set(server.serving_pids())
+        assert server.log.count("it is killed") == 1
+
+
 def test_the_other_process_loses_nothing():
     with serving("--load", "simple", "--processes", "2") as server:
         connections = [server.connect() for _ in range(20)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from load_clients import load, wait_until
+from load_clients import SIMPLE, load, wait_until
 from support import REPOSITORY, serving
 
 
@@ -42,6 +44,64 @@ def test_end_under_load(processes):
             children = server.log.count("ended")
             assert children == 1
         assert not running.failed
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_takes_long_is_finished(processes, number):
+    """Slow uploads and slow runs, large bodies, pipelined requests, old clients: begun before the signal, ended after."""
+    values = (
+        b'{"inputs":[{"name":"INPUT0","shape":[1,2000000],"datatype":"FP32","data":[' + b"0.5," * 1_999_999 + b"1]}]}"
+    )
+    small, slow = json.dumps(SIMPLE).encode(), json.dumps({"inputs": []}).encode()
+    with serving("--load", "simple", "identity_fp32", "--processes", str(processes)) as server:
+        server.load("workers/fake", {"delay_ms": 1500})
+        address = ("127.0.0.1", server.port)
+        upload, large, running, pipelining, old, last = (socket.create_connection(address, 60) for _ in range(6))
+        upload.sendall(post("simple", small)[:-9])
+        large.sendall(post("identity_fp32", values)[:5_000_000])
+        running.sendall(post("fake", slow))
+        pipelining.sendall(post("simple", small))
+        assert receive(pipelining, 1) == [200]
+        pipelining.sendall(post("fake", slow) * 12)
+        old.sendall(post("fake", slow, "HTTP/1.0"))
+        last.sendall(post("fake", slow)[:-1])
+        wait_until(lambda: 'fastinfer_requests_in_flight{model="fake",version="1"} 14.0' in metrics(server))
+        server.process.send_signal(number)
+        if number == signal.SIGHUP:
+            wait_until(lambda: "restarted:" in server.log)
+        else:
+            wait_until(lambda: refuses(server))
+        upload.sendall(post("simple", small)[-9:])
+        large.sendall(post("identity_fp32", values)[5_000_000:])
+        last.sendall(post("fake", slow)[-1:])
+        for connection, count in ((upload, 1), (large, 1), (running, 1), (pipelining, 12), (old, 1), (last, 1)):
+            assert receive(connection, count) == [200] * count
+            connection.close()
+        assert server.stop() == 0
+
+
+def post(model, body, version="HTTP/1.1"):
+    return b"POST /v2/models/%b/infer %b\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (
+        model.encode(), version.encode(), len(body), body)  # fmt: skip
+
+
+def receive(connection, count):
+    """The statuses of so many answers."""
+    with connection.makefile("rb") as file:
+        statuses = []
+        for _ in range(count):
+            statuses.append(int(file.readline().split()[1]))
+            file.read(int(http.client.parse_headers(file)["Content-Length"]))
+        return statuses
+
+
+def refuses(server):
+    try:
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_a_second_signal_ends_at_once():
