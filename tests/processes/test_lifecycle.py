@@ -49,7 +49,7 @@ def test_end_under_load(processes):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_takes_long_is_finished(processes, number):
-    """Slow uploads and slow runs, large bodies, pipelined requests, old clients: begun before the signal, ended after."""
+    """Uploads, large bodies, slow runs, pipelined requests, old clients: begun before the signal, ended after it."""
     values = (
         b'{"inputs":[{"name":"INPUT0","shape":[1,2000000],"datatype":"FP32","data":[' + b"0.5," * 1_999_999 + b"1]}]}"
     )
