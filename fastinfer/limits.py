@@ -42,6 +42,7 @@ LINGER_S = 2.0  # after an error, so that the client can read the answer
 MAX_LINGERS = 15  # times that, while it still sends: nginx's lingering_time
 DRAIN_IDLE_S = 1.0  # while draining: an idle connection is given this long to send one more request
 HALF_CLOSED_PROBE_S = 0.25  # a client that closed its side and waits this long is asked whether it is still there
+COLLECTED_OBJECTS = 20_000  # made and not freed since Python's collector looked last (Python's default: 700)
 READ_BUFFER_BYTES = 64 * KIB  # shared by all connections; libuv's suggestion
 MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
 MAX_CACHED_HEAD_BYTES = 1 * KIB  # ... of at most this size

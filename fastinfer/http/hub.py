@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SLOTS: Final = 16
+_SLOTS: Final = 64
 _PERIOD_S: Final = 4.0
 
 
@@ -145,11 +145,14 @@ class Hub(Shared):
     # --- The clock ----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Looks at a sixteenth of the connections, so that each is seen every few seconds and no tick is long; at all
-        while draining."""
+        """Looks at a few of the connections, so that each is seen every few seconds and no tick is long; while
+        draining, every now and then at all."""
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        for slot in self._slots if self.draining else (self._slots[self._ticks % _SLOTS],):
+        slots = [self._slots[self._ticks % _SLOTS]]
+        if self.draining:
+            slots = self._slots if self._ticks % (_SLOTS // 16) == 0 else []
+        for slot in slots:
             for connection in list(slot):
                 connection.check(now)
         self._ticks += 1

@@ -142,9 +142,11 @@ class Server:
             loop.add_signal_handler(number, self.stop)
         if self._hub is None:
             await self.start()
-        # What exists now stays: the collector need not look at it again.
+        # What exists now stays: the collector need not look at it again. Requests leave it next to nothing, but many
+        # connections at once look like garbage, and to look through them all stops the loop for 20 ms.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(constants.COLLECTED_OBJECTS)
         try:
             await self._stop.wait()
             return await self.drain(drain_timeout_s)

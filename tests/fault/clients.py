@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from onnx import helper, numpy_helper
@@ -67,6 +67,15 @@ def answers(sock: socket.socket) -> Iterator[tuple[int, dict[str, str], bytes]]:
             assert more, "closed inside an answer"
             body += more
         yield int(line.split()[1]), fields, bytes(body)
+
+
+def each_second(socks: Sequence[socket.socket]) -> Iterator[socket.socket]:
+    """Each of them in its turn, spread over a second: clients that know nothing of each other."""
+    began = time.monotonic()
+    for place, sock in enumerate(socks):
+        time.sleep(max(0.0, began + place / len(socks) - time.monotonic()))
+        yield sock
+    time.sleep(max(0.0, began + 1 - time.monotonic()))
 
 
 def is_quiet(server: Subject, fds: int) -> bool:
@@ -176,9 +185,8 @@ def slow_readers(trial: Trial) -> None:
         wait_for(lambda: server.metric("fastinfer_requests_total", model="large") == clients, "an answer for each")
         with load(server.port, trial.count(5, 2), rate) as running:
             while not running.done():
-                for sock in socks:
+                for sock in each_second(socks):
                     sock.recv(1024)
-                time.sleep(1)
             beside = running.result()
         trial.most("answers held for each reader", (server.rss() - before) / clients / size, 1.1)
         trial.equal("failed requests of others", beside["errors"], 0)
@@ -216,10 +224,9 @@ def slow_writers(trial: Trial) -> None:
         at = [20 if place % 2 else len(message) - 40 for place in range(clients)]
         with load(server.port, trial.count(6, 2), rate) as running:
             while not running.done():
-                for place, sock in enumerate(socks):
+                for place, sock in enumerate(each_second(socks)):
                     sock.sendall(message[at[place] : at[place] + 1])
                     at[place] += 1
-                time.sleep(1)
             beside = running.result()
         trial.equal("failed requests of others", beside["errors"], 0)
         trial.most("p99 of others, times without", beside["p99_us"] / alone["p99_us"], 1.5, timed=True)

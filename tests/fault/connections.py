@@ -28,7 +28,8 @@ def idle(trial: Trial) -> None:
         for _ in range(trial.count(3, 1)):
             alone = loadgen.run(server.port, asked(), ACTIVE, trial.count(2, 1), rate=rate)
             before = server.rss()
-            with load(server.port, seconds, rate, connections=ACTIVE, silent=many) as running:
+            # The warm-up: until all are accepted, which is no idleness.
+            with load(server.port, seconds, rate, connections=ACTIVE, silent=many, warmup_s=2) as running:
                 wait_for(lambda: server.metric("fastinfer_connections") > many, "all connections")
                 held = server.rss() - before
                 beside = running.result()
@@ -37,6 +38,13 @@ def idle(trial: Trial) -> None:
                 trial.most("KiB for each connection", held / many / KIB, 8)
             trial.equal("failed requests", beside["errors"], 0)
             wait_for(lambda: server.metric("fastinfer_connections") <= 1, "no connections")
+        silent = [connect(server.port) for _ in range(many)]
+        wait_for(lambda: server.metric("fastinfer_connections") > many, "all connections")
+        before_s = server.cpu_s()
+        time.sleep(4)
+        trial.most("share of a core that they take by themselves", (server.cpu_s() - before_s) / 4, 0.01)
+        for sock in silent:
+            sock.close()
         trial.tell("idle connections", many)
         trial.most("p99 of the active ones, times without", sorted(ratios)[len(ratios) // 2], 1.1, timed=True)
 

@@ -81,9 +81,10 @@ def load(
     connections: int = CONNECTIONS,
     *,
     silent: int = 0,
+    warmup_s: float = 0,
     until_refused: bool = False,
 ) -> Iterator[Future[dict[str, Any]]]:
-    """Load during a block, and for so many seconds at least; the result holds what was counted.
+    """Load during a block, and for so many seconds at least; the result holds what was counted after the warm-up.
 
     WrongAnswer where an answer of 200 is not right.
     """
@@ -96,7 +97,7 @@ def load(
             seconds,
             rate=rate,
             silent=silent,
-            warmup=0,
+            warmup=warmup_s,
             errors_allowed=True,
             until_refused=until_refused,
         )

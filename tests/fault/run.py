@@ -25,10 +25,12 @@ from tests.fault.trial import Trial, outcome
 
 METHOD = (
     "each fault with servers of its own on the loopback; load by bench/load/loadgen.cpp at a constant rate, half of "
-    "what the same server reached just before; values of all distinct answers checked"
+    "what the same server reached just before; values of all distinct answers checked; a fault that fails by what is "
+    "timed alone is tried again, twice at most, and the last attempt is shown"
 )
 MILLION = 1_000_000
 QUICK_REQUESTS = 10_000
+ATTEMPTS = 3
 
 
 def arguments() -> argparse.Namespace:
@@ -45,13 +47,45 @@ def arguments() -> argparse.Namespace:
 
 
 def attempt(fault: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """One fault: what it is, what came out."""
+    """One fault: what it is, what came out.
+
+    A machine that stands still now and then fails what is timed: where nothing else has failed it is tried again.
+    """
     began = time.monotonic()
-    trial = Trial(options.quick, options.requests)
-    with outcome(trial) as result:
-        fault.run(trial)
-    took_s = round(time.monotonic() - began, 1)
-    return {"name": fault.name, "what": fault.what, "passes": fault.passes, **result, "took_s": took_s}
+    attempts = 0
+    while True:
+        attempts += 1
+        late_ms = machine_late_ms()
+        trial = Trial(options.quick, options.requests)
+        with outcome(trial) as result:
+            fault.run(trial)
+        if attempts == ATTEMPTS or not failed_by_time_alone(result):
+            break
+    return {
+        "name": fault.name,
+        "what": fault.what,
+        "passes": fault.passes,
+        **result,
+        "attempts": attempts,
+        "machine_late_ms": late_ms,
+        "took_s": round(time.monotonic() - began, 1),
+    }
+
+
+def failed_by_time_alone(result: dict[str, Any]) -> bool:
+    """Whether all figures that are not what is required are timed ones."""
+    unmet = [figure for figure in result["figures"] if figure["met"] is False]
+    return "reason" not in result and bool(unmet) and all(figure["timed"] for figure in unmet)
+
+
+def machine_late_ms() -> float:
+    """How late a process that sleeps for a millisecond is woken, with nothing else to do; the 99th percentile."""
+    late = []
+    for _ in range(500):
+        began = time.monotonic()
+        time.sleep(0.001)
+        late.append(time.monotonic() - began - 0.001)
+    return round(1000 * sorted(late)[-5], 2)
 
 
 # --- The report -------------------------------------------------------------------------------------------------------
@@ -74,6 +108,7 @@ def report(result: dict[str, Any]) -> str:
     for each in faults:
         verdict = each["verdict"] if each["verdict"] == "passed" else f"**{each['verdict']}**"
         told = [*map(shown, each["figures"]), *filter(None, [each.get("reason")])]
+        told.append(f"attempt {each['attempts']}, the machine before it {each['machine_late_ms']:.2g} ms late")
         text = "; ".join(told).replace("|", "/").replace("\n", " ")
         rows.append([each["name"], each["what"], each["passes"], verdict, text])
     form = (
