@@ -57,6 +57,9 @@ class Shared:
     ) -> None:
         """``counters`` are :data:`COUNTER_BYTES` writable bytes, as an earlier process may have left them; memory of
         its own by default. ValueError where they are too few or not aligned."""
+    def restless(self, connections: set[Any]) -> list[Any]:
+        """Those that wait for something else than their client's next request, or for that too long; of very many
+        connections these are few."""
     def renew_buffer(self) -> None:
         """A new read buffer: somebody still looks into the old one."""
     def remember(self, raw: bytes, head: Head) -> None:
@@ -86,6 +89,7 @@ class Connection:
     _eof: bool
     """The client has closed its side."""
     _write_paused: bool
+    _stuck_size: int
     _wake: asyncio.Handle | None
     """A call of :meth:`_resume` that is due."""
     _since: float

@@ -149,12 +149,13 @@ class Hub(Shared):
         draining, every now and then at all."""
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        slots = [self._slots[self._ticks % _SLOTS]]
-        if self.draining:
-            slots = self._slots if self._ticks % (_SLOTS // 16) == 0 else []
-        for slot in slots:
-            for connection in list(slot):
+        if not self.draining:
+            for connection in self.restless(self._slots[self._ticks % _SLOTS]):
                 connection.check(now)
+        elif self._ticks % (_SLOTS // 16) == 0:
+            for slot in self._slots:
+                for connection in list(slot):
+                    connection.check(now)
         self._ticks += 1
         if self._ticks % (_SLOTS // 4) == 0:
             self.bodies.age()

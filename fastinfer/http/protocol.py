@@ -65,7 +65,7 @@ def _unsound(raw: bytes) -> Head:
 class HttpProtocol(Connection, asyncio.BufferedProtocol):
     """One connection; see the head of the file. The state of the common path is the base's."""
 
-    __slots__ = ("_linger_end", "_lingering", "_refusal", "_slot", "_sound", "_stuck_since", "_stuck_size")
+    __slots__ = ("_linger_end", "_lingering", "_refusal", "_slot", "_sound", "_stuck_since")
 
     _hub: Hub
 
@@ -77,8 +77,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._lingering: asyncio.TimerHandle | None = None
         self._linger_end = 0.0
         self._sound = 0  # bytes of the started head that are checked already
-        self._stuck_since = 0.0  # when the write buffer was last seen to shrink ...
-        self._stuck_size = 0  # ... and its size then
+        self._stuck_since = 0.0  # when the write buffer was last seen to shrink, to _stuck_size
 
     # --- Called by the transport --------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ cdef class Shared:
     cdef readonly object loop
     cdef Py_ssize_t _max_pipelined
     cdef int64_t _max_in_flight_bytes
+    cdef double _keep_alive_s
     # Where every connection reads; what lies there is valid until the callback returns.
     cdef readonly bytearray buffer
     cdef readonly object view           # of the whole buffer; it also pins the memory, so that data stays valid
@@ -46,6 +47,7 @@ cdef class Connection:
     cdef public bint _eof               # the client has closed its side
     cdef public bint _write_paused
     cdef public object _wake            # the handle of a call of _resume that is due, or None
+    cdef public Py_ssize_t _stuck_size  # of the transport's buffer, when it was last seen to shrink; 0: it is empty
     cdef public double _since           # when the current wait for the client began; deaf: when it last sent something
     cdef Head _latest                   # the head of the last request, if it is remembered
     # Per message and answer.
@@ -78,6 +80,7 @@ cdef class Connection:
     cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
                          object fields) except -1
     cdef int retire(self, HttpExchange exchange, int status_class) except -1
+    cdef bint rests(self, double since) except -1
     cdef int flush(self) except -1
     cdef int write_out(self) except -1
     cdef int wake_up(self) except -1

@@ -53,6 +53,7 @@ cdef class Shared:
         self.poller = poller if poller is not None else Poller(loop, (), 0)
         self._max_pipelined = limits.max_pipelined
         self._max_in_flight_bytes = limits.in_flight_bytes
+        self._keep_alive_s = limits.keep_alive_timeout_s
         self.bodies = BodyPool(constants.KEPT_BODY_BYTES)
         self.heads = {}
         self.now = loop.time()
@@ -70,6 +71,10 @@ cdef class Shared:
                 self.heads.clear()
             self.heads[raw] = head
             head.raw = raw
+
+    def restless(self, set connections not None):
+        cdef double since = self.now - self._keep_alive_s
+        return [connection for connection in connections if not (<Connection>connection).rests(since)]
 
     @property
     def answers(self):
@@ -477,6 +482,14 @@ cdef class Connection:
             self._transport.resume_reading()
         elif not self._queue:
             self._close()
+
+    cdef bint rests(self, double since) except -1:
+        # Whether it waits for nothing but its client's next request, and began to no earlier.
+        if self._transport is None:
+            return True
+        return (not self._deaf and self._since >= since and len(self._queue) == 0 and self._upload is None
+                and self._skip == 0 and PyBytes_GET_SIZE(self._pending) == 0 and self._stuck_size == 0
+                and self._transport.get_write_buffer_size() == 0)
 
     # --- For the other half ------------------------------------------------------------------------------------------
 
