@@ -177,7 +177,9 @@ class Supervisor:
         child.ended.add_done_callback(lambda _: self._gone(child))
         await asyncio.wait((child.up, child.ended), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
         if not child.up.done():
-            child.kill()
+            if not child.ended.done():
+                log.error("process %d has not started in %g s: it is killed", child.pid, _START_S)
+                child.kill()
             await child.ended
             self._ended_early(child)
             return None

@@ -124,7 +124,6 @@ cdef class Connection:
         self._pending = b""
         self._queue = []
         self._out = []
-        self._largest = 0
 
     # --- Called by the transport -------------------------------------------------------------------------------------
 
