@@ -11,6 +11,7 @@ from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
 from fastinfer.workers import onnx_load
 from fastinfer.workers.onnx import OnnxParameters
+from fastinfer.workers.onnx_load import LoadedModel
 from fastinfer.workers.parameters import parse
 
 
@@ -22,7 +23,7 @@ class CheckResult:
         name: the model's.
         version: the version; None where the model as a whole is refused.
         ok: whether a server would serve it.
-        detail: its signature, or the reason.
+        detail: its signature, with why requests should not share a batch if so; or why it is not served.
     """
 
     name: str
@@ -53,7 +54,14 @@ def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str
             try:
                 path = files.model_file(version, model_config)
                 options = parse(OnnxParameters, model_config.worker_parameters).session_options()
-                _, signature = onnx_load.load(path, model_config, name, options, config)
-                yield CheckResult(name, version, True, str(signature))
+                loaded = onnx_load.load(path, model_config, name, options, config)
+                yield CheckResult(name, version, True, _described(loaded))
             except ApiError as error:
                 yield CheckResult(name, version, False, error.message)
+
+
+def _described(loaded: LoadedModel) -> str:
+    if loaded.why_alone is None:
+        return str(loaded.signature)
+    kind = "although" if loaded.signature.batched else "because"
+    return f"{loaded.signature} ({kind} {loaded.why_alone})"

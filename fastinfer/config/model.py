@@ -101,6 +101,8 @@ class ModelConfig(Table):
     version_policy: VersionPolicy = VersionPolicy(latest=Latest())
     max_batch_size: Annotated[Whole, Field(le=1_000_000)] | None = None
     """Rows of a batch; 0: not batched; None: not configured, the graph decides."""
+    batching: Literal["auto", "exact"] | None = None
+    """``exact``: requests share a batch only if that changes no bit of an answer; None: as the server's option says."""
     inputs: Annotated[tuple[InputConfig, ...], Field(max_length=limits.MAX_INPUTS)] = Field(
         default=(), validation_alias=AliasChoices("input", "inputs")
     )

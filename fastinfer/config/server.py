@@ -151,6 +151,13 @@ class ServerConfig(BaseSettings):
     default_max_batch_size: Count = _option(
         limits.DEFAULT_MAX_BATCH_SIZE, "Rows in a batch of a model that does not configure max_batch_size.", _MODELS
     )
+    batching: Literal["auto", "exact"] = _option(
+        "auto",
+        "When requests share a batch. auto: if the model's graph proves that rows do not depend on each other, or "
+        "max_batch_size is configured; the last digits may differ, since other numbers of rows take other kernels. "
+        "exact: if it also proves that no bit of an answer changes.",
+        _MODELS,
+    )
     load_run_timeout_s: Seconds = _option(
         limits.LOAD_RUN_TIMEOUT_S, "Seconds that one trial or warm-up run may take while a model is loaded.", _MODELS
     )

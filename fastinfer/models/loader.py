@@ -14,10 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from fastinfer._ext.executor import Executor
-from fastinfer._ext.ort import Session
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.signature import Signature
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
@@ -31,6 +29,8 @@ from fastinfer.workers import WorkerKind, onnx_load
 from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext
 from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
+from fastinfer.workers.onnx_load import LoadedModel
+from fastinfer.workers.onnx_trial import TrialRuns
 from fastinfer.workers.parameters import Parameters, parse
 
 P = ParamSpec("P")
@@ -69,7 +69,7 @@ class Loader:
         self._loop = loop
         self._counters = counters
         self._workers = WorkerContext(loop)
-        self._trials = onnx_load.TrialRuns()
+        self._trials = TrialRuns()
         self._threads: ThreadPoolExecutor | None = None
         self._calls = 0  # on the threads now
         self._rest: asyncio.TimerHandle | None = None
@@ -112,19 +112,21 @@ class Loader:
         made_of = (files.shared, files.versions[version], config, parameters)
         recorded = self._crashes.load(files.name, version, made_of)
 
-        def load() -> tuple[Session, Signature]:
+        def load() -> LoadedModel:
             with recorded.noted():
                 return onnx_load.load(path, config, files.name, options, self._config, self._trials)
 
         async with recorded.turn():
-            session, signature = await self.in_thread(load)
+            loaded = await self.in_thread(load)
+        session, signature = loaded.session, loaded.signature
         notes = recorded.run_notes
         implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us, notes)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
         number = by.number_of(version)
-        return self._model(name, version, implementation, config, instances, successor, number, notes)
+        rows = signature.max_batch_size if loaded.combines else 1
+        return self._model(name, version, implementation, config, instances, successor, number, rows, notes)
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
@@ -132,7 +134,9 @@ class Loader:
         config = ModelConfig.model_construct(name=name, platform=implementation.platform)
         config = _with_parameters(config, parameters).effective(implementation.signature)
         instances = parameters.instances or kind.instances
-        return self._model(name, 1, implementation, config, instances, successor, by.number_of(1))
+        signature = implementation.signature
+        rows = signature.max_batch_size if signature.batched else 1
+        return self._model(name, 1, implementation, config, instances, successor, by.number_of(1), rows)
 
     def _model(
         self,
@@ -143,8 +147,10 @@ class Loader:
         instances: int,
         successor: Successor,
         number: int,
+        rows: int,
         notes: RunNotes | None = None,
     ) -> Model:
+        """A version with its queue; requests share a batch of up to ``rows`` rows."""
         signature = implementation.signature
         if successor is not None:
             reason = why_not_chained(signature, successor().signature)
@@ -155,7 +161,7 @@ class Loader:
         scheduler = Scheduler(
             implementation.start,
             BatchingPolicy(
-                max_batch_size=signature.max_batch_size if signature.batched else 1,
+                max_batch_size=rows,
                 preferred_batch_size=tuple(sorted(batching.preferred_batch_size)),
                 max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
             ),

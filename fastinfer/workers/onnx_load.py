@@ -6,34 +6,45 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event, Lock, Timer
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer._ext.batchrun import BatchRun
 from fastinfer._ext.classify import Labels
 from fastinfer._ext.datatype import numpy_dtype
-from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import Tensor, TensorSpec
+from fastinfer._ext.tensor import TensorSpec
 from fastinfer.config.model import ConfigError, ModelConfig, read_labels
 from fastinfer.config.model_schema import TensorConfig, WarmupInput
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
+from fastinfer.onnx.rows import Proof, prove
+from fastinfer.workers.onnx_trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
 
 log = logging.getLogger(__name__)
 
-_OPEN_DIMENSIONS = (8, 1, 3, 16, 32, 224)  # tried in turn for dimensions that the model leaves open
-_TOO_LONG = "a trial run took longer than"
-_TRIALS = 2  # draws of random rows that must agree
-_TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relative to the row's largest magnitude
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is known to work.
+
+    Attributes:
+        session: the runtime's.
+        signature: what it takes and gives.
+        combines: whether requests may share a batch.
+        why_alone: why they should not, as a sentence's end; None: they may.
+    """
+
+    session: Session
+    signature: Signature
+    combines: bool
+    why_alone: str | None
 
 
 def load(
@@ -43,7 +54,7 @@ def load(
     options: dict[str, Any],
     server: ServerConfig,
     trials: TrialRuns | None = None,
-) -> tuple[Session, Signature]:
+) -> LoadedModel:
     """Loads a model file.
 
     Args:
@@ -60,80 +71,64 @@ def load(
     directory = path.parent.parent
     try:
         labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
-        model = _Loaded(name, Session(path, **options), server, trials or TrialRuns())
-        signature = model.signature(config, labels)
-        model.warm_up(signature, config, directory / "warmup")
+        model = _read(path)
+        exact = (config.batching or server.batching) == "exact"
+        runs = Runs(Session(path, model=model, **options), server.load_run_timeout_s, trials or TrialRuns())
+        loading = _Loading(name, runs, prove(model), server.default_max_batch_size, exact)
+        loaded = loading.model(config, labels)
+        loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
-    return model.session, signature
+    return loaded
 
 
-class TrialRuns:
-    """The runs of loads under way, on any load threads, so that the end of the server can end them."""
+def _read(path: Path) -> bytes:
+    """A model file, read once: what is proven is what is loaded, even if the file is replaced meanwhile. OrtError.
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._runs: set[BatchRun] = set()
-        self._ended = False
-
-    @contextmanager
-    def running(self, run: BatchRun) -> Iterator[None]:
-        """Tells of a run while it lasts. OrtError where the server has ended."""
-        with self._lock:
-            if self._ended:
-                raise OrtError("the server is ending")
-            self._runs.add(run)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._runs.discard(run)
-
-    def end(self) -> None:
-        """Ends the runs under way, and lets no more begin."""
-        with self._lock:
-            self._ended = True
-            for run in self._runs:
-                run.terminate()
+    (It is not mapped: a file that is cut short under a mapping kills the process.)
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OrtError(f"the model cannot be read: {error.strerror}") from None
 
 
-class _TooLongError(OrtError):
-    """A run that was ended."""
-
-
-class _Loaded:
+class _Loading:
     """A session that is being looked at."""
 
-    def __init__(self, name: str, session: Session, server: ServerConfig, trials: TrialRuns) -> None:
+    def __init__(self, name: str, runs: Runs, proof: Proof, default_rows: int, exact: bool) -> None:
         self.name = name
-        self.session = session
-        self._server = server
-        self._trials = trials
+        self.session = runs.session
+        self._runs = runs
+        self._proof = proof
+        self._default_rows = default_rows
+        self._exact = exact
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
-    def signature(self, config: ModelConfig, labels: Mapping[str, Labels]) -> Signature:
-        """What the graph says, checked against the configuration."""
-        made = partial(Signature, self.session.inputs, self.session.outputs, labels=labels)
+    def model(self, config: ModelConfig, labels: Mapping[str, Labels]) -> LoadedModel:
+        """What the graph says, checked against the configuration. ApiError 400."""
+        signature = partial(Signature, self.session.inputs, self.session.outputs, labels=labels)
         configured = config.max_batch_size
         self._check_tensors("input", config.inputs, self.session.inputs, configured)
         self._check_tensors("output", config.outputs, self.session.outputs, configured)
         if configured == 0:
-            return made()
+            return LoadedModel(self.session, signature(), False, "max_batch_size is 0")
         if configured is not None:
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
                 log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
-            return made(batched=True, max_batch_size=configured, max_batch_size_configured=True)
+            batched = signature(batched=True, max_batch_size=configured, max_batch_size_configured=True)
+            return LoadedModel(self.session, batched, reason is None or not self._exact, reason)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
-            level = logging.WARNING if reason.startswith(_TOO_LONG) else logging.INFO
+            level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return made()
-        return made(batched=True, max_batch_size=self._server.default_max_batch_size)
+            return LoadedModel(self.session, signature(), False, reason)
+        return LoadedModel(self.session, signature(batched=True, max_batch_size=self._default_rows), True, None)
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
@@ -168,74 +163,33 @@ class _Loaded:
         return ApiError(400, f"model '{self.name}': {sentence}")
 
     def _why_not_batched(self) -> str | None:
-        """Why the graph alone does not promise a batch dimension; None where it does."""
-        specs = (*self.session.inputs, *self.session.outputs)
-        first = {spec.symbols[0] if spec.shape and spec.shape[0] == -1 else "" for spec in specs}
-        if len(first) == 1 and first != {""}:
-            return None
-        return "its inputs and outputs do not all have the same symbolic first dimension"
+        """Why inputs and outputs have no batch dimension, or the graph does not keep it; None if they have and it does."""
+        for what, specs in (("input", self.session.inputs), ("output", self.session.outputs)):
+            if not specs:
+                return f"it has no {what}s"
+        batch = {spec.symbols[0] for spec in self.session.inputs if spec.shape and spec.shape[0] == -1} - {""}
+        for spec in self.session.inputs:
+            if not spec.shape or spec.shape[0] != -1:
+                return f"input '{spec.name}' has the shape {list(spec.shape)}, without an open first dimension"
+            again = batch.intersection(spec.symbols[1:])
+            if again:
+                return f"the first dimension '{again.pop()}' is also another one of input '{spec.name}'"
+        if self._proof.couples is not None:
+            return self._proof.couples
+        for spec in self.session.outputs:
+            if spec.shape and spec.shape[0] != -1:
+                return f"output '{spec.name}' has the shape {list(spec.shape)}, without an open first dimension"
+        return None
 
     # --- The proof that rows are independent --------------------------------------------------------------------------
 
     def _why_rows_depend(self) -> str | None:
-        """Runs random rows alone and together (1, 2 and 3); None where each row's answer is the same."""
-        random = np.random.default_rng(0)
-        problem = ""
-        for open_dimension in _OPEN_DIMENSIONS:
-            try:
-                for _ in range(_TRIALS):
-                    reason = self._trial(open_dimension, random)
-                    if reason is not None:
-                        return reason
-                return None
-            except _TooLongError:
-                return f"{_TOO_LONG} {self._server.load_run_timeout_s:g} s"
-            except OrtError as error:
-                problem = without_paths(str(error))
-        return f"it could not be run on trial inputs: {problem}"
-
-    def _trial(self, open_dimension: int, random: np.random.Generator) -> str | None:
-        rows = [
-            [_values(spec.datatype, [1, *_closed(spec.shape[1:], open_dimension)], random)
-             for spec in self.session.inputs]
-            for _ in range(3)
-        ]  # fmt: skip
-        alone = [self._run(row) for row in rows]
-        for count in (1, 2, 3):
-            together = self._run([np.concatenate(column) for column in zip(*rows[:count], strict=True)])
-            for position, spec in enumerate(self.session.outputs):
-                joined = together[position]
-                if joined.ndim == 0 or joined.shape[0] != count:
-                    return f"output '{spec.name}' of {count} rows has the shape {list(joined.shape)}"
-                for row in range(count):
-                    if not _agree(spec.datatype, alone[row][position], joined[row : row + 1]):
-                        return f"output '{spec.name}' of a row depends on the rows beside it"
-        return None
-
-    def _run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """A run that is ended when it takes too long; a model may loop for ever. OrtError."""
-        tensors = [
-            Tensor.from_numpy(spec.name, array, spec.datatype)
-            for spec, array in zip(self.session.inputs, arrays, strict=True)
-        ]
-        run = BatchRun(self.session, [InferRequest(tensors)], False)
-        too_long = Event()
-
-        def end() -> None:
-            too_long.set()
-            run.terminate()
-
-        watchdog = Timer(self._server.load_run_timeout_s, end)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            with self._trials.running(run):
-                run.run()
-        finally:
-            watchdog.cancel()
-        if run.error is not None:
-            raise _TooLongError("a run at load took too long") if too_long.is_set() else run.error
-        return [tensor.numpy() for tensor in run.split()[0]]
+        """Why rows are not to share a batch: the graph or the trial says so; None where both agree that they may."""
+        if self._proof.couples is not None:
+            return self._proof.couples
+        if self._exact and self._proof.rounds is not None:
+            return f"operator '{self._proof.rounds}' may round a row otherwise in a batch, and batching is 'exact'"
+        return Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend()
 
     # --- Warm-up ------------------------------------------------------------------------------------------------------
 
@@ -250,13 +204,13 @@ class _Loaded:
                 shape = [max(sample.batch_size, 1), *given.dims] if signature.batched else list(given.dims)
                 arrays.append(self._warmup_array(spec, given, shape, directory))
             for _ in range(sample.count):
-                self._run(arrays)
+                self._runs.run(arrays)
 
     def _warmup_array(self, spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path) -> NDArray[Any]:
         if given.datatype != spec.datatype:
             raise self._refusal(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
         if not given.input_data_file:
-            values = _values(spec.datatype, shape, np.random.default_rng(0))
+            values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
             return values if given.random_data else _zeros_like(values)
         try:
             data = (directory / given.input_data_file).read_bytes()
@@ -273,36 +227,5 @@ def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:
     return len(dims) == len(shape) and all(a == b or -1 in (a, b) for a, b in zip(dims, shape, strict=True))
 
 
-def _closed(shape: Sequence[int], open_dimension: int) -> list[int]:
-    return [open_dimension if dim < 0 else dim for dim in shape]
-
-
-def _values(datatype: str, shape: Sequence[int], random: np.random.Generator) -> NDArray[Any]:
-    """Random values for floating point; zeros and ones for the rest, so that indices stay valid."""
-    bits = random.integers(0, 2, shape)
-    match datatype:
-        case "FP16" | "FP32" | "FP64":
-            return random.standard_normal(shape).astype(numpy_dtype(datatype))
-        case "BF16":
-            return (random.standard_normal(shape).astype("f4").view(np.uint32) >> 16).astype("u2")
-        case "BYTES":
-            return np.where(bits, b"1", b"0").astype(object)
-        case _:
-            return bits.astype(numpy_dtype(datatype))
-
-
 def _zeros_like(values: NDArray[Any]) -> NDArray[Any]:
     return np.full(values.shape, b"", dtype=object) if values.dtype == object else np.zeros_like(values)
-
-
-def _agree(datatype: str, alone: NDArray[Any], joined: NDArray[Any]) -> bool:
-    """Whether a row's output is the same alone and in company."""
-    tolerance = _TOLERANCE.get(datatype)
-    if alone.shape != joined.shape:
-        return False
-    if tolerance is None:
-        return bool(np.array_equal(alone, joined))
-    if datatype == "BF16":
-        alone, joined = ((array.astype(np.uint32) << 16).view(np.float32) for array in (alone, joined))
-    largest = float(np.abs(alone[np.isfinite(alone)]).max(initial=0))
-    return bool(np.allclose(joined, alone, rtol=tolerance, atol=tolerance * largest, equal_nan=True))

@@ -1,26 +1,28 @@
 """Loading: what a model's signature is, and when its rows may share a batch."""
 
+import itertools
 import logging
 import re
 
 import numpy as np
 import onnx_models
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
-from fastinfer.workers import onnx_load
+from fastinfer.onnx.rows import Proof
+from fastinfer.workers import onnx_load, onnx_trial
 
 SERVER = ServerConfig(load_run_timeout_s=1)
 
 
-def load(tmp_path, model, **config):
+def load(tmp_path, model, server=SERVER, **config):
     path = tmp_path / "1" / "model.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(model)
-    return onnx_load.load(path, ModelConfig(name="m", **config), "m", {}, SERVER)[1]
+    return onnx_load.load(path, ModelConfig(name="m", **config), "m", {}, server).signature
 
 
 def node_model(op, shape=("batch", 4), out=None, datatype="FP32", **attributes):
@@ -37,14 +39,28 @@ def node_model(op, shape=("batch", 4), out=None, datatype="FP32", **attributes):
         onnx_models.identity("BOOL"),
         onnx_models.identity("BF16"),
         onnx_models.identity("INT64", ("batch",)),
+        onnx_models.identity("FP32", (None, 3)),
         node_model("Softmax", axis=1),
     ],
-    ids=["simple", "mlp", "bytes", "bool", "bf16", "rank-1", "softmax-1"],
+    ids=["simple", "mlp", "bytes", "bool", "bf16", "rank-1", "unnamed", "softmax-1"],
 )
 def test_rows_that_are_independent_are_batched(tmp_path, model):
     signature = load(tmp_path, model)
     assert signature.batched
     assert (signature.max_batch_size, signature.max_batch_size_configured) == (64, False)
+
+
+def constant(name, array):
+    return numpy_helper.from_array(np.asarray(array), name)
+
+
+def slow():
+    """A product of matrices, many times: seconds, in a graph that proves rows apart."""
+    x, y = (onnx_models.value(name, "FP32", ["batch", 512, 512]) for name in "xy")
+    names = ["x", *(f"p{i}" for i in range(999)), "y"]
+    return onnx_models.model(
+        [helper.make_node("MatMul", [a, "x"], [b]) for a, b in itertools.pairwise(names)], [x], [y]
+    )
 
 
 def minus_mean():
@@ -57,16 +73,17 @@ def minus_mean():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (node_model("Softmax", axis=0), "depends on the rows beside it"),
-        (minus_mean(), "depends on the rows beside it"),
-        (onnx_models.batch_mean(), "symbolic first dimension"),
-        (onnx_models.scalar_sum(), "symbolic first dimension"),
-        (onnx_models.identity("FP32", (2, 3)), "symbolic first dimension"),
-        (onnx_models.identity("FP32", (None, 3)), "symbolic first dimension"),
-        (onnx_models.nonzero(), "symbolic first dimension"),
-        (onnx_models.endless(), "took longer than 1 s"),
+        (node_model("Softmax", axis=0), "operator 'Softmax' normalizes over the batch dimension"),
+        (minus_mean(), "operator 'ReduceMean' reduces over the batch dimension"),
+        (onnx_models.batch_mean(), "operator 'ReduceMean' reduces over the batch dimension"),
+        (onnx_models.scalar_sum(), "operator 'ReduceSum' reduces over the batch dimension"),
+        (onnx_models.identity("FP32", (2, 3)), "without an open first dimension"),
+        (onnx_models.identity("FP32", ("n", "n")), "'n' is also another one"),
+        (onnx_models.nonzero(), "operator 'NonZero' is not known to keep rows apart"),
+        (onnx_models.endless(), "operator 'Loop' is not known to keep rows apart"),
+        (slow(), "took longer than 1 s"),
     ],
-    ids=["softmax-0", "minus-mean", "mean", "sum", "fixed", "unnamed", "nonzero", "endless"],
+    ids=["softmax-0", "minus-mean", "mean", "sum", "fixed", "square", "nonzero", "endless", "slow"],
 )
 def test_rows_that_may_not_be_independent_are_not_batched_and_the_log_says_why(tmp_path, caplog, model, reason):
     caplog.set_level(logging.INFO)
@@ -80,6 +97,7 @@ def test_a_configured_batch_size_is_the_operators_word_and_only_warns(tmp_path, 
     signature = load(tmp_path, node_model("Softmax", axis=0), max_batch_size=8)
     assert (signature.batched, signature.max_batch_size, signature.max_batch_size_configured) == (True, 8, True)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "max_batch_size is 8, but operator 'Softmax' normalizes over the batch" in caplog.text
     assert not load(tmp_path, onnx_models.simple(), max_batch_size=0).batched
 
 
@@ -136,3 +154,63 @@ def test_a_warm_up_that_never_ends_is_ended(tmp_path):
     inputs = {"x": {"data_type": "TYPE_FP32", "dims": [4, 1], "zero_data": True}}
     with pytest.raises(ApiError, match="took too long"):
         load(tmp_path, onnx_models.endless(), max_batch_size=0, model_warmup=[{"name": "w", "inputs": inputs}])
+
+
+# --- The trial: what a wrong rule of the table lets through -----------------------------------------------------------
+
+
+def coupled_by(*nodes, datatype="FP32", shape=("batch", 8), constants=()):
+    x, y = onnx_models.value("x", datatype, shape), onnx_models.value("y", datatype, shape)
+    return onnx_models.model([helper.make_node(op, ins, outs, **a) for op, ins, outs, a in nodes], [x], [y], constants)
+
+
+LARGEST = coupled_by(
+    ("ReduceMax", ["x"], ["m"], {"keepdims": 0}), ("Sub", ["x", "m"], ["y"], {}), datatype="INT64", shape=("batch", 64)
+)
+CLIPPED = coupled_by(
+    ("Clip", ["x", "zero", "one"], ["c"], {}),
+    ("DynamicQuantizeLinear", ["c"], ["q", "scale", "point"], {}),
+    ("DequantizeLinear", ["q", "scale", "point"], ["y"], {}),
+    constants=[constant("zero", np.float32(0)), constant("one", np.float32(1))],
+)
+
+
+@pytest.mark.parametrize("model", [LARGEST, CLIPPED, minus_mean()], ids=["largest", "clipped", "mean"])
+def test_the_trial_finds_by_itself_what_the_graph_shows(tmp_path, caplog, monkeypatch, model):
+    caplog.set_level(logging.INFO)
+    assert not load(tmp_path, model).batched
+    assert "operator" in caplog.text
+    monkeypatch.setattr(onnx_load, "prove", lambda _: Proof(None))
+    assert not load(tmp_path, model).batched
+    assert "output 'y' of a row depends on" in caplog.text
+
+
+def test_ids_stay_in_their_table_and_are_tried_up_to_its_end(tmp_path, monkeypatch):
+    seen = []
+    run = onnx_trial.Runs.run
+    monkeypatch.setattr(onnx_trial.Runs, "run", lambda self, arrays: seen.append(arrays[0]) or run(self, arrays))
+    table = np.arange(40, dtype=np.float32).reshape(20, 2)
+    x, y = onnx_models.value("x", "INT64", ["batch", 64]), onnx_models.value("y", "FP32", ["batch", 64, 2])
+    model = onnx_models.model([helper.make_node("Gather", ["t", "x"], ["y"])], [x], [y], [constant("t", table)])
+    assert load(tmp_path, model).batched
+    assert max(int(array.max()) for array in seen) == 19
+
+
+def test_exact_batching_wants_the_same_bits_by_proof(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    exact = SERVER.model_copy(update={"batching": "exact"})
+    assert load(tmp_path, onnx_models.simple(), exact).batched
+    assert not load(tmp_path, onnx_models.mlp(), exact).batched
+    assert "'MatMul' may round a row otherwise in a batch" in caplog.text or "'Gemm' may round" in caplog.text
+    assert load(tmp_path, onnx_models.mlp(), exact, batching="auto").batched
+    assert not load(tmp_path, onnx_models.mlp(), batching="exact").batched
+
+
+def test_exact_batching_lets_requests_of_a_configured_model_run_alone(tmp_path):
+    path = tmp_path / "1" / "model.onnx"
+    path.parent.mkdir()
+    path.write_bytes(onnx_models.mlp())
+    for batching, combines in (("exact", False), ("auto", True)):
+        loaded = onnx_load.load(path, ModelConfig(name="m", max_batch_size=8, batching=batching), "m", {}, SERVER)
+        assert loaded.signature.batched
+        assert loaded.combines is combines

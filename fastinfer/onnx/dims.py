@@ -1,0 +1,158 @@
+"""Symbolic dimensions: products of a number and symbols, one of which is the batch size.
+
+A dimension of a value in a graph is a whole number (``768``), or a product of whole numbers and of symbols that stand
+for sizes which a request chooses (``12 * batch * seq``). What is no such product (``seq - 1``) becomes a symbol of its
+own, the same for the same expression, if it does not depend on the batch size. What does, and is no product, has no
+dimension here: :class:`DependsOnBatch`.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+BATCH_SYMBOL = "batch size"
+_MAX_SYMBOLS = 64  # of a product; a hostile graph could double them with each operator
+_OPAQUE = "?"  # begins the symbols of results that may be negative
+
+
+class DependsOnBatch(Exception):
+    """A number depends on how many rows there are, in a way that cannot be followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A product.
+
+    Attributes:
+        factor: its whole number; the symbols' sizes are not negative, unless they are opaque.
+        symbols: sorted; one may stand there more than once.
+    """
+
+    factor: int
+    symbols: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "*".join([*([str(self.factor)] if self.factor != 1 or not self.symbols else []), *self.symbols])
+
+    @property
+    def number(self) -> int | None:
+        """Its value if that is known."""
+        return None if self.symbols and self.factor else self.factor
+
+    @property
+    def batches(self) -> int:
+        """How often the batch size is a factor of it."""
+        return self.symbols.count(BATCH_SYMBOL)
+
+    @property
+    def is_size(self) -> bool:
+        """It cannot be negative."""
+        return self.factor >= 0 and not any(symbol.startswith(_OPAQUE) for symbol in self.symbols)
+
+    def __mul__(self, other: Dim) -> Dim:
+        factor = _bounded(self.factor * other.factor)
+        if len(self.symbols) + len(other.symbols) > _MAX_SYMBOLS:
+            raise OverflowError("a product of too many symbols")
+        return Dim(factor, tuple(sorted(self.symbols + other.symbols)) if factor else ())
+
+    def over(self, other: Dim) -> Dim | None:
+        """The quotient if the division leaves nothing whatever the symbols stand for; else None."""
+        mine, theirs = Counter(self.symbols), Counter(other.symbols)
+        if not other.factor or self.factor % other.factor or not theirs <= mine:
+            return None
+        return Dim(self.factor // other.factor, tuple(sorted((mine - theirs).elements())))
+
+
+ONE = Dim(1)
+BATCH = Dim(1, (BATCH_SYMBOL,))
+
+
+def product(dims: Iterable[Dim]) -> Dim:
+    """The product of dimensions; 1 of none."""
+    return reduce(Dim.__mul__, dims, ONE)
+
+
+class Symbols:
+    """Makes the symbols of one graph: the same one for the same expression."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, str] = {}
+
+    def size(self, of: object) -> Dim:
+        """A size that is not known; the same one each time it is asked for with an equal key."""
+        return Dim(1, (self._known.setdefault(("size", of), f"d{len(self._known)}"),))
+
+    def any_size(self) -> Dim:
+        """A size that is not known and equals no other."""
+        return self.size(len(self._known))
+
+    def opaque(self, of: object, *operands: object) -> Dim:
+        """A result that is not known. DependsOnBatch if the batch size is among the operands."""
+        for operand in operands:
+            if isinstance(operand, Dim) and operand.batches:
+                raise DependsOnBatch
+        return Dim(1, (self._known.setdefault((of, *operands), f"{_OPAQUE}{len(self._known)}"),))
+
+    # --- Arithmetic with numbers (int, float, bool) and dimensions ----------------------------------------------------
+
+    def apply(self, name: str, exact: Callable[..., Any], *operands: Any) -> Any:
+        """Computes if all operands are numbers; else keeps what is a product, and makes a symbol of what is not."""
+        operands = tuple(_plain(operand) for operand in operands)
+        if not any(isinstance(operand, Dim) for operand in operands):
+            return _bounded(exact(*operands))
+        if name == "Mul":
+            factors = [_whole(operand) for operand in operands]
+            if all(factor is not None for factor in factors):
+                return _plain(product(factor for factor in factors if factor is not None))
+        elif name == "Div":
+            above, below = (_whole(operand) for operand in operands)
+            quotient = above.over(below) if above is not None and below is not None else None
+            if quotient is not None:
+                return _plain(quotient)
+        elif name in ("Add", "Sub") and _plain(operands[1]) == 0:
+            return operands[0]
+        elif name == "Add" and operands[0] == 0:
+            return operands[1]
+        elif name in ("Floor", "Ceil", "Round", "Identity", "Abs") and (name != "Abs" or operands[0].is_size):
+            return operands[0]
+        elif name in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
+            known = _compared(name, *operands)
+            if known is not None:
+                return known
+        return self.opaque(name, *operands)
+
+
+def _bounded(value: Any) -> Any:
+    """A number that the runtime's 64 bits hold. OverflowError: it does not, and would wrap around."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise OverflowError("a number is too large")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A number instead of a dimension that is one."""
+    if isinstance(value, Dim) and value.number is not None:
+        return value.number
+    return value
+
+
+def _whole(value: Any) -> Dim | None:
+    if isinstance(value, Dim):
+        return value
+    return Dim(int(value)) if value == value and abs(value) < 2**53 and int(value) == value else None
+
+
+def _compared(name: str, left: Any, right: Any) -> bool | None:
+    """A comparison that holds whatever the symbols stand for; None: it depends."""
+    if left == right:
+        return name in ("Equal", "LessOrEqual", "GreaterOrEqual")
+    for low, high, greater in ((right, left, True), (left, right, False)):  # a negative number against a size
+        if isinstance(high, Dim) and high.is_size and not isinstance(low, Dim) and low < 0:
+            return {"Equal": False, "Less": not greater, "LessOrEqual": not greater}.get(name, greater)
+    return None

@@ -1,0 +1,376 @@
+"""The proof that rows do not depend on each other: what is proven, what is not, and why."""
+
+import re
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fastinfer.onnx.rows import prove
+
+
+def tensor(name, shape, kind=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def graph(*nodes, inputs=None, outputs=("y",), constants=None, opset=17, functions=(), domains=()):
+    """A model; nodes are (operator, inputs, outputs, attributes), a constant is an array."""
+    inputs = {"x": ["n", 4]} if inputs is None else inputs
+    made = [
+        helper.make_node(op, ins, outs, name=f"the {op.lower()}", domain=rest.pop("domain", ""), **rest)
+        for op, ins, outs, rest in ((op, ins, outs, dict(rest)) for op, ins, outs, rest in nodes)
+    ]
+    infos = [tensor(name, *(shape if isinstance(shape, tuple) else (shape,))) for name, shape in inputs.items()]
+    body = helper.make_graph(
+        made, "g", infos, [tensor(name, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return helper.make_model(body, opset_imports=opsets, functions=list(functions)).SerializeToString()
+
+
+def node(op, ins="x", outs="y", /, **attributes):
+    return op, ins.split(" ") if ins else [], outs.split(" "), attributes
+
+
+i64 = np.int64
+W = np.ones((4, 4), np.float32)
+INT8 = {"w": np.ones((4, 4), np.int8), "s": np.float32(0.1), "z": np.int8(0)}
+
+APART = {
+    "relu": graph(node("Relu")),
+    "broadcast a bias": graph(node("Add", "x b"), constants={"b": np.ones(4, np.float32)}),
+    "a constant of length 1 along the batch": graph(node("Add", "x b"), constants={"b": np.ones((1, 4), np.float32)}),
+    "two inputs": graph(node("Add", "x z"), inputs={"x": ["n", 4], "z": ["m", 4]}),
+    "a row of weights": graph(node("MatMul", "x w"), constants={"w": W}),
+    "weights from the left": graph(
+        node("Transpose", "x", "t"), node("MatMul", "w t", "m"), node("Transpose", "m"), constants={"w": W}
+    ),
+    "gemm": graph(node("Gemm", "x w b", transB=1), constants={"w": W, "b": np.ones(4, np.float32)}),
+    "attention scores": graph(
+        node("Transpose", "x", "t", perm=[0, 2, 1]),
+        node("MatMul", "x t", "s"),
+        node("Softmax", "s", "p", axis=-1),
+        node("MatMul", "p x"),
+        inputs={"x": ["n", "s", 8]},
+    ),
+    "reduce over another axis": graph(node("ReduceMax", axes=[1], keepdims=0)),
+    "softmax of the last axis, long ago": graph(node("Softmax"), opset=11),
+    "flatten": graph(node("Flatten"), inputs={"x": ["n", 2, 3]}),
+    "view(size(0), -1)": graph(
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "b", axis=0),
+        node("Unsqueeze", "b axes", "b1"),
+        node("Concat", "b1 rest", "to", axis=0),
+        node("Reshape", "x to"),
+        inputs={"x": ["n", 2, "m"]},
+        constants={"zero": i64(0), "axes": i64([0]), "rest": i64([-1])},
+    ),
+    "through [batch * seq, features] and back": graph(
+        node("Shape", "x", "shape"),
+        node("Reshape", "x flat", "f"),
+        node("MatMul", "f w", "m"),
+        node("Reshape", "m shape"),
+        inputs={"x": ["n", "seq", 4]},
+        constants={"flat": i64([-1, 4]), "w": W},
+    ),
+    "sequence first, and back": graph(
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("Relu", "t", "r"),
+        node("Transpose", "r", "y", perm=[1, 0, 2]),
+        inputs={"x": ["n", 3, 4]},
+    ),
+    "windows": graph(
+        node("Reshape", "x to", "w"),
+        node("Transpose", "w", "t", perm=[0, 1, 3, 2, 4, 5]),
+        node("Reshape", "t rows", "r"),
+        node("Softmax", "r", "p", axis=-1),
+        node("Reshape", "p back", "b"),
+        node("Transpose", "b", "u", perm=[0, 1, 3, 2, 4, 5]),
+        node("Reshape", "u last"),
+        inputs={"x": ["n", 4, 4, 3]},
+        constants={
+            "to": i64([-1, 2, 2, 2, 2, 3]),
+            "rows": i64([-1, 4, 3]),
+            "back": i64([-1, 2, 2, 2, 2, 3]),
+            "last": i64([-1, 4, 4, 3]),
+        },
+    ),
+    "embedding": graph(node("Gather", "w x"), inputs={"x": (["n", "s"], TensorProto.INT64)}, constants={"w": W}),
+    "lstm": graph(
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("LSTM", "t w r", "h", hidden_size=2),
+        node("Squeeze", "h one", "q"),
+        node("Transpose", "q", "y", perm=[1, 0, 2]),
+        inputs={"x": ["n", 5, 3]},
+        constants={"w": np.ones((1, 8, 3), np.float32), "r": np.ones((1, 8, 2), np.float32), "one": i64([1])},
+    ),
+    "a state for each row": graph(
+        node("Shape", "x", "s", end=1),
+        node("Concat", "one s two", "to", axis=0),
+        node("ConstantOfShape", "to", "h"),
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("GRU", "t w r   h", "a b", hidden_size=2),
+        node("Squeeze", "b none"),
+        inputs={"x": ["n", 5, 3]},
+        constants={
+            "one": i64([1]),
+            "two": i64([2]),
+            "none": i64([0]),
+            "w": np.ones((1, 6, 3), np.float32),
+            "r": np.ones((1, 6, 2), np.float32),
+        },
+    ),
+    "static quantization": graph(
+        node("QuantizeLinear", "x s z", "q"),
+        node("DequantizeLinear", "q s z", "d"),
+        node("DequantizeLinear", "w s z", "v"),
+        node("MatMul", "d v"),
+        constants=INT8,
+    ),
+    "a branch that a constant chooses": graph(
+        node(
+            "If",
+            "c",
+            "y",
+            then_branch=helper.make_graph([helper.make_node("Relu", ["x"], ["a"])], "t", [], [tensor("a", None)]),
+            else_branch=helper.make_graph([helper.make_node("ReduceSum", ["x"], ["b"])], "e", [], [tensor("b", None)]),
+        ),
+        constants={"c": np.bool_(True)},
+    ),
+    "einsum": graph(node("Einsum", "x w", equation="bi,io->bo"), constants={"w": W}),
+    "a mask from another input": graph(
+        node("Unsqueeze", "m axes", "u"),
+        node("Add", "x u"),
+        inputs={"x": ["n", 8, "s", "s"], "m": ["n", "s"]},
+        constants={"axes": i64([1, 2])},
+    ),
+    "a whole slice": graph(
+        node("Slice", "x a b c"),
+        constants={"a": i64([0]), "b": i64([2**63 - 1]), "c": i64([0])},
+    ),
+    "parts along another axis": graph(node("Split", "x", "a b", axis=1), node("Concat", "b a", axis=1)),
+}
+
+COUPLED = {
+    "reduce": (
+        graph(node("ReduceMax", "x", "m", keepdims=0), node("Sub", "x m")),
+        "'ReduceMax' .* reduces over the batch",
+    ),
+    "softmax": (graph(node("Softmax", axis=0)), "'Softmax' .* normalizes over the batch"),
+    "softmax of everything, long ago": (graph(node("Softmax", axis=0), opset=11), "'Softmax'"),
+    "rows with rows": (graph(node("Transpose", "x", "t"), node("MatMul", "x t")), "rows with other rows"),
+    "gram": (graph(node("Transpose", "x", "t"), node("MatMul", "t x")), "sums over the batch"),
+    "cumulative sum": (graph(node("CumSum", "x a"), constants={"a": i64(0)}), "sums up over the batch"),
+    "top k": (graph(node("TopK", "x k", "y i", axis=0), constants={"k": i64([1])}), "sorts over the batch"),
+    "dynamic quantization": (
+        graph(node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z")),
+        "'DynamicQuantizeLinear'",
+    ),
+    "dynamic quantization, fused": (
+        graph(
+            node("DynamicQuantizeMatMul", "x w s", domain="com.microsoft"), constants=INT8, domains=["com.microsoft"]
+        ),
+        "'DynamicQuantizeMatMul'",
+    ),
+    "dynamic scales": (
+        graph(
+            node("DynamicQuantizeLinear", "x", "q t p"),
+            node("MatMulIntegerToFloat", "q w t s p", domain="com.microsoft"),
+            constants=INT8,
+            domains=["com.microsoft"],
+        ),
+        "'DynamicQuantizeLinear'",
+    ),
+    "joined rows": (graph(node("Concat", "x x", axis=0)), "joins over the batch"),
+    "reversed rows": (
+        graph(
+            node("Slice", "x a b c d"), constants={"a": i64([-1]), "b": i64([-(2**63)]), "c": i64([0]), "d": i64([-1])}
+        ),
+        "takes a part over the batch",
+    ),
+    "the first row for all": (
+        graph(node("Gather", "x i", "f", axis=0), node("Add", "x f"), constants={"i": i64([0])}),
+        "selects over the batch",
+    ),
+    "a long constant along the batch": (
+        graph(node("Add", "x b"), constants={"b": np.ones((8, 4), np.float32)}),
+        "a length along the batch",
+    ),
+    "divided by the number of rows": (
+        graph(node("Shape", "x", "s", end=1), node("Cast", "s", "f", to=1), node("Div", "x f")),
+        "the batch size",
+    ),
+    "numbered rows": (
+        graph(
+            node("Shape", "x", "s", end=1),
+            node("Squeeze", "s", "n"),
+            node("Range", "a n o", "r"),
+            node("Cast", "r", "f", to=1),
+            node("Unsqueeze", "f o1", "u"),
+            node("Add", "x u"),
+            constants={"a": i64(0), "o": i64(1), "o1": i64([1])},
+        ),
+        "the batch size",
+    ),
+    "across rows": (graph(node("Reshape", "x to"), constants={"to": i64([-1, 8])}), "may not stay apart"),
+    "a fixed shape": (graph(node("Reshape", "x to"), constants={"to": i64([1, 4])}), "does not follow the batch size"),
+    "folded into features": (
+        graph(
+            node("Reshape", "x to", "f"),
+            node("ReduceMean", "f", "m", axes=[0]),
+            node("Sub", "x m"),
+            constants={"to": i64([-1, 2])},
+        ),
+        "'ReduceMean'",
+    ),
+    "training": (
+        graph(
+            node("BatchNormalization", "x a a a a", "y m v", training_mode=1), constants={"a": np.ones(4, np.float32)}
+        ),
+        "its training form",
+    ),
+    "random": (graph(node("RandomNormalLike", "x", "r"), node("Add", "x r")), "'RandomNormalLike' .* random numbers"),
+    "random, without rows": (graph(node("RandomNormal", "", "r", shape=[4]), node("Add", "x r")), "'RandomNormal'"),
+    "dropout": (graph(node("Dropout", "x r t"), constants={"r": np.float32(0.5), "t": np.bool_(True)}), "at random"),
+    "unique": (graph(node("Unique", "x"), outputs=["y"]), "'Unique'"),
+    "nonzero": (graph(node("NonZero")), "'NonZero'"),
+    "a squeeze that may take the batch": (graph(node("Squeeze"), inputs={"x": ["n", 1, 4]}), "the batch dimension too"),
+    "places in all rows": (
+        graph(node("MaxPool", "x", "p y", kernel_shape=[1]), inputs={"x": ["n", 2, 3]}),
+        "'MaxPool'",
+    ),
+    "a branch that rows choose": (
+        graph(
+            node("ReduceMax", "x", "m", keepdims=0, axes=[1]),
+            node(
+                "If",
+                "m",
+                "y",
+                then_branch=helper.make_graph([helper.make_node("Relu", ["x"], ["a"])], "t", [], [tensor("a", None)]),
+                else_branch=helper.make_graph([helper.make_node("Neg", ["x"], ["b"])], "e", [], [tensor("b", None)]),
+            ),
+        ),
+        "chooses for all rows",
+    ),
+    "an operator of somebody's own": (graph(node("Mystery", domain="acme"), domains=["acme"]), "'Mystery'"),
+    "the batch for time": (
+        graph(
+            node("LSTM", "x w r", "y", hidden_size=2),
+            inputs={"x": ["n", 5, 3]},
+            constants={"w": np.ones((1, 8, 3), np.float32), "r": np.ones((1, 8, 2), np.float32)},
+        ),
+        "for time",
+    ),
+    "one vector": (
+        graph(node("Scaler", domain="ai.onnx.ml"), inputs={"x": ["n"]}, domains=["ai.onnx.ml"]),
+        "for features",
+    ),
+    "the batch last": (graph(node("Transpose")), "output 'y' does not have the rows along its first dimension"),
+    "a constant": (graph(node("Identity", "w"), constants={"w": W}), "does not depend on the rows"),
+    "a shape": (graph(node("Shape")), "only on how many there are"),
+    "a fixed input": (graph(node("Relu"), inputs={"x": [2, 4]}), "the first dimension of input 'x' is always 2"),
+    "a scalar": (graph(node("Add", "x z"), inputs={"x": ["n", 4], "z": []}), "input 'z' has no first dimension"),
+    "old operators": (graph(node("Relu"), opset=6), "version 7 on"),
+    "instances as channels": (
+        graph(
+            node("Transpose", "x", "t", perm=[1, 0, 2]),
+            node("InstanceNormalization", "t s s", "i"),
+            node("Transpose", "i", "y", perm=[1, 0, 2]),
+            inputs={"x": ["n", 4, 4]},
+            constants={"s": np.ones(4, np.float32)},
+        ),
+        "'InstanceNormalization'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_rows_that_are_apart_are_proven_so(name):
+    assert prove(APART[name]).couples is None
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_rows_that_may_depend_on_each_other_are_not(name):
+    model, reason = COUPLED[name]
+    couples = prove(model).couples
+    assert couples is not None
+    assert re.search(reason, couples), couples
+
+
+def test_what_couples_is_named_by_operator_and_node():
+    assert prove(graph(node("Softmax", axis=0))).couples == (
+        "operator 'Softmax' ('the softmax') normalizes over the batch dimension"
+    )
+
+
+def test_what_is_not_asked_for_may_couple():
+    assert prove(graph(node("ReduceMax", "x", "m"), node("Relu"))).couples is None
+
+
+def test_bits_are_the_same_if_nothing_is_summed():
+    assert prove(APART["broadcast a bias"]).rounds is None
+    assert prove(APART["gemm"]).rounds == "Gemm"
+    assert prove(APART["attention scores"]).rounds == "MatMul"
+
+
+def test_ids_have_the_limit_of_the_smallest_table():
+    model = graph(
+        node("Gather", "big x", "a"), node("Gather", "small x", "b"), node("Add", "a b"),
+        inputs={"x": (["n", "s"], TensorProto.INT64)},
+        constants={"big": np.ones((50, 4), np.float32), "small": np.ones((20, 4), np.float32)},
+    )  # fmt: skip
+    assert prove(model).id_limits == {"x": 20}
+
+
+def function(name, *nodes, inputs=("a",), outputs=("b",), attributes=()):
+    made = [helper.make_node(op, ins.split(), outs.split(), domain=domain) for op, ins, outs, domain in nodes]
+    return helper.make_function(
+        "own", name, list(inputs), list(outputs), made,
+        [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)], list(attributes),
+    )  # fmt: skip
+
+
+def test_functions_of_the_model_are_followed():
+    halves = function("Halves", ("Split", "a", "c d", ""), ("Add", "c d", "b", ""))
+    whole = function("Whole", ("Relu", "a", "c", ""), ("Sigmoid", "c", "b", ""))
+    outer = function("Outer", ("Whole", "a", "b", "own"))
+    assert prove(graph(node("Outer", domain="own"), functions=[whole, outer], domains=["own"])).couples is None
+    couples = prove(graph(node("Halves", domain="own"), functions=[halves], domains=["own"])).couples
+    assert couples == "operator 'Split' divides over the batch dimension"
+
+
+def test_functions_get_their_attributes():
+    softmax = function("Any", ("Softmax", "a", "b", ""), attributes=["along"])
+    reference = softmax.node[0].attribute.add()
+    reference.name, reference.ref_attr_name, reference.type = "axis", "along", 2
+    for axis, apart in ((1, True), (0, False)):
+        model = graph(node("Any", domain="own", along=axis), functions=[softmax], domains=["own"])
+        assert (prove(model).couples is None) is apart
+
+
+def test_a_function_that_calls_itself_has_an_end():
+    twice = function("Twice", ("Twice", "a", "c", "own"), ("Twice", "c", "b", "own"))
+    assert "nested" in (prove(graph(node("Twice", domain="own"), functions=[twice], domains=["own"])).couples or "")
+
+
+def test_functions_that_multiply_have_an_end():
+    levels = [function("F0", *[("Relu", "a", "b", "")] * 10)]
+    levels += [function(f"F{i}", *[(f"F{i - 1}", "a", "b", "own")] * 10) for i in range(1, 12)]
+    assert "more than" in (prove(graph(node("F11", domain="own"), functions=levels, domains=["own"])).couples or "")
+
+
+def test_a_function_does_not_replace_a_known_operator():
+    relu = helper.make_function("", "Relu", ["X"], ["Y"], [helper.make_node("ReduceMax", ["X"], ["Y"])],
+                                [helper.make_opsetid("", 17)])  # fmt: skip
+    assert "defined by the model and by ONNX" in (prove(graph(node("Relu"), functions=[relu])).couples or "")
+
+
+def test_sizes_that_multiply_have_an_end():
+    nodes = [node("Shape", "x", "s0", start=1)] + [node("Mul", f"s{i} s{i}", f"s{i + 1}") for i in range(80)]
+    model = graph(*nodes, node("Relu"), inputs={"x": ["n", "s"]})
+    assert prove(model).couples is None
+
+
+def test_the_runtimes_own_format_is_named():
+    assert ".ort" in (prove(b"\x18\x00\x00\x00ORTM" + bytes(100)).couples or "")
