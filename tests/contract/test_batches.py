@@ -1,4 +1,4 @@
-"""Answers under load are those of a request alone: for models whose rows are apart, and for models whose rows are not."""
+"""Answers under load are those of a request alone, whether a model's rows are apart or not."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from support import serving
@@ -23,7 +23,8 @@ def constants(seed, **shapes):
 def classifier(node, **shapes):
     """A small classifier; ``node`` makes ``h`` of its input ``x``, with constants of these ``shapes``."""
     x, y = onnx_models.value("x", "FP32", ["rows", 24]), onnx_models.value("y", "FP32", ["rows", 10])
-    weights = constants(3, w=(24, 10), **shapes)
+    bounds = [numpy_helper.from_array(np.float32(bound), name) for name, bound in (("low", -1), ("high", 1))]
+    weights = [*constants(3, w=(24, 10), **shapes), *bounds]
     output = helper.make_node("MatMul", ["h", "w"], ["y"])
     return onnx_models.model([node, output], [x], [y], weights)
 
@@ -31,16 +32,24 @@ def classifier(node, **shapes):
 def dynamic_int8(tmp_path):
     """What onnxruntime's quantizer makes of a classifier: one scale for all rows."""
     plain, quantized = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
-    plain.write_bytes(classifier(helper.make_node("Relu", ["x"], ["h"])))
+    plain.write_bytes(classifier(helper.make_node("Clip", ["x", "low", "high"], ["h"])))
     quantize_dynamic(plain, quantized, weight_type=QuantType.QInt8)
     assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(quantized).graph.node}
     return quantized.read_bytes()
 
 
 def largest_of_all(_):
+    """Each number less the largest one of all rows at its place."""
     x, y = onnx_models.value("x", "FP32", ["rows", 24]), onnx_models.value("y", "FP32", ["rows", 24])
-    nodes = [helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0), helper.make_node("Sub", ["x", "m"], ["y"])]
-    return onnx_models.model(nodes, [x], [y])
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["c"]),
+        helper.make_node("Cast", ["c"], ["i"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["i"], ["m"], keepdims=0, axes=[0]),
+        helper.make_node("Sub", ["i", "m"], ["d"]),
+        helper.make_node("Cast", ["d"], ["y"], to=TensorProto.FLOAT),
+    ]
+    bounds = [numpy_helper.from_array(np.float32(bound), name) for name, bound in (("low", 0), ("high", 1e6))]
+    return onnx_models.model(nodes, [x], [y], bounds)
 
 
 def plain(_):
