@@ -23,6 +23,7 @@ FLOORS: list[dict[str, str]] = [
         "config.__init__": "",
         "http.__init__": "",
         "http.listen": "",
+        "http.origin": "",
         "models.__init__": "",
         "models.operation": "",
         "supervisor.__init__": "",
@@ -33,8 +34,9 @@ FLOORS: list[dict[str, str]] = [
         "onnx.__init__": "",
         "onnx.contents": "onnx.dims onnx.proto onnx.values",
         "onnx.dims": "",
-        "onnx.operators.__init__": "onnx.operators.call onnx.operators.axes onnx.operators.classical onnx.operators.elementwise "
-        "onnx.operators.images onnx.operators.products onnx.operators.quantized onnx.operators.selection onnx.operators.sequences onnx.operators.shapes",
+        "onnx.operators.__init__": "onnx.operators.axes onnx.operators.call onnx.operators.classical "
+        "onnx.operators.elementwise onnx.operators.images onnx.operators.products onnx.operators.quantized "
+        "onnx.operators.selection onnx.operators.sequences onnx.operators.shapes",
         "onnx.operators.axes": "onnx.contents onnx.dims onnx.operators.call onnx.values",
         "onnx.operators.classical": "onnx.contents onnx.dims onnx.operators.call onnx.values",
         "onnx.operators.elementwise": "onnx.contents onnx.dims onnx.operators.call onnx.values",

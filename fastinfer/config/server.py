@@ -79,6 +79,14 @@ def _list(value: Any) -> Any:
     return (value,) if isinstance(value, Path) else value
 
 
+def _lower_list(value: Any) -> Any:
+    """As :func:`_list`, of texts whose case does not matter."""
+    value = _list(value)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(each.lower() if isinstance(each, str) else each for each in value)
+
+
 def _names(value: Any) -> Any:
     value = _list(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
@@ -171,6 +179,21 @@ class ServerConfig(BaseSettings):
     )
     port: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)] = _option(
         8000, "The TCP port to listen on; 0 takes a free one, which is told in the log.", _NETWORK
+    )
+    allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_lower_list)] = _option(
+        (),
+        "A name of this server, under which web pages of its own may load and unload models, beside localhost and "
+        "addresses. May be given several times.",
+        _NETWORK,
+        shown_default="none",
+        metavar="NAME",
+    )
+    allowed_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_lower_list)] = _option(
+        (),
+        "An origin (https://console.example) whose web pages may load and unload models. May be given several times.",
+        _NETWORK,
+        shown_default="none",
+        metavar="ORIGIN",
     )
     server_name: Annotated[str, Field(pattern=r"^[ -~]{1,128}$")] = _option(
         "fastinfer", "The name that GET /v2 answers.", _NETWORK, metavar="TEXT"

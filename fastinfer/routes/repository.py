@@ -8,6 +8,7 @@ import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
+from fastinfer.http.origin import why_foreign
 from fastinfer.routes.body import read_object
 from fastinfer.routes.router import Route
 
@@ -24,21 +25,21 @@ def routes(service: Service) -> list[Route]:
         exchange.respond(200, orjson.dumps(entries))
 
     async def load_model(exchange: Exchange) -> None:
-        _check_allowed(service)
+        _check_allowed(service, exchange)
         name, version = _target(exchange)
         parameters = _parameters(exchange)
         endpoint = await control.load_model(name, version, parameters)
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
     async def unload_model(exchange: Exchange) -> None:
-        _check_allowed(service)
+        _check_allowed(service, exchange)
         name, version = _target(exchange)
         dependents = _flag(_parameters(exchange), "unload_dependents", "parameters.unload_dependents")
         await control.unload(name, version, dependents=dependents)
         exchange.respond(200, orjson.dumps({"name": name, "unload": True}))
 
     async def load_worker(exchange: Exchange) -> None:
-        _check_allowed(service)
+        _check_allowed(service, exchange)
         parameters = _parameters(exchange)
         endpoint = await control.load_worker(exchange.arguments[0], parameters)
         exchange.respond(200, endpoint.encode(), b"text/html")
@@ -64,9 +65,14 @@ def _target(exchange: Exchange) -> tuple[str, int | None]:
     return name, int(version[0]) if version else None
 
 
-def _check_allowed(service: Service) -> None:
-    if service.config.model_control == "none":
+def _check_allowed(service: Service, exchange: Exchange) -> None:
+    """ApiError 403 if models may not be changed, or not by a web page of that origin."""
+    config = service.config
+    if config.model_control == "none":
         raise ApiError(403, "model control is off: the server was started with --model-control none")
+    reason = why_foreign(exchange.headers, config.allowed_host, config.allowed_origin)
+    if reason is not None:
+        raise ApiError(403, reason)
 
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class _Loading:
         return ApiError(400, f"model '{self.name}': {sentence}")
 
     def _why_not_batched(self) -> str | None:
-        """Why inputs and outputs have no batch dimension, or the graph does not keep it; None if they have and it does."""
+        """Why inputs or outputs have no batch dimension, or the graph does not keep it; None if all is well."""
         for what, specs in (("input", self.session.inputs), ("output", self.session.outputs)):
             if not specs:
                 return f"it has no {what}s"

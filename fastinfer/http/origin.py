@@ -1,0 +1,64 @@
+"""Who may change the server from a browser: pages of the server itself, and of origins that the operator allows.
+
+A browser sends any page's POST to any address, the loopback included, and a name can be made to point there (DNS
+rebinding). It says so: such requests carry ``Origin``, or ``Sec-Fetch-Site`` (Fetch Standard, Fetch Metadata).
+Clients that are no browsers send neither field, and may do everything.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Mapping
+
+_ORIGIN = re.compile(rb"(https?)://(\[[0-9a-f:.]+\]|[^:/\[\]@]+)(?::(\d{1,5}))?")
+_AUTHORITY = re.compile(rb"(\[[0-9a-f:.]+\]|[^:/\[\]@]+)(?::(\d{1,5}))?")
+_PORTS = {b"http": b"80", b"https": b"443"}
+
+
+def why_foreign(
+    headers: Mapping[bytes, bytes], allowed_hosts: Collection[str], allowed_origins: Collection[str]
+) -> str | None:
+    """Why a request comes from a page that may not change anything, as a sentence; None: it does not.
+
+    Args:
+        headers: the request's fields, by lower-case name.
+        allowed_hosts: names of this server, beside ``localhost`` and addresses.
+        allowed_origins: origins of other pages that may, such as ``https://console.example``.
+    """
+    origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+    if origin is None and site in (None, b"none"):
+        return None
+    if origin is not None and origin.decode("latin-1").lower() in allowed_origins:
+        return None
+    host = headers.get(b"host", b"").lower()
+    if not _is_own(origin, site, host):
+        return "a page of another origin may not do this (--allowed-origin names those that may)"
+    authority = _AUTHORITY.fullmatch(host)
+    if authority is None or not _is_known(authority[1].decode("latin-1"), allowed_hosts):
+        return "the request's host is not known as a name of this server (--allowed-host names it)"
+    return None
+
+
+def _is_own(origin: bytes | None, site: bytes | None, host: bytes) -> bool:
+    """Whether the page is the server's own, under the name in ``Host``."""
+    if origin is None:
+        return site == b"same-origin"
+    page, server = _ORIGIN.fullmatch(origin.lower()), _AUTHORITY.fullmatch(host)
+    if page is None or server is None:
+        return False
+    default = _PORTS[page[1]]
+    return (page[2], page[3] or default) == (server[1], server[2] or default)
+
+
+def _is_known(name: str, allowed_hosts: Collection[str]) -> bool:
+    """Whether nobody else can make a name point to this machine."""
+    if name == "localhost" or name.endswith(".localhost") or name in allowed_hosts:
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
