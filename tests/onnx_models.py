@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -135,6 +136,30 @@ def endless(trips: int = 2**60) -> bytes:
         [value("y", "FP32", ["batch", 1])],
         constants,
     )
+
+
+ENDLESS_LOAD = """max_batch_size = 0
+
+[[model_warmup]]
+name = "endless"
+inputs.x = { data_type = "TYPE_FP32", dims = [1, 1], zero_data = true }
+"""
+"""The ``config.toml`` with which :func:`endless` never ends to load."""
+
+
+def slow_rows(steps: int = 20) -> bytes:
+    """``y = x`` for whole numbers, about half a millisecond a row; batched without a configuration."""
+    width = numpy_helper.from_array(np.array([1, 4096], dtype=np.int64), "width")
+    names = ["wide", *(f"step{i}" for i in range(steps))]
+    nodes = [helper.make_node("Expand", ["x", "width"], ["wide"])]
+    for before, after in pairwise(names):
+        nodes.append(helper.make_node("Sin", [before], [f"sine of {before}"]))
+        nodes.append(helper.make_node("Round", [f"sine of {before}"], [f"whole {before}"]))
+        nodes.append(helper.make_node("Mul", [f"whole {before}", "none"], [f"zero {before}"]))
+        nodes.append(helper.make_node("Add", [before, f"zero {before}"], [after]))
+    nodes.append(helper.make_node("ReduceMax", [names[-1]], ["y"], axes=[1]))
+    none = numpy_helper.from_array(np.float32(0), "none")
+    return model(nodes, [value("x", "FP32", ["batch", 1])], [value("y", "FP32", ["batch", 1])], [width, none])
 
 
 def gather_rows() -> bytes:

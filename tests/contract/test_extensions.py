@@ -116,6 +116,7 @@ def test_the_index_tells_of_what_is_loading_and_unloading(tmp_path):
     repository = tmp_path / "models"
     (repository / "endless" / "1").mkdir(parents=True)
     (repository / "endless" / "1" / "model.onnx").write_bytes(onnx_models.endless())
+    (repository / "endless" / "config.toml").write_text(onnx_models.ENDLESS_LOAD)
     with (
         serving("--load", "all", "--load-run-timeout-s", "600", repository=repository, wait=False) as server,
         contextlib.closing(server.connect()) as client,

@@ -368,6 +368,7 @@ def test_a_poll_keeps_what_a_load_configured(tmp_path):
 def test_a_signal_ends_loads_too(tmp_path):
     (tmp_path / "endless" / "1").mkdir(parents=True)
     (tmp_path / "endless" / "1" / "model.onnx").write_bytes(onnx_models.endless())
+    (tmp_path / "endless" / "config.toml").write_text(onnx_models.ENDLESS_LOAD)
     with serving(repository=tmp_path, wait=False) as server:
         wait_for(lambda: ready(server, "endless") == 503)
         time.sleep(0.3)

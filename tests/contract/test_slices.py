@@ -8,13 +8,11 @@ import onnx_models
 import pytest
 from support import inference, serving, tensor, wait_for
 
-TRIPS = 20_000  # through a loop: enough for a hang-up to come before the last of many slices
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
-    for name, model in (("gather", onnx_models.gather_rows()), ("slow", onnx_models.endless(TRIPS))):
+    for name, model in (("gather", onnx_models.gather_rows()), ("slow", onnx_models.slow_rows())):
         (directory / name / "1").mkdir(parents=True)
         (directory / name / "1" / "model.onnx").write_bytes(model)
     with serving(repository=directory) as running:
