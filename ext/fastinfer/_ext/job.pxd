@@ -9,6 +9,13 @@ from libc.stdint cimport int64_t
 cdef int64_t monotonic_ns() noexcept nogil
 
 
+# The monotonic clock, as a test may set it.
+cdef class Clock:
+    cdef public int64_t fixed_ns        # where it stands still; 0: it goes
+
+    cdef int64_t now(self) noexcept
+
+
 cdef class Job:
     cdef void (*work)(void* state) noexcept nogil
     cdef void* state
