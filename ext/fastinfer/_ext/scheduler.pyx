@@ -7,7 +7,7 @@ cimport cython
 from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, NONE
 from fastinfer._ext.job cimport Clock
 from fastinfer._ext.lifetime cimport Deadlines, cause_of, drop, late, settle
-from fastinfer._ext.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest
+from fastinfer._ext.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest, Keeper
 from fastinfer._ext.queue cimport Group, Queue
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport CANCELLED, Counters
@@ -337,8 +337,11 @@ cdef class Scheduler:
         for batch in self._running:
             if any([member is request for member in batch.requests]):
                 batch.waiting -= 1
-                if batch.waiting == 0 and batch.run is not None:
-                    batch.run.terminate()
+                if batch.run is not None:
+                    if batch.waiting == 0:
+                        batch.run.terminate()
+                    elif isinstance(batch.run, Keeper):
+                        (<Keeper>batch.run).let_go(request, was, cause)
                 break
         return 0
 
