@@ -80,7 +80,7 @@ class Exchange:
     arrived_ns: int
     """When its first byte came, in nanoseconds of CLOCK_MONOTONIC; where no connection says so, when it was made."""
     handled_ns: int
-    """When its handler was called, or a little before."""
+    """The start of the callback that called its handler, on the same clock."""
     abandoned: Callable[[], None] | None
     """Set by a handler that answers later; called if the client goes away first. Nothing need be answered then, and an
     answer is dropped."""

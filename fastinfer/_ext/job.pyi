@@ -7,7 +7,7 @@ class Clock:
     """CLOCK_MONOTONIC, in nanoseconds."""
 
     fixed_ns: int
-    """Where it stands still, for tests; 0: it goes."""
+    """The time that it returns, for tests; 0: the system's."""
 
 class Job:
     started_ns: int

@@ -1,4 +1,7 @@
-"""The life of a request: its deadline, its one end, and requests that are done by others. Loop's thread only."""
+"""The life of a request: its deadline, its single end, and parents, whose requests are done by child requests.
+
+Loop's thread only.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -8,45 +11,46 @@ from fastinfer._ext.message import InferRequest, Waiter
 from fastinfer._ext.tensor import Tensor
 
 class Deadlines:
-    """The deadlines of the requests to one model, and the timers that remind of them.
+    """The deadlines of the requests to one model, and their timers.
 
     Args:
-        loop: whose timers they are.
-        timeout_s: of a request without a timeout of its own, in seconds from its first byte.
+        loop: runs the timers.
+        timeout_s: the default timeout, in seconds from a request's first byte.
+        clock: CLOCK_MONOTONIC.
     """
 
     clock: Clock
     timeout_ns: int
     watched: int
-    """Requests without a timer of their own, all of which one timer reminds of."""
+    """Requests that share the timer of the default timeout."""
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, clock: Clock | None = None) -> None: ...
 
 class Life(Waiter):
-    """A client's wait, from the first byte of its request to the encoded answer."""
+    """The wait of one client, from the first byte of its request to the encoded answer."""
 
 class Parent:
-    """Has a request that is done by others, its children.
+    """Holds a request whose work is done by child requests.
 
-    A subclass says how they are made and what is joined: it calls :meth:`run` in :meth:`begin` and :meth:`took`, and
-    :meth:`finish` in the end. Whatever it raises is the request's end. When the request ends, for whatever reason, the
-    children that have not are dropped, and no further one can be run.
+    A subclass calls :meth:`run` in :meth:`begin` and :meth:`took` to run children, and :meth:`finish` with the joined
+    outputs. An exception in either settles the request with an error. When the request ends, for any reason, children
+    that have not ended are dropped.
     """
 
     clock: Clock
     request: InferRequest
-    """None when it has ended."""
+    """None after its end."""
     def __init__(self, clock: Clock, request: InferRequest) -> None: ...
     def start(self) -> None:
-        """Takes the request. What :meth:`begin` raises is raised, and nothing runs then."""
+        """Takes the request. If :meth:`begin` raises, drops the children and raises the same."""
     def run(self, place: Callable[[InferRequest], None], child: InferRequest) -> None:
-        """Has a child done by ``place``, which takes it or raises. It shares the request's deadline: ApiError 504 where
-        that has passed."""
+        """Hands a child to ``place``, with the deadline of the request. Raises what ``place`` raises, or ApiError 504 if
+        the deadline has passed."""
     def finish(self, outputs: list[Tensor]) -> None:
-        """Settles the request; nothing if it has ended."""
+        """Settles the request with outputs; does nothing after its end."""
 
     def begin(self) -> None:
         """Runs the first children."""
     def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
-        """A child has ended well."""
+        """Takes the outputs of a child."""
     def ended(self) -> None:
-        """The request has ended."""
+        """Releases what the parent holds. Called once, after the request's end."""

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter, deque
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -123,7 +124,7 @@ class Client:
         self.deadline_ns = arrived_ns + (timeout_us * 1000 if timeout_us else world.default_ns(model))
         tensor = {"name": "x", "shape": [rows, 1], "datatype": "INT32", "data": [value] * rows}
         parameters = {"timeout": timeout_us, "priority": priority}
-        body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+        body = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
         self.exchange = Exchange(self, "POST", (model,), {}, body, True)
         self.exchange.arrived_ns = arrived_ns
         self.exchange.handled_ns = world.now
@@ -419,6 +420,24 @@ def test_a_deadline_passes_while_the_answer_is_encoded(world, rows, timeout_us):
     world.check_end()
 
 
+@pytest.mark.parametrize("timeout_us", [30_000, 4_000_000, 2**62])
+def test_a_timeout_that_passes_while_a_large_body_is_decoded(world, timeout_us):
+    """It stands before the data, and is known long before their end."""
+    client = world.ask(rows=500_000, timeout_us=timeout_us, inline=False)
+    while world.executor.queued or world.executor.running:
+        pass  # the native thread has decoded it; nobody has asked for the result yet
+    world.advance(6)
+    world.advance(23)
+    assert not client.ended
+    world.advance(min(timeout_us // 1000, 10**6))
+    assert client.ended == (timeout_us < 2**62)
+    client.vanish()
+    world.native()
+    world.turn()
+    assert world.backends["m"].started == []
+    world.check_end()
+
+
 def test_an_answer_that_is_encoded_too_late_is_not_given(world):
     client = world.ask(timeout_us=50_000, inline=False)
     world.native()
@@ -539,10 +558,7 @@ def test_what_ends_a_sliced_request_ends_all_its_slices(world, how):
 @pytest.mark.parametrize(("raised", "status"), [(MemoryError, 503), (ValueError, 500), (RuntimeError, 500),
                                                 (ApiError(500, "no"), 500)])  # fmt: skip
 def test_whatever_joining_raises_is_answered(world, raised, status, monkeypatch, caplog):
-    def concatenate(tensors):
-        raise raised
-
-    monkeypatch.setattr(model_module, "concatenate", concatenate)
+    monkeypatch.setattr(model_module, "concatenate", Mock(side_effect=raised))
     client = world.ask(rows=3 * SIZE)
     world.finish_all()
     assert client.status == status

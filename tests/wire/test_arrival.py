@@ -1,6 +1,6 @@
-"""When a request has arrived: with its own first byte, however it is cut and whatever it waits for.
+"""A request arrives with its own first byte, however it is cut and whatever it waits for.
 
-Each test brings the server to read some bytes, looks at the clock, and goes on: what came before is older than that look.
+Each test lets the server read some bytes, reads the clock, then sends more: what came before is older than that time.
 """
 
 import gzip

@@ -26,7 +26,7 @@ cdef class Shared:
     cdef readonly dict heads            # dict[bytes, Head]
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
-    cdef int64_t _read_ns               # CLOCK_MONOTONIC, when the bytes came that are being read
+    cdef int64_t _read_ns               # CLOCK_MONOTONIC at the start of the current read callback
     cdef public int64_t in_flight_bytes
     cdef Py_buffer _counted             # memory that other processes may read
     cdef int64_t* _answers              # in it: by the status's first digit; then ...
@@ -58,8 +58,8 @@ cdef class Connection:
     cdef public bytes _pending          # a started head; when reading is paused, all that was read
     cdef public Upload _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
     cdef public Py_ssize_t _skip        # bytes of a refused body, still to be thrown away
-    # When bytes came, for the deadlines: a message's arrival is that of its first byte. Of what is in the read buffer
-    # or in _pending, the first _older bytes came at _older_ns, the others at _newer_ns.
+    # Arrival times, for deadlines (CLOCK_MONOTONIC): a message arrives with its first byte. Of the bytes in the read
+    # buffer or in _pending, the first _older came at _older_ns and the others at _newer_ns.
     cdef Py_ssize_t _older
     cdef int64_t _older_ns
     cdef int64_t _newer_ns

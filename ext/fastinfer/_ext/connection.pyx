@@ -229,7 +229,7 @@ cdef class Connection:
         return 0
 
     cdef int keep(self, Py_ssize_t start, Py_ssize_t end) except -1:
-        # For later; and when it came.
+        # Keeps unread bytes and their arrival times.
         self._pending = self._hub._data[start:end]
         self._older = max(self._older - start, 0)
         return 0
@@ -513,7 +513,7 @@ cdef class Connection:
     # --- For the other half ------------------------------------------------------------------------------------------
 
     def _keep_head(self, Py_ssize_t start, Py_ssize_t begins, Py_ssize_t end):
-        # A started one, which begins after empty lines: what counts is when its first byte came.
+        # Keeps a started head, which begins after empty lines, and the arrival time of its first byte.
         if begins >= self._older:
             self._older_ns = self._newer_ns
         self.keep(start, end)

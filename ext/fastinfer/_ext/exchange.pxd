@@ -46,8 +46,8 @@ cdef class Exchange:
     cdef readonly object headers
     cdef public object body
     cdef public bint body_is_stable
-    cdef public int64_t arrived_ns      # when its first byte came (CLOCK_MONOTONIC), and ...
-    cdef public int64_t handled_ns      # ... its handler was called, or a little before
+    cdef public int64_t arrived_ns      # CLOCK_MONOTONIC when its first byte came
+    cdef public int64_t handled_ns      # the same at the start of the callback that called its handler
     cdef public object abandoned
     cdef public bint answered
 

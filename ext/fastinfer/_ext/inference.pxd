@@ -35,8 +35,8 @@ cdef class InferHandler:
     cdef Target target(self, tuple arguments)
 
 
-# Kept by its exchange (`abandoned`), by its request (`complete`), by the executor, or by the reminder of its deadline,
-# whichever it waits for. The cycle with its exchange is broken before the exchange is answered.
+# Owned by its exchange (`abandoned`), its request (`complete`), the executor and its timer. `close` breaks the cycles
+# before the exchange is answered.
 cdef class Inference(Life):
     cdef InferHandler handler
     cdef Exchange exchange              # None: it is answered, or nobody waits any more
@@ -47,7 +47,7 @@ cdef class Inference(Life):
     cdef int place(self, InferRequest request) except -1
     cdef bint respond(self, InferRequest request, list outputs) except? True
     cdef int answer(self, Encoded encoded) except -1
-    # The end of all: what is under way is dropped, the failure counted, the client answered.
+    # Drops the request, counts the failure and answers the client. Does nothing after `close`.
     cdef int fail(self, object error) except -1
-    # The end without an answer: the exchange that is to be answered now.
+    # Ends the life and returns the exchange, which the caller answers; None if it was closed before.
     cdef Exchange close(self)

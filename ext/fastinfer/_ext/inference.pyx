@@ -19,6 +19,9 @@ from fastinfer.errors import ApiError
 
 cdef enum:
     BINARY_IS_QUICKER = 16      # times, at least, a byte
+    LONG_DECODING = 1 << 20     # bytes of JSON: some milliseconds
+
+cdef double LOOK_S = 0.005
 
 cdef bytes HEADER_LENGTH = b"inference-header-content-length"
 cdef bytes JSON = b"application/json"
@@ -107,9 +110,23 @@ cdef class Inference(Life):
         cdef Executor executor = self.handler.executor
         try:
             self.await_request(self.model.scheduler.deadlines, now)
-            executor.submit(DecodeJob(body, json_size, self.model.name, executor.loop_fd), self.decoded)
+            job = DecodeJob(body, json_size, self.model.name, executor.loop_fd)
+            executor.submit(job, self.decoded)
+            if decoding_bytes(len(body), json_size) > LONG_DECODING:
+                self.look(job)
         except Exception as error:
             self.fail(error)
+
+    def look(self, DecodeJob job not None):
+        # Polls a long decoding for the request's timeout, which may pass before the decoding ends.
+        cdef Scheduler scheduler = self.model.scheduler
+        cdef int64_t timeout_us = job.timeout_us()
+        if self.exchange is None or self.request is not None:
+            return
+        if timeout_us > 0:
+            self.learn_timeout(scheduler.deadlines, timeout_us)
+        else:
+            scheduler.loop.call_later(LOOK_S, self.look, job)
 
     def decoded(self, DecodeJob job not None):
         cdef InferRequest request
@@ -169,7 +186,7 @@ cdef class Inference(Life):
 
     cdef bint completed(self, InferRequest request, object outcome) except? True:
         if isinstance(outcome, list):
-            return self.respond(request, <list>outcome)     # what it raises comes here as the next outcome
+            return self.respond(request, <list>outcome)     # settle turns an exception into the next outcome
         self.fail(outcome)
         return True
 

@@ -9,9 +9,9 @@ from libc.stdint cimport int64_t
 cdef int64_t monotonic_ns() noexcept nogil
 
 
-# The monotonic clock, as a test may set it.
+# CLOCK_MONOTONIC, which tests may stop.
 cdef class Clock:
-    cdef public int64_t fixed_ns        # where it stands still; 0: it goes
+    cdef public int64_t fixed_ns        # the time to return; 0: the system's
 
     cdef int64_t now(self) noexcept
 

@@ -15,9 +15,9 @@ from fastinfer.errors import ApiError
 log = logging.getLogger(__name__)
 
 cdef enum:
-    MAX_TIMEOUT_US = 1_000_000_000_000_000      # 31 years; longer ones are none
-    TICK_NS = 1_000_000                         # timers count milliseconds
-    FEW = 64                                    # lives that one is put before, in the list; then it gets a timer
+    MAX_TIMEOUT_US = 1_000_000_000_000_000      # 31 years; from here on a request has no deadline
+    TICK_NS = 1_000_000                         # the resolution of the loop's timers
+    FEW = 64                                    # steps from the list's end that are searched for a life's place
 
 
 # --- The end of a request ---------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ cdef int settle(InferRequest request, object outcome, int64_t now) except -1:
                 complete(request, outcome)
             break
         except Exception as error:
-            # Outputs that cannot be given are an error, so that nobody waits for ever.
+            # The waiter could not use the outputs: it gets an error instead, so that no client waits forever.
             if not isinstance(outcome, list):
                 log.exception("an error could not be given")
                 break
@@ -105,7 +105,7 @@ cdef class Deadlines:
         self._loop = loop
 
     def __dealloc__(self):
-        # Only where a life was lost: what is listed otherwise keeps the loop's timer, and that keeps this.
+        # The list is empty unless the loop was closed with requests in flight: its timer holds a reference.
         cdef void* at = self._first
         cdef Life life
         while at != NULL:
@@ -130,8 +130,8 @@ cdef class Deadlines:
         return 0
 
     cdef bint _list(self, Life life) except? True:
-        # At its place, which is nearly always the last. One whose upload took long has its place further ahead: beyond
-        # a few, it is not looked for.
+        # Inserts a life by its deadline, nearly always at the end. The place of a slow upload is further ahead; if it is
+        # not found in a few steps, the result is False.
         cdef void* at = self._last
         cdef int passed = 0
         while at != NULL and (<Life>at).deadline_ns > life.deadline_ns:
@@ -188,7 +188,11 @@ cdef class Deadlines:
             first.expire(now)
 
 
-# For a timer: rounded up, and never none.
+cdef int64_t deadline_of(int64_t arrived_ns, int64_t timeout_us) noexcept:
+    return arrived_ns + timeout_us * 1000 if timeout_us < MAX_TIMEOUT_US else NEVER
+
+
+# The delay of a timer: rounded up, at least one tick. The loop would fire a shorter one at once.
 cdef double seconds(int64_t ns) noexcept:
     return max(1, (ns + TICK_NS - 1) // TICK_NS) * 1e-3
 
@@ -200,11 +204,21 @@ cdef class Life(Waiter):
             deadlines.watch(self, False)
         return 0
 
+    cdef int learn_timeout(self, Deadlines deadlines, int64_t timeout_us) except -1:
+        cdef int64_t now = deadlines.clock.now()
+        self.forget_deadline()
+        self.deadline_ns = deadline_of(self.arrived_ns, timeout_us)
+        if self.is_late(now):
+            self.expire(now)
+        elif self.deadline_ns != NEVER:
+            deadlines.watch(self, True)
+        return 0
+
     cdef int take_up(self, Deadlines deadlines, InferRequest request, int64_t now) except -1:
         cdef int64_t timeout_us = request.timeout_us
         cdef int64_t deadline_ns = self.arrived_ns + deadlines.timeout_ns
         if timeout_us > 0:
-            deadline_ns = self.arrived_ns + timeout_us * 1000 if timeout_us < MAX_TIMEOUT_US else NEVER
+            deadline_ns = deadline_of(self.arrived_ns, timeout_us)
             now = deadlines.clock.now()
         request.arrived_ns = self.arrived_ns
         request.deadline_ns = deadline_ns
@@ -240,7 +254,7 @@ cdef class Life(Waiter):
             now = deadlines.clock.now()
             if self.is_late(now):
                 self.expire(now)
-            else:       # the loop's own clock may stand a little behind
+            else:       # the loop's cached time was a little old when the timer was set
                 deadlines.watch(self, True)
 
     cdef int expire(self, int64_t now) except -1:
@@ -249,7 +263,7 @@ cdef class Life(Waiter):
             if self.request is not None:
                 drop(self.request, BY_TIMEOUT, now)
             self.overdue(now)
-        except Exception:       # the others' deadlines pass all the same
+        except Exception:       # later lives in the list must expire all the same
             log.exception("a request whose deadline has passed could not be ended")
         return 0
 

@@ -41,17 +41,17 @@ cdef class InferRequest:
 
     # Its life (lifetime); loop's thread only. Times are CLOCK_MONOTONIC's.
     cdef public int state
-    cdef public bint part               # of a request that is counted as a whole: it is not counted itself
-    cdef public int64_t arrived_ns      # its first byte
+    cdef public bint part               # a slice: its request is counted, the slice is not
+    cdef public int64_t arrived_ns      # when its first byte came
     cdef public int64_t deadline_ns
-    cdef public int64_t enqueued_ns     # 0: when it is submitted
-    cdef public int64_t started_ns      # its run; 0: none yet
-    cdef public int64_t input_ns        # what its runs took
+    cdef public int64_t enqueued_ns     # 0: submit sets it
+    cdef public int64_t started_ns      # when it was taken for a run; 0: not yet
+    cdef public int64_t input_ns        # compute times, summed over its runs
     cdef public int64_t infer_ns
     cdef public int64_t output_ns
     cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
-    cdef Keeper keeper                  # who has it now, or None
-    cdef public Counters stats          # where its end is to be counted; None: nowhere, or it was
+    cdef Keeper keeper                  # who holds it now, or None
+    cdef public Counters stats          # where its end will be counted; None: nowhere, or counted already
 
     # As the constructor, without a Python call.
     @staticmethod
@@ -61,13 +61,13 @@ cdef class InferRequest:
 
 # Waits for a request's outcome and gets it at the level of C; loop's thread.
 cdef class Waiter:
-    # outcome: list[Tensor] or ApiError. Returns whether the waiter counts the request's end itself, now or later.
+    # outcome: list[Tensor] or ApiError. Returns True if the waiter counts the request's end itself, now or later.
     cdef bint completed(self, InferRequest request, object outcome) except? True
 
 
-# Has requests that have not ended: in a queue, in a run, or in parts. Loop's thread.
+# Holds requests that have not ended: in a queue, in a run, or as a parent. Loop's thread.
 cdef class Keeper:
-    # Nobody waits for this one any more: it was in state `was` and is ENDED already. `cause`: as in stats.
+    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of stats.
     cdef int let_go(self, InferRequest request, int was, int cause) except -1
 
 

@@ -12,7 +12,7 @@ from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
-from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest, Keeper
+from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.tensor cimport TensorSpec, element_count
@@ -192,7 +192,7 @@ cdef class RunningBatch:
             self.attempt.terminate()
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
-        # The others go on. What is run for this one alone, now or later in the same job, is ended.
+        # Ends what runs for this request alone: its run of a series, or an attempt in which it waited last.
         cdef Py_ssize_t i
         if isinstance(self.attempt, RunSeries):
             for i in range(self.start, self.stop):
@@ -307,7 +307,7 @@ cdef class RunningBatch:
         return 0
 
     cdef bint turn_to_rest(self) except? True:
-        # Whether something is left that somebody waits for.
+        # Skips halves in which no request waits any more.
         while self.later and not self.given_up:
             self.start, self.stop = self.later.pop()
             if self.is_awaited(self.start, self.stop):

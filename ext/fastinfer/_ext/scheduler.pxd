@@ -42,12 +42,12 @@ cdef class Scheduler(Keeper):
     cdef RunNotes _notes                # None where crashes are not recorded
     cdef readonly object loop
     cdef readonly Clock clock
-    cdef readonly Deadlines deadlines   # of the lives whose requests come here first
+    cdef readonly Deadlines deadlines   # of requests to this model, with its default timeout
     cdef Queue _queue
     # What runs.
     cdef int64_t _free_instances
     cdef set _running                   # of Batch
-    cdef int64_t _parents               # of requests that come in parts, some of which may still be to come
+    cdef int64_t _parents               # that are admitted and have not left
     # Dispatching.
     cdef bint _dispatch_due
     cdef bint _dispatching
@@ -60,7 +60,8 @@ cdef class Scheduler(Keeper):
     cpdef int submit(self, InferRequest request) except -1
     cpdef int cancel(self, InferRequest request) except -1
     cpdef int count_refusal(self, object error, int64_t arrived_ns=*) except -1
-    # A parent's, whose parts are taken until it leaves, even while the model retires.
+    # A parent calls `admit` before its first slice and `leave` at its end; between them slices are accepted even if the
+    # model retires.
     cpdef int admit(self) except -1
     cpdef int leave(self) except -1
 

@@ -234,7 +234,7 @@ cdef class Scheduler:
         return taken if count > 0 else None
 
     cdef int _refuse_late(self, Group group, int64_t now) except -1:
-        # Those at the start whose deadline has passed, and of whom no timer has reminded yet.
+        # Removes requests at the front whose deadline has passed before their timer fired.
         cdef InferRequest request = self._queue.first(group)
         while request is not None and now >= request.deadline_ns:
             self._refuse_first(group, late())
@@ -242,7 +242,7 @@ cdef class Scheduler:
         return 0
 
     cdef int _refuse_culprits(self, Group group) except -1:
-        # Those at the start; the verdict on the request that is first then.
+        # Removes convicted requests at the front; returns the verdict on the new front.
         cdef InferRequest request = self._queue.first(group)
         cdef int verdict
         while request is not None:
@@ -255,7 +255,8 @@ cdef class Scheduler:
         return NONE
 
     cdef int _refuse_first(self, Group group, object error) except -1:
-        # It is answered in a moment: whoever is told may change the queue, which is being read.
+        # Removes the front now and settles it in the loop's next turn: its waiter may change the queue, which is being
+        # read here.
         cdef InferRequest request = self._queue.first(group)
         self._queue.take_first(group)
         self._finishing += 1
@@ -290,7 +291,7 @@ cdef class Scheduler:
             self._finishing -= 1
             self._check_idle()
         if not well and self._queue.size > 0 and not self._dispatching:
-            self._dispatch()            # what failed may have taken others out of the queue, which came with it
+            self._dispatch()            # after the answers: a failed slice takes its siblings out of the queue
         return 0
 
     cdef int _answer(self, list requests, BatchResult result) except -1:
