@@ -130,8 +130,8 @@ cdef class Deadlines:
         return 0
 
     cdef bint _list(self, Life life) except? True:
-        # Inserts a life by its deadline, nearly always at the end. The place of a slow upload is further ahead; the result
-        # is False if a few steps do not find it.
+        # Inserts a life by its deadline, nearly always at the end. The place of a slow upload is further ahead: the
+        # result is False if a few steps do not find it.
         cdef void* at = self._last
         cdef int passed = 0
         while at != NULL and (<Life>at).deadline_ns > life.deadline_ns:
