@@ -53,7 +53,7 @@ _GAUGES: dict[str, tuple[str, Callable[[Model], int]]] = {
     "batches_running": ("Batches under way.", lambda model: model.scheduler.running),
 }
 _DURATIONS: dict[str, tuple[str, Callable[[ModelStats], Histogram]]] = {
-    "request": ("From arrival to outputs, of requests that got them.", lambda stats: stats.success),
+    "request": ("From the first byte to the encoded answer, if that has outputs.", lambda stats: stats.success),
     "queue": ("The wait for a batch, of requests that got outputs.", lambda stats: stats.queue),
     "compute_input": ("Gathering a batch's inputs, once for each of its requests.", lambda stats: stats.compute_input),
     "compute_infer": ("Running a batch, once for each of its requests.", lambda stats: stats.compute_infer),

@@ -121,7 +121,7 @@ def inference_parameters() -> dict[str, Schema]:
     count: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
     flag: Schema = {"type": "boolean"}
     of_request = {
-        "timeout": {**count, "description": "µs until the answer is worthless: 504; 0: the server's own."},
+        "timeout": {**count, "description": "µs from the first byte until it is answered 504; 0: the server's own."},
         "priority": {**count, "description": "1 is first; 0: the model's own."},
         "binary_data_output": {**flag, "description": "Of the outputs that do not say `binary_data`."},
     }

@@ -119,6 +119,10 @@ class Connection:
     def buffer_updated(self, size: int) -> None: ...
 
     # For the subclass.
+    _began_ns: int
+    """When the first byte of the message that is being read came, on CLOCK_MONOTONIC."""
+    def _keep_head(self, start: int, begins: int, end: int) -> None:
+        """Keeps a started head, which ``begins`` after empty lines, and the arrival time of its first byte."""
     def _blocked(self) -> bool:
         """Whether no further request may start: too many in flight, or the client does not read its answers."""
     def _enqueue(self, exchange: HttpExchange) -> None:

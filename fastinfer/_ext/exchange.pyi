@@ -77,6 +77,10 @@ class Exchange:
     """The request's body. Where ``body_is_stable`` is false it lies in the connection's shared read buffer and is valid
     only until the handler returns; otherwise it may be kept, and read on other threads."""
     body_is_stable: bool
+    arrived_ns: int
+    """When its first byte came, in nanoseconds of CLOCK_MONOTONIC; where no connection says so, when it was made."""
+    handled_ns: int
+    """The start of the callback that called its handler, on the same clock."""
     abandoned: Callable[[], None] | None
     """Set by a handler that answers later; called if the client goes away first. Nothing need be answered then, and an
     answer is dropped."""

@@ -3,6 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+class Clock:
+    """CLOCK_MONOTONIC, in nanoseconds."""
+
+    fixed_ns: int
+    """The time that it returns, for tests; 0: the system's."""
+
 class Job:
     started_ns: int
     """CLOCK_MONOTONIC when the work began; 0 before."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastinfer._ext.classify import Classification
+from fastinfer._ext.stats import Counters
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
 
@@ -34,10 +35,17 @@ class InferRequest:
     implicit_batch: bool
     shape_key: Any
 
-    enqueued_ns: int
     state: int
+    part: bool
+    arrived_ns: int
+    deadline_ns: int
+    enqueued_ns: int
+    started_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
     complete: Callable[[InferRequest, Any], None] | Waiter | None
-    timer: Any
+    stats: Counters | None
     def __init__(
         self,
         inputs: list[Tensor],

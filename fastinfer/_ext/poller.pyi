@@ -17,8 +17,8 @@ class Poller:
     window_ns: int
     polling: bool
     def __init__(self, loop: AbstractEventLoop, busy: Sized, window_us: float) -> None: ...
-    def came(self) -> None:
-        """Bytes have come from a client."""
+    def came(self, now: int) -> None:
+        """Bytes have come from a client; ``now`` is CLOCK_MONOTONIC's, in nanoseconds."""
     def answered(self) -> None:
         """An answer was written: from now on the loop waits for the next request."""
     def turned(self) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from fastinfer._ext.job import Clock
+from fastinfer._ext.lifetime import Deadlines
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.stats import Counters
@@ -13,7 +15,7 @@ from fastinfer.models.run import Run
 class Scheduler:
     """Queues requests and runs them in batches.
 
-    Every request's ``complete`` is called exactly once, with its outputs or with an error, unless it was cancelled.
+    Every request's ``complete`` is called exactly once, with its outputs or with an error, unless it was dropped.
 
     Args:
         start: runs requests that share a batch; calls back once on the loop's thread, before it returns None, or later.
@@ -22,9 +24,10 @@ class Scheduler:
         max_queue_size: requests that may wait; one more is refused with 503.
         priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
         default_priority: of a request that has none.
-        timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504.
-        stats: told of every batch and of every request's end.
+        timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504; see ``deadlines``.
+        stats: of the model; batches are counted in it here, requests at their ends.
         notes: of crashes: suspect requests run alone, and culprits are answered with 500; None: nobody is looked at.
+        clock: the monotonic one; a test may bring one that stands still.
     """
 
     def __init__(
@@ -40,7 +43,12 @@ class Scheduler:
         stats: Counters,
         loop: asyncio.AbstractEventLoop,
         notes: RunNotes | None = None,
+        clock: Clock | None = None,
     ) -> None: ...
+    stats: Counters
+    loop: asyncio.AbstractEventLoop
+    clock: Clock
+    deadlines: Deadlines
     @property
     def queued(self) -> int:
         """Requests that wait."""
@@ -54,7 +62,12 @@ class Scheduler:
         """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
     def cancel(self, request: InferRequest) -> None:
         """Nobody waits for this request any more; its ``complete`` is not called."""
-    def count_refusal(self, error: ApiError) -> None:
-        """Counts a request that never came to be queued: it could not be decoded, or does not fit the model."""
+    def count_refusal(self, error: ApiError, arrived_ns: int = 0) -> None:
+        """Counts a request that could not be decoded."""
+    def admit(self) -> None:
+        """A request comes in parts: they are taken until :meth:`leave`, even if the model is unloaded meanwhile.
+        ApiError 503 where it is being unloaded already."""
+    def leave(self) -> None:
+        """No further part of it comes."""
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""

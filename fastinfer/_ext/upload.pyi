@@ -25,6 +25,8 @@ class Upload:
     """What bodies of announced length and chunked ones have: the head they belong to, and how they get on."""
 
     head: Head
+    arrived_ns: int
+    """When the first byte of its head came, on CLOCK_MONOTONIC."""
     received: int
     """Bytes of the body so far."""
     complete: bool
@@ -37,7 +39,7 @@ class Upload:
     """... its current window of measured progress, ..."""
     window_received: int
     """... and ``received`` at that time."""
-    def __init__(self, head: Head, now: float) -> None: ...
+    def __init__(self, head: Head, now: float, arrived_ns: int) -> None: ...
 
 class SizedUpload(Upload):
     """A body of announced length: the socket writes straight into its memory, never past its end."""

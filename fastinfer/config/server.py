@@ -244,7 +244,9 @@ class ServerConfig(BaseSettings):
         limits.MAX_QUEUE_SIZE, "Requests that may wait for one model; further ones are answered with 503.", _INFERENCE
     )
     request_timeout_s: Seconds = _option(
-        limits.REQUEST_TIMEOUT_S, "Seconds until a request that is not answered gets 504.", _INFERENCE
+        limits.REQUEST_TIMEOUT_S,
+        "Seconds from a request's first byte until it gets 504, if it gives no timeout of its own.",
+        _INFERENCE,
     )
     drain_timeout_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = _option(
         limits.DRAIN_TIMEOUT_S, "Seconds that requests in flight get to finish after SIGTERM.", _INFERENCE

@@ -25,6 +25,7 @@ import logging
 import socket
 import termios
 from collections.abc import Coroutine
+from time import monotonic_ns
 from typing import Any, Final, cast
 
 from fastinfer import limits as constants
@@ -137,16 +138,16 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             self._refuse(ApiError(400, "malformed request line"))
             return -1
         if start == end or (start + 1 == end and buffer[start] == 13):
-            self._keep(first, end)
+            self._keep(first, start, end)
             return -1
         return start
 
-    def _keep(self, start: int, end: int, sound: int = 0) -> None:
-        """Keeps a started head; its time runs from its first byte."""
+    def _keep(self, start: int, begins: int, end: int, sound: int = 0) -> None:
+        """Keeps a started head, which ``begins`` after empty lines; its time runs from its first byte."""
         if start or not self._resumed:
             self._since = self._hub.now
         self._sound = sound
-        self._pending = bytes(self._hub.view[start:end])
+        self._keep_head(start, begins, end)
 
     def _keep_started_head(self, first: int, start: int, end: int) -> None:
         """A head that has not ended yet: refused as soon as it cannot become a sound one."""
@@ -156,7 +157,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         except ApiError as error:
             self._refuse(error, _unsound(raw))
         else:
-            self._keep(first, end, sound)
+            self._keep(first, start, end, sound)
 
     def _understand(self, raw: bytes) -> Head | None:
         """The meaning of a head that was not seen before; None if it has none and was refused."""
@@ -178,7 +179,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         if hub.in_flight_bytes > hub.limits.in_flight_bytes:
             self._refuse_for_memory(head)
             return end
-        upload = ChunkedUpload(head, hub.now, hub.limits)
+        upload = ChunkedUpload(head, hub.now, self._began_ns, hub.limits)
         self._upload = upload
         if head.expects_continue and start == end:
             self._expect(upload)
@@ -245,6 +246,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             exchange.counted += more
             self._hub.in_flight_bytes += more
             exchange.body = body
+            exchange.handled_ns = monotonic_ns()
             self._handle(exchange)
 
     # --- Requests to handlers -----------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ class ChunkedUpload(Upload):
 
     __slots__ = ("_body", "_chunks", "_framing", "_in_trailers", "_left", "_limits", "_line")
 
-    def __init__(self, head: Head, now: float, limits: HttpLimits) -> None:
-        super().__init__(head, now)
+    def __init__(self, head: Head, now: float, arrived_ns: int, limits: HttpLimits) -> None:
+        super().__init__(head, now, arrived_ns)
         self._limits = limits
         self._body = bytearray()
         self._left = 0  # bytes of the current chunk still to come, with its CR LF

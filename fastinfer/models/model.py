@@ -1,26 +1,24 @@
 """A version of a model that is loaded: signature, implementation, queue, statistics.
 
-:meth:`Model.infer` is the one way in, whatever the request looks like: most go straight to the scheduler; one of zero
+:meth:`Model.begin` is the one way in, whatever the request looks like: most go straight to the scheduler; one of zero
 rows is answered without a run, one of more rows than a batch holds is run in slices, and one to an endpoint with a
-successor (``next``) goes on to that one. Loop's thread only.
+successor (``next``) goes on to that one. The last three are parents (``_ext/lifetime``): deadline, cancellation and
+counting are not theirs. Loop's thread only.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
 from fastinfer._ext.inference import Target
+from fastinfer._ext.lifetime import Parent
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
-from fastinfer.models.run import Outcome
 from fastinfer.models.stats import ModelStats
 
 if TYPE_CHECKING:
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
     from fastinfer.workers.base import Implementation
 
 _SLICES_AT_ONCE = 4  # of one request; the others are cut when these have run
-_MAX_SLICES = 10_000  # of one request: rows without elements cost nothing to send
-
-Complete = Callable[[InferRequest, Outcome], None]
-Cancel = Callable[[], None]
+_MAX_SLICES = 10_000  # of one request
+_FREE_SLICES = 16  # of one request, whatever its rows hold
 
 
 class Model(Target):
@@ -67,49 +63,35 @@ class Model(Target):
         self._last: Signature | None = None  # the last stage's, of which _shown was made
         self._shown = self.own
 
-    def infer(self, request: InferRequest, complete: Complete) -> Cancel:
-        """Runs a decoded request.
+    def begin(self, request: InferRequest) -> None:
+        """Takes a decoded request, and settles it later with all outputs in the signature's order or with an error.
 
         Args:
-            request: checked against the signature here.
-            complete: called once, after this call, with all outputs in the signature's order or with an error.
-
-        Returns:
-            What to call when nobody waits any more; ``complete`` is then not called.
+            request: checked against the signature here. When it has ended, ``complete`` is called, unless it was
+                dropped.
 
         Raises:
             ApiError: 400 where the request does not fit, 503 where the queue is full.
         """
+        self.signature.check(request, self.name)
         if self.successor is not None:
-            return _Chain(self, request, complete).start()
-        self.check(request)
-        return self.enqueue(request, complete)
+            _Chain(self, request).start()
+        else:
+            self.enqueue(request)
 
-    def check(self, request: InferRequest) -> None:
-        """Checks a request against what clients see. ApiError 400."""
-        try:
-            self.signature.check(request, self.name)
-        except ApiError as error:
-            self.scheduler.count_refusal(error)
-            raise
-
-    def enqueue(self, request: InferRequest, complete: Complete) -> Cancel:
-        """Runs a checked request on this model alone; see :meth:`infer`."""
+    def enqueue(self, request: InferRequest) -> None:
+        """Takes a checked request for this model alone; see :meth:`begin`."""
         own = self.own
-        if own.batched and not 0 < request.rows <= own.max_batch_size:
-            if request.rows > own.max_batch_size * _MAX_SLICES:
-                most = own.max_batch_size * _MAX_SLICES
-                error = ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
-                self.scheduler.count_refusal(error)
-                raise error
-            if request.rows > 0:
-                return _Slices(self.scheduler, request, own.max_batch_size, complete).start()
-            self.stats.record_success(0, 0, 0)
-            outputs = [_zero_rows(spec, own, request) for spec in own.outputs]
-            return asyncio.get_running_loop().call_soon(complete, request, outputs).cancel
-        request.complete = complete
-        self.scheduler.submit(request)
-        return partial(self.scheduler.cancel, request)
+        if not own.batched or 0 < request.rows <= own.max_batch_size:
+            self.scheduler.submit(request)
+            return
+        if request.rows == 0:
+            _NoRows(self.scheduler, request, [_zero_rows(spec, own, request) for spec in own.outputs]).start()
+            return
+        most = _most_rows(own.max_batch_size, request)
+        if request.rows > most:
+            raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
+        _Slices(self.scheduler, request, own.max_batch_size).start()
 
     @property
     def signature(self) -> Signature:
@@ -144,8 +126,13 @@ class Model(Target):
         self.scheduler.retire(idle)
 
 
-def _nothing() -> None:
-    pass
+def _most_rows(size: int, request: InferRequest) -> int:
+    """The rows that a request may have, in slices of ``size``.
+
+    A slice costs a run, whatever is in it. Rows with elements are paid for by the client, with a byte each at least;
+    of rows without any, a few slices are run.
+    """
+    return size * min(_MAX_SLICES, _FREE_SLICES + sum(tensor.nbytes for tensor in request.inputs) // size)
 
 
 def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) -> Tensor:
@@ -162,63 +149,64 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
     return Tensor.empty(spec.name, spec.datatype, shape)
 
 
-class _Slices:
-    """A request of more rows than a batch holds, run as several, a few at a time; the outputs are joined again."""
+class _NoRows(Parent):
+    """A request of zero rows: answered in a moment, without a run."""
 
-    def __init__(self, scheduler: Scheduler, request: InferRequest, size: int, complete: Complete) -> None:
+    def __init__(self, scheduler: Scheduler, request: InferRequest, outputs: list[Tensor]) -> None:
+        super().__init__(scheduler.clock, request)
+        self._loop = scheduler.loop
+        self._outputs = outputs
+
+    def begin(self) -> None:
+        self.request.started_ns = self.request.enqueued_ns
+        self._loop.call_soon(self.finish, self._outputs)
+
+
+class _Slices(Parent):
+    """A request of more rows than a batch holds: its children are slices, a few at a time, whose outputs are joined."""
+
+    def __init__(self, scheduler: Scheduler, request: InferRequest, size: int) -> None:
+        super().__init__(scheduler.clock, request)
         self._scheduler = scheduler
-        self._request = request
-        self._complete = complete
+        self._admitted = False
         self._size = size
         self._rest = request.inputs  # what is not cut yet
         self._rows = request.rows  # of the rest
-        self._waiting: dict[InferRequest, int] = {}  # by place
+        self._places: dict[InferRequest, int] = {}  # of those that have not ended
         self._outputs: list[list[Tensor] | None] = []
 
-    def start(self) -> Cancel:
-        """Submits the first slices. ApiError 503 where the queue is full."""
-        while self._rows and len(self._waiting) < _SLICES_AT_ONCE:
-            self._submit_next()
-        return self.cancel
+    def begin(self) -> None:
+        self._scheduler.admit()
+        self._admitted = True
+        while self._rows and len(self._places) < _SLICES_AT_ONCE:
+            self._run_next()
 
-    def _submit_next(self) -> None:
+    def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
+        self._outputs[self._places.pop(child)] = outputs
+        if self._rows:
+            self._run_next()
+        elif not self._places:
+            self.finish(self._joined())
+
+    def ended(self) -> None:
+        self._places.clear()
+        self._rest = []
+        if self._admitted:
+            self._admitted = False
+            self._scheduler.leave()
+
+    def _run_next(self) -> None:
         rows = min(self._size, self._rows)
         # The rest is cut from the front each time: the elements of BYTES are walked over once in all.
-        part = InferRequest(
-            [tensor.slice_rows(0, rows) for tensor in self._rest],
-            timeout_us=self._request.timeout_us,
-            priority=self._request.priority,
-        )
+        part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
+        part.part = True
         part.rows = rows
-        part.shape_key = self._request.shape_key
-        part.complete = self._done
-        self._scheduler.submit(part)
+        part.shape_key = self.request.shape_key
         self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
         self._rows -= rows
-        self._waiting[part] = len(self._outputs)
+        self.run(self._scheduler.submit, part)
+        self._places[part] = len(self._outputs)
         self._outputs.append(None)
-
-    def cancel(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        self._rows = 0
-        for part in waiting:
-            self._scheduler.cancel(part)
-
-    def _done(self, part: InferRequest, outcome: Outcome) -> None:
-        place = self._waiting.pop(part, None)
-        if place is None:
-            return  # cancelled
-        try:
-            if isinstance(outcome, ApiError):
-                raise outcome
-            self._outputs[place] = outcome
-            if self._rows:
-                self._submit_next()
-            elif not self._waiting:
-                self._complete(self._request, self._joined())
-        except ApiError as error:
-            self.cancel()
-            self._complete(self._request, error)
 
     def _joined(self) -> list[Tensor]:
         columns = zip(*(outputs for outputs in self._outputs if outputs is not None), strict=True)
@@ -228,59 +216,56 @@ class _Slices:
             raise ApiError(500, "the outputs of the request's slices do not fit together") from error
 
 
-class _Chain:
-    """A request to an endpoint with a successor: its outputs are the successor's inputs."""
+class _Chain(Parent):
+    """A request to an endpoint with a successor: its children are the stages, each of which gets the outputs of the one
+    before, and which count for their models."""
 
-    def __init__(self, first: Model, request: InferRequest, complete: Complete) -> None:
+    def __init__(self, first: Model, request: InferRequest) -> None:
+        super().__init__(first.scheduler.clock, request)
         self._first = first
-        self._request = request
-        self._complete = complete
-        self._cancel: Cancel = _nothing
-        self._began_ns = monotonic_ns()
+        self._following: Model | None = None  # when the first stage has ended
 
-    def start(self) -> Cancel:
-        """Submits to the first stage. ApiError as :meth:`Model.infer`."""
-        self._first.check(self._request)
-        self._cancel = self._first.enqueue(self._request, self._first_done)
-        return self.cancel
+    def begin(self) -> None:
+        self._run_stage(self._first, self.request.inputs, self._first.enqueue, checked_like=self.request)
 
-    def cancel(self) -> None:
-        self._cancel()
-
-    def _left_us(self) -> int:
-        """What is left of the client's timeout; 0: it gave none. ApiError 504 where nothing is left."""
-        if not self._request.timeout_us:
-            return 0
-        left_us = self._request.timeout_us - (monotonic_ns() - self._began_ns) // 1000
-        if left_us <= 0:
-            raise ApiError(504, "Request timeout expired")
-        return left_us
-
-    def _first_done(self, request: InferRequest, outcome: Outcome) -> None:
-        if isinstance(outcome, ApiError):
-            self._complete(request, outcome)
+    def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
+        following = self._following
+        if following is not None:
+            self._end(following, child, outputs)
             return
+        # Looked up now: it may have been reloaded meanwhile.
         try:
-            # Looked up now: it may have been reloaded meanwhile.
-            following = self._first.following()
+            self._following = following = self._first.following()
             inputs = following.signature.inputs
-            if {tensor.name for tensor in outcome} != {spec.name for spec in inputs} and len(inputs) == len(outcome):
-                outcome = [tensor.renamed(spec.name) for tensor, spec in zip(outcome, inputs, strict=True)]
-            stage = InferRequest(outcome, timeout_us=self._left_us(), priority=request.priority)
-            self._cancel = following.infer(stage, partial(self._last_done, following))
+            if {tensor.name for tensor in outputs} != {spec.name for spec in inputs} and len(inputs) == len(outputs):
+                outputs = [tensor.renamed(spec.name) for tensor, spec in zip(outputs, inputs, strict=True)]
+            self._run_stage(following, outputs, following.begin)
         except ApiError as error:
-            if error.status not in (503, 504):
-                error = ApiError(500, f"the next stage refused the outputs: {error.message}")
-            self._complete(request, error)
+            if error.status in (503, 504):
+                raise
+            raise ApiError(500, f"the next stage refused the outputs: {error.message}") from error
 
-    def _last_done(self, following: Model, stage: InferRequest, outcome: Outcome) -> None:
-        if not isinstance(outcome, ApiError):
-            last = following.signature
-            if not last.outputs_batched and not last.anything:
-                self._request.implicit_batch = False  # there is no batch dimension to take away
-            elif stage.implicit_batch:
-                outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]
-        self._complete(self._request, outcome)
+    def _run_stage(
+        self,
+        model: Model,
+        inputs: list[Tensor],
+        place: Callable[[InferRequest], None],
+        checked_like: InferRequest | None = None,
+    ) -> None:
+        stage = InferRequest(inputs, priority=self.request.priority)
+        stage.stats = model.stats
+        self.request.stats = None
+        if checked_like is not None:
+            stage.rows, stage.shape_key = checked_like.rows, checked_like.shape_key
+        self.run(place, stage)
+
+    def _end(self, following: Model, stage: InferRequest, outputs: list[Tensor]) -> None:
+        last = following.signature
+        if not last.outputs_batched and not last.anything:
+            self.request.implicit_batch = False  # there is no batch dimension to take away
+        elif stage.implicit_batch:
+            outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
+        self.finish(outputs)
 
 
 def _chained(first: Signature, last: Signature) -> Signature:

@@ -256,5 +256,17 @@ def test_a_great_many_tiny_rows_do_not_hold_up_the_others(server):
 
 
 def test_rows_without_elements_are_bounded(server):
-    answer = server.infer("identity_fp32", inference(tensor("INPUT0", [1_000_000_000, 0], "FP32", [])))
-    assert (answer.status, answer.error) == (400, "inference request batch-size must be <= 640000 for 'identity_fp32'")
+    """They cost nothing to send, and each slice costs a run: 16 slices of 64 rows are run, whatever they hold."""
+
+    def runs():
+        return server.get("/v2/models/identity_fp32/stats").json["model_stats"][0]["execution_count"]
+
+    before = runs()
+    for rows in (1_000_000_000, 640_000, 1025):
+        answer = server.infer("identity_fp32", inference(tensor("INPUT0", [rows, 0], "FP32", [])))
+        assert answer.status == 400
+        assert answer.error == "inference request batch-size must be <= 1024 for 'identity_fp32'"
+    assert runs() == before
+    answer = server.infer("identity_fp32", inference(tensor("INPUT0", [1024, 0], "FP32", [])))
+    assert (answer.status, answer.json["outputs"][0]["shape"]) == (200, [1024, 0])
+    assert runs() <= before + 16

@@ -12,9 +12,12 @@ from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import Session
 from fastinfer._ext.runner import RunningBatch, RunTimes
+from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
+from fastinfer.models.policy import BatchingPolicy
+from fastinfer.models.stats import ModelStats
 from fastinfer.workers.onnx import OnnxWorker
 
 
@@ -77,6 +80,54 @@ def test_a_batch_that_nobody_waits_for_does_not_start_its_halves():
     requests = [InferRequest([Tensor.from_numpy("x", np.ones((1, 1), "f4"))]) for _ in range(2)]
     outcomes = run_batch(onnx_models.endless(), requests, terminate=True)
     assert all(isinstance(outcome, ApiError) for outcome in outcomes)
+
+
+ENDED = 3
+
+
+@pytest.mark.parametrize("inline_run_us", [0, 1_000_000])
+def test_a_half_in_which_nobody_waits_is_not_run_again(inline_run_us):
+    spec = index_name()
+    requests = [large_request(spec.name, np.array([value])) for value in (0, 99, 2, 3, 1, 1, 1, 1)]
+    for request in (*requests[2:4], requests[7]):
+        request.state = ENDED
+    outcomes = run_batch(onnx_models.gather_rows(), requests, inline_run_us)
+    messages = [outcome.message if isinstance(outcome, ApiError) else "" for outcome in outcomes]
+    assert [message == "the model was not run" for message in messages] == [False, False, True, True] + [False] * 4
+    assert messages[1].startswith("the model failed")
+    assert [outcomes[place][0].numpy()[0, 0] for place in (0, 4, 5, 6)] == [0, 2, 2, 2]
+
+
+def test_large_requests_that_end_leave_their_mates_alone():
+    """Of those that run one after the other, too: which that are, the runner finds out in the course of these."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        executor = Executor(1)
+        loop.add_reader(executor.fileno(), executor.drain)
+        session = Session(model=onnx_models.gather_rows())
+        signature = Signature(session.inputs, session.outputs, batched=True, max_batch_size=1 << 20)
+        worker = OnnxWorker(session, signature, executor, 0)
+        scheduler = Scheduler(worker.start, BatchingPolicy(1 << 20), instances=1, max_queue_size=9, timeout_s=30,
+                              stats=ModelStats(), loop=loop)  # fmt: skip
+        for turn in range(70):
+            outcomes = [loop.create_future() for _ in range(3)]
+            requests = [large_request(session.inputs[0].name, index(number)) for number in range(3)]
+            for request, outcome in zip(requests, outcomes, strict=True):
+                request.complete = lambda _, given, outcome=outcome: outcome.set_result(given)
+                scheduler.submit(request)
+            await asyncio.sleep(0)
+            assert scheduler.running == 1
+            gone = turn % 3
+            scheduler.cancel(requests[gone])
+            for number in {0, 1, 2} - {gone}:
+                outputs = await asyncio.wait_for(outcomes[number], 30)
+                np.testing.assert_array_equal(outputs[0].numpy()[:, 0], 2 * index(number))
+            assert not outcomes[gone].done()
+        loop.remove_reader(executor.fileno())
+        executor.close()
+
+    asyncio.run(main())
 
 
 def large_request(name, array):

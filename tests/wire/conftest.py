@@ -62,6 +62,10 @@ class Handlers:
     def on_headers(self, exchange: Exchange) -> None:
         exchange.respond(200, repr(sorted(exchange.headers.items())).encode(), b"text/plain")
 
+    def on_times(self, exchange: Exchange) -> None:
+        """When its first byte came, and when it is handled."""
+        exchange.respond(200, f"{exchange.arrived_ns} {exchange.handled_ns}".encode())
+
     def on_later(self, exchange: Exchange) -> None:
         """The body, after as many milliseconds as it says."""
         body = bytes(exchange.body)

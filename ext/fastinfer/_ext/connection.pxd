@@ -26,6 +26,7 @@ cdef class Shared:
     cdef readonly dict heads            # dict[bytes, Head]
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
+    cdef int64_t _read_ns               # CLOCK_MONOTONIC at the start of the current read callback
     cdef public int64_t in_flight_bytes
     cdef Py_buffer _counted             # memory that other processes may read
     cdef int64_t* _answers              # in it: by the status's first digit; then ...
@@ -57,12 +58,19 @@ cdef class Connection:
     cdef public bytes _pending          # a started head; when reading is paused, all that was read
     cdef public Upload _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
     cdef public Py_ssize_t _skip        # bytes of a refused body, still to be thrown away
+    # Arrival times, for deadlines (CLOCK_MONOTONIC): a message arrives with its first byte. Of the bytes in the read
+    # buffer or in _pending, the first _older came at _older_ns and the others at _newer_ns.
+    cdef Py_ssize_t _older
+    cdef int64_t _older_ns
+    cdef int64_t _newer_ns
+    cdef readonly int64_t _began_ns              # of the message that is being read or handled
     cdef public list _queue             # list[HttpExchange]: not answered yet, in order
     cdef public list _out               # list[bytes | memoryview]: outgoing bytes, and ...
     cdef public Py_ssize_t _out_size    # ... how many
     cdef Py_ssize_t _largest            # bytes of its largest answer so far; 0: there was none yet
 
     cdef int read(self, Py_ssize_t end) except -1
+    cdef int keep(self, Py_ssize_t start, Py_ssize_t end) except -1
     cdef Head known(self, const char* data, Py_ssize_t size)
     cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
     cdef Py_ssize_t take_body(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.reply cimport ok_json, reply, size_of
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
 
@@ -99,6 +100,8 @@ cdef class HttpExchange(Exchange):
         self.body = body
         self.body_is_stable = stable
         self.head = head
+        self.arrived_ns = connection._began_ns
+        self.handled_ns = connection._hub._read_ns
 
     cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1:
         return (<Connection>self._connection).answer(self, status, content_type, body, fields)
@@ -114,6 +117,8 @@ cdef HttpExchange new_exchange(Connection connection, Head head, object body, bi
     exchange.body = body
     exchange.body_is_stable = stable
     exchange.head = head
+    exchange.arrived_ns = connection._began_ns
+    exchange.handled_ns = connection._hub._read_ns
     return exchange
 
 
@@ -149,10 +154,14 @@ cdef class Connection:
             return
         cdef SizedUpload upload = self.sized_upload()
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
-        self._hub.poller.came()
+        cdef int64_t now = monotonic_ns()
+        self._hub._read_ns = now
+        self._hub.poller.came(now)
         if upload is not None and upload.body is not None:
             self.written(upload, size)
         else:
+            self._older = kept
+            self._newer_ns = now
             if kept > 0:
                 self._pending = b""
                 self._resumed = True
@@ -176,11 +185,12 @@ cdef class Connection:
                 if self._out_size > joined_bytes:
                     self.write_out()
                 if self.blocked():
-                    self._pending = data[start:end]
+                    self.keep(start, end)
                     self._transport.pause_reading()
                     break
                 head = self.known(data + start, end - start)
                 if head is not None:
+                    self._began_ns = self._newer_ns if start >= self._older else self._older_ns
                     start = self.begin(head, start + PyBytes_GET_SIZE(head.raw), end)
                     continue
                 first = start
@@ -200,6 +210,7 @@ cdef class Connection:
                     if head is None:
                         break
                 self._latest = head if head.raw is not None else None
+                self._began_ns = self._newer_ns if first >= self._older else self._older_ns
                 start = self.begin(head, stop, end)
             elif self._skip > 0:
                 stop = min(start + self._skip, end)
@@ -215,6 +226,12 @@ cdef class Connection:
         if hub._looked_into:
             hub._looked_into = False
             hub.renew_buffer()  # a handler kept a view of its body; it shall not see other clients' bytes
+        return 0
+
+    cdef int keep(self, Py_ssize_t start, Py_ssize_t end) except -1:
+        # Keeps unread bytes and their arrival times.
+        self._pending = self._hub._data[start:end]
+        self._older = max(self._older - start, 0)
         return 0
 
     cdef Head known(self, const char* data, Py_ssize_t size):
@@ -272,7 +289,7 @@ cdef class Connection:
         if hub.in_flight_bytes > hub._max_in_flight_bytes:
             self._refuse_for_memory(head)
             return end
-        self._upload = SizedUpload.begin(head, hub.now)
+        self._upload = SizedUpload.begin(head, hub.now, self._began_ns)
         if start < end:
             return self.feed_sized(<SizedUpload>self._upload, start, end)
         if head.expects_continue:
@@ -284,6 +301,7 @@ cdef class Connection:
         # message is here, it is as if it had come at once. Where not, the body gets memory of its own.
         if upload.head.body_size <= end - start:
             self._upload = None
+            self._began_ns = upload.arrived_ns
             return self.take_body(upload.head, start, end)
         try:
             upload.append(self._hub.bodies, self._hub._data + start, end - start)
@@ -313,6 +331,7 @@ cdef class Connection:
         cdef Head head = upload.head
         cdef HttpExchange exchange
         self._upload = None
+        self._began_ns = upload.arrived_ns
         if head.coding is not None and upload.received > 0:
             self._inflate(head, memoryview(body), upload.received)
             return 0
@@ -473,6 +492,7 @@ cdef class Connection:
         cdef bytes pending = self._pending
         self._pending = b""
         if pending:
+            self._hub._read_ns = monotonic_ns()
             memcpy(self._hub._data, PyBytes_AS_STRING(pending), PyBytes_GET_SIZE(pending))
             self.read(PyBytes_GET_SIZE(pending))
         if self._deaf or self.blocked():
@@ -491,6 +511,13 @@ cdef class Connection:
                 and self._transport.get_write_buffer_size() == 0)
 
     # --- For the other half ------------------------------------------------------------------------------------------
+
+    def _keep_head(self, Py_ssize_t start, Py_ssize_t begins, Py_ssize_t end):
+        # Keeps a started head, which begins after empty lines, and the arrival time of its first byte.
+        if begins >= self._older:
+            self._older_ns = self._newer_ns
+        self.keep(start, end)
+        self._older = end - start
 
     def _enqueue(self, HttpExchange exchange not None):
         self.enqueue(exchange)

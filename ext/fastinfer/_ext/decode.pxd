@@ -6,6 +6,7 @@
 # Does not live here: models (what a tensor should be), HTTP (where a body comes from).
 
 from cpython.buffer cimport Py_buffer
+from libc.stdint cimport int64_t
 
 from fastinfer._ext.decoder cimport Decoder
 from fastinfer._ext.job cimport Job
@@ -22,3 +23,6 @@ cdef class DecodeJob(Job):
     cdef bint has_body
     cdef bint raw
     cdef str model
+
+    # The request's timeout, also while the job runs. 0: there is none, or it was not read yet.
+    cdef int64_t timeout_us(self) noexcept

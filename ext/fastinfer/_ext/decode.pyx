@@ -36,6 +36,10 @@ from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
 
 from fastinfer.errors import ApiError
 
+cdef extern from *:
+    int64_t load_word "__atomic_load_n" (int64_t* word, int order) noexcept nogil
+    enum: RELAXED "__ATOMIC_RELAXED"
+
 cdef enum:
     WIDEST = 512                # bits of a register: whatever the CPU has
     SMALL_BODY = 16 * 1024      # decoded without giving up the GIL: that costs more than such a body
@@ -289,6 +293,10 @@ cdef class DecodeJob(Job):
             if self.decoder.inputs != NULL:
                 close_decoder(&self.decoder)
             PyBuffer_Release(&self.body)
+
+    cdef int64_t timeout_us(self) noexcept:
+        # An aligned word, written once by the native thread.
+        return max(0, load_word(&self.decoder.timeout_us, RELAXED))
 
     def result(self):
         body = <object>self.body.obj

@@ -2,6 +2,8 @@
 # Lives here: what the routes and the connection both see. Does not: the socket, the order of answers.
 # Loop's thread only.
 
+from libc.stdint cimport int64_t
+
 
 cdef class Head:
     # One request's head, understood (http/head.py). Immutable once it is parsed: equal heads share one.
@@ -44,6 +46,8 @@ cdef class Exchange:
     cdef readonly object headers
     cdef public object body
     cdef public bint body_is_stable
+    cdef public int64_t arrived_ns      # CLOCK_MONOTONIC when its first byte came
+    cdef public int64_t handled_ns      # the same at the start of the callback that called its handler
     cdef public object abandoned
     cdef public bint answered
 

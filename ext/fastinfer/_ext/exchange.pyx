@@ -3,6 +3,8 @@
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 
+from fastinfer._ext.job cimport monotonic_ns
+
 import logging
 
 from fastinfer.errors import ApiError
@@ -60,6 +62,7 @@ cdef class Exchange:
         self.headers = headers
         self.body = body
         self.body_is_stable = body_is_stable
+        self.arrived_ns = self.handled_ns = monotonic_ns()
 
     cpdef respond(self, int status, body=b"", bytes content_type=JSON, fields=()):
         if self.answered:

@@ -8,12 +8,13 @@ from libc.stdint cimport int64_t
 from fastinfer._ext.encode cimport Encoded
 from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
-from fastinfer._ext.message cimport InferRequest, InferResponse, Waiter
+from fastinfer._ext.lifetime cimport Life
+from fastinfer._ext.message cimport InferRequest
 from fastinfer._ext.scheduler cimport Scheduler
 from fastinfer._ext.signature cimport Signature
 
 
-# What an inference needs of a model. fastinfer.models.model.Model is one, with the methods `infer` and `enqueue` for
+# What an inference needs of a model. fastinfer.models.model.Model is one, with the methods `begin` and `enqueue` for
 # what is not common, and the property `signature`, which where it has a successor is not its own.
 cdef class Target:
     cdef readonly str name
@@ -34,17 +35,19 @@ cdef class InferHandler:
     cdef Target target(self, tuple arguments)
 
 
-# Kept by its exchange (`abandoned`), by its request (`complete`) or by the executor, whichever it waits for. The cycle
-# with its exchange is broken before the exchange is answered.
-cdef class Inference(Waiter):
+# Owned by its exchange (`abandoned`), its request (`complete`), the executor and its timer. `close` breaks the cycles
+# before the exchange is answered.
+cdef class Inference(Life):
     cdef InferHandler handler
     cdef Exchange exchange              # None: it is answered, or nobody waits any more
     cdef tuple arguments
     cdef Target model
-    cdef InferRequest request           # while the scheduler has it
-    cdef object cancel                  # of what is run in another way: Callable[[], None] | None
 
-    cdef int start(self, InferRequest request) except -1
-    cdef int respond(self, InferRequest request, object outcome) except -1
+    cdef int begin(self, InferRequest request, int64_t now) except -1
+    cdef int place(self, InferRequest request) except -1
+    cdef bint respond(self, InferRequest request, list outputs) except? True
     cdef int answer(self, Encoded encoded) except -1
-    cdef int fail(self, Exchange exchange, object error) except -1
+    # Drops the request, counts the failure and answers the client. Does nothing after `close`.
+    cdef int fail(self, object error) except -1
+    # Ends the life and returns the exchange, which the caller answers; None if it was closed before.
+    cdef Exchange close(self)

@@ -8,15 +8,20 @@ from fastinfer._ext.decode cimport DecodeJob, decode_view
 from fastinfer._ext.encode cimport Encoded, EncodeJob, classes_effort, encode_response
 from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.lifetime cimport SUCCESS, Life, cause_of, count, drop, failure_of, late
 from fastinfer._ext.message cimport InferRequest, InferResponse
 from fastinfer._ext.scheduler cimport Scheduler
 from fastinfer._ext.signature cimport Signature
+from fastinfer._ext.stats cimport BY_TIMEOUT, CANCELLED
 from fastinfer._ext.tensor cimport Tensor
 
 from fastinfer.errors import ApiError
 
 cdef enum:
     BINARY_IS_QUICKER = 16      # times, at least, a byte
+    LONG_DECODING = 1 << 20     # bytes of JSON: some milliseconds
+
+cdef double LOOK_S = 0.005
 
 cdef bytes HEADER_LENGTH = b"inference-header-content-length"
 cdef bytes JSON = b"application/json"
@@ -55,10 +60,12 @@ cdef class InferHandler:
         cdef bint stable
         inference.handler = self
         inference.arguments = exchange.arguments
+        inference.arrived_ns = exchange.arrived_ns
         inference.model = self.target(inference.arguments)      # 404 before the body is looked at
         body = exchange.body
         stable = exchange.body_is_stable
-        length = exchange.headers.get(HEADER_LENGTH)
+        headers = exchange.headers
+        length = (<dict>headers).get(HEADER_LENGTH) if type(headers) is dict else headers.get(HEADER_LENGTH)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             if length is not None:
@@ -68,7 +75,7 @@ cdef class InferHandler:
             else:
                 request = decode_view(&view, body, json_size, stable, inference.model.name)
         except ApiError as error:
-            inference.model.scheduler.count_refusal(error)
+            inference.model.scheduler.count_refusal(error, exchange.arrived_ns)
             raise
         finally:
             PyBuffer_Release(&view)
@@ -77,10 +84,9 @@ cdef class InferHandler:
         if stable:
             exchange.body = b""     # who still reads it, a job or a tensor, holds it
         if request is not None:
-            inference.start(request)
+            inference.begin(request, exchange.handled_ns)
         else:
-            self.executor.submit(DecodeJob(body, json_size, inference.model.name, self.executor.loop_fd),
-                                 inference.decoded)
+            inference.decode(body, json_size, exchange.handled_ns)
 
 
 # A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they
@@ -96,80 +102,103 @@ cdef Py_ssize_t read_length(bytes value, Py_ssize_t size) except? -1:
     return int(value)
 
 
-@cython.freelist(64)
 @cython.final
-cdef class Inference(Waiter):
+cdef class Inference(Life):
     # --- In -----------------------------------------------------------------------------------------------------------
 
-    def decoded(self, DecodeJob job not None):
-        if self.exchange is not None:
-            self.exchange.guard(self._start_decoded, job)
-
-    def _start_decoded(self, DecodeJob job):
-        cdef InferRequest request
-        self.model = self.handler.target(self.arguments)    # it may have been replaced meanwhile
+    def decode(self, body, Py_ssize_t json_size, int64_t now):
+        cdef Executor executor = self.handler.executor
         try:
-            request = job.result()
-        except ApiError as error:
-            self.model.scheduler.count_refusal(error)
-            raise
-        self.start(request)
+            self.await_request(self.model.scheduler.deadlines, now)
+            job = DecodeJob(body, json_size, self.model.name, executor.loop_fd)
+            executor.submit(job, self.decoded)
+            if decoding_bytes(len(body), json_size) > LONG_DECODING:
+                self.look(job)
+        except Exception as error:
+            self.fail(error)
 
-    cdef int start(self, InferRequest request) except -1:
+    def look(self, DecodeJob job not None):
+        # Polls a long decoding for the request's timeout, which may pass before the decoding ends.
+        cdef Scheduler scheduler = self.model.scheduler
+        cdef int64_t timeout_us = job.timeout_us()
+        if self.exchange is None or self.request is not None:
+            return
+        if timeout_us > 0:
+            self.learn_timeout(scheduler.deadlines, timeout_us)
+        else:
+            scheduler.loop.call_later(LOOK_S, self.look, job)
+
+    def decoded(self, DecodeJob job not None):
+        cdef InferRequest request
+        if self.exchange is None:
+            return
+        try:
+            self.model = self.handler.target(self.arguments)    # it may have been replaced meanwhile
+            request = job.result()
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.begin(request, self.model.scheduler.clock.now())
+
+    cdef int begin(self, InferRequest request, int64_t now) except -1:
+        cdef Scheduler scheduler = self.model.scheduler
+        request.stats = scheduler.stats
+        request.enqueued_ns = now
+        self.request = request
+        try:
+            self.take_up(scheduler.deadlines, request, now)
+            request.complete = self
+            self.place(request)
+        except Exception as error:
+            self.fail(error)
+        return 0
+
+    cdef int place(self, InferRequest request) except -1:
         cdef Target model = self.model
         if model.successor is not None:
-            self.cancel = (<object>model).infer(request, self.complete)
+            (<object>model).begin(request)
             return 0
-        try:
-            model.own.check(request, model.name)
-        except ApiError as error:
-            model.scheduler.count_refusal(error)
-            raise
+        model.own.check(request, model.name)
         if model.own.batched and not 0 < request.rows <= model.own.max_batch_size:
-            self.cancel = (<object>model).enqueue(request, self.complete)
+            (<object>model).enqueue(request)
             return 0
-        request.complete = self         # the common case
-        model.scheduler.submit(request)
-        self.request = request
+        model.scheduler.submit(request)     # the common case
         return 0
 
     def __call__(self):
         # The client went away.
-        self.exchange = None
-        request, self.request = self.request, None
-        cancel, self.cancel = self.cancel, None
+        cdef InferRequest request = self.request
+        cdef Scheduler scheduler = self.model.scheduler
+        cdef int64_t now = scheduler.clock.now()
+        self.close()
         if request is not None:
-            self.model.scheduler.cancel(request)
-        elif cancel is not None:
-            cancel()
+            drop(request, CANCELLED, now)
+        else:
+            scheduler.stats.count_failure(CANCELLED, now - self.arrived_ns)
+
+    cdef int overdue(self, int64_t now) except -1:
+        if self.request is None:
+            self.model.scheduler.stats.count_failure(BY_TIMEOUT, now - self.arrived_ns)
+        self.close().fail(late())
+        return 0
 
     # --- Out ----------------------------------------------------------------------------------------------------------
 
-    def complete(self, InferRequest request, outcome):
-        self.completed(request, outcome)
+    cdef bint completed(self, InferRequest request, object outcome) except? True:
+        if isinstance(outcome, list):
+            return self.respond(request, <list>outcome)     # settle turns an exception into the next outcome
+        self.fail(outcome)
+        return True
 
-    cdef int completed(self, InferRequest request, object outcome) except -1:
-        cdef Exchange exchange = self.exchange
-        self.request = None
-        self.cancel = None
-        if exchange is not None:
-            try:
-                self.respond(request, outcome)
-            except Exception as error:
-                self.fail(exchange, error)
-        return 0
-
-    cdef int respond(self, InferRequest request, object outcome) except -1:
+    cdef bint respond(self, InferRequest request, list outputs) except? True:
         cdef Target model = self.model
         cdef Signature signature
         cdef InferHandler handler = self.handler
         cdef InferResponse response
         cdef int64_t nbytes = 0         # of what becomes text
         cdef Py_ssize_t i
-        if not isinstance(outcome, list):
-            raise outcome
         signature = model.own if model.successor is None else (<object>model).signature
-        response = signature.respond(request, <list>outcome, model.name, model.version)
+        response = signature.respond(request, outputs, model.name, model.version)
         for i in range(len(response.outputs)):
             if not response.binary or not response.binary[i]:
                 nbytes += (<Tensor>response.outputs[i]).nbytes
@@ -177,32 +206,46 @@ cdef class Inference(Waiter):
             nbytes += classes_effort(response)
         if nbytes > handler.off_loop_bytes:
             handler.executor.submit(EncodeJob(response, handler.nonfinite, handler.executor.loop_fd), self.encoded)
-            return 0
-        return self.answer(encode_response(response, handler.nonfinite))
+            return True
+        self.answer(encode_response(response, handler.nonfinite))
+        return True
 
     def encoded(self, EncodeJob job not None):
-        cdef Exchange exchange = self.exchange
-        if exchange is not None:
+        if self.exchange is not None:
             try:
                 self.answer(job.result())
             except Exception as error:
-                self.fail(exchange, error)
+                self.fail(error)
 
     cdef int answer(self, Encoded encoded) except -1:
-        cdef Exchange exchange = self.exchange
-        self.exchange = None
+        cdef int64_t now = self.model.scheduler.clock.now()
+        if self.is_late(now):
+            return self.fail(late())
+        count(self.request, SUCCESS, now)
         if encoded.binary:
             length = (b"Inference-Header-Content-Length", b"%d" % encoded.json_size)
-            exchange.respond(200, encoded.parts(), OCTETS, (length,))
+            self.close().respond(200, encoded.parts(), OCTETS, (length,))
         else:
-            exchange.respond(200, encoded, JSON)
+            self.close().respond(200, encoded, JSON)
         return 0
 
-    cdef int fail(self, Exchange exchange, object error) except -1:
+    cdef int fail(self, object error) except -1:
+        cdef Scheduler scheduler = self.model.scheduler
+        cdef InferRequest request = self.request
+        cdef Exchange exchange = self.close()
+        if exchange is None:
+            return 0
+        error = failure_of(error)
+        if request is not None:
+            drop(request, cause_of(error), scheduler.clock.now())
+        else:
+            scheduler.count_refusal(error, self.arrived_ns)
+        exchange.fail(error)
+        return 0
+
+    cdef Exchange close(self):
+        cdef Exchange exchange = self.exchange
         self.exchange = None
-        exchange.guard(_raise, error)   # it knows how to answer what is raised
-        return 0
-
-
-def _raise(error):
-    raise error
+        self.request = None
+        self.forget_deadline()
+        return exchange

@@ -9,6 +9,13 @@ from libc.stdint cimport int64_t
 cdef int64_t monotonic_ns() noexcept nogil
 
 
+# CLOCK_MONOTONIC, which tests may stop.
+cdef class Clock:
+    cdef public int64_t fixed_ns        # the time to return; 0: the system's
+
+    cdef int64_t now(self) noexcept
+
+
 cdef class Job:
     cdef void (*work)(void* state) noexcept nogil
     cdef void* state

@@ -1,5 +1,6 @@
 # A piece of native work: see job.pxd.
 
+cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
@@ -7,6 +8,12 @@ cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+@cython.final
+cdef class Clock:
+    cdef int64_t now(self) noexcept:
+        return self.fixed_ns if self.fixed_ns != 0 else monotonic_ns()
 
 
 cdef class Job:

@@ -2,6 +2,17 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from fastinfer._ext.stats cimport Counters
+
+cdef enum:
+    # InferRequest.state; 0: no keeper has it yet
+    QUEUED = 1
+    RUNNING = 2
+    ENDED = 3
+
+cdef enum:
+    NEVER = 0x7FFFFFFFFFFFFFFF      # a deadline that does not come
+
 
 cdef class RequestedOutput:
     # One entry of the request's "outputs".
@@ -28,14 +39,19 @@ cdef class InferRequest:
     # Of what the model is to compute, where crashes are recorded (runnotes); 0: not known yet.
     cdef uint64_t fingerprint
 
-    # Life in the scheduler; loop's thread only.
-    cdef public int64_t enqueued_ns
-    cdef public int state               # see scheduler.pyx
+    # Its life (lifetime); loop's thread only. Times are CLOCK_MONOTONIC's.
+    cdef public int state
+    cdef public bint part               # a slice: its request is counted, the slice is not
+    cdef public int64_t arrived_ns      # when its first byte came
+    cdef public int64_t deadline_ns
+    cdef public int64_t enqueued_ns     # 0: submit sets it
+    cdef public int64_t started_ns      # when it was taken for a run; 0: not yet
+    cdef public int64_t input_ns        # compute times, summed over its runs
+    cdef public int64_t infer_ns
+    cdef public int64_t output_ns
     cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
-    cdef public object timer            # the handle of an explicit deadline, or None
-    cdef void* before                   # neighbours in the scheduler's list of deadlines, which owns its members
-    cdef void* after
-    cdef bint listed
+    cdef Keeper keeper                  # who holds it now, or None
+    cdef public Counters stats          # where its end will be counted; None: nowhere, or counted already
 
     # As the constructor, without a Python call.
     @staticmethod
@@ -43,10 +59,16 @@ cdef class InferRequest:
                            int64_t priority)
 
 
-# Waits for a request's outcome and is told at the level of C; loop's thread.
+# Waits for a request's outcome and gets it at the level of C; loop's thread.
 cdef class Waiter:
-    # outcome: list[Tensor] or ApiError
-    cdef int completed(self, InferRequest request, object outcome) except -1
+    # outcome: list[Tensor] or ApiError. Returns True if the waiter counts the request's end itself, now or later.
+    cdef bint completed(self, InferRequest request, object outcome) except? True
+
+
+# Holds requests that have not ended: in a queue, in a run, or as a parent. Loop's thread.
+cdef class Keeper:
+    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of stats.
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1
 
 
 cdef class InferResponse:

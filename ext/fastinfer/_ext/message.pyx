@@ -24,6 +24,7 @@ cdef class InferRequest:
         self.timeout_us = timeout_us
         self.priority = priority
         self.rows = 1
+        self.deadline_ns = NEVER
 
     @staticmethod
     cdef InferRequest make(list inputs, list outputs, bytes id, bint binary_output, int64_t timeout_us,
@@ -36,11 +37,17 @@ cdef class InferRequest:
         request.timeout_us = timeout_us
         request.priority = priority
         request.rows = 1
+        request.deadline_ns = NEVER
         return request
 
 
 cdef class Waiter:
-    cdef int completed(self, InferRequest request, object outcome) except -1:
+    cdef bint completed(self, InferRequest request, object outcome) except? True:
+        raise NotImplementedError
+
+
+cdef class Keeper:
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
         raise NotImplementedError
 
 

@@ -20,7 +20,7 @@ cdef class Poller:
     cdef int64_t _answered_ns   # when the last answer was written
 
     # Bytes have come from a client.
-    cpdef int came(self) except -1
+    cpdef int came(self, int64_t now) except -1
     # An answer was written: from now on the loop waits for the next request.
     cpdef int answered(self) except -1
     cdef void _count(self, bint found) noexcept

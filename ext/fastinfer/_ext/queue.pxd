@@ -8,12 +8,6 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.message cimport InferRequest
 
-cdef enum:
-    # InferRequest.state
-    QUEUED = 1
-    RUNNING = 2
-    ENDED = 3
-
 
 # Compatible requests that wait, oldest first.
 cdef class Group:

@@ -4,6 +4,8 @@ from heapq import heapify, heappop, heappush, nsmallest
 
 cimport cython
 
+from fastinfer._ext.message cimport QUEUED, RUNNING
+
 cdef enum:
     FEW = 64    # places that may lie unused at the start of a group, or be taken by ended requests
 

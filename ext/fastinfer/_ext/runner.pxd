@@ -13,7 +13,7 @@ from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
-from fastinfer._ext.message cimport BatchResult, BatchRunner
+from fastinfer._ext.message cimport BatchResult, BatchRunner, Keeper
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.runnotes cimport RunNotes
 
@@ -63,7 +63,7 @@ cdef class Runner(BatchRunner):
 
 # A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one bad
 # request does not fail its mates. It is also what the executor calls at the end of a run.
-cdef class RunningBatch:
+cdef class RunningBatch(Keeper):
     cdef Runner runner
     cdef list requests
     cdef object done            # Callable[[BatchResult], None]; None when it was called
@@ -85,5 +85,6 @@ cdef class RunningBatch:
     cdef bint take(self, BatchRun attempt) except? True
     cdef bint take_series(self, RunSeries series) except? True
     cdef bint turn_to_rest(self) except? True
+    cdef bint is_awaited(self, Py_ssize_t start, Py_ssize_t stop) noexcept
     cdef int close(self, BatchRun attempt) noexcept
     cdef int take_failure(self, BatchRun attempt) except -1

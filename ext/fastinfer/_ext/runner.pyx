@@ -12,7 +12,7 @@ from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
-from fastinfer._ext.message cimport BatchResult, InferRequest
+from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.tensor cimport TensorSpec, element_count
@@ -191,6 +191,24 @@ cdef class RunningBatch:
         if self.attempt is not None:
             self.attempt.terminate()
 
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
+        # Ends what runs for this request alone: its run of a series, or an attempt in which it waited last.
+        cdef Py_ssize_t i
+        if isinstance(self.attempt, RunSeries):
+            for i in range(self.start, self.stop):
+                if self.requests[i] is request:
+                    (<RunSeries>self.attempt).runs[i - self.start].terminate()
+        elif self.attempt is not None and not self.is_awaited(self.start, self.stop):
+            self.attempt.terminate()
+        return 0
+
+    cdef bint is_awaited(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
+        cdef Py_ssize_t i
+        for i in range(start, stop):
+            if (<InferRequest>self.requests[i]).state != ENDED:
+                return True
+        return False
+
     def __call__(self, Job attempt not None):
         # A native thread has run it.
         self.attempt = None
@@ -289,10 +307,12 @@ cdef class RunningBatch:
         return 0
 
     cdef bint turn_to_rest(self) except? True:
-        if not self.later or self.given_up:
-            return False
-        self.start, self.stop = self.later.pop()
-        return True
+        # Skips halves in which no request waits any more.
+        while self.later and not self.given_up:
+            self.start, self.stop = self.later.pop()
+            if self.is_awaited(self.start, self.stop):
+                return True
+        return False
 
     cdef int take_failure(self, BatchRun attempt) except -1:
         cdef Py_ssize_t count = self.stop - self.start

@@ -35,7 +35,10 @@ cdef class Counters:
     cdef int64_t* _answered_rows
     cdef int64_t* _last_inference_ms
 
+    # Of a request, once.
     cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept
+    cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept
-    cdef void count_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
-                          int64_t compute_output_ns) noexcept
+    # Of a run. `useful`: it gave outputs, and a request waited for them.
+    cdef void count_run(self, int64_t rows, bint useful, int64_t input_ns, int64_t infer_ns,
+                        int64_t output_ns) noexcept

@@ -56,21 +56,23 @@ cdef class Counters:
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept:
         (<Histogram>self._failures[cause]).count_in(total_ns, 1)
 
-    cdef void count_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
-                          int64_t compute_output_ns) noexcept:
+    cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept:
+        self.compute_input.count_in(input_ns, requests)
+        self.compute_infer.count_in(infer_ns, requests)
+        self.compute_output.count_in(output_ns, requests)
+
+    cdef void count_run(self, int64_t rows, bint useful, int64_t input_ns, int64_t infer_ns,
+                        int64_t output_ns) noexcept:
         cdef int64_t* line
         cdef timespec now
         self.batch_size.count_in(rows, 1)
-        if answered == 0:
+        if not useful:
             return
-        self.compute_input.count_in(compute_input_ns, answered)
-        self.compute_infer.count_in(compute_infer_ns, answered)
-        self.compute_output.count_in(compute_output_ns, answered)
         line = self._lines + line_of(rows) * LINE_CELLS
         line[0] += 1
-        line[1] += compute_input_ns
-        line[2] += compute_infer_ns
-        line[3] += compute_output_ns
+        line[1] += input_ns
+        line[2] += infer_ns
+        line[3] += output_ns
         clock_gettime(CLOCK_REALTIME, &now)     # a date for people; nothing is decided by it
         self._last_inference_ms[0] = <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
@@ -84,7 +86,9 @@ cdef class Counters:
 
     def record_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
                      int64_t compute_output_ns):
-        self.count_batch(rows, answered, compute_input_ns, compute_infer_ns, compute_output_ns)
+        if answered > 0:
+            self.count_compute(answered, compute_input_ns, compute_infer_ns, compute_output_ns)
+        self.count_run(rows, answered > 0, compute_input_ns, compute_infer_ns, compute_output_ns)
 
     @property
     def answered_rows(self):

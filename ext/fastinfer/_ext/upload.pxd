@@ -4,6 +4,8 @@
 # really came, so that a promise costs nothing; but for memory that is there already, which a promise may have at once.
 # Threads: all with the GIL. The loop makes and fills bodies; whoever drops the last view gives the memory back.
 
+from libc.stdint cimport int64_t
+
 from fastinfer._ext.exchange cimport Head
 
 cdef enum:
@@ -51,6 +53,7 @@ cdef class Body:
 cdef class Upload:
     # What bodies of announced length and chunked ones (http/upload.py) have: how they get on.
     cdef readonly Head head
+    cdef public int64_t arrived_ns          # when the first byte of its head came (CLOCK_MONOTONIC)
     cdef public Py_ssize_t received         # bytes of the body so far
     cdef public bint complete
     cdef public bint wants_continue         # the client waits for 100 Continue, which was not sent yet
@@ -63,7 +66,7 @@ cdef class SizedUpload(Upload):
     cdef readonly Body body                 # None until its first bytes are here
 
     @staticmethod
-    cdef SizedUpload begin(Head head, double now)
+    cdef SizedUpload begin(Head head, double now, int64_t arrived_ns)
     # The next bytes are elsewhere, or were written to the body's room.
     cdef int append(self, BodyPool pool, const char* data, Py_ssize_t size) except -1
     cdef void written(self, Py_ssize_t size) noexcept

@@ -2,6 +2,7 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memmove
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -142,8 +143,9 @@ cdef Py_ssize_t whole_pages(Py_ssize_t size) noexcept:
 # --- Progress --------------------------------------------------------------------------------------------------------
 
 cdef class Upload:
-    def __init__(self, Head head not None, double now):
+    def __init__(self, Head head not None, double now, int64_t arrived_ns):
         self.head = head
+        self.arrived_ns = arrived_ns
         self.started = now
         self.window_started = now
 
@@ -151,9 +153,10 @@ cdef class Upload:
 @cython.final
 cdef class SizedUpload(Upload):
     @staticmethod
-    cdef SizedUpload begin(Head head, double now):
+    cdef SizedUpload begin(Head head, double now, int64_t arrived_ns):
         cdef SizedUpload upload = SizedUpload.__new__(SizedUpload)
         upload.head = head
+        upload.arrived_ns = arrived_ns
         upload.started = now
         upload.window_started = now
         return upload
