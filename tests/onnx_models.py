@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 ONNX_TYPES: dict[str, int] = {
     "BOOL": TensorProto.BOOL,
@@ -25,7 +25,8 @@ ONNX_TYPES: dict[str, int] = {
 }
 """The ONNX element type of each v2 datatype."""
 
-Shape = Sequence[int | str | None]
+Shape = Sequence[int | str | None] | None
+"""None: of open rank."""
 
 
 def value(name: str, datatype: str, shape: Shape) -> ValueInfoProto:
@@ -224,6 +225,31 @@ def sequence_output() -> bytes:
     """An output that is not a tensor."""
     output = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
     return model([helper.make_node("SplitToSequence", ["x"], ["parts"])], [value("x", "FP32", [4])], [output])
+
+
+def _sparse() -> SparseTensorProto:
+    """``w``: 2 x 2, with a 5 beside zeros."""
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [5.0])
+    made: SparseTensorProto = helper.make_sparse_tensor(values, helper.make_tensor("", TensorProto.INT64, [1], [1]), [2, 2])
+    return made
+
+
+def sparse_constant() -> bytes:
+    """An output ``w`` that is sparse: a constant."""
+    nodes = [helper.make_node("Constant", [], ["w"], sparse_value=_sparse()), helper.make_node("Neg", ["x"], ["y"])]
+    return model(nodes, [value("x", "FP32", [1])], [value("y", "FP32", [1]), value("w", "FP32", [2, 2])])
+
+
+def sparse_weight(output: bool) -> bytes:
+    """``y = x + w``, where w is sparse; it may be an output, too."""
+    made = ModelProto.FromString(
+        model([helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", [2, 2])], [value("y", "FP32", [2, 2])])
+    )
+    made.graph.sparse_initializer.append(_sparse())
+    if output:
+        made.graph.output.append(helper.make_value_info("w", helper.make_sparse_tensor_type_proto(1, [2, 2])))
+    serialized: bytes = made.SerializeToString()
+    return serialized
 
 
 def float8_output() -> bytes:

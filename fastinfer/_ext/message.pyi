@@ -33,6 +33,7 @@ class InferRequest:
     rows: int
     implicit_batch: bool
     shape_key: Any
+    whole: bool
 
     enqueued_ns: int
     state: int

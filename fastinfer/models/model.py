@@ -153,7 +153,7 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
     known = {
         symbol: dim
         for of, tensor in zip(signature.inputs, request.inputs, strict=True)
-        for symbol, dim in zip(of.symbols, tensor.shape, strict=True)
+        for symbol, dim in zip(of.symbols, tensor.shape, strict=not of.open_rank)
         if symbol
     }
     shape = [0] + [
@@ -269,18 +269,25 @@ class _Chain:
             stage = InferRequest(outcome, timeout_us=self._left_us(), priority=request.priority)
             self._cancel = following.infer(stage, partial(self._last_done, following))
         except ApiError as error:
-            if error.status not in (503, 504):
-                error = ApiError(500, f"the next stage refused the outputs: {error.message}")
-            self._complete(request, error)
+            self._complete(request, _of_next_stage(error))
 
     def _last_done(self, following: Model, stage: InferRequest, outcome: Outcome) -> None:
-        if not isinstance(outcome, ApiError):
+        if isinstance(outcome, ApiError):
+            outcome = _of_next_stage(outcome)
+        else:
             last = following.signature
             if not last.outputs_batched and not last.anything:
                 self._request.implicit_batch = False  # there is no batch dimension to take away
             elif stage.implicit_batch:
                 outcome = [tensor.reshaped(tensor.shape[1:]) for tensor in outcome]
         self._complete(self._request, outcome)
+
+
+def _of_next_stage(error: ApiError) -> ApiError:
+    """A later stage's error for the client, who has not made that stage's inputs: what was wrong with them is a 500."""
+    if error.status >= 500:
+        return error
+    return ApiError(500, f"the next stage refused the outputs: {error.message}")
 
 
 def _chained(first: Signature, last: Signature) -> Signature:
@@ -294,6 +301,8 @@ def _chained(first: Signature, last: Signature) -> Signature:
         positional=first.positional,
         anything=first.anything,
         outputs_batched=first.batched and (last.outputs_batched or last.anything),
+        item_form=first.item_form,
+        never_empty=first.never_empty,
         labels=last.labels,
     )
 
@@ -311,6 +320,8 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
     for given, taken in zip(outputs, inputs, strict=True):
         if given.datatype != taken.datatype:
             return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+        if given.open_rank or taken.open_rank:
+            continue
         # Seen from the last dimension: one of both may have a batch dimension in front.
         ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
         if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):

@@ -13,6 +13,7 @@ from fastinfer._ext.scheduler cimport Scheduler
 from fastinfer._ext.signature cimport Signature
 from fastinfer._ext.tensor cimport Tensor
 
+from fastinfer._ext import encode
 from fastinfer.errors import ApiError
 
 cdef enum:
@@ -42,6 +43,7 @@ cdef class InferHandler:
         self.executor = executor
         self.off_loop_bytes = off_loop_bytes
         self.nonfinite = nonfinite
+        self.nullable = nonfinite == encode.NULL        # what is written can be sent back
 
     cdef Target target(self, tuple arguments):
         found = self.ready.get(arguments)
@@ -66,7 +68,8 @@ cdef class InferHandler:
             if stable and decoding_bytes(view.len, json_size) > self.off_loop_bytes:
                 request = None
             else:
-                request = decode_view(&view, body, json_size, stable, inference.model.name)
+                request = decode_view(&view, body, json_size, stable, inference.model.name,
+                                      self.nullable, inference.model.own.takes_base64)
         except ApiError as error:
             inference.model.scheduler.count_refusal(error)
             raise
@@ -79,7 +82,8 @@ cdef class InferHandler:
         if request is not None:
             inference.start(request)
         else:
-            self.executor.submit(DecodeJob(body, json_size, inference.model.name, self.executor.loop_fd),
+            self.executor.submit(DecodeJob(body, json_size, inference.model.name, self.nullable,
+                                           inference.model.own.takes_base64, self.executor.loop_fd),
                                  inference.decoded)
 
 
