@@ -98,11 +98,13 @@ def _behind_function(message: str, at: int, whole: bool) -> int:
     if not whole:
         found = _SHORT_FUNCTION.match(message, at)
         return found.end() if found else at
-    end = _behind_brackets(message, at, "(", ")")
-    while end < len(message) and message[end] in "(:>":  # a lambda: <lambda(int)>::operator()(int)
-        end = _behind_brackets(message, end, "(", ")")
-    if end == at:
+    end, after = at, _behind_brackets(message, at, "(", ")")
+    if after == at:
         return at
+    while after > end:  # several pairs, of a lambda: <lambda(int)>::operator()(int)
+        end = after
+        after = _behind_brackets(message, end, "(", ")") if message[end : end + 1] in ("(", ":", ">") else end
+    end += message.startswith(">", end)
     while (found := _AFTER_FUNCTION.match(message, end)) is not None:
         end = found.end()
     if message.startswith(" [with ", end):

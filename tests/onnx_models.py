@@ -227,6 +227,36 @@ def sequence_output() -> bytes:
     return model([helper.make_node("SplitToSequence", ["x"], ["parts"])], [value("x", "FP32", [4])], [output])
 
 
+def sequence_input() -> bytes:
+    """An input that is not a tensor."""
+    parts = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    return model([helper.make_node("SequenceLength", ["parts"], ["y"])], [parts], [value("y", "INT64", [])])
+
+
+def optional_input() -> bytes:
+    """An input that may be left out."""
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    nodes = [helper.make_node("OptionalHasElement", ["x"], ["y"])]
+    return model(nodes, [helper.make_value_info("x", kind)], [value("y", "BOOL", [])])
+
+
+def optional_output() -> bytes:
+    """An output that may be missing."""
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    nodes = [helper.make_node("Optional", ["x"], ["y"])]
+    return model(nodes, [value("x", "FP32", [2])], [helper.make_value_info("y", kind)])
+
+
+def map_input() -> bytes:
+    """An input of keys and values, as of scikit-learn's DictVectorizer."""
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    nodes = [helper.make_node("DictVectorizer", ["x"], ["y"], domain="ai.onnx.ml", int64_vocabulary=[1, 2])]
+    made = ModelProto.FromString(model(nodes, [helper.make_value_info("x", kind)], [value("y", "FP32", [1, 2])]))
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    serialized: bytes = made.SerializeToString()
+    return serialized
+
+
 def _sparse() -> SparseTensorProto:
     """``w``: 2 x 2, with a 5 beside zeros."""
     values = helper.make_tensor("w", TensorProto.FLOAT, [1], [5.0])

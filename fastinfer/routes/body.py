@@ -12,7 +12,7 @@ from fastinfer.limits import MAX_JSON_DEPTH
 
 
 def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body of a request as an object.
+    """The body of a request as an object, without members that are null.
 
     Args:
         example: what the body should look like, for the sentence of the refusal.
@@ -27,7 +27,12 @@ def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ApiError(400, f"the body must be an object: {example}")
     _check_depth(given)
-    return given
+    return without_nulls(given)
+
+
+def without_nulls(given: dict[str, Any]) -> dict[str, Any]:
+    """The members that are not null: null is as if the key were not there."""
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _check_depth(given: dict[str, Any]) -> None:

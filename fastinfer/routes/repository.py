@@ -8,7 +8,7 @@ import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.routes.body import read_object
+from fastinfer.routes.body import read_object, without_nulls
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ def _check_allowed(service: Service) -> None:
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:
     """The optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
-    if bytes(exchange.body).strip() == b"null":  # an unload of the AMD Inference Server's client
-        return {}
     given = _object(exchange, '{"parameters": {...}}, or the parameters alone')
     if "parameters" not in given:
         return given
@@ -81,12 +79,15 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
     parameters = given["parameters"]
     if not isinstance(parameters, dict):
         raise ApiError(400, "'parameters' must be an object")
-    return parameters
+    return without_nulls(parameters)
 
 
 def _object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body; an empty one is an empty object. ApiError 400."""
-    return read_object(exchange, example) if bytes(exchange.body).strip() else {}
+    """The body; an empty one is an empty object, and so is null, an unload of the AMD Inference Server's client.
+
+    ApiError 400.
+    """
+    return {} if bytes(exchange.body).strip() in (b"", b"null") else read_object(exchange, example)
 
 
 def _flag(given: dict[str, Any], name: str, place: str) -> bool:

@@ -135,3 +135,18 @@ def test_the_worker_that_takes_base64_text_gets_it_either_way(own_server):
     entry = tensor("input", [1], "BYTES", ["no text"], parameters=BASE64)
     answer = own_server.infer("base64_decode", inference(entry))
     assert (answer.status, answer.error) == (400, "inputs[0].data[0] is not base64 text")
+
+
+def test_null_is_absent_in_control_requests(own_server):
+    for body in (None, "null", {"parameters": None}, {"share": None}, {"parameters": {"batch_size": None, "any": None}}):
+        assert own_server.post("/v2/models/simple/load", body).json == {"name": "simple", "load": True}
+        assert own_server.post("/v2/repository/models/simple/load", body).json == {"name": "simple", "load": True}
+    for body in (None, "null", {"ready": None}, {"ready": None, "else": None}):
+        index = own_server.post("/v2/repository/index", body).json
+        assert "UNAVAILABLE" in [each["state"] for each in index]
+    for body in ({"parameters": {"unload_dependents": None}}, {"parameters": None}, "null"):
+        assert own_server.post("/v2/models/simple/unload", body).status == 200
+    assert own_server.post("/v2/hardware", {"name": "CPU", "num": None}).json["num"] == 1
+    for body in ({"parameters": {"share": []}}, {"parameters": {"share": [None]}}, "[null]"):
+        assert own_server.post("/v2/models/simple/load", body).status == 400
+    assert own_server.post("/v2/hardware", {"name": None}).status == 400
