@@ -260,7 +260,9 @@ def map_input() -> bytes:
 def _sparse() -> SparseTensorProto:
     """``w``: 2 x 2, with a 5 beside zeros."""
     values = helper.make_tensor("w", TensorProto.FLOAT, [1], [5.0])
-    made: SparseTensorProto = helper.make_sparse_tensor(values, helper.make_tensor("", TensorProto.INT64, [1], [1]), [2, 2])
+    made: SparseTensorProto = helper.make_sparse_tensor(
+        values, helper.make_tensor("", TensorProto.INT64, [1], [1]), [2, 2]
+    )
     return made
 
 

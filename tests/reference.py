@@ -193,7 +193,23 @@ class Request:
 
 BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 CONTENT_TYPES = frozenset(
-    "base64 str np nplist pd pd_json datetime raw dict hf hg_str hg_json hg_jsonlist hg_conversation pillow_image".split()
+    [
+        "base64",
+        "str",
+        "np",
+        "nplist",
+        "pd",
+        "pd_json",
+        "datetime",
+        "raw",
+        "dict",
+        "hf",
+        "hg_str",
+        "hg_json",
+        "hg_jsonlist",
+        "hg_conversation",
+        "pillow_image",
+    ]
 )
 
 

@@ -12,7 +12,7 @@ from fastinfer.limits import MAX_JSON_DEPTH
 
 
 def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body of a request as an object, without members that are null.
+    """The body of a request as an object.
 
     Args:
         example: what the body should look like, for the sentence of the refusal.
@@ -27,7 +27,7 @@ def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ApiError(400, f"the body must be an object: {example}")
     _check_depth(given)
-    return without_nulls(given)
+    return given
 
 
 def without_nulls(given: dict[str, Any]) -> dict[str, Any]:

@@ -73,10 +73,12 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
     """The optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
     given = _object(exchange, '{"parameters": {...}}, or the parameters alone')
     if "parameters" not in given:
-        return given
+        return without_nulls(given)
     if len(given) > 1:
         raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
     parameters = given["parameters"]
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise ApiError(400, "'parameters' must be an object")
     return without_nulls(parameters)
@@ -91,8 +93,8 @@ def _object(exchange: Exchange, example: str) -> dict[str, Any]:
 
 
 def _flag(given: dict[str, Any], name: str, place: str) -> bool:
-    """An optional boolean, false by default. ApiError 400."""
-    value = given.get(name, False)
-    if not isinstance(value, bool):
+    """An optional boolean, false by default and for null. ApiError 400."""
+    value = given.get(name)
+    if not isinstance(value, bool | None):
         raise ApiError(400, f"{place} must be true or false")
-    return value
+    return bool(value)

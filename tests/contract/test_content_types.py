@@ -1,4 +1,4 @@
-"""``content_type`` of an input, and null for what is not there: as clients of MLServer, Jackson and pydantic write them."""
+"""``content_type`` of an input, and null for what is not there, as clients of MLServer, Jackson and pydantic write."""
 
 import base64
 import io
@@ -39,7 +39,9 @@ def elements_of(answer):
 @pytest.fixture(scope="module", params=["literal", "null"])
 def server(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
-    models = {name.lower(): onnx_models.identity(name, ("batch",)) for name in ("BYTES", "FP16", "BF16", "FP32", "FP64")}
+    models = {
+        name.lower(): onnx_models.identity(name, ("batch",)) for name in ("BYTES", "FP16", "BF16", "FP32", "FP64")
+    }
     for name, model in {**models, "int8": onnx_models.identity("INT8", ("batch",))}.items():
         (directory / name / "1").mkdir(parents=True)
         (directory / name / "1" / "model.onnx").write_bytes(model)
@@ -138,7 +140,13 @@ def test_the_worker_that_takes_base64_text_gets_it_either_way(own_server):
 
 
 def test_null_is_absent_in_control_requests(own_server):
-    for body in (None, "null", {"parameters": None}, {"share": None}, {"parameters": {"batch_size": None, "any": None}}):
+    for body in (
+        None,
+        "null",
+        {"parameters": None},
+        {"share": None},
+        {"parameters": {"batch_size": None, "any": None}},
+    ):
         assert own_server.post("/v2/models/simple/load", body).json == {"name": "simple", "load": True}
         assert own_server.post("/v2/repository/models/simple/load", body).json == {"name": "simple", "load": True}
     for body in (None, "null", {"ready": None}, {"ready": None, "else": None}):

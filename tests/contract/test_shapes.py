@@ -12,11 +12,13 @@ from support import inference, serving, tensor
 value, node = onnx_models.value, helper.make_node
 
 
-def one_node(op, inputs, out=("y", "FP32", None), weights={}, **attributes):
+def one_node(op, inputs, out=("y", "FP32", None), weights=None, **attributes):
     """A model of one operator; ``inputs``: datatypes and shapes by name."""
     specs = [value(name, *spec) for name, spec in inputs.items()]
-    constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
-    return onnx_models.model([node(op, [*inputs, *weights], ["y"], **attributes)], specs, [value(*out)], constants)
+    constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()]
+    return onnx_models.model(
+        [node(op, [*inputs, *(weights or {})], ["y"], **attributes)], specs, [value(*out)], constants
+    )
 
 
 def lstm():

@@ -487,7 +487,11 @@ def test_base64_in_every_form_of_data() -> None:
     ]
     escaped = base64_body([1], ["Q"]).replace(b'"Q"', b'"\\u0051\\/+="')
     assert codec.decode(escaped).inputs[0].numpy().tolist() == [base64.b64decode("Q/+=")]
-    key = base64_body([1], ["QQ=="]).replace(b"content_type", b"content\\u005ftype").replace(b'"base64"', b'"base6\\u0034"')
+    key = (
+        base64_body([1], ["QQ=="])
+        .replace(b"content_type", b"content\\u005ftype")
+        .replace(b'"base64"', b'"base6\\u0034"')
+    )
     assert codec.decode(key).inputs[0].numpy().tolist() == [b"A"]
     # AMD's form: the length of the text as the shape.
     (only,) = codec.decode(base64_body([8], ["QUJDRA=="])).inputs
@@ -499,7 +503,21 @@ def test_base64_in_every_form_of_data() -> None:
     assert found == [str(i).encode() for i in range(200_000)]
 
 
-NOT_BASE64 = ["Q", "QQ", "QQ=", "Q===", "====", "QQ==QQ==", "QQ=Q", "QUJD\n", "QU JD", "QUJ-", "QUJ_", "QUJ\u00e9", "QQ\0="]
+NOT_BASE64 = [
+    "Q",
+    "QQ",
+    "QQ=",
+    "Q===",
+    "====",
+    "QQ==QQ==",
+    "QQ=Q",
+    "QUJD\n",
+    "QU JD",
+    "QUJ-",
+    "QUJ_",
+    "QUJ\u00e9",
+    "QQ\0=",
+]
 
 
 @pytest.mark.parametrize("text", NOT_BASE64)

@@ -125,10 +125,26 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYS = st.sampled_from(
-    "inputs outputs id parameters name shape datatype data timeout content_type binary_data priority x".split()
+    [
+        "inputs",
+        "outputs",
+        "id",
+        "parameters",
+        "name",
+        "shape",
+        "datatype",
+        "data",
+        "timeout",
+        "content_type",
+        "binary_data",
+        "priority",
+        "x",
+    ]
 )
 LIKE_A_REQUEST = st.recursive(
-    st.sampled_from([0, 1, 2, -1, 2**63, 1.5, True, None, "x", "FP32", "BYTES", "INT8", "BOOL", "base64", "QQ==", [], [1], [2, 2]]),
+    st.sampled_from(
+        [0, 1, 2, -1, 2**63, 1.5, True, None, "x", "FP32", "BYTES", "INT8", "BOOL", "base64", "QQ==", [], [1], [2, 2]]
+    ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
     max_leaves=16,
 )
@@ -147,7 +163,11 @@ def test_documents_that_look_like_requests(document: Any) -> None:
             "shape": st.lists(st.integers(-1, 3), max_size=3),
             "datatype": st.sampled_from([*reference.FLOATS, *reference.INTEGERS, "BOOL", "BYTES"]),
             "data": st.recursive(
-                st.integers(-130, 260) | st.floats(width=16) | st.booleans() | st.none() | st.text(max_size=3)
+                st.integers(-130, 260)
+                | st.floats(width=16)
+                | st.booleans()
+                | st.none()
+                | st.text(max_size=3)
                 | st.binary(max_size=4).map(lambda each: base64.b64encode(each).decode()),
                 lambda inner: st.lists(inner, max_size=3),
                 max_leaves=9,

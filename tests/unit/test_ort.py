@@ -188,7 +188,6 @@ def test_operators_that_end_the_process_without_elements_are_known(operator: str
     assert Session(model=made).never_empty == expected
 
 
-
 # --- Models that are refused ------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,10 @@ PAIR = Signature(
     max_batch_size_configured=True,
 )
 FREE = Signature(
-    [TensorSpec("A", "FP32", [-1, -1], ["batch", ""])], [TensorSpec("X", "FP32", [-1, -1])], batched=True, max_batch_size=64
+    [TensorSpec("A", "FP32", [-1, -1], ["batch", ""])],
+    [TensorSpec("X", "FP32", [-1, -1])],
+    batched=True,
+    max_batch_size=64,
 )
 PLAIN = Signature([TensorSpec("A", "FP32", [2, -1])], [TensorSpec("X", "FP32", [2])])
 SCALAR = Signature([TensorSpec("A", "INT64", [])], [TensorSpec("X", "INT64", [])])
@@ -126,7 +129,24 @@ def test_what_does_not_fit_is_refused_with_a_sentence(signature, wanted, sentenc
     assert refused(signature, wanted) == sentence
 
 
-BATCHES = "batch BATCH batch_size batch_axis_0 DynamicBatch N n B b bs BS nb None none unk__3 unk__118".split()
+BATCHES = [
+    "batch",
+    "BATCH",
+    "batch_size",
+    "batch_axis_0",
+    "DynamicBatch",
+    "N",
+    "n",
+    "B",
+    "b",
+    "bs",
+    "BS",
+    "nb",
+    "None",
+    "none",
+    "unk__3",
+    "unk__118",
+]
 
 
 @pytest.mark.parametrize("symbol", BATCHES)

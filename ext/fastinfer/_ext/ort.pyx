@@ -264,8 +264,8 @@ cdef bint _has_operator(const unsigned char[::1] model, bytes name):
     return _holds(model, b"\x22" + bytes([len(name)]) + name)      # NodeProto.op_type as it stands in the file
 
 
-# The outputs of the graph that are sparse. The runtime describes them as dense, and then gives what it has: nothing but a
-# weight or a constant can be sparse. A walk over the fields of ModelProto, which the runtime has read without a fault.
+# The outputs of the graph that are sparse. The runtime describes them as dense, and then gives what it has: weights and
+# constants, as nothing else can be sparse. A walk over the fields of ModelProto, which the runtime has read.
 cdef list _sparse_outputs(const unsigned char[::1] model):
     cdef Fields fields = open_fields(&model[0], &model[0] + model.shape[0])
     cdef Fields inner

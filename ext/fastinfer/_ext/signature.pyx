@@ -46,9 +46,10 @@ cdef class Signature:
         for spec in self.inputs:
             if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
                 self._static_rows = False
-        self.item_form = batched and (
-            bool(item_form) if item_form is not None
-            else max_batch_size_configured or all([names_a_batch(spec.symbols[0]) for spec in self.inputs if spec.rank]))
+        if item_form is None:
+            item_form = max_batch_size_configured or all(
+                [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
+        self.item_form = batched and item_form
 
     def __str__(self):
         if self.anything:
