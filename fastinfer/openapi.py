@@ -144,8 +144,8 @@ def inference_parameters() -> dict[str, Schema]:
     }
     of_tensor = {"binary_data_size": {**count, "description": "Bytes of its values behind the JSON, in place of data."}}
     content_type = text(
-        "`base64`: each element of `data` is base64 text of the bytes that are meant (standard alphabet, padded, no white "
-        "space), which binary data is not. The others, MLServer's, change nothing.",
+        "`base64`: each element of `data` is base64 text of the bytes that are meant (standard alphabet, padded, no "
+        "white space), which binary data is not. The others, MLServer's, change nothing.",
         enum=["", *CONTENT_TYPES.split()],
     )
     return {
@@ -281,7 +281,7 @@ def schemas() -> dict[str, Schema]:
         "HardwareRequest": record(
             {
                 "name": text(example="CPU"),
-                "num": nullable({"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 1}),
+                "num": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 1},
             },
             "num",
         ),

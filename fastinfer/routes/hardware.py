@@ -12,7 +12,7 @@ from fastinfer import hardware
 from fastinfer.config.validation import place, reason, shown
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.routes.body import read_object, without_nulls
+from fastinfer.routes.body import read_object
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
 
 
 def _wanted(exchange: Exchange) -> Wanted:
-    given = without_nulls(read_object(exchange, '{"name": ..., "num": ...}'))
+    given = read_object(exchange, '{"name": ..., "num": ...}')
     try:
         return Wanted.model_validate(given)
     except ValidationError as error:

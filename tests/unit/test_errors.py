@@ -48,7 +48,8 @@ AT = "/onnxruntime_src/onnxruntime/core/a.h:87 "
         (AT + "ns::f()::<lambda(ptrdiff_t)> const Wrong.", "Wrong."),
         (AT + "ns::f(const T*)::<lambda(int, int)>::operator()(int) const [with T = ns::B<C, std::a<D[]> >] Wrong [1].",
          "Wrong [1]."),
-        (AT + "virtual V* ns::K::Out(int, const S&) [ONNXRuntimeError] : 1 : FAIL : tensor.cc:57 Size Tensor shape.Size() must be >= 0",
+        (AT + "virtual V* ns::K::Out(int, const S&) [ONNXRuntimeError] : 1 : FAIL : tensor.cc:57 Size "
+         "Tensor shape.Size() must be >= 0",
          "Tensor shape.Size() must be >= 0"),
         ("node: /a/b/c.onnx: and /work/x.cc", "node: c.onnx: and x.cc"),
         (AT + "", ""),

@@ -298,7 +298,7 @@ cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char*
         if not decode_quanta(text + done, piece, out + done // 4 * 3):
             return -1
         done += piece
-        since[0] += piece
+        since[0] += piece + 4       # also of elements that are no longer than their last characters
         if since[0] >= TEXT_PIECE:
             since[0] = 0
             give_way(decoder.loop_fd)

@@ -319,7 +319,8 @@ cdef class RunningBatch:
 # failure of inputs that nothing could be checked of before: the model's operators are who judges them.
 cdef object failure_of(BatchRun attempt, InferRequest request):
     cdef str reason = without_paths(str(attempt.error)).strip() or "no reason was given"
-    if attempt.run_state.failure.code == INVALID_ARGUMENT or only_a_run_tells(attempt.session, request):
+    if attempt.run_state.refused and (attempt.run_state.failure.code == INVALID_ARGUMENT
+                                      or only_a_run_tells(attempt.session, request)):
         return ApiError(400, f"the model cannot run on these inputs: {reason}")
     return ApiError(500, f"the model failed: {reason}")
 
