@@ -16,7 +16,11 @@ MAX_MESSAGE_BYTES = 512
 """An error's sentence is cut here, at a character's border."""
 
 _PATH = re.compile(r"(?<![\w.])\.{0,2}/(?:[\w.@+~-]+/)+[\w.@+~-]*")
-_SOURCE = re.compile(r"\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^()\n]{1,300}\([^()\n]{0,500}\)(?: const)?|\w+) ?")
+_SOURCE = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp):\d+ ?")
+_SHORT_FUNCTION = re.compile(r"(?:operator\(\)|[\w:~]+) ?")  # after a file's bare name
+_AFTER_FUNCTION = re.compile(r" ?(?:const|noexcept)\b")
+_CONDITION = re.compile(r"[^\n]{1,300}? was false\. ?(?=\S)")
+_STATUS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 class ApiError(Exception):
@@ -76,7 +80,50 @@ def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
 def without_paths(message: str) -> str:
     """``message`` with every file path reduced to its last part, and without places in source code.
 
-    ONNX Runtime puts both into its own texts: ``/src/op_kernel.cc:87 virtual OrtValue* Context::Output(int) …``.
+    ONNX Runtime puts both into its own texts, with C++ around them: ``/src/op_kernel.cc:87 virtual OrtValue*
+    Context::Output(int) …``, ``matmul_helper.h:59 Compute …``.
     """
-    message = _SOURCE.sub("", message)
+    message = _STATUS.sub("", message)
+    parts: list[str] = []
+    at = 0
+    while (source := _SOURCE.search(message, at)) is not None:
+        parts.append(message[at : source.start()])
+        at = _behind_function(message, source.end(), "/" in source.group())
+    message = "".join([*parts, message[at:]])
     return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message)
+
+
+def _behind_function(message: str, at: int, whole: bool) -> int:
+    """Where the text after a function begins. ``whole``: the function is there with its types and parameters."""
+    if not whole:
+        found = _SHORT_FUNCTION.match(message, at)
+        return found.end() if found else at
+    end, after = at, _behind_brackets(message, at, "(", ")")
+    if after == at:
+        return at
+    while after > end:  # several pairs, of a lambda: <lambda(int)>::operator()(int)
+        end = after
+        after = _behind_brackets(message, end, "(", ")") if message[end : end + 1] in ("(", ":", ">") else end
+    end += message.startswith(">", end)
+    while (found := _AFTER_FUNCTION.match(message, end)) is not None:
+        end = found.end()
+    if message.startswith(" [with ", end):
+        end = _behind_brackets(message, end, "[", "]")
+    end += message.startswith(" ", end)
+    condition = _CONDITION.match(message, end)  # of the code's own check; its meaning follows
+    return condition.end() if condition else end
+
+
+def _behind_brackets(message: str, at: int, opening: str, closing: str) -> int:
+    """The place after the first pair of brackets in this line, which may hold others; ``at``: there is none."""
+    depth = 0
+    for place in range(at, len(message)):
+        if message[place] == "\n":
+            break
+        if message[place] == opening:
+            depth += 1
+        elif message[place] == closing and depth:
+            depth -= 1
+            if not depth:
+                return place + 1
+    return at

@@ -21,6 +21,7 @@ from fastinfer.openapi_parts import (
     body,
     flat_or_wrapped,
     media,
+    nullable,
     operation,
     record,
     ref,
@@ -80,6 +81,12 @@ To try it: load the worker `echo` under *Control*, then send it a tensor under *
 # --- Schemas ----------------------------------------------------------------------------------------------------------
 
 
+CONTENT_TYPES = (
+    "base64 str np nplist pd pd_json datetime raw dict hf hg_str hg_json hg_jsonlist hg_conversation pillow_image"
+)
+"""What an input's ``content_type`` may be, with spaces between."""
+
+
 def tensor(datatype: str) -> Schema:
     """A tensor of one datatype: flat or nested data, or none where the values come in binary."""
     nested = array({}, description="A row of a nested array.")
@@ -88,8 +95,8 @@ def tensor(datatype: str) -> Schema:
         "name": text(example="INPUT0"),
         "datatype": {"type": "string", "enum": [datatype]},
         "shape": schema("Shape"),
-        "parameters": schema("TensorParameters"),
-        "data": data,
+        "parameters": nullable(schema("BytesParameters" if datatype == "BYTES" else "TensorParameters")),
+        "data": nullable(data),
     }
     return record(parts, "parameters", "data", title=datatype)
 
@@ -104,7 +111,8 @@ def tensors() -> dict[str, Schema]:
     }
     text_of_any = (
         "A tensor. In place of `data` there may be `parameters.binary_data_size`: the values then follow the JSON. "
-        "Floating-point data may hold the literals NaN, Infinity and -Infinity; BYTES are one string an element."
+        "Floating-point data may hold the literals NaN, Infinity and -Infinity (and null for NaN, where "
+        "`--json-nonfinite` is `null`); BYTES are one string an element."
     )
     return {
         "Tensor": {"description": text_of_any, "oneOf": list(references.values()), "discriminator": discriminator},
@@ -116,7 +124,8 @@ def inference_parameters() -> dict[str, Schema]:
     """What ``parameters`` may hold at each place of an inference request or its answer."""
 
     def known(properties: Mapping[str, Schema], description: str) -> Schema:
-        return {"type": "object", "description": description, "properties": properties, "additionalProperties": True}
+        given = {name: nullable(value) for name, value in properties.items()}
+        return {"type": "object", "description": description, "properties": given, "additionalProperties": True}
 
     count: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
     flag: Schema = {"type": "boolean"}
@@ -134,6 +143,11 @@ def inference_parameters() -> dict[str, Schema]:
         },
     }
     of_tensor = {"binary_data_size": {**count, "description": "Bytes of its values behind the JSON, in place of data."}}
+    content_type = text(
+        "`base64`: each element of `data` is base64 text of the bytes that are meant (standard alphabet, padded, no "
+        "white space), which binary data is not. The others, MLServer's, change nothing.",
+        enum=["", *CONTENT_TYPES.split()],
+    )
     return {
         "RequestParameters": known(
             of_request,
@@ -141,13 +155,14 @@ def inference_parameters() -> dict[str, Schema]:
             "here and below, are refused with 400. Others are ignored.",
         ),
         "TensorParameters": known(of_tensor, "Others are ignored."),
+        "BytesParameters": known({**of_tensor, "content_type": content_type}, "Others are ignored."),
         "OutputParameters": known(of_output, "Others are ignored."),
     }
 
 
 def load_parameters() -> dict[str, Schema]:
     """The bodies of loads: of models, and of workers, which have parameters of their own."""
-    value: Schema = {"oneOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}]}
+    value: Schema = {"oneOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}], "nullable": True}
     as_text = text("The same as text.")
 
     def number(description: str, kind: str = "integer", /, **bounds: int) -> Schema:
@@ -189,7 +204,8 @@ def load_parameters() -> dict[str, Schema]:
     told = "All but `share` tells one endpoint from another; unknown ones count too."
 
     def flat(properties: Schema) -> Schema:
-        return {"type": "object", "description": told, "properties": properties, "additionalProperties": value}
+        given = {name: nullable(of) for name, of in properties.items()}
+        return {"type": "object", "description": told, "properties": given, "additionalProperties": value}
 
     return {
         "LoadParameters": flat({**common, **of_models}),
@@ -206,9 +222,14 @@ def schemas() -> dict[str, Schema]:
             "name": text(),
             "datatype": {"type": "string", "enum": DATATYPES},
             "shape": array({"type": "integer"}, description="-1: any size.", example=[-1, 16]),
-        }
+            "parameters": record(
+                {"open_rank": {"type": "boolean", "enum": [True]}},
+                description="The model says nothing of the shape: `shape` is `[-1]`, any number of dimensions fits.",
+            ),
+        },
+        "parameters",
     )
-    wanted = record({"name": text(), "parameters": schema("OutputParameters")}, "parameters")
+    wanted = record({"name": text(), "parameters": nullable(schema("OutputParameters"))}, "parameters")
     listed = record({"name": text(example="CPU"), "available": {"type": "integer", "minimum": 0}})
     return {
         "Error": record({"error": text("One sentence; at most 512 bytes.", example="no such path")}),
@@ -235,10 +256,12 @@ def schemas() -> dict[str, Schema]:
         **tensors(),
         "InferenceRequest": record(
             {
-                "id": text("Given back in the answer."),
-                "parameters": schema("RequestParameters"),
+                "id": nullable(text("Given back in the answer.")),
+                "parameters": nullable(schema("RequestParameters")),
                 "inputs": array(schema("Tensor"), maxItems=1024),
-                "outputs": array(wanted, maxItems=1024, description="What is wanted, in that order; default: all."),
+                "outputs": nullable(
+                    array(wanted, maxItems=1024, description="What is wanted, in that order; default: all.")
+                ),
             },
             "id",
             "parameters",
@@ -256,7 +279,10 @@ def schemas() -> dict[str, Schema]:
         ),
         **openapi_extensions.schemas(DATATYPES),
         "HardwareRequest": record(
-            {"name": text(example="CPU"), "num": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 1}},
+            {
+                "name": text(example="CPU"),
+                "num": {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "default": 1},
+            },
             "num",
         ),
         "HardwareAnswer": record(

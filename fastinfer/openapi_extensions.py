@@ -11,6 +11,7 @@ from fastinfer.openapi_parts import (
     body,
     flat_or_wrapped,
     media,
+    nullable,
     operation,
     record,
     schema,
@@ -46,12 +47,14 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
         "UnloadParameters": {
             "type": "object",
             "description": "Others are ignored.",
-            "properties": {"unload_dependents": unload_dependents},
+            "properties": {"unload_dependents": nullable(unload_dependents)},
             "additionalProperties": True,
         },
         "UnloadBody": flat_or_wrapped("UnloadParameters"),
         "RepositoryIndexRequest": record(
-            {"ready": {"type": "boolean", "default": False, "description": "true: only what is ready."}}, "ready"
+            {"ready": nullable({"type": "boolean", "default": False, "description": "true: only what is ready."})},
+            "ready",
+            nullable=True,
         ),
         "RepositoryIndexEntry": record(
             {

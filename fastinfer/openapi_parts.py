@@ -52,6 +52,11 @@ def record(properties: Mapping[str, Schema], *optional: str, **more: Any) -> Sch
     return {"type": "object", **({"required": required} if required else {}), "properties": dict(properties), **more}
 
 
+def nullable(of: Schema) -> Schema:
+    """The schema of a value, or of null, which is as if the key were not there."""
+    return {"allOf": [of], "nullable": True} if "$ref" in of else {**of, "nullable": True}
+
+
 def array(items: Schema, **more: Any) -> Schema:
     """The schema of an array."""
     return {"type": "array", "items": items, **more}
@@ -65,7 +70,7 @@ def text(description: str = "", **more: Any) -> Schema:
 def flat_or_wrapped(name: str) -> Schema:
     """The schema of a body that holds parameters flat, or under the key ``parameters``, or none."""
     flat = {"allOf": [schema(name)], "not": {"required": ["parameters"]}}
-    wrapped = record({"parameters": schema(name)}, additionalProperties=False)
+    wrapped = record({"parameters": nullable(schema(name))}, additionalProperties=False)
     nothing = {"type": "object", "nullable": True, "enum": [None]}
     told = "A flat object, the same under the key `parameters`, or null: none."
     return {"description": told, "oneOf": [flat, wrapped, nothing]}

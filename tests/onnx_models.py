@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 ONNX_TYPES: dict[str, int] = {
     "BOOL": TensorProto.BOOL,
@@ -26,7 +26,8 @@ ONNX_TYPES: dict[str, int] = {
 }
 """The ONNX element type of each v2 datatype."""
 
-Shape = Sequence[int | str | None]
+Shape = Sequence[int | str | None] | None
+"""None: of open rank."""
 
 
 def value(name: str, datatype: str, shape: Shape) -> ValueInfoProto:
@@ -249,6 +250,63 @@ def sequence_output() -> bytes:
     """An output that is not a tensor."""
     output = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
     return model([helper.make_node("SplitToSequence", ["x"], ["parts"])], [value("x", "FP32", [4])], [output])
+
+
+def sequence_input() -> bytes:
+    """An input that is not a tensor."""
+    parts = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    return model([helper.make_node("SequenceLength", ["parts"], ["y"])], [parts], [value("y", "INT64", [])])
+
+
+def optional_input() -> bytes:
+    """An input that may be left out."""
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    nodes = [helper.make_node("OptionalHasElement", ["x"], ["y"])]
+    return model(nodes, [helper.make_value_info("x", kind)], [value("y", "BOOL", [])])
+
+
+def optional_output() -> bytes:
+    """An output that may be missing."""
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    nodes = [helper.make_node("Optional", ["x"], ["y"])]
+    return model(nodes, [value("x", "FP32", [2])], [helper.make_value_info("y", kind)])
+
+
+def map_input() -> bytes:
+    """An input of keys and values, as of scikit-learn's DictVectorizer."""
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    nodes = [helper.make_node("DictVectorizer", ["x"], ["y"], domain="ai.onnx.ml", int64_vocabulary=[1, 2])]
+    made = ModelProto.FromString(model(nodes, [helper.make_value_info("x", kind)], [value("y", "FP32", [1, 2])]))
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    serialized: bytes = made.SerializeToString()
+    return serialized
+
+
+def _sparse() -> SparseTensorProto:
+    """``w``: 2 x 2, with a 5 beside zeros."""
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [5.0])
+    made: SparseTensorProto = helper.make_sparse_tensor(
+        values, helper.make_tensor("", TensorProto.INT64, [1], [1]), [2, 2]
+    )
+    return made
+
+
+def sparse_constant() -> bytes:
+    """An output ``w`` that is sparse: a constant."""
+    nodes = [helper.make_node("Constant", [], ["w"], sparse_value=_sparse()), helper.make_node("Neg", ["x"], ["y"])]
+    return model(nodes, [value("x", "FP32", [1])], [value("y", "FP32", [1]), value("w", "FP32", [2, 2])])
+
+
+def sparse_weight(output: bool) -> bytes:
+    """``y = x + w``, where w is sparse; it may be an output, too."""
+    made = ModelProto.FromString(
+        model([helper.make_node("Add", ["x", "w"], ["y"])], [value("x", "FP32", [2, 2])], [value("y", "FP32", [2, 2])])
+    )
+    made.graph.sparse_initializer.append(_sparse())
+    if output:
+        made.graph.output.append(helper.make_value_info("w", helper.make_sparse_tensor_type_proto(1, [2, 2])))
+    serialized: bytes = made.SerializeToString()
+    return serialized
 
 
 def float8_output() -> bytes:

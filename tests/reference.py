@@ -6,6 +6,7 @@ FP16 and FP32 twice. Bodies are read with Python's json and checked key by key.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -190,8 +191,33 @@ class Request:
     binary_output: bool = False
 
 
-def decode(body: bytes) -> Request:
-    """Reads a body without binary tensors. Invalid where it is not a request."""
+BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+CONTENT_TYPES = frozenset(
+    [
+        "base64",
+        "str",
+        "np",
+        "nplist",
+        "pd",
+        "pd_json",
+        "datetime",
+        "raw",
+        "dict",
+        "hf",
+        "hg_str",
+        "hg_json",
+        "hg_jsonlist",
+        "hg_conversation",
+        "pillow_image",
+    ]
+)
+
+
+def decode(body: bytes, nullable: bool = False, keeps_base64: bool = False) -> Request:
+    """Reads a body without binary tensors. Invalid where it is not a request.
+
+    ``nullable``: null is a floating-point element, NaN. ``keeps_base64``: base64 text is not decoded.
+    """
     try:
         text = body.decode("utf-8")
         if text.startswith("\ufeff") or depth_of(text) > MAX_DEPTH:
@@ -199,7 +225,7 @@ def decode(body: bytes) -> Request:
         document = json.loads(
             text, parse_float=Number, parse_int=Number, parse_constant=Constant, object_pairs_hook=Members
         )
-        return _request(document)
+        return _request(document, nullable, keeps_base64)
     except (ValueError, OverflowError, RecursionError) as error:
         raise Invalid from error
 
@@ -269,23 +295,37 @@ def _flag(value: Any) -> bool:
     return bool(value)
 
 
-def _request(document: Any) -> Request:
+def _given(members: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not null."""
+    return {key: value for key, value in members.items() if value is not None}
+
+
+def _parameters(found: dict[str, Any], *known: str) -> dict[str, Any]:
+    """The known ones of an object's parameters; shared memory may only be named as null."""
+    given = found.get("parameters")
+    if given is None:
+        return {}
+    parameters = _given(_known(given, *known))
+    _check(not any(key.startswith("shared_memory_") and value is not None for key, value in given))
+    return parameters
+
+
+def _request(document: Any, nullable: bool, keeps_base64: bool) -> Request:
     request = Request()
-    found = _known(document, "id", "parameters", "inputs", "outputs")
+    found = _given(_known(document, "id", "parameters", "inputs", "outputs"))
     if "id" in found:
         request.id = _string(found["id"])
-    if "parameters" in found:
-        sequence = ("sequence_id", "sequence_start", "sequence_end")
-        parameters = _known(found["parameters"], "timeout", "priority", "binary_data_output", *sequence)
-        request.timeout_us = _count(parameters.get("timeout", Number("0")))
-        request.priority = _count(parameters.get("priority", Number("0")))
-        request.binary_output = _flag(parameters.get("binary_data_output", False))
-        for name in sequence:
-            value = parameters.get(name, False)
-            zero = isinstance(value, Number) and parse_integer(value, "INT64") == 0
-            _check(value is False or zero or (type(value) is str and value == ""))
+    sequence = ("sequence_id", "sequence_start", "sequence_end")
+    parameters = _parameters(found, "timeout", "priority", "binary_data_output", *sequence)
+    request.timeout_us = _count(parameters.get("timeout", Number("0")))
+    request.priority = _count(parameters.get("priority", Number("0")))
+    request.binary_output = _flag(parameters.get("binary_data_output", False))
+    for name in sequence:
+        value = parameters.get(name, False)
+        zero = isinstance(value, Number) and parse_integer(value, "INT64") == 0
+        _check(value is False or zero or (type(value) is str and value == ""))
     _check("inputs" in found)
-    request.inputs = [_input(entry) for entry in _array(found["inputs"])]
+    request.inputs = [_input(entry, nullable, keeps_base64) for entry in _array(found["inputs"])]
     request.outputs = [_output(entry) for entry in _array(found.get("outputs", []))]
     _check(len(request.inputs) <= MAX_INPUTS)  # of one name: the model's signature says whether they may be
     _check(len({output.name for output in request.outputs}) == len(request.outputs) <= MAX_INPUTS)
@@ -296,8 +336,7 @@ def _output(entry: Any) -> Output:
     found = _known(entry, "name", "parameters")
     _check("name" in found)
     output = Output(_string(found["name"]))
-    parameters = _known(found.get("parameters", Members()), "binary_data", "classification")
-    _check(not any(key.startswith("shared_memory_") for key, _ in found.get("parameters", [])))
+    parameters = _parameters(found, "binary_data", "classification")
     if "binary_data" in parameters:
         output.binary = int(_flag(parameters["binary_data"]))
     if "classification" in parameters:
@@ -306,12 +345,13 @@ def _output(entry: Any) -> Output:
     return output
 
 
-def _input(entry: Any) -> Input:
-    found = _known(entry, "name", "shape", "datatype", "data", "parameters")
+def _input(entry: Any, nullable: bool, keeps_base64: bool) -> Input:
+    found = _given(_known(entry, "name", "shape", "datatype", "data", "parameters"))
     _check({"name", "shape", "datatype", "data"} <= set(found))
-    parameters = _known(found.get("parameters", Members()), "binary_data_size")
+    parameters = _parameters(found, "binary_data_size", "content_type")
     _check("binary_data_size" not in parameters)
-    _check(not any(key.startswith("shared_memory_") for key, _ in found.get("parameters", [])))
+    content_type = parameters.get("content_type", "")
+    _plain(content_type)
     shape = [_count(dim) for dim in _array(found["shape"])]
     product = math.prod(shape)
     _check(len(shape) <= MAX_RANK and product < 2**63 and (0 in shape or product < 2**63))
@@ -320,9 +360,14 @@ def _input(entry: Any) -> Input:
     data = _array(found["data"])
     if shape and data and isinstance(data[0], list):
         data = _flatten(data, shape)
-    elements = [_element(value, datatype) for value in data]
+    elements = [_element(value, datatype, nullable) for value in data]
     if datatype == "BYTES" and len(elements) == 1 and shape == [len(elements[0])]:
         shape = [1]
+    if datatype == "BYTES":
+        _check(_string(content_type) == "" or content_type in CONTENT_TYPES)
+        if content_type == "base64" and not keeps_base64:
+            _check(all(BASE64.fullmatch(element) for element in elements))
+            elements = [base64.b64decode(element) for element in elements]
     _check(len(elements) == math.prod(shape))
     return Input(_string(found["name"]), datatype, shape, elements)
 
@@ -334,12 +379,14 @@ def _flatten(data: Any, shape: list[int]) -> list[Any]:
     return [element for row in data for element in _flatten(row, shape[1:])]
 
 
-def _element(value: Any, datatype: str) -> Any:
+def _element(value: Any, datatype: str, nullable: bool) -> Any:
     if datatype == "BYTES":
         return _string(value).encode()
     if datatype == "BOOL":
         return _flag(value)
     if datatype in FLOATS:
+        if value is None and nullable:
+            value = Constant("NaN")
         _check(isinstance(value, Number | Constant))
         return parse_float(value, datatype)
     _check(isinstance(value, Number))

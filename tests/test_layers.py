@@ -68,6 +68,8 @@ FLOORS: list[dict[str, str]] = [
         "number_table.h": "number_wide.h",
         "_ext.ort_table": "ort_table.h",
         "ort_table.h": "",
+        "base64.h": "",
+        "proto_fields.h": "",
         "give_way.h": "",
         "pool.h": "signals.h",
         "fingerprint.h": "",

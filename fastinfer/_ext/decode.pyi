@@ -6,12 +6,20 @@ from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferRequest
 
 def decode(
-    body: Buffer, json_size: int = -1, stable: bool = False, model: str = "", width: int = 512
+    body: Buffer,
+    json_size: int = -1,
+    stable: bool = False,
+    model: str = "",
+    nullable: bool = False,
+    keeps_base64: bool = False,
+    width: int = 512,
 ) -> InferRequest:
     """Reads a request's body.
 
     What needs a model is not checked here: names, datatypes and shapes are only well-formed.
 
+    - null stands for what is not there, but for ``inputs``, their names, shapes and datatypes, and elements.
+    - BYTES with the parameter ``content_type`` ``base64`` are decoded, element by element; text that is not is a 400.
     - JSON is RFC 8259 without exceptions but one: ``NaN``, ``Infinity`` and ``-Infinity`` in the data of FP tensors.
     - The request's ``id`` is kept as it was written between its quotes, still escaped.
     - In a binary BOOL tensor every byte but 0 is true; where one is neither 0 nor 1, the tensor is copied and has 1.
@@ -25,6 +33,8 @@ def decode(
         stable: the body may be kept. Binary tensors are then views of it (at any alignment), and own a reference to
             it; otherwise they are copied.
         model: the model's name, for the sentences of errors.
+        nullable: null among the data of FP tensors is NaN.
+        keeps_base64: ``content_type`` ``base64`` changes nothing: the model wants the text.
         width: numbers are read with registers of at most so many bits, 512, 256 or (as on any CPU) 0: for tests.
 
     Raises:
@@ -37,6 +47,14 @@ class DecodeJob(Job):
     ``loop_fd``: see :class:`fastinfer._ext.executor.Executor`.
     """
 
-    def __init__(self, body: Buffer, json_size: int = -1, model: str = "", loop_fd: int = -1) -> None: ...
+    def __init__(
+        self,
+        body: Buffer,
+        json_size: int = -1,
+        model: str = "",
+        nullable: bool = False,
+        keeps_base64: bool = False,
+        loop_fd: int = -1,
+    ) -> None: ...
     def result(self) -> InferRequest:
         """The request, once after the job has run; ApiError as :func:`decode`. Loop's thread."""

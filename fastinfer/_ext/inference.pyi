@@ -40,7 +40,8 @@ class InferHandler:
         ready: by arguments, what ``find`` would give; looked at first, and kept by its owner.
         executor: the native threads.
         off_loop_bytes: larger bodies are decoded, and larger answers encoded, on a native thread.
-        nonfinite: how values that are not finite are written; see :mod:`fastinfer._ext.encode`.
+        nonfinite: how values that are not finite are written; see :mod:`fastinfer._ext.encode`. What is written as
+            null is read as NaN, too.
     """
 
     def __init__(

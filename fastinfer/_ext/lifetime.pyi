@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fastinfer._ext.job import Clock
 from fastinfer._ext.message import InferRequest, Waiter
 from fastinfer._ext.tensor import Tensor
+from fastinfer.errors import ApiError
 
 class Deadlines:
     """The deadlines of the requests to one model, and their timers.
@@ -52,5 +53,7 @@ class Parent:
         """Runs the first children."""
     def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
         """Takes the outputs of a child."""
+    def failure(self, child: InferRequest, error: ApiError) -> ApiError:
+        """The error of the request for a child's."""
     def ended(self) -> None:
         """Releases what the parent holds. Called once, after the request's end."""

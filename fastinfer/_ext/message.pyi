@@ -34,6 +34,7 @@ class InferRequest:
     rows: int
     implicit_batch: bool
     shape_key: Any
+    whole: bool
 
     state: int
     part: bool

@@ -6,6 +6,9 @@ from fastinfer._ext.classify import Labels
 from fastinfer._ext.message import InferRequest, InferResponse
 from fastinfer._ext.tensor import Tensor, TensorSpec
 
+def names_a_batch(symbol: str) -> bool:
+    """Whether exporters call a batch dimension so: ``batch`` in any name, ``N``, ``B``, ``bs``, ``None``, ``unk__3``."""
+
 class Signature:
     """A model's inputs and outputs.
 
@@ -18,6 +21,11 @@ class Signature:
         positional: inputs are taken by position, their names are free.
         anything: any inputs at all are accepted.
         outputs_batched: the first dimension of every output is the batch; by default as ``batched``.
+        item_form: a request to a batched model whose inputs all lack the batch dimension is one item; by default where
+            ``max_batch_size`` was configured, or each input's first dimension is named like a batch
+            (:func:`names_a_batch`).
+        takes_base64: BYTES inputs are base64 text, which the model decodes itself.
+        never_empty: the model's operators that must not get inputs without elements; ``""``: there is none.
         labels: of the classes of outputs, by the output's name.
     """
 
@@ -29,6 +37,9 @@ class Signature:
     positional: bool
     anything: bool
     outputs_batched: bool
+    item_form: bool
+    takes_base64: bool
+    never_empty: str
     labels: dict[str, Labels]
     def __init__(
         self,
@@ -41,6 +52,9 @@ class Signature:
         positional: bool = False,
         anything: bool = False,
         outputs_batched: bool | None = None,
+        item_form: bool | None = None,
+        takes_base64: bool = False,
+        never_empty: str = "",
         labels: Mapping[str, Labels] | None = None,
     ) -> None: ...
     def __str__(self) -> str:
@@ -49,7 +63,7 @@ class Signature:
         """Makes ``request`` ready to run.
 
         Puts its inputs in the model's order, adds the batch dimension where all inputs lack it, and sets ``rows``,
-        ``implicit_batch`` and ``shape_key``. ApiError 400, with Triton's sentence, where it does not fit.
+        ``implicit_batch``, ``whole`` and ``shape_key``. ApiError 400, with Triton's sentence, where it does not fit.
         """
     def respond(self, request: InferRequest, outputs: list[Tensor], model: str, version: str) -> InferResponse:
         """The answer: the wanted ones of all ``outputs`` (given in the model's order), in the wanted order."""

@@ -21,14 +21,16 @@ class TensorSpec:
     Args:
         name: the tensor's name.
         datatype: a v2 name such as ``"FP32"``; ValueError for an unknown one.
-        shape: dimensions, -1 for a variable one; ValueError past 16 dimensions.
+        shape: dimensions, -1 for a variable one; ValueError past 16 dimensions. None: the rank is open, any shape fits;
+            ``shape`` is then ``(-1,)``.
         symbols: the symbolic name of each dimension, ``""`` where it has none.
     """
 
     name: str
     shape: tuple[int, ...]
+    open_rank: bool
     symbols: tuple[str, ...]
-    def __init__(self, name: str, datatype: str, shape: Sequence[int], symbols: Sequence[str] = ()) -> None: ...
+    def __init__(self, name: str, datatype: str, shape: Sequence[int] | None, symbols: Sequence[str] = ()) -> None: ...
     @property
     def datatype(self) -> str: ...
     def __eq__(self, other: object) -> bool: ...

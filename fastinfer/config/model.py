@@ -76,6 +76,8 @@ class Spec(Protocol):
     def datatype(self) -> str: ...
     @property
     def shape(self) -> Sequence[int]: ...
+    @property
+    def open_rank(self) -> bool: ...
 
 
 class LoadedSignature(Protocol):
@@ -174,14 +176,14 @@ class ModelConfig(Table):
         start = 1 if signature.batched else 0
         inputs = tuple(
             InputConfig.model_construct(
-                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[start:]),
+                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
                 format=formats.get(spec.name, "FORMAT_NONE"),
             )
             for spec in signature.inputs
         )  # fmt: skip
         outputs = tuple(
             OutputConfig.model_construct(
-                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[start:]),
+                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
                 label_filename=labels.get(spec.name, ""),
             )
             for spec in signature.outputs

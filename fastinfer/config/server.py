@@ -253,8 +253,8 @@ class ServerConfig(BaseSettings):
     )
     json_nonfinite: Literal["literal", "null", "error"] = _option(
         "literal",
-        "How JSON answers write NaN and infinities: as the words NaN, Infinity and -Infinity (literal), as null, or "
-        "not at all (error: the answer is 500).",
+        "How JSON answers write NaN and infinities: as the words NaN, Infinity and -Infinity (literal), as null (null "
+        "in requests is then NaN), or not at all (error: the answer is 500).",
         _INFERENCE,
     )
 

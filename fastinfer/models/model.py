@@ -140,7 +140,7 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
     known = {
         symbol: dim
         for of, tensor in zip(signature.inputs, request.inputs, strict=True)
-        for symbol, dim in zip(of.symbols, tensor.shape, strict=True)
+        for symbol, dim in zip(of.symbols, tensor.shape, strict=not of.open_rank)
         if symbol
     }
     shape = [0] + [
@@ -241,9 +241,10 @@ class _Chain(Parent):
                 outputs = [tensor.renamed(spec.name) for tensor, spec in zip(outputs, inputs, strict=True)]
             self._run_stage(following, outputs, following.begin)
         except ApiError as error:
-            if error.status in (503, 504):
-                raise
-            raise ApiError(500, f"the next stage refused the outputs: {error.message}") from error
+            raise _of_next_stage(error) from error
+
+    def failure(self, child: InferRequest, error: ApiError) -> ApiError:  # noqa: ARG002
+        return error if self._following is None else _of_next_stage(error)
 
     def _run_stage(
         self,
@@ -256,7 +257,7 @@ class _Chain(Parent):
         stage.stats = model.stats
         self.request.stats = None
         if checked_like is not None:
-            stage.rows, stage.shape_key = checked_like.rows, checked_like.shape_key
+            stage.rows, stage.whole, stage.shape_key = checked_like.rows, checked_like.whole, checked_like.shape_key
         self.run(place, stage)
 
     def _end(self, following: Model, stage: InferRequest, outputs: list[Tensor]) -> None:
@@ -266,6 +267,13 @@ class _Chain(Parent):
         elif stage.implicit_batch:
             outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
         self.finish(outputs)
+
+
+def _of_next_stage(error: ApiError) -> ApiError:
+    """A later stage's error for the client, who has not made that stage's inputs: what was wrong with them is a 500."""
+    if error.status >= 500:
+        return error
+    return ApiError(500, f"the next stage refused the outputs: {error.message}")
 
 
 def _chained(first: Signature, last: Signature) -> Signature:
@@ -279,6 +287,8 @@ def _chained(first: Signature, last: Signature) -> Signature:
         positional=first.positional,
         anything=first.anything,
         outputs_batched=first.batched and (last.outputs_batched or last.anything),
+        item_form=first.item_form,
+        never_empty=first.never_empty,
         labels=last.labels,
     )
 
@@ -296,6 +306,8 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
     for given, taken in zip(outputs, inputs, strict=True):
         if given.datatype != taken.datatype:
             return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+        if given.open_rank or taken.open_rank:
+            continue
         # Seen from the last dimension: one of both may have a batch dimension in front.
         ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
         if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):

@@ -30,6 +30,11 @@ def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
     return given
 
 
+def without_nulls(given: dict[str, Any]) -> dict[str, Any]:
+    """The members that are not null: null is as if the key were not there."""
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def _check_depth(given: dict[str, Any]) -> None:
     # Level by level, without recursion. orjson reads up to 1,024 levels, but writes at most 254.
     level: list[Any] = [given]

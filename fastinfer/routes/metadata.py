@@ -63,4 +63,9 @@ def routes(service: Service) -> list[Route]:
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    return [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
+    return [_tensor(spec) for spec in specs]
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    described = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    return described | {"parameters": {"open_rank": True}} if spec.open_rank else described

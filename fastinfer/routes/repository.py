@@ -9,7 +9,7 @@ import orjson
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.origin import why_foreign
-from fastinfer.routes.body import read_object
+from fastinfer.routes.body import read_object, without_nulls
 from fastinfer.routes.router import Route
 
 if TYPE_CHECKING:
@@ -77,27 +77,30 @@ def _check_allowed(service: Service, exchange: Exchange) -> None:
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:
     """The optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
-    if bytes(exchange.body).strip() == b"null":  # an unload of the AMD Inference Server's client
-        return {}
     given = _object(exchange, '{"parameters": {...}}, or the parameters alone')
     if "parameters" not in given:
-        return given
+        return without_nulls(given)
     if len(given) > 1:
         raise ApiError(400, 'parameters are given either flat or in "parameters", not in both')
     parameters = given["parameters"]
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise ApiError(400, "'parameters' must be an object")
-    return parameters
+    return without_nulls(parameters)
 
 
 def _object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body; an empty one is an empty object. ApiError 400."""
-    return read_object(exchange, example) if bytes(exchange.body).strip() else {}
+    """The body; an empty one is an empty object, and so is null, an unload of the AMD Inference Server's client.
+
+    ApiError 400.
+    """
+    return {} if bytes(exchange.body).strip() in (b"", b"null") else read_object(exchange, example)
 
 
 def _flag(given: dict[str, Any], name: str, place: str) -> bool:
-    """An optional boolean, false by default. ApiError 400."""
-    value = given.get(name, False)
-    if not isinstance(value, bool):
+    """An optional boolean, false by default and for null. ApiError 400."""
+    value = given.get(name)
+    if not isinstance(value, bool | None):
         raise ApiError(400, f"{place} must be true or false")
-    return value
+    return bool(value)

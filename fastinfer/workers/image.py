@@ -45,7 +45,9 @@ class Base64Decode:
 
     platform = "base64_decode"
     inline = False
-    signature = Signature([TensorSpec("input", *_TEXT)], [TensorSpec("output", *_PIXELS)], positional=True)
+    signature = Signature(
+        [TensorSpec("input", *_TEXT)], [TensorSpec("output", *_PIXELS)], positional=True, takes_base64=True
+    )
 
     def compute(self, inputs: list[Tensor]) -> list[Tensor]:
         text: bytes = inputs[0].numpy()[0]

@@ -110,7 +110,8 @@ class _Loading:
 
     def model(self, config: ModelConfig, labels: Mapping[str, Labels]) -> LoadedModel:
         """What the graph says, checked against the configuration. ApiError 400."""
-        signature = partial(Signature, self.session.inputs, self.session.outputs, labels=labels)
+        session = self.session
+        signature = partial(Signature, session.inputs, session.outputs, labels=labels, never_empty=session.never_empty)
         configured = config.max_batch_size
         self._check_tensors("input", config.inputs, self.session.inputs, configured)
         self._check_tensors("output", config.outputs, self.session.outputs, configured)
@@ -145,6 +146,8 @@ class _Loading:
                 raise self._refusal(f"the configuration names {what} '{tensor.name}', the graph does not")
             if tensor.datatype != spec.datatype:
                 raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
+            if spec.open_rank:
+                continue
             whole, row = spec.shape, spec.shape[1:]
             allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
             if not any(_fits(tensor.dims, shape) for shape in allowed):

@@ -104,7 +104,7 @@ def test_classes_beside_elements(server):
     assert (second["name"], second["datatype"], second["data"]) == ("OUTPUT0", "INT32", list(range(0, 32, 2)))
 
 
-@pytest.mark.parametrize("wanted", [0, -1, 1.5, "3", True, None, [3]])
+@pytest.mark.parametrize("wanted", [0, -1, 1.5, "3", True, {}, [3]])
 def test_the_number_of_classes_is_positive(server, wanted):
     answer = ask(server, "plain", [1, 2], [1, 2], wanted)
     assert answer.status == 400

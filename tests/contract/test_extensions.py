@@ -57,7 +57,7 @@ def test_the_index_tells_each_version(own_server):
     assert index(own_server)["two_versions"] == [("1", "READY", ""), ("2", "READY", "")]
 
 
-@pytest.mark.parametrize("body", ["{", "[]", "null", '"ready"', {"ready": 1}, {"ready": "true"}, {"ready": None}])
+@pytest.mark.parametrize("body", ["{", "[]", "[null]", '"ready"', {"ready": 1}, {"ready": "true"}, {"ready": []}])
 def test_what_the_index_cannot_be_asked(server, body):
     answer = server.post(INDEX, body)
     assert answer.status == 400
@@ -204,7 +204,8 @@ def test_a_successor_keeps_its_only_version(chain):
 @pytest.mark.parametrize(
     "body",
     ["{", "[]", {"unload_dependents": 1}, {"parameters": {"unload_dependents": "yes"}}, {"parameters": []},
-     {"parameters": None}, {"parameters": {}, "unload_dependents": True}],
+     {"parameters": [None]}, {"parameters": None, "unload_dependents": True},
+     {"parameters": {}, "unload_dependents": True}],
 )  # fmt: skip
 def test_unloads_that_are_wrong_change_nothing(own_server, body):
     answer = own_server.post("/v2/repository/models/simple/unload", body)

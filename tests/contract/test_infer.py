@@ -154,13 +154,22 @@ def test_numbers_are_printed_with_the_fewest_digits(server):
          "inference input 'INPUT0' data-type is 'FP32', but model 'simple' expects 'INT32'"),
         (inference(tensor("INPUT0", [1, 8], "INT32", ROW[:8]), PAIR[1]),
          "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [1,8]"),
-        (inference(tensor("INPUT0", [2, 16], "INT32", ROW * 2), PAIR[1]),
-         "input 'INPUT1' batch size does not match other inputs for 'simple'"),
+        (inference(tensor("INPUT0", [2, 1, 16], "INT32", ROW * 2), PAIR[1]),
+         "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [2,1,16]"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_model(server, body, sentence):
     answer = server.infer("simple", body)
     assert (answer.status, answer.error) == (400, sentence)
+
+
+def test_inputs_of_different_numbers_of_rows_are_the_models_business(server):
+    """That `simple` is batched is the server's choice: its graph adds one row to each of two."""
+    answer = server.infer("simple", inference(tensor("INPUT0", [2, 16], "INT32", ROW * 2), PAIR[1]))
+    total, difference = answer.json["outputs"]
+    assert (total["shape"], difference["shape"]) == ([2, 16], [2, 16])
+    once = server.infer("simple", inference(*PAIR)).json["outputs"]
+    assert [total["data"], difference["data"]] == [output["data"] * 2 for output in once]
 
 
 @pytest.mark.parametrize(

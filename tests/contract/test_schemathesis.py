@@ -120,7 +120,7 @@ def test_operation(case, call):
 
 def fitted(tensor: dict[str, Any], number: int) -> dict[str, Any]:
     """A described tensor, made to fit as no schema can say: flat, of the size of its shape, with a name of its own."""
-    flat = [element for element in tensor.get("data", []) if not isinstance(element, list)]
+    flat = [element for element in tensor.get("data") or [] if not isinstance(element, list)]
     return {**tensor, "name": f"{number}{tensor['name']}", "shape": [len(flat)], "data": flat, "parameters": {}}
 
 

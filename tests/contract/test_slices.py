@@ -32,7 +32,7 @@ def test_a_row_that_fails_fails_the_request_and_the_next_is_answered(server, pla
     good = inference(tensor("index", [1000], "INT64", indices))
     indices = [*indices[:place], 77, *indices[place + 1 :]]
     answer = server.infer("gather", inference(tensor("index", [1000], "INT64", indices)))
-    assert (answer.status, bool(answer.error)) == (500, True)
+    assert (answer.status, "idx=77 must be within the inclusive range [-4,3]" in answer.error) == (400, True)
     again = server.infer("gather", good)
     assert again.status == 200
     assert again.json["outputs"][0]["data"] == [0, 1, 2, 3, 4, 5, 6, 7] * 250

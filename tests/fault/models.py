@@ -52,7 +52,7 @@ def bad_item(trial: Trial) -> None:
                 status, _, body = next(answers(sock))
                 row = place % 4
                 if place == bad:
-                    errors += status == 500
+                    errors += status == 400
                 elif status == 200 and json.loads(body)["outputs"][0]["data"] == [2.0 * row, 2.0 * row + 1]:
                     exact += 1
                 else:

@@ -12,6 +12,7 @@ Prints how many bodies were decoded; raises AssertionError at a difference, ends
 from __future__ import annotations
 
 import argparse
+import base64
 import ctypes
 import faulthandler
 import json
@@ -40,8 +41,13 @@ DAMAGE = b'[]{},:"\\.-+0159 eEYaN\n\x00\x1f\x80\xff'
 # --- Bodies ----------------------------------------------------------------------------------------------------------
 
 
-def element(source: random.Random, datatype: str) -> str:
+def element(source: random.Random, datatype: str, content_type: str = "") -> str:
     """A sound element's text."""
+    if datatype == "BYTES" and content_type == "base64":
+        text = base64.b64encode(source.randbytes(source.choice([0, 1, 2, 3, 20, 21, 22, 300]))).decode()
+        return json.dumps(text) if source.random() < 0.5 else f'"{text}"'.replace("/", "\\/")
+    if datatype in reference.FLOATS and source.random() < 0.02:
+        return "null"
     if datatype == "BOOL":
         return source.choice(["true", "false"])
     if datatype == "BYTES":
@@ -77,13 +83,16 @@ def body_of_one_tensor(source: random.Random) -> bytes:
     rank = source.choice([0, 1, 1, 2, 2, 3])
     dims = [source.choice([1, 2, 3, 4, 5, 7, 16, 33, 0, 100, 700][: (0, 11, 9, 7)[rank]]) for _ in range(rank)]
     size = math.prod(dims)
-    texts = [element(source, datatype) for _ in range(size)]
+    content_type = source.choice(["", "base64", "base64", "str", "text"]) if source.random() < 0.3 else ""
+    texts = [element(source, datatype, content_type) for _ in range(size)]
     for _ in range(source.choice([0, 0, 0, 1, 3]) if texts else 0):
         texts[source.randrange(size)] = source.choice(AWKWARD)
     blanks = source.choice([[""], [" "], ["", "", " "], BLANKS])
     levels = dims if dims and source.random() < 0.7 else [size]
     data = arranged(iter(texts), levels, lambda: source.choice(blanks))
     members = ['"name":"x"', f'"datatype":"{datatype}"', f'"shape":{dims}', f'"data":{data}']
+    if content_type:
+        members.append(f'"parameters":{{"content_type":"{content_type}"}}')
     source.shuffle(members)
     return f'{{"inputs":[{{{",".join(members)}}}]}}'.encode()
 
@@ -118,18 +127,19 @@ class Pages:
             yield place
 
 
-def decoded(body: memoryview, width: int) -> tuple[object, ...]:
+def decoded(body: memoryview, width: int, nullable: bool) -> tuple[object, ...]:
     """What a decoder makes of it: the tensor, or its sentence."""
     try:
-        tensor = codec.decode(body, width=width).inputs[0]
+        tensor = codec.decode(body, width=width, nullable=nullable).inputs[0]
     except ApiError as error:
         return error.status, error.message
     return tensor.name, tensor.datatype, tensor.shape, bytes(memoryview(tensor))
 
 
 def check(body: bytes, pages: Pages) -> None:
-    outcomes = {decoded(place, width) for place in pages.at_both_ends(body) for width in WIDTHS}
-    assert len(outcomes) == 1, (body, outcomes)
+    for nullable in (False, True):
+        outcomes = {decoded(place, width, nullable) for place in pages.at_both_ends(body) for width in WIDTHS}
+        assert len(outcomes) == 1, (body, outcomes)
     agree(body)
 
 

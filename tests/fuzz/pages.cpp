@@ -42,11 +42,12 @@ static std::string random_text() {
         {"0", "0.5", "-1.25", "123456789", "-2147483648", "0.12345678901234567", "1e-05", "3.5E+10"},
         {"1234567890123456789", "12345678901234567890123456789012345", "0.000000000000000000000000000000000012"},
         {"true", "false"},
+        {"null", "1", "-0.5", "NaN"},
         {"1", "-", "01", "1.", "", "NaN", "-Infinity", "300", "\"", "}", "[", "]", std::string(2100, '3')},
     };
     static const std::string separators[] = {",", ",", ",", ", ", " ,\n  ", "],[", "] , [ "};
     static const std::string bytes = "0123456789-+.eE, \n[]\"}Yx";
-    const std::vector<std::string>& kind = kinds[below(6)];
+    const std::vector<std::string>& kind = kinds[below(7)];
     const size_t variety = 1 + below(7), size = below(below(8) == 0 ? 6000 : 400);
     std::string text;
     while (text.size() < size)
@@ -64,14 +65,14 @@ struct Outcome {
 };
 
 // Reads row after row, as payload.pyx does. `at` is behind the first opening bracket.
-static Outcome read_rows(const char* begin, const char* at, const char* end, int datatype, int width, int64_t room,
-                         int64_t limit, char* memory) {
+static Outcome read_rows(const char* begin, const char* at, const char* end, int datatype, int width, bool nullable,
+                         int64_t room, int64_t limit, char* memory) {
     const int size = SIZES[datatype];
     Reader reader;
     Outcome outcome;
     int64_t done = 0;
     memset(static_cast<void*>(&reader), 0xFF, sizeof(reader));
-    open_reader(&reader, begin, datatype, width);
+    open_reader(&reader, begin, datatype, width, nullable);
     for (;;) {
         while (at < end && (is_space(*at) || *at == '[' || *at == ']' || (*at == ',' && !outcome.runs.empty())))
             at++;
@@ -98,8 +99,10 @@ static bool check(const std::string& head, const std::string& numbers, int datat
     const std::string text = head + numbers;
     char* const begin = below(2) ? texts : texts + PAGES - text.size();
     char* const memory = tensors + PAGES - room * SIZES[datatype];
+    const bool nullable = below(2);
     const auto read = [&](int width) {
-        return read_rows(begin, begin + head.size(), begin + text.size(), datatype, width, room, limit, memory);
+        return read_rows(begin, begin + head.size(), begin + text.size(), datatype, width, nullable, room, limit,
+                         memory);
     };
     memcpy(begin, text.data(), text.size());
     const Outcome outcome = read(0);

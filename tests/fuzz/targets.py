@@ -68,19 +68,25 @@ class JsonBodies(Target):
         + b"1,25,255,0,17,99,100," * 9
         + b"1,2,3,4,5,6,7]}]}",
         b'{"inputs":[{"name":"x","shape":[3],"datatype":"FP64","data":[1.7976931348623157e308,5e-324,0.1]}]}',
+        b'{"id":null,"outputs":null,"inputs":[{"name":"x","shape":[2,2],"datatype":"FP16","data":[[null,1],[2,null]]}]}',
+        b'{"inputs":[{"name":"x","shape":[3],"datatype":"BYTES","parameters":{"content_type":"base64"},'
+        b'"data":["QUJD","","QQ=="]}]}',
     )
     tokens = (
         *b'{ } [ ] , : " \\ -1 e308 E-45 1e5 0.1 NaN Infinity true false null'.split(),
         *(b'"%s"' % word for word in b"inputs outputs name shape datatype data parameters id timeout priority".split()),
         *(b'"%s"' % word for word in b"BOOL UINT8 INT64 UINT64 FP16 BF16 FP32 FP64 BYTES binary_data_size".split()),
+        *(b'"%s"' % word for word in b"content_type base64 np QUJD QUI= /+== binary_data".split()),
         b"\\ud83d", b"\\u0000", b"\xff", b"9223372036854775808", b"0." + b"0" * 40 + b"1", b"1" * 70, b" " * 70,
     )  # fmt: skip
 
     def check(self, data: bytes) -> None:
         agree(data)
+        nulls = told(data, nullable=True)
         whole = told(data)
         for width in WIDTHS:
             assert told(data, width=width) == whole
+            assert told(data, width=width, nullable=True) == nulls
         job = codec.DecodeJob(data)
         job.run()
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
+import resource
 import struct
 from typing import Any
 
@@ -36,7 +38,7 @@ def refusal(body: bytes | str, **arguments: Any) -> str:
     assert raised.value.status == 400
     job_raised = None
     try:
-        job = codec.DecodeJob(raw, arguments.get("json_size", -1), arguments.get("model", ""))
+        job = codec.DecodeJob(raw, **arguments)
         job.run()
         job.result()
     except ApiError as error:
@@ -252,7 +254,7 @@ def test_either_data_or_binary_data_size() -> None:
     body, size = with_raw(b"x", both)
     assert "'data' and 'binary_data_size' are both given" in refusal(body, json_size=size)
     assert "Inference-Header-Content-Length" in refusal(body_of(binary("UINT8", [1], 1)))
-    for value in (-1, 1.5, "1", True, None, 2**63):
+    for value in (-1, 1.5, "1", True, [], 2**63):
         wrong = {**binary("UINT8", [1], 1), "parameters": {"binary_data_size": value}}
         assert "inputs[0].parameters.binary_data_size: " in refusal(body_of(wrong), json_size=len(body_of(wrong)))
 
@@ -293,7 +295,26 @@ SENTENCES = {
     "\ufeff{}": "byte 0: expected '{'",
     "{}": "'inputs' is missing",
     '{"inputs":{}}': "'inputs' must be an array",
-    '{"inputs":[],"outputs":null}': "'outputs' must be an array",
+    '{"inputs":null}': "'inputs' must be an array",
+    '{"inputs":[],"outputs":{}}': "'outputs' must be an array",
+    '{"inputs":[],"outputs":[null]}': "outputs[0] must be an object",
+    '{"inputs":[null]}': "inputs[0] must be an object",
+    '{"inputs":[],"id":null,"id":"a"}': "'id' is given twice",
+    '{"inputs":[],"parameters":{},"parameters":null}': "'parameters' is given twice",
+    '{"inputs":[],"parameters":{"timeout":null,"timeout":1}}': "parameters.timeout is given twice",
+    '{"inputs":[],"id":nul}': "'id' must be a string",
+    '{"inputs":[],"id":nullx}': "byte 22: expected ',' or '}'",
+    '{"inputs":[{"name":null}]}': "inputs[0].name must be a string",
+    '{"inputs":[{"shape":null}]}': "inputs[0].shape must be an array",
+    '{"inputs":[{"shape":[null]}]}': "inputs[0].shape[0]: null is not an integer",
+    '{"inputs":[{"datatype":null}]}': "inputs[0].datatype must be a string",
+    f'{{"inputs":[{{{X},"data":null}}]}}': "inputs[0]: 'data' is missing",
+    f'{{"inputs":[{{{X},"data":null,"parameters":{{"binary_data_size":null}}}}]}}': "inputs[0]: 'data' is missing",
+    f'{{"inputs":[{{{X},"data":null,"data":[1,2]}}]}}': "inputs[0].data is given twice",
+    f'{{"inputs":[{{{X},"data":[1,null]}}]}}': "inputs[0].data[1]: null is not an integer",
+    '{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[null]}]}': "inputs[0].data[0]: null is not a number",
+    '{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":[null]}]}': "inputs[0].data[0]: null is not a string",
+    '{"inputs":[],"outputs":[{"name":null}]}': "outputs[0].name must be a string",
     '{"inputs":[],"parameters":[]}': "'parameters' must be an object",
     '{"inputs":[],"id":7}': "'id' must be a string",
     '{"inputs":[],"inputs":[]}': "'inputs' is given twice",
@@ -368,11 +389,186 @@ def test_the_sentence_names_the_place(body: str) -> None:
 
 
 def test_sequences_may_be_named_when_they_are_not_used() -> None:
-    parameters = '{"sequence_id":0,"sequence_start":false,"sequence_end":false,"other":null}'
+    parameters = '{"sequence_id":0,"sequence_start":false,"sequence_end":null,"other":null}'
     codec.decode(f'{{"inputs":[],"parameters":{parameters}}}'.encode())
     codec.decode(b'{"inputs":[],"parameters":{"sequence_id":""}}')
-    for value in ("true", "1", '"a"', "null", "0.0", "[]"):
+    for value in ("true", "1", '"a"', "nil", "0.0", "[]"):
         assert "sequence" in refusal(f'{{"inputs":[],"parameters":{{"sequence_start":{value}}}}}')
+
+
+def test_null_is_as_if_the_key_were_not_there() -> None:
+    body = b"""{"id":null,"outputs":null,"parameters":{"timeout":null,"priority":null,"binary_data_output":null,
+      "sequence_id":null,"sequence_start":null,"sequence_end":null,"shared_memory_region":null},"else":null,
+      "inputs":[{"name":"x","shape":[2],"datatype":"INT8","data":[1,2],"else":null,"parameters":{"content_type":null,
+      "binary_data_size":null,"shared_memory_offset":null}},
+      {"name":"y","shape":[1],"datatype":"INT8","parameters":null,"data":[3]}]}"""
+    request = codec.decode(body)
+    assert (request.id, request.outputs, request.timeout_us, request.priority) == (b"", [], 0, 0)
+    assert not request.binary_output
+    assert [each.numpy().tolist() for each in request.inputs] == [[1, 2], [3]]
+    body = b"""{"parameters":null,"inputs":[],"outputs":[{"name":"a","parameters":null},
+      {"name":"b","parameters":{"binary_data":null,"classification":null,"shared_memory_region":null}}]}"""
+    for output in codec.decode(body).outputs:
+        assert (output.binary, output.classification) == (-1, 0)
+    for members in ({"data": None}, {}):
+        body, size = with_raw(b"ab", {**binary("UINT8", [2], 2), **members})
+        assert bytes(codec.decode(body, size).inputs[0]) == b"ab"
+
+
+FLOATS = {"FP16": 0x7E00, "BF16": 0x7FC0, "FP32": 0x7FC00000, "FP64": 0x7FF8000000000000}
+
+
+@pytest.mark.parametrize("datatype", FLOATS)
+def test_null_is_nan_where_that_is_asked_for(datatype: str) -> None:
+    def bits(shape: list[int], data: str, width: int) -> list[int]:
+        body = f'{{"inputs":[{{"data":{data},"name":"x","shape":{shape},"datatype":"{datatype}"}}]}}'.encode()
+        job = codec.DecodeJob(body, nullable=True)
+        job.run()
+        found = codec.decode(body, nullable=True, width=width).inputs[0]
+        assert bytes(job.result().inputs[0]) == bytes(found)
+        array = found.numpy().reshape(-1)
+        return list(array.view(f"u{array.itemsize}"))
+
+    nan = FLOATS[datatype]
+    for width in (0, 256, 512):
+        assert bits([3], "[null,NaN , null ]", width) == [nan] * 3
+        assert bits([], "[null]", width) == [nan]
+        long = ["null" if i % 7 in (1, 5) else "0" for i in range(5000)]
+        expected = [nan if each == "null" else 0 for each in long]
+        assert bits([5000], f"[{','.join(long)}]", width) == expected
+        rows = [f"[{', '.join(long[i : i + 50])}]" for i in range(0, 5000, 50)]
+        assert bits([100, 50], f"[{', '.join(rows)}]", width) == expected
+        assert bits([60_000], f"[{','.join(['null'] * 60_000)}]", width) == [nan] * 60_000
+
+
+def test_null_is_nothing_else() -> None:
+    for datatype in ("INT8", "UINT64", "BOOL", "BYTES"):
+        assert "inputs[0].data[0]: null is not" in refusal(body_of(tensor(datatype, [1], [None])), nullable=True)
+    for data in ("[nul]", "[nulll]", "[null1]", "[1null]", "[-null]", "[null null]", "[NULL]", "[[null],null]", "null"):
+        refusal(f'{{"inputs":[{{"name":"x","shape":[1],"datatype":"FP32","data":{data}}}]}}', nullable=True)
+    assert "null is not a number" in refusal(body_of(tensor("FP64", [2], [1, None])))
+
+
+# --- Content types ---------------------------------------------------------------------------------------------------
+
+ELEMENTS = [b"", b"a", b"ab", b"abc", b"\x00\xff\xfe", bytes(range(256)), b"x" * 100_000]
+
+
+def text_of(element: bytes) -> str:
+    return base64.b64encode(element).decode()
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["shape", "datatype", "data", "parameters"])])
+def test_base64_is_decoded_in_any_order_of_keys(order: tuple[str, ...]) -> None:
+    entry = {
+        "shape": [len(ELEMENTS)],
+        "datatype": "BYTES",
+        "data": [text_of(each) for each in ELEMENTS],
+        "parameters": {"content_type": "base64"},
+    }
+    body = body_of({"name": "x"} | {key: entry[key] for key in order})
+    assert codec.decode(body).inputs[0].numpy().tolist() == ELEMENTS
+    job = codec.DecodeJob(body)
+    job.run()
+    assert job.result().inputs[0].numpy().tolist() == ELEMENTS
+    kept = codec.decode(body, keeps_base64=True).inputs[0].numpy().tolist()
+    assert kept == [text_of(each).encode() for each in ELEMENTS]
+
+
+def base64_body(shape: list[int], data: Any, **parameters: Any) -> bytes:
+    return body_of(tensor("BYTES", shape, data, parameters={"content_type": "base64", **parameters}))
+
+
+def test_base64_in_every_form_of_data() -> None:
+    nested = [[["QQ=="], ["QUI="]], [["QUJD"], [""]]]
+    assert codec.decode(base64_body([2, 2, 1], nested)).inputs[0].numpy().tolist() == [
+        [[b"A"], [b"AB"]],
+        [[b"ABC"], [b""]],
+    ]
+    escaped = base64_body([1], ["Q"]).replace(b'"Q"', b'"\\u0051\\/+="')
+    assert codec.decode(escaped).inputs[0].numpy().tolist() == [base64.b64decode("Q/+=")]
+    key = (
+        base64_body([1], ["QQ=="])
+        .replace(b"content_type", b"content\\u005ftype")
+        .replace(b'"base64"', b'"base6\\u0034"')
+    )
+    assert codec.decode(key).inputs[0].numpy().tolist() == [b"A"]
+    # AMD's form: the length of the text as the shape.
+    (only,) = codec.decode(base64_body([8], ["QUJDRA=="])).inputs
+    assert (only.shape, only.numpy().tolist()) == ((1,), [b"ABCD"])
+    assert "holds 4" in refusal(base64_body([4], ["QUJDRA=="]))
+    assert codec.decode(base64_body([0, 3], [])).inputs[0].shape == (0, 3)
+    many = [text_of(str(i).encode()) for i in range(200_000)]
+    found = codec.decode(base64_body([200_000], many)).inputs[0].numpy().tolist()
+    assert found == [str(i).encode() for i in range(200_000)]
+
+
+NOT_BASE64 = [
+    "Q",
+    "QQ",
+    "QQ=",
+    "Q===",
+    "====",
+    "QQ==QQ==",
+    "QQ=Q",
+    "QUJD\n",
+    "QU JD",
+    "QUJ-",
+    "QUJ_",
+    "QUJ\u00e9",
+    "QQ\0=",
+]
+
+
+@pytest.mark.parametrize("text", NOT_BASE64)
+def test_text_that_is_not_base64(text: str) -> None:
+    said = refusal(base64_body([4], ["QUJD", "QQ==", text, "QUJD"]))
+    assert said.startswith("inputs[0].data[2]: ")
+    assert said.endswith(" is not base64 text")
+    assert refusal(base64_body([2, 2], [["QUJD", ""], ["QQ==", text]])).startswith("inputs[0].data[3]: ")
+
+
+def test_what_is_not_base64_is_quoted() -> None:
+    assert refusal(base64_body([1], ["QUJD" * 20 + "*"])) == f"inputs[0].data[0]: {'QUJD' * 10}... is not base64 text"
+    assert refusal(base64_body([1], ["QUJD" * 20_000 + "*QQQ"])).startswith(f"inputs[0].data[0]: {'QUJD' * 10}... ")
+    assert refusal(base64_body([1], ["no text!"])) == "inputs[0].data[0]: no text! is not base64 text"
+
+
+def test_other_content_types() -> None:
+    names = "str np nplist pd pd_json datetime raw dict hf hg_str hg_json hg_jsonlist hg_conversation pillow_image"
+    for name in (*names.split(), "", None):
+        body = body_of(tensor("BYTES", [1], ["QQ=="], parameters={"content_type": name}))
+        assert codec.decode(body).inputs[0].numpy().tolist() == [b"QQ=="]
+    for name in ("base64", "unknown", 7, ["base64"], {"a": 1}, None, True):
+        body = body_of(tensor("INT8", [1], [5], parameters={"content_type": name}))
+        assert codec.decode(body).inputs[0].numpy().tolist() == [5]
+        text = body_of(tensor("BYTES", [1], ["QQ=="]), parameters={"content_type": name})
+        text = text[:-1] + b',"outputs":[{"name":"y","parameters":{"content_type":"base64"}}]}'
+        assert codec.decode(text).inputs[0].numpy().tolist() == [b"QQ=="]
+
+    def said(value: Any) -> str:
+        return refusal(body_of(tensor("BYTES", [1], ["QQ=="], parameters={"content_type": value})))
+
+    assert said("Base64") == "inputs[0].parameters.content_type: Base64 is not a content type"
+    assert said("image/png") == "inputs[0].parameters.content_type: image/png is not a content type"
+    for value in (7, True, ["base64"], {}, 1.5):
+        assert said(value) == "inputs[0].parameters.content_type must be a string"
+    twice = b'{"inputs":[{"parameters":{"content_type":null,"content_type":"base64"}}]}'
+    assert refusal(twice) == "inputs[0].parameters.content_type is given twice"
+    both = {**binary("BYTES", [1], 8), "parameters": {"binary_data_size": 8, "content_type": "base64"}}
+    body, size = with_raw(b"\x04\x00\x00\x00QQ==", both)
+    assert refusal(body, json_size=size) == "inputs[0].parameters.content_type is base64, which binary data is not"
+    both["parameters"]["content_type"] = "str"
+    body, size = with_raw(b"\x04\x00\x00\x00QQ==", both)
+    assert codec.decode(body, size).inputs[0].numpy().tolist() == [b"QQ=="]
+
+
+def test_base64_takes_no_more_memory_than_its_text() -> None:
+    body = base64_body([1], [text_of(bytes(30 << 20))])
+    codec.decode(body)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert codec.decode(body).inputs[0].nbytes == 4 + (30 << 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 << 10
 
 
 def test_what_a_client_wrote_is_clipped_and_printable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import resource
@@ -18,18 +19,21 @@ from tests import reference
 
 VALID = (
     b'{"id":"a\\u00e9\\ud83d\\ude00\xc3\xa9","parameters":{"timeout":15,"priority":0,"binary_data_output":false,'
-    b'"sequence_id":0,"q":[{"a":[1.5e-3,null,true]},"s"]},"inputs":['
+    b'"sequence_id":0,"sequence_end":null,"shared_memory_x":null,"q":[{"a":[1.5e-3,null,true]},"s"]},"inputs":['
     b'{"name":"f","shape":[2,2],"datatype":"FP32","data":[[1.5,-2e-3],[0.1,NaN]]},'
     b'{"data":["x\\n","\xe2\x82\xac"],"name":"b","datatype":"BYTES","shape":[2],"parameters":{"z":{}}},'
+    b'{"name":"c","shape":[2,1],"datatype":"BYTES","data":[["QQ=="],["\\u0051/+="]],'
+    b'"parameters":{"content_type":"base64","binary_data_size":null}},'
     b'{"shape":[3],"datatype":"UINT8","data":[1, 25,255],"name":"u"},'
-    b'{"name":"t","shape":[1],"datatype":"BOOL","data":[true]}'
-    b'],"outputs":[{"name":"o","parameters":{"binary_data":true,"classification":2}},{"name":"p","data":[[]]}]}'
+    b'{"name":"t","shape":[1],"datatype":"BOOL","data":[true],"parameters":null}'
+    b'],"outputs":[{"name":"o","parameters":{"binary_data":true,"classification":2}},{"name":"p","data":[[]]},'
+    b'{"name":"q","parameters":{"binary_data":null,"classification":null}}]}'
 )
 
 
-def outcome(body: bytes) -> InferRequest | None:
+def outcome(body: bytes, **modes: bool) -> InferRequest | None:
     try:
-        return codec.decode(body)
+        return codec.decode(body, **modes)
     except ApiError as error:
         assert error.status == 400
         assert error.message
@@ -40,11 +44,18 @@ def outcome(body: bytes) -> InferRequest | None:
 
 def agree(body: bytes) -> None:
     """Ours and the oracle's reading of a body are the same, or both refuse it."""
+    agree_in_mode(body)
+    if b"null" in body or b"base64" in body:
+        agree_in_mode(body, nullable=True)
+        agree_in_mode(body, keeps_base64=True)
+
+
+def agree_in_mode(body: bytes, **modes: bool) -> None:
     try:
-        expected = reference.decode(body)
+        expected = reference.decode(body, **modes)
     except reference.Invalid:
         expected = None
-    got = outcome(body)
+    got = outcome(body, **modes)
     assert (got is None) == (expected is None), body
     if got is None or expected is None:
         return
@@ -113,9 +124,27 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-KEYS = st.sampled_from(["inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data", "timeout", "x"])
+KEYS = st.sampled_from(
+    [
+        "inputs",
+        "outputs",
+        "id",
+        "parameters",
+        "name",
+        "shape",
+        "datatype",
+        "data",
+        "timeout",
+        "content_type",
+        "binary_data",
+        "priority",
+        "x",
+    ]
+)
 LIKE_A_REQUEST = st.recursive(
-    st.sampled_from([0, 1, 2, -1, 2**63, 1.5, True, None, "x", "FP32", "BYTES", "INT8", "BOOL", [], [1], [2, 2]]),
+    st.sampled_from(
+        [0, 1, 2, -1, 2**63, 1.5, True, None, "x", "FP32", "BYTES", "INT8", "BOOL", "base64", "QQ==", [], [1], [2, 2]]
+    ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
     max_leaves=16,
 )
@@ -134,9 +163,22 @@ def test_documents_that_look_like_requests(document: Any) -> None:
             "shape": st.lists(st.integers(-1, 3), max_size=3),
             "datatype": st.sampled_from([*reference.FLOATS, *reference.INTEGERS, "BOOL", "BYTES"]),
             "data": st.recursive(
-                st.integers(-130, 260) | st.floats(width=16) | st.booleans() | st.text(max_size=3),
+                st.integers(-130, 260)
+                | st.floats(width=16)
+                | st.booleans()
+                | st.none()
+                | st.text(max_size=3)
+                | st.binary(max_size=4).map(lambda each: base64.b64encode(each).decode()),
                 lambda inner: st.lists(inner, max_size=3),
                 max_leaves=9,
+            ),
+            "parameters": st.none()
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "content_type": st.sampled_from(["base64", "base64", "np", "str", "pdf", "", None, 1, []]),
+                    "binary_data_size": st.none(),
+                },
             ),
         }
     ),

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from fastinfer.errors import MAX_MESSAGE_BYTES, clip
+from fastinfer.errors import MAX_MESSAGE_BYTES, clip, without_paths
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,37 @@ from fastinfer.errors import MAX_MESSAGE_BYTES, clip
 def test_a_line(message: str, line: str) -> None:
     assert clip(message) == line
     assert len(line.encode()) <= MAX_MESSAGE_BYTES
+
+
+AT = "/onnxruntime_src/onnxruntime/core/a.h:87 "
+
+
+@pytest.mark.parametrize(
+    ("message", "left"),
+    [
+        ("plain words (with brackets), 1/2 and a: b", "plain words (with brackets), 1/2 and a: b"),
+        ("matmul_helper.h:59 Compute MatMul dimension mismatch", "MatMul dimension mismatch"),
+        ("Message: a.cc:703 operator() Integer division by zero", "Message: Integer division by zero"),
+        ("concatbase.h:135 ns::Base::Prepare Non concat axis (1) must match", "Non concat axis (1) must match"),
+        (AT + "void ns::Iterator::Init(ptrdiff_t, ptrdiff_t) Cannot broadcast. 3 by 5", "Cannot broadcast. 3 by 5"),
+        (AT + "void ns::f(int) axis == 1 || axis == n was false. Not 1 (but 3).\n", "Not 1 (but 3).\n"),
+        (AT + "void ns::f(int) axis == 1 was false.", "axis == 1 was false."),
+        (AT + "ns::A<B>::A(const C&, D (*)(int)) const Wrong.", "Wrong."),
+        (AT + "ns::f()::<lambda(ptrdiff_t)> const Wrong.", "Wrong."),
+        (AT + "ns::f(const T*)::<lambda(int, int)>::operator()(int) const [with T = ns::B<C, std::a<D[]> >] Wrong [1].",
+         "Wrong [1]."),
+        (AT + "virtual V* ns::K::Out(int, const S&) [ONNXRuntimeError] : 1 : FAIL : tensor.cc:57 Size "
+         "Tensor shape.Size() must be >= 0",
+         "Tensor shape.Size() must be >= 0"),
+        ("node: /a/b/c.onnx: and /work/x.cc", "node: c.onnx: and x.cc"),
+        (AT + "", ""),
+        (AT + "no brackets here", "no brackets here"),
+        (AT + "unbalanced ((( brackets", "unbalanced ((( brackets"),
+        ("x.cc:1 ", ""),
+    ],
+)  # fmt: skip
+def test_places_in_source_code_are_no_business_of_clients(message: str, left: str) -> None:
+    assert without_paths(message) == left
 
 
 @pytest.mark.parametrize("unit", ["ab ", "\x00", "\ud800", "😀"])

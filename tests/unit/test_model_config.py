@@ -453,6 +453,7 @@ class Spec(NamedTuple):
     name: str
     datatype: str
     shape: tuple[int, ...]
+    open_rank: bool = False
 
 
 class Loaded(NamedTuple):

@@ -70,10 +70,37 @@ def test_one_bad_request_fails_alone(inline_run_us):
         requests.append(InferRequest([Tensor.from_numpy(spec.name, np.full(shape, value), spec.datatype)]))
     outcomes = run_batch(onnx_models.gather_rows(), requests, inline_run_us)
     assert [number for number, outcome in enumerate(outcomes) if isinstance(outcome, ApiError)] == [11]
-    assert outcomes[11].status == 500
+    assert outcomes[11].status == 400
+    assert outcomes[11].message.endswith("idx=99 must be within the inclusive range [-4,3]")
     for number, outcome in enumerate(outcomes):
         if number != 11:
             assert outcome[0].numpy().reshape(-1)[0] == 2 * (number % 4)
+
+
+def pair_request(a, b, whole=False):
+    request = InferRequest([Tensor.from_numpy("a", np.array(a, "i4")), Tensor.from_numpy("b", np.array(b, "i4"))])
+    request.whole = whole
+    return request
+
+
+@pytest.mark.parametrize("inline_run_us", [0, 1_000_000])
+def test_a_request_without_a_common_number_of_rows_runs_as_it_is(inline_run_us):
+    plain = [pair_request([[6]], [[3]])]
+    batches = [plain, plain, [pair_request([[12], [20], [8]], [[4]], whole=True)], plain]
+    _, outcomes = run_batches(onnx_models.divide(), batches, inline_run_us)
+    answers = [outcome[0][0].numpy().tolist() for outcome in outcomes]
+    assert answers == [[[2]], [[2]], [[3], [5], [2]], [[2]]]
+    (refused,) = run_batch(onnx_models.divide(), [pair_request([[1], [2], [3]], [[1], [2]], whole=True)], inline_run_us)
+    assert refused.status == 400
+    assert refused.message.endswith("Attempting to broadcast an axis by a dimension other than 1. 2 by 3")
+
+
+@pytest.mark.parametrize("inline_run_us", [0, 1_000_000])
+def test_a_failure_that_is_no_invalid_argument_is_the_models(inline_run_us):
+    outcomes = run_batch(onnx_models.divide(), [pair_request([[1]], [[0]]), pair_request([[8]], [[2]])], inline_run_us)
+    assert outcomes[0].status == 500
+    assert outcomes[0].message.endswith("Integer division by zero")
+    assert outcomes[1][0].numpy().tolist() == [[4]]
 
 
 def test_a_batch_that_nobody_waits_for_does_not_start_its_halves():
@@ -159,7 +186,7 @@ def test_of_large_requests_a_bad_one_fails_alone():
     _, outcomes = run_batches(onnx_models.gather_rows(), batches)
     for outcome in outcomes:
         assert [isinstance(each, ApiError) for each in outcome] == [False, True, False, False]
-        assert outcome[1].status == 500
+        assert outcome[1].status == 400
         assert [each[0].numpy()[0, 0] for each in outcome if each is not outcome[1]] == [0, 0, 0]
 
 

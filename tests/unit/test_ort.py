@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_models as models
 import pytest
+from onnx import helper, numpy_helper
 
 from fastinfer._ext import datatype, ort
 from fastinfer._ext.ort import OrtError, Session
@@ -131,6 +132,12 @@ def test_may_loop(made: Callable[[], bytes], loops: bool) -> None:
     ("made", "sentence"),
     [
         (models.sequence_output, "output 'parts' is a sequence"),
+        (models.sequence_input, "input 'parts' is a sequence"),
+        (models.optional_input, "input 'x' is an optional type"),
+        (models.optional_output, "output 'y' is an optional type"),
+        (models.map_input, "input 'x' is a map"),
+        (models.sparse_constant, "output 'w' is a sparse tensor"),
+        (lambda: models.sparse_weight(output=True), "output 'w' is a sparse tensor"),
         (models.float8_output, "output 'y' has an element type"),
         (lambda: models.identity("FP32", [1] * 17), "input 'x' has 17 dimensions"),
     ],
@@ -139,6 +146,46 @@ def test_what_cannot_be_served_is_refused(made: Callable[[], bytes], sentence: s
     with pytest.raises(OrtError, match=sentence) as caught:
         Session(model=made())
     assert caught.value.code == 9
+
+
+WEIGHTS = {
+    "ConvTranspose": {"w": (1, 1, 2, 2)},
+    "GRU": {"w": (1, 3, 1), "r": (1, 3, 1)},
+    "LSTM": {"w": (1, 4, 1), "r": (1, 4, 1)},
+    "RNN": {"w": (1, 1, 1), "r": (1, 1, 1)},
+}
+
+
+def test_sparse_weights_inside_are_served() -> None:
+    session = Session(model=models.sparse_weight(output=False))
+    (sum_,) = session.run([Tensor.from_numpy("x", np.ones((2, 2), "f4"))])
+    assert sum_.numpy().tolist() == [[1, 6], [1, 1]]
+
+
+def test_an_open_rank_is_no_scalar() -> None:
+    session = Session(model=models.identity("FP32", None))
+    assert [(spec.shape, spec.open_rank) for spec in (*session.inputs, *session.outputs)] == [((-1,), True)] * 2
+    for shape in ((), (2,), (1, 0, 3)):
+        (same,) = session.run([Tensor.from_numpy("x", np.ones(shape, "f4"))])
+        assert same.shape == shape
+    for known in ([], [None], ["batch", 2]):
+        session = Session(model=models.identity("FP32", known))
+        assert [spec.open_rank for spec in (*session.inputs, *session.outputs)] == [False] * 2
+        assert [len(spec.shape) for spec in session.inputs] == [len(known)]
+
+
+@pytest.mark.parametrize("operator", ["ConvTranspose", "GRU", "LSTM", "Unique", "Neg", "RNN"])
+def test_operators_that_end_the_process_without_elements_are_known(operator: str) -> None:
+    weights = [numpy_helper.from_array(np.ones(shape, "f4"), name) for name, shape in WEIGHTS.get(operator, {}).items()]
+    attributes = {"hidden_size": 1} if operator in ("GRU", "LSTM", "RNN") else {}
+    made = models.model(
+        [helper.make_node(operator, ["x", *WEIGHTS.get(operator, {})], ["y"], **attributes)],
+        [models.value("x", "FP32", None)],
+        [models.value("y", "FP32", None)],
+        weights,
+    )
+    expected = operator if operator not in ("Neg", "RNN") else ""
+    assert Session(model=made).never_empty == expected
 
 
 # --- Models that are refused ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 
 from fastinfer._ext.decode import decode
 from fastinfer._ext.message import InferRequest, RequestedOutput
-from fastinfer._ext.signature import Signature
+from fastinfer._ext.signature import Signature, names_a_batch
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import ApiError
 
@@ -17,7 +17,10 @@ PAIR = Signature(
     max_batch_size_configured=True,
 )
 FREE = Signature(
-    [TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [-1, -1])], batched=True, max_batch_size=64
+    [TensorSpec("A", "FP32", [-1, -1], ["batch", ""])],
+    [TensorSpec("X", "FP32", [-1, -1])],
+    batched=True,
+    max_batch_size=64,
 )
 PLAIN = Signature([TensorSpec("A", "FP32", [2, -1])], [TensorSpec("X", "FP32", [2])])
 SCALAR = Signature([TensorSpec("A", "INT64", [])], [TensorSpec("X", "INT64", [])])
@@ -124,6 +127,135 @@ def test_requests_share_a_batch_only_when_their_rows_have_the_same_shape():
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_a_sentence(signature, wanted, sentence):
     assert refused(signature, wanted) == sentence
+
+
+BATCHES = [
+    "batch",
+    "BATCH",
+    "batch_size",
+    "batch_axis_0",
+    "DynamicBatch",
+    "N",
+    "n",
+    "B",
+    "b",
+    "bs",
+    "BS",
+    "nb",
+    "None",
+    "none",
+    "unk__3",
+    "unk__118",
+]
+
+
+@pytest.mark.parametrize("symbol", BATCHES)
+def test_the_item_form_needs_a_first_dimension_that_is_named_like_a_batch(symbol):
+    assert names_a_batch(symbol)
+    named = Signature([TensorSpec("A", "FP32", [-1, 3], [symbol, ""])], [], batched=True, max_batch_size=64)
+    wanted = request(tensor("A", (3,), "f4"))
+    named.check(wanted, "M")
+    assert (wanted.implicit_batch, wanted.inputs[0].shape) == (True, (1, 3))
+
+
+@pytest.mark.parametrize("symbol", ["", "sequence", "length", "seq_len", "rows", "num", "m", "nn", "bn", "unk", "s0"])
+def test_without_such_a_name_a_dimension_is_missing(symbol):
+    assert not names_a_batch(symbol)
+    spec = TensorSpec("A", "FP32", [-1, 3], [symbol, ""])
+    unnamed = Signature([spec], [], batched=True, max_batch_size=64)
+    sentence = "unexpected shape for input 'A' for model 'M'. Expected [-1,3], got [3]"
+    assert refused(unnamed, request(tensor("A", (3,), "f4"))) == sentence
+    batch = TensorSpec("B", "FP32", [-1, 3], ["batch", ""])
+    both = Signature([batch, spec], [], batched=True, max_batch_size=64)
+    assert "unexpected shape" in refused(both, request(tensor("A", (3,), "f4"), tensor("B", (3,), "f4")))
+    for told in (
+        Signature([spec], [], batched=True, max_batch_size=64, max_batch_size_configured=True),
+        Signature([spec], [], batched=True, max_batch_size=64, item_form=True),
+    ):
+        wanted = request(tensor("A", (3,), "f4"))
+        told.check(wanted, "M")
+        assert wanted.implicit_batch
+    never = Signature([batch], [], batched=True, max_batch_size=64, item_form=False)
+    assert "unexpected shape" in refused(never, request(tensor("B", (3,), "f4")))
+    assert not Signature([batch], [], item_form=True).item_form  # not batched: there is no batch dimension to leave out
+
+
+AUTOMATIC = Signature(PAIR.inputs, PAIR.outputs, batched=True, max_batch_size=8)
+
+
+def test_rows_that_do_not_match_run_as_they_are_where_batches_are_our_own_choice():
+    keys = []
+    for rows in ((1, 3), (3, 1), (1, 3), (2, 640), (0, 1)):
+        wanted = request(*(tensor(name, (count, 4)) for name, count in zip("AB", rows, strict=True)))
+        AUTOMATIC.check(wanted, "M")
+        assert (wanted.whole, wanted.rows, wanted.implicit_batch) == (True, 1, False)
+        assert [each.shape[0] for each in wanted.inputs] == list(rows)
+        keys.append(wanted.shape_key)
+    assert len(set(keys)) == len(keys)
+    wanted = request(tensor("A", (2, 4)), tensor("B", (2, 4)))
+    AUTOMATIC.check(wanted, "M")
+    assert (wanted.whole, wanted.rows, wanted.shape_key) == (False, 2, None)
+    assert "unexpected shape" in refused(AUTOMATIC, request(tensor("A", (1, 4)), tensor("B", (2, 5))))
+
+
+def test_an_open_rank_takes_any_shape():
+    spec = TensorSpec("A", "FP32", None)
+    assert (spec.shape, spec.open_rank, spec.symbols) == ((-1,), True, ("",))
+    assert spec != TensorSpec("A", "FP32", [-1])
+    single = Signature([spec], [TensorSpec("X", "FP32", None)])
+    assert str(single) == "A FP32[...] -> X FP32[...], not batched"
+    for shape in ((), (3,), (2, 0), (1, 2, 3, 4)):
+        wanted = request(tensor("A", shape, "f4"))
+        single.check(wanted, "M")
+        assert (wanted.rows, wanted.inputs[0].shape) == (1, shape)
+        answer = single.respond(wanted, [tensor("X", shape, "f4")], "M", "1")
+        assert answer.outputs[0].shape == shape
+    assert "data-type" in refused(single, request(tensor("A", (3,), "i4")))
+    assert "cannot be told from a raw request" in refused(single, raw_request(16))
+
+
+def test_the_first_dimension_of_an_open_rank_is_the_batch_where_that_is_configured():
+    specs = [TensorSpec("A", "FP32", None), TensorSpec("B", "FP32", [-1, 4])]
+    signature = Signature(specs, [], batched=True, max_batch_size=8, max_batch_size_configured=True)
+    keys = []
+    for shape in ((2,), (2, 4), (2, 4, 1), (2, 1, 4), (2, 5)):
+        wanted = request(tensor("A", shape, "f4"), tensor("B", (2, 4), "f4"))
+        signature.check(wanted, "M")
+        assert (wanted.rows, wanted.implicit_batch) == (2, False)
+        keys.append(wanted.shape_key)
+    assert len(set(keys)) == len(keys)
+    assert "batch size does not match" in refused(
+        signature, request(tensor("A", (3, 1), "f4"), tensor("B", (2, 4), "f4"))
+    )
+    assert refused(signature, request(tensor("A", (), "f4"), tensor("B", (2, 4), "f4"))) == (
+        "unexpected shape for input 'A' for model 'M'. Expected [...], got []"
+    )
+
+
+def test_two_open_ranks_have_no_key_in_common_by_chance():
+    specs = [TensorSpec("A", "FP32", None), TensorSpec("B", "FP32", None)]
+    signature = Signature(specs, [], batched=True, max_batch_size=8, max_batch_size_configured=True)
+    keys = set()
+    for a, b in (((1, 2), (1,)), ((1,), (1, 2)), ((1, 2, 2), (1, 2)), ((1, 2), (1, 2, 2))):
+        wanted = request(tensor("A", a, "f4"), tensor("B", b, "f4"))
+        signature.check(wanted, "M")
+        keys.add(wanted.shape_key)
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_operators_that_need_elements_do_not_get_inputs_without(batched):
+    signature = Signature([TensorSpec("A", "FP32", [-1, -1])], [], batched=batched, max_batch_size=8, never_empty="GRU")
+    assert refused(signature, request(tensor("A", (2, 0), "f4"))) == (
+        "input 'A' has no elements, and the operators GRU of model 'M' cannot run on that"
+    )
+    signature.check(request(tensor("A", (2, 1), "f4")), "M")
+    none = request(tensor("A", (0, 4), "f4"))
+    if batched:  # answered without a run
+        signature.check(none, "M")
+        assert none.rows == 0
+    else:
+        assert "has no elements" in refused(signature, none)
 
 
 def test_more_rows_than_a_batch_are_refused_only_where_the_limit_was_configured():

@@ -27,6 +27,7 @@ cdef struct BatchState:
     OrtRunOptions* options
     NotedRun* noted             # in the crash record, kept by whoever asked for it; NULL where there is none
     bint ran                    # a run is for once
+    bint refused                # it is the runtime's run that failed, no step before or after it
     int terminated              # set by the loop's thread, read by the job's: atomically
     OrtValue** values           # [inputs + outputs], only while it runs
     # Results.

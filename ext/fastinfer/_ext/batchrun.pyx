@@ -239,6 +239,7 @@ cdef void _work(void* opaque) noexcept nogil:
     if failed == 0:
         started = now
         failed = run(handle, inputs, handle.output_names, handle.output_count, outputs, state.options, &state.failure)
+        state.refused = failed < 0
         now = monotonic_ns()
         state.infer_ns = now - started
         release_values(inputs, handle.input_count)

@@ -79,6 +79,8 @@ cdef class Binding:
         self.dims = <int64_t*>(self.inputs + count)
         for i in range(count):
             spec = <TensorSpec>specs[i]
+            if spec.open_rank:
+                return False
             feed = self.inputs + i
             dims = self.dims + i * MAX_RANK
             memcpy(dims, spec.dims, spec.rank * sizeof(int64_t))

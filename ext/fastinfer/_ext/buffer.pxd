@@ -4,7 +4,7 @@
 # moves before it is checked. What a cursor reads is strict RFC 8259: every function says in `fault` what it expected,
 # with `at` on the byte where it was not. No Python objects; everything runs without the GIL.
 
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 cdef extern from "number_run.h" namespace "fastinfer::number" nogil:
     const char* skip_space "fastinfer::number::skip_space"(const char* at, const char* end) noexcept
@@ -36,6 +36,13 @@ cdef inline int peek(Cursor* cursor) noexcept nogil:
         return cursor.at[0]
     cursor.at = skip_space(cursor.at, cursor.end)
     return <unsigned char>cursor.at[0] if cursor.at < cursor.end else -1
+
+# Takes a literal that stands at the cursor, and nothing else.
+cdef inline bint take_literal(Cursor* cursor, const char* literal, Py_ssize_t size) noexcept nogil:
+    if cursor.end - cursor.at < size or memcmp(cursor.at, literal, size) != 0:
+        return False
+    cursor.at += size
+    return True
 
 # Takes one byte behind white space, which must be `wanted`.
 cdef inline int take(Cursor* cursor, int wanted, const char* fault) noexcept nogil:

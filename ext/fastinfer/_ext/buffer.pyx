@@ -1,7 +1,7 @@
 # Cursor and Writer: see buffer.pxd.
 
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 cdef extern from "number_parse.h" namespace "fastinfer::number" nogil:
     struct Decimal:
@@ -216,13 +216,6 @@ cdef Py_ssize_t unescape(const Text* text, char* out) noexcept nogil:
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
-
-cdef inline bint take_literal(Cursor* cursor, const char* literal, Py_ssize_t size) noexcept nogil:
-    if cursor.end - cursor.at < size or memcmp(cursor.at, literal, size) != 0:
-        return False
-    cursor.at += size
-    return True
-
 
 cdef int take_bool(Cursor* cursor) noexcept nogil:
     if take_literal(cursor, "true", 4):

@@ -14,7 +14,7 @@ from fastinfer._ext.message cimport InferRequest
 
 # decode() of a buffer that the caller has got and will release; `body` is its owner.
 cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
-                              int width=*)
+                              bint nullable, bint keeps_base64, int width=*)
 
 
 cdef class DecodeJob(Job):

@@ -48,14 +48,16 @@ cdef enum:
 # --- A decoder's life ------------------------------------------------------------------------------------------------
 
 # json_size < 0: the whole body is JSON. `views`: the body outlives the request.
-cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_ssize_t json_size,
-                       bint views) noexcept nogil:
+cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_ssize_t json_size, bint views,
+                       bint nullable, bint keeps_base64) noexcept nogil:
     open_cursor(&decoder.cursor, body, size if json_size < 0 else json_size)
     decoder.binary = NULL
     if json_size >= 0:
         decoder.binary = body + json_size
     decoder.binary_end = body + size
     decoder.views = views
+    decoder.nullable = nullable
+    decoder.keeps_base64 = keeps_base64
     decoder.width = WIDEST
     decoder.loop_fd = -1
     decoder.failure.is_set = False
@@ -233,13 +235,13 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
 
 
 cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
-                              int width=WIDEST):
+                              bint nullable, bint keeps_base64, int width=WIDEST):
     cdef Decoder decoder
     check_json_size(json_size, view.len)
     try:
         if json_size == 0:
             return build_raw(view, body, stable)
-        open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable)
+        open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable, nullable, keeps_base64)
         decoder.width = width
         try:
             if view.len <= SMALL_BODY:
@@ -256,11 +258,12 @@ cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t jso
         raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
 
 
-def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None="", int width=WIDEST):
+def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None="", bint nullable=False,
+           bint keeps_base64=False, int width=WIDEST):
     cdef Py_buffer view
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
-        return decode_view(&view, body, json_size, stable, model, width)
+        return decode_view(&view, body, json_size, stable, model, nullable, keeps_base64, width)
     finally:
         PyBuffer_Release(&view)
 
@@ -277,13 +280,15 @@ cdef void run_nothing(void* state) noexcept nogil:
 @cython.no_gc_clear
 @cython.final
 cdef class DecodeJob(Job):
-    def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None="", int loop_fd=-1):
+    def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None="", bint nullable=False,
+                  bint keeps_base64=False, int loop_fd=-1):
         PyObject_GetBuffer(body, &self.body, PyBUF_SIMPLE)
         self.has_body = True
         check_json_size(json_size, self.body.len)
         self.model = model
         self.raw = json_size == 0
-        open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True)
+        open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True, nullable,
+                     keeps_base64)
         self.decoder.loop_fd = loop_fd
         self.work = run_nothing if self.raw else run_decoder
         self.state = &self.decoder

@@ -6,7 +6,7 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp
 
-from fastinfer._ext.buffer cimport Cursor, Text
+from fastinfer._ext.buffer cimport Cursor, Text, take_literal
 from fastinfer._ext.tensor cimport MAX_RANK
 
 cdef enum:
@@ -35,6 +35,13 @@ cdef enum Place:
     IN_INPUT
     IN_OUTPUT
 
+# What parameters.content_type says of an input; it matters to BYTES only.
+cdef enum ContentType:
+    NO_CONTENT_TYPE         # not given, or one that changes nothing
+    BASE64                  # each element is base64 text of the bytes that are meant
+    UNKNOWN_CONTENT_TYPE    # a string that is the name of none
+    NOT_A_CONTENT_TYPE      # not a string
+
 cdef enum FailureKind:
     PLAIN                   # "<place><field>[<element>]: <quoted> <text>"
     SYNTAX                  # "byte <at>: <text>"
@@ -62,6 +69,7 @@ cdef struct Failure:
 
 cdef struct ParsedInput:
     unsigned int seen       # known keys met
+    bint has_data           # "data" is there, and is not null
     Text name
     int datatype_id
     int rank
@@ -69,6 +77,8 @@ cdef struct ParsedInput:
     int64_t count           # elements: the product of dims
     const char* data_text   # where "data" begins, if it came before shape and datatype
     int64_t binary_size     # parameters.binary_data_size; -1: none
+    ContentType content_type
+    Text content_type_text  # as it is written, of an unknown one
     char* block             # owned, or NULL where `view` is used in place
     const char* view        # the bytes in the body
     Py_ssize_t nbytes
@@ -86,6 +96,8 @@ cdef struct Decoder:
     int width               # of the widest registers to read numbers with, in bits
     int loop_fd             # see give_way.h
     bint views              # binary tensors may be used in place
+    bint nullable           # null among floating-point data is NaN
+    bint keeps_base64       # the model takes base64 text itself: it is not decoded here
     Failure failure
     Place place             # what is being read, for failures
     int index
@@ -126,6 +138,9 @@ cdef int open_array(Decoder* decoder, const char* field) noexcept nogil
 # A string of at most `limit` bytes, as it is written.
 cdef int read_text(Decoder* decoder, Text* text, const char* field, Py_ssize_t limit,
                    const char* too_long) noexcept nogil
+# Whether a value is null, which for most keys is as if they were not there; it is then taken.
+cdef inline bint take_null(Decoder* decoder) noexcept nogil:
+    return take_literal(&decoder.cursor, "null", 4)
 # Any value, validated.
 cdef int skip(Decoder* decoder, int depth) noexcept nogil
 # A key as it is meant, in `room` (MAX_KEY_TEXT bytes) where it was written with escapes.

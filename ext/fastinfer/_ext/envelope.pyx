@@ -2,11 +2,12 @@
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, strlen
 
 from fastinfer._ext.buffer cimport Cursor, Text, peek, skip_brackets, take, take_bool, take_string
-from fastinfer._ext.datatype cimport from_name
+from fastinfer._ext.datatype cimport BYTES, from_name
 from fastinfer._ext.decoder cimport (
+    BASE64,
     IN_INPUT,
     IN_OUTPUT,
     IN_REQUEST,
@@ -14,10 +15,13 @@ from fastinfer._ext.decoder cimport (
     MAX_INPUTS,
     MAX_KEY_TEXT,
     MAX_NAME,
+    NOT_A_CONTENT_TYPE,
+    NO_CONTENT_TYPE,
     NO_MEMORY,
     OPEN_ARRAY,
     OPEN_OBJECT,
     QUOTE,
+    UNKNOWN_CONTENT_TYPE,
     Decoder,
     ParsedInput,
     ParsedOutput,
@@ -34,8 +38,9 @@ from fastinfer._ext.decoder cimport (
     resolve_key,
     see,
     skip,
+    take_null,
 )
-from fastinfer._ext.payload cimport read_binary, read_data
+from fastinfer._ext.payload cimport decode_base64, read_binary, read_data
 from fastinfer._ext.tensor cimport MAX_RANK, element_count
 
 cdef extern from "number_parse.h" namespace "fastinfer::number" nogil:
@@ -63,6 +68,9 @@ cdef enum:
     SEEN_BINARY_SIZE = 1 << 14
     SEEN_BINARY = 1 << 15
     SEEN_CLASSIFICATION = 1 << 16
+    SEEN_CONTENT_TYPE = 1 << 17
+
+cdef const char* CONTENT_TYPE_FIELD = ".parameters.content_type"
 
 
 # --- The request -----------------------------------------------------------------------------------------------------
@@ -87,14 +95,20 @@ cdef int read_request(Decoder* decoder) noexcept nogil:
             if see(decoder, &decoder.seen, SEEN_INPUTS, "'inputs'") < 0 or read_inputs(decoder) < 0:
                 return -1
         elif is_key(&key, "outputs", 7):
-            if see(decoder, &decoder.seen, SEEN_OUTPUTS, "'outputs'") < 0 or read_outputs(decoder) < 0:
+            if see(decoder, &decoder.seen, SEEN_OUTPUTS, "'outputs'") < 0:
+                return -1
+            if not take_null(decoder) and read_outputs(decoder) < 0:
                 return -1
         elif is_key(&key, "id", 2):
-            if (see(decoder, &decoder.seen, SEEN_ID, "'id'") < 0
-                    or read_text(decoder, &decoder.id, "'id'", MAX_ID, "is longer than 1 MiB") < 0):
+            if see(decoder, &decoder.seen, SEEN_ID, "'id'") < 0:
+                return -1
+            if (not take_null(decoder)
+                    and read_text(decoder, &decoder.id, "'id'", MAX_ID, "is longer than 1 MiB") < 0):
                 return -1
         elif is_key(&key, "parameters", 10):
-            if see(decoder, &decoder.seen, SEEN_PARAMETERS, "'parameters'") < 0 or read_parameters(decoder) < 0:
+            if see(decoder, &decoder.seen, SEEN_PARAMETERS, "'parameters'") < 0:
+                return -1
+            if not take_null(decoder) and read_parameters(decoder) < 0:
                 return -1
         elif skip(decoder, 1) < 0:
             return -1
@@ -143,17 +157,19 @@ cdef int read_parameters(Decoder* decoder) noexcept nogil:
             if read_nothing(decoder, SEEN_SEQUENCE_END, "parameters.sequence_end") < 0:
                 return -1
         elif is_shared_memory(&key):
-            return fail(decoder, "parameters", "shared memory is not supported")
+            if not take_null(decoder):
+                return fail(decoder, "parameters", "shared memory is not supported")
         elif skip(decoder, 2) < 0:
             return -1
 
 
-# A non-negative integer, or a positive one where `least` is 1.
+# A non-negative integer, or a positive one where `least` is 1; null leaves what was there.
 cdef int read_count(Decoder* decoder, int64_t* out, const char* field, int64_t least=0) noexcept nogil:
     cdef const char* at
     cdef const char* fault_at
     cdef int error
-    peek(&decoder.cursor)
+    if take_null(decoder):
+        return 0
     at = parse_int64(decoder.cursor.at, decoder.cursor.end, out, &error, &fault_at)
     if at == NULL or out[0] < least:
         if at == NULL and error == RANGE:
@@ -164,9 +180,11 @@ cdef int read_count(Decoder* decoder, int64_t* out, const char* field, int64_t l
     return 0
 
 
+# true or false; null leaves what was there.
 cdef int read_flag(Decoder* decoder, int64_t* out, const char* field) noexcept nogil:
     cdef int flag
-    peek(&decoder.cursor)
+    if take_null(decoder):
+        return 0
     flag = take_bool(&decoder.cursor)
     if flag < 0:
         return fail_quoting(decoder, field, decoder.cursor.at, "is not true or false")
@@ -174,7 +192,7 @@ cdef int read_flag(Decoder* decoder, int64_t* out, const char* field) noexcept n
     return 0
 
 
-# A sequence parameter: 0, false or "".
+# A sequence parameter: 0, false, "" or null.
 cdef int read_nothing(Decoder* decoder, int bit, const char* field) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* value
@@ -185,14 +203,13 @@ cdef int read_nothing(Decoder* decoder, int bit, const char* field) noexcept nog
     cdef const char* after
     if see(decoder, &decoder.seen, bit, field) < 0:
         return -1
-    peek(cursor)
     value = cursor.at
     if value < cursor.end and value[0] == QUOTE:
         if take_string(cursor, &text) < 0:
             return fail_syntax(decoder)
         if text.size == 0:
             return 0
-    elif take_bool(cursor) == 0:
+    elif take_bool(cursor) == 0 or take_null(decoder):
         return 0
     else:
         after = parse_int64(value, cursor.end, &number, &error, &fault_at)
@@ -220,8 +237,10 @@ cdef ParsedInput* add_input(Decoder* decoder) noexcept nogil:
         decoder.input_capacity = capacity
     added = &decoder.inputs[decoder.input_count]
     added.seen = 0
+    added.has_data = False
     added.data_text = NULL
     added.binary_size = -1
+    added.content_type = NO_CONTENT_TYPE
     added.block = NULL
     added.view = NULL
     added.nbytes = 0
@@ -282,7 +301,10 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
             if see(decoder, &tensor.seen, SEEN_DATA, ".data") < 0:
                 return -1
             if peek(cursor) != OPEN_ARRAY:
+                if take_null(decoder):
+                    continue
                 return fail(decoder, ".data", "must be an array")
+            tensor.has_data = True
             if tensor.seen & SEEN_SHAPE and tensor.seen & SEEN_DATATYPE:
                 if read_data(decoder, tensor) < 0:
                     return -1
@@ -291,8 +313,9 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
                 if skip_brackets(cursor) < 0:
                     return fail_syntax(decoder)
         elif is_key(&key, "parameters", 10):
-            if (see(decoder, &tensor.seen, SEEN_PARAMETERS, ".parameters") < 0
-                    or read_input_parameters(decoder, tensor) < 0):
+            if see(decoder, &tensor.seen, SEEN_PARAMETERS, ".parameters") < 0:
+                return -1
+            if not take_null(decoder) and read_input_parameters(decoder, tensor) < 0:
                 return -1
         elif skip(decoder, 3) < 0:
             return -1
@@ -303,9 +326,9 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     if not tensor.seen & SEEN_DATATYPE:
         return fail(decoder, "", "'datatype' is missing")
     if tensor.binary_size < 0:
-        if not tensor.seen & SEEN_DATA:
+        if not tensor.has_data:
             return fail(decoder, "", "'data' is missing")
-    elif tensor.seen & SEEN_DATA:
+    elif tensor.has_data:
         return fail(decoder, "", "'data' and 'binary_data_size' are both given")
     elif decoder.binary == NULL:
         return fail(decoder, "", "'binary_data_size' needs the header Inference-Header-Content-Length")
@@ -315,7 +338,20 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         if read_data(decoder, tensor) < 0:
             return -1
         cursor.at = after
+    if tensor.content_type != NO_CONTENT_TYPE and tensor.datatype_id == BYTES:
+        return apply_content_type(decoder, tensor)
     return 0
+
+
+# Once all of the input has been read: its keys come in any order.
+cdef int apply_content_type(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    if tensor.content_type == NOT_A_CONTENT_TYPE:
+        return fail(decoder, CONTENT_TYPE_FIELD, "must be a string")
+    if tensor.content_type == UNKNOWN_CONTENT_TYPE:
+        return fail_text(decoder, CONTENT_TYPE_FIELD, &tensor.content_type_text, "is not a content type")
+    if tensor.binary_size >= 0:
+        return fail(decoder, CONTENT_TYPE_FIELD, "is base64, which binary data is not")
+    return 0 if decoder.keeps_base64 else decode_base64(decoder, tensor)
 
 
 cdef int read_name(Decoder* decoder, Text* name) noexcept nogil:
@@ -391,10 +427,49 @@ cdef int read_input_parameters(Decoder* decoder, ParsedInput* tensor) noexcept n
             if (see(decoder, &tensor.seen, SEEN_BINARY_SIZE, ".parameters.binary_data_size") < 0
                     or read_count(decoder, &tensor.binary_size, ".parameters.binary_data_size") < 0):
                 return -1
+        elif is_key(&key, "content_type", 12):
+            if (see(decoder, &tensor.seen, SEEN_CONTENT_TYPE, CONTENT_TYPE_FIELD) < 0
+                    or read_content_type(decoder, tensor) < 0):
+                return -1
         elif is_shared_memory(&key):
-            return fail(decoder, ".parameters", "shared memory is not supported")
+            if not take_null(decoder):
+                return fail(decoder, ".parameters", "shared memory is not supported")
         elif skip(decoder, 4) < 0:
             return -1
+
+
+# MLServer's names, those of its runtimes included. All but base64 say what a tensor becomes in Python.
+cdef const char *CONTENT_TYPES[15]
+CONTENT_TYPES[:] = [
+    "base64", "str", "np", "nplist", "pd", "pd_json", "datetime", "raw", "dict", "hf", "hg_str", "hg_json",
+    "hg_jsonlist", "hg_conversation", "pillow_image",
+]
+
+
+cdef int read_content_type(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef Text name
+    cdef char[MAX_KEY_TEXT] room
+    cdef int i
+    if take_null(decoder):
+        return 0
+    if peek(cursor) != QUOTE:
+        tensor.content_type = NOT_A_CONTENT_TYPE
+        return skip(decoder, 4)
+    if take_string(cursor, &name) < 0:
+        return fail_syntax(decoder)
+    tensor.content_type_text = name
+    resolve_key(&name, room)
+    if name.size == 0:          # MLServer takes it for none
+        return 0
+    if is_key(&name, CONTENT_TYPES[0], 6):
+        tensor.content_type = BASE64
+        return 0
+    for i in range(1, 15):
+        if is_key(&name, CONTENT_TYPES[i], <Py_ssize_t>strlen(CONTENT_TYPES[i])):
+            return 0
+    tensor.content_type = UNKNOWN_CONTENT_TYPE
+    return 0
 
 
 # --- Outputs ---------------------------------------------------------------------------------------------------------
@@ -463,8 +538,9 @@ cdef int read_output(Decoder* decoder, ParsedOutput* output) noexcept nogil:
             if see(decoder, &output.seen, SEEN_NAME, ".name") < 0 or read_name(decoder, &output.name) < 0:
                 return -1
         elif is_key(&key, "parameters", 10):
-            if (see(decoder, &output.seen, SEEN_PARAMETERS, ".parameters") < 0
-                    or read_output_parameters(decoder, output) < 0):
+            if see(decoder, &output.seen, SEEN_PARAMETERS, ".parameters") < 0:
+                return -1
+            if not take_null(decoder) and read_output_parameters(decoder, output) < 0:
                 return -1
         elif skip(decoder, 3) < 0:
             return -1
@@ -478,7 +554,7 @@ cdef int read_output_parameters(Decoder* decoder, ParsedOutput* output) noexcept
     cdef char[MAX_KEY_TEXT] room
     cdef bint first = True
     cdef int more
-    cdef int64_t flag = 0
+    cdef int64_t flag = -1
     if open_object(decoder, ".parameters") < 0:
         return -1
     while True:
@@ -497,6 +573,7 @@ cdef int read_output_parameters(Decoder* decoder, ParsedOutput* output) noexcept
                     or read_count(decoder, &output.classification, ".parameters.classification", 1) < 0):
                 return -1
         elif is_shared_memory(&key):
-            return fail(decoder, ".parameters", "shared memory is not supported")
+            if not take_null(decoder):
+                return fail(decoder, ".parameters", "shared memory is not supported")
         elif skip(decoder, 4) < 0:
             return -1

@@ -31,6 +31,7 @@ cdef class InferHandler:
     cdef Executor executor
     cdef int64_t off_loop_bytes         # larger ones are decoded or encoded on a native thread
     cdef int nonfinite
+    cdef bint nullable                  # null among floating-point data is NaN
 
     cdef Target target(self, tuple arguments)
 

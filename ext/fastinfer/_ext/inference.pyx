@@ -15,6 +15,7 @@ from fastinfer._ext.signature cimport Signature
 from fastinfer._ext.stats cimport BY_TIMEOUT, CANCELLED
 from fastinfer._ext.tensor cimport Tensor
 
+from fastinfer._ext import encode
 from fastinfer.errors import ApiError
 
 cdef enum:
@@ -47,6 +48,7 @@ cdef class InferHandler:
         self.executor = executor
         self.off_loop_bytes = off_loop_bytes
         self.nonfinite = nonfinite
+        self.nullable = nonfinite == encode.NULL        # what is written can be sent back
 
     cdef Target target(self, tuple arguments):
         found = self.ready.get(arguments)
@@ -73,7 +75,8 @@ cdef class InferHandler:
             if stable and decoding_bytes(view.len, json_size) > self.off_loop_bytes:
                 request = None
             else:
-                request = decode_view(&view, body, json_size, stable, inference.model.name)
+                request = decode_view(&view, body, json_size, stable, inference.model.name,
+                                      self.nullable, inference.model.own.takes_base64)
         except ApiError as error:
             inference.model.scheduler.count_refusal(error, exchange.arrived_ns)
             raise
@@ -110,7 +113,8 @@ cdef class Inference(Life):
         cdef Executor executor = self.handler.executor
         try:
             self.await_request(self.model.scheduler.deadlines, now)
-            job = DecodeJob(body, json_size, self.model.name, executor.loop_fd)
+            job = DecodeJob(body, json_size, self.model.name, self.handler.nullable, self.model.own.takes_base64,
+                            executor.loop_fd)
             executor.submit(job, self.decoded)
             if decoding_bytes(len(body), json_size) > LONG_DECODING:
                 self.look(job)

@@ -314,7 +314,7 @@ cdef class Parent(Keeper):
         if request is None:
             return
         if not isinstance(outcome, list):
-            self._fail(outcome)
+            self._fail(self.failure(child, outcome))
             return
         if child.part:
             if request.started_ns == 0 or child.started_ns < request.started_ns:
@@ -366,6 +366,9 @@ cdef class Parent(Keeper):
 
     def took(self, InferRequest child, list outputs):
         raise NotImplementedError
+
+    def failure(self, InferRequest child, error):
+        return error
 
     def ended(self):
         pass

@@ -35,6 +35,7 @@ cdef class InferRequest:
     cdef public int64_t rows            # of the batch; 1 for a model that is not batched
     cdef public bint implicit_batch     # the client left the batch dimension out, and so does the answer
     cdef public object shape_key        # requests with equal keys may share a batch
+    cdef public bint whole              # has no common number of rows: runs alone and as it was sent, as one row
 
     # Of what the model is to compute, where crashes are recorded (runnotes); 0: not known yet.
     cdef uint64_t fingerprint

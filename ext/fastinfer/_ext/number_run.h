@@ -305,6 +305,20 @@ struct BinaryElement {
     }
 };
 
+// The same where null stands for NaN, as answers may have it.
+template <class F>
+struct NullableElement : BinaryElement<F> {
+    using Value = typename F::Bits;
+
+    static inline const char* parse(const char* at, const char* end, Value* out, int* error, const char** error_at) {
+        if (!starts_with(at, end, "null", 4))
+            return parse_binary<F>(at, end, out, error, error_at);
+        *out = F::QUIET_NAN;
+        *error = OK;
+        return at + 4;
+    }
+};
+
 // The common forms of an integer element: up to 8 digits at once, up to 16 with the wide load.
 template <class T>
 struct IntegerElement {

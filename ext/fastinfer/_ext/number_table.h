@@ -53,6 +53,17 @@ static constexpr RunFunction WIDE_RUNS[RUNS] = {
     run_wide<BinaryElement<Binary32>>, run_wide<BinaryElement<Binary64>>,
 };
 
+// The same for the floating-point types, from FP16 on, where null stands for NaN.
+constexpr int FIRST_FLOAT = 9;
+static constexpr RunFunction NULLABLE_PORTABLE_RUNS[RUNS - FIRST_FLOAT] = {
+    run_portable<NullableElement<Binary16>>, run_portable<NullableElement<BFloat16>>,
+    run_portable<NullableElement<Binary32>>, run_portable<NullableElement<Binary64>>,
+};
+static constexpr RunFunction NULLABLE_WIDE_RUNS[RUNS - FIRST_FLOAT] = {
+    run_wide<NullableElement<Binary16>>, run_wide<NullableElement<BFloat16>>,
+    run_wide<NullableElement<Binary32>>, run_wide<NullableElement<Binary64>>,
+};
+
 // The widest registers of this CPU that are of use here, in bits; 0: what any CPU has.
 static inline int find_width() {
 #if defined(FASTINFER_WIDE)
@@ -67,13 +78,16 @@ static inline int find_width() {
 #endif
 }
 
-// `width`: no wider registers than these are used.
-static inline void open_reader(Reader* reader, const char* begin, int datatype_id, int width) {
+// `width`: no wider registers than these are used. `nullable`: null is a floating-point number, NaN.
+static inline void open_reader(Reader* reader, const char* begin, int datatype_id, int width, bool nullable) {
     static const int widest = find_width();
     if (width > widest)
         width = widest;
     reader->begin = begin;
-    reader->run = (width >= 256 ? WIDE_RUNS : PORTABLE_RUNS)[datatype_id];
+    if (nullable && datatype_id >= FIRST_FLOAT)
+        reader->run = (width >= 256 ? NULLABLE_WIDE_RUNS : NULLABLE_PORTABLE_RUNS)[datatype_id - FIRST_FLOAT];
+    else
+        reader->run = (width >= 256 ? WIDE_RUNS : PORTABLE_RUNS)[datatype_id];
 #if defined(FASTINFER_WIDE)
     open_wide(&reader->wide, width >= 512 ? &VECTORS_512 : &VECTORS_256, begin);
 #endif

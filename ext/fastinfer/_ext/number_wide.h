@@ -122,6 +122,9 @@ struct WideElement<BinaryElement<F>> {
     }
 };
 
+template <class F>
+struct WideElement<NullableElement<F>> : WideElement<BinaryElement<F>> {};
+
 template <class T>
 struct WideElement<IntegerElement<T>> {
     static constexpr bool POINTS = false;

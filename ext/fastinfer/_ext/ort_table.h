@@ -2,7 +2,7 @@
 // pointers that OrtGetApiBase()->GetApi(version) returns.
 //
 // Positions and argument types of released versions never change (the project only appends); all of these are in API
-// version 16. Lives here: positions and types. Does not: any logic.
+// version 24. Lives here: positions and types. Does not: any logic.
 //
 // Every function that returns an OrtStatus* returns NULL for success; else the status is the caller's to release.
 
@@ -135,6 +135,7 @@ ORT_FUNCTION(62, OrtStatus*, ort_dimensions, (const OrtTensorInfo* info, int64_t
              (info, dims, count))
 ORT_FUNCTION(63, OrtStatus*, ort_symbolic_dimensions, (const OrtTensorInfo* info, const char** borrowed, size_t count),
              (info, borrowed, count))
+ORT_FUNCTION(390, bool, ort_has_shape, (const OrtTensorInfo* info), (info))
 ORT_FUNCTION(65, OrtStatus*, ort_tensor_info_of_value, (const OrtValue* value, OrtTensorInfo** out), (value, out))
 ORT_FUNCTION(67, OrtStatus*, ort_kind_of_value, (const OrtValue* value, int32_t* out), (value, out))
 ORT_FUNCTION(98, void, ort_release_type_info, (OrtTypeInfo* type), (type))

@@ -82,6 +82,7 @@ cdef extern from "ort_table.h" nogil:
     OrtStatus* ort_rank(const OrtTensorInfo* info, size_t* out)
     OrtStatus* ort_dimensions(const OrtTensorInfo* info, int64_t* dims, size_t count)
     OrtStatus* ort_symbolic_dimensions(const OrtTensorInfo* info, const char** borrowed, size_t count)
+    bint ort_has_shape(const OrtTensorInfo* info)
     OrtStatus* ort_tensor_info_of_value(OrtValue* value, OrtTensorInfo** out)
     OrtStatus* ort_kind_of_value(OrtValue* value, int32_t* out)
     void ort_release_type_info(OrtTypeInfo* type)

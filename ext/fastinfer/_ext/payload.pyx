@@ -13,6 +13,7 @@ from fastinfer._ext.decoder cimport (
     EXTRA,
     IN_INPUT,
     IN_REQUEST,
+    MAX_QUOTE,
     MORE,
     NO_MEMORY,
     OPEN_ARRAY,
@@ -42,17 +43,22 @@ cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
     enum:
         RUNS "fastinfer::number::RUNS"
     void open_reader "fastinfer::number::open_reader"(
-        Reader*, const char* begin, int datatype_id, int width) noexcept
+        Reader*, const char* begin, int datatype_id, int width, bint nullable) noexcept
     Run read_run "fastinfer::number::read_run"(
         Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t room) noexcept
     int64_t take_rows "fastinfer::number::take_rows"(
         Reader*, const char** at, int64_t size, int64_t limit) noexcept
+
+cdef extern from "base64.h" namespace "fastinfer::base64" nogil:
+    bint decode_quanta "fastinfer::base64::decode"(const char* text, int64_t size, char* out) noexcept
+    int decode_last "fastinfer::base64::decode_last"(const char* text, char* out) noexcept
 
 cdef extern from "give_way.h" namespace "fastinfer" nogil:
     void give_way(int loop_fd) noexcept
 
 cdef enum:
     PIECE = 4096            # numbers read before the loop may go first: some 40 KB of text, 30 us
+    TEXT_PIECE = 32768      # characters of base64 text; a multiple of four
 
 assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
 
@@ -82,7 +88,7 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         if room > tensor.count:
             room = tensor.count
         size = room * itemsize
-        open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.width)
+        open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.width, decoder.nullable)
     tensor.block = allocate_block(size)
     if tensor.block == NULL:
         return fail(decoder, "", "", NO_MEMORY)
@@ -243,6 +249,63 @@ cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int6
         if peek(cursor) != COMMA:
             return 0
         cursor.at += 1
+
+
+# --- Base64 ----------------------------------------------------------------------------------------------------------
+
+# Each element is moved to where the one before it ends: bytes are fewer than their text.
+cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    cdef char* block = tensor.block
+    cdef char[MAX_QUOTE + 1] begin      # of an element's text, which its bytes overwrite
+    cdef Py_ssize_t at = 0
+    cdef Py_ssize_t to = 0
+    cdef Py_ssize_t since = 0           # text that was decoded since the loop could go first
+    cdef int64_t written, element
+    cdef Py_ssize_t quoted
+    cdef uint32_t size
+    for element in range(tensor.count):
+        memcpy(&size, block + at, 4)
+        at += 4
+        quoted = min(<Py_ssize_t>size, MAX_QUOTE + 1)
+        memcpy(begin, block + at, quoted)
+        written = decode_text(decoder, block + at, size, block + to + 4, &since)
+        if written < 0:
+            memcpy(block + at, begin, quoted)       # lives as long as the decoder
+            fail(decoder, ".data", "is not base64 text", PLAIN, element)
+            decoder.failure.quote = block + at
+            decoder.failure.quote_size = quoted
+            return -1
+        at += size
+        size = <uint32_t>written
+        memcpy(block + to, &size, 4)
+        to += 4 + <Py_ssize_t>written
+    tensor.nbytes = to
+    return 0
+
+
+# The number of bytes, or -1.
+cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char* out,
+                         Py_ssize_t* since) noexcept nogil:
+    cdef int64_t done = 0
+    cdef int64_t piece
+    cdef int last
+    if size == 0:
+        return 0
+    if size % 4 != 0:
+        return -1
+    while True:
+        piece = min(size - 4 - done, TEXT_PIECE)
+        if not decode_quanta(text + done, piece, out + done // 4 * 3):
+            return -1
+        done += piece
+        since[0] += piece + 4       # also of elements that are no longer than their last characters
+        if since[0] >= TEXT_PIECE:
+            since[0] = 0
+            give_way(decoder.loop_fd)
+        if done == size - 4:
+            break
+    last = decode_last(text + done, out + done // 4 * 3)
+    return done // 4 * 3 + last if last > 0 else -1
 
 
 # --- Binary tensors --------------------------------------------------------------------------------------------------

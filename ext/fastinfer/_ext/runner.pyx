@@ -14,8 +14,9 @@ from fastinfer._ext.executor cimport Executor
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
+from fastinfer._ext.ort_run cimport INVALID_ARGUMENT
 from fastinfer._ext.runnotes cimport RunNotes
-from fastinfer._ext.tensor cimport TensorSpec, element_count
+from fastinfer._ext.tensor cimport Tensor, TensorSpec, element_count
 
 from fastinfer._ext.ort_run import OrtError
 from fastinfer.errors import ApiError, without_paths
@@ -142,6 +143,8 @@ cdef class Runner(BatchRunner):
         cdef Binding binding
         cdef InferRequest request
         cdef int64_t rows = 0
+        if (<InferRequest>requests[0]).whole:
+            return None
         for request in requests:
             rows += request.rows
         if not 0 < rows < len(self.bindings) or not self.runs_inline(rows * self.row_nbytes):
@@ -177,6 +180,8 @@ cdef Py_ssize_t row_nbytes_of(tuple inputs, bint batched):
     cdef Py_ssize_t nbytes = 0
     cdef int first = 1 if batched else 0
     for spec in inputs:
+        if spec.open_rank:
+            return 0
         elements = element_count(spec.dims + first, spec.rank - first) if spec.rank >= first else -1
         if elements < 0 or elements > MAX_BINDING_BYTES or spec.datatype_id == BYTES:
             return 0
@@ -230,7 +235,8 @@ cdef class RunningBatch:
         while True:
             whole = self.stop - self.start == len(self.requests)
             members = self.requests if whole else self.requests[self.start:self.stop]
-            attempt = BatchRun.make(runner.session, members, runner.batched)
+            attempt = BatchRun.make(runner.session, members,
+                                    runner.batched and not (<InferRequest>members[0]).whole)
             if runner.runs_apart(len(members), attempt.input_bytes):
                 return self.run_apart(members)
             runner.open_note(attempt, members)
@@ -292,7 +298,7 @@ cdef class RunningBatch:
             if each.run_state.failure.code == 0:
                 self.outcomes[i] = each.split()[0]
             else:
-                self.outcomes[i] = failure_of(each)
+                self.outcomes[i] = failure_of(each, <InferRequest>self.requests[i])
                 failed = True
         if not failed:
             self.runner.apart.observe(series.input_bytes, series.ended_ns - series.started_ns)
@@ -321,12 +327,30 @@ cdef class RunningBatch:
             self.outcomes = [NEVER_RUN] * len(self.requests)
             self.later = []
         if count == 1 or self.given_up:
-            self.outcomes[self.start:self.stop] = [failure_of(attempt)] * count
+            self.outcomes[self.start:self.stop] = [
+                failure_of(attempt, <InferRequest>request) for request in self.requests[self.start:self.stop]]
         else:
             self.later.append((middle, self.stop))
             self.later.append((self.start, middle))
         return 0
 
 
-cdef object failure_of(BatchRun attempt):
-    return ApiError(500, f"the model failed: {without_paths(str(attempt.error))}")
+# Of a request that failed alone, or was given up. What the runtime calls an invalid argument is the client's; so is any
+# failure of inputs that nothing could be checked of before: the model's operators are who judges them.
+cdef object failure_of(BatchRun attempt, InferRequest request):
+    cdef str reason = without_paths(str(attempt.error)).strip() or "no reason was given"
+    if attempt.run_state.refused and (attempt.run_state.failure.code == INVALID_ARGUMENT
+                                      or only_a_run_tells(attempt.session, request)):
+        return ApiError(400, f"the model cannot run on these inputs: {reason}")
+    return ApiError(500, f"the model failed: {reason}")
+
+
+cdef bint only_a_run_tells(Session session, InferRequest request) except? True:
+    cdef Tensor tensor
+    cdef TensorSpec spec
+    if request.whole:
+        return True
+    for tensor in request.inputs:
+        if tensor.count == 0:
+            return True
+    return any([spec.open_rank for spec in session.inputs])

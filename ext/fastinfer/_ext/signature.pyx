@@ -1,5 +1,7 @@
 # What a model takes and gives, and the check of a request against it: see signature.pxd.
 
+import re
+
 cimport cython
 from libc.string cimport memcpy
 
@@ -11,11 +13,21 @@ from fastinfer._ext.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_tru
 from fastinfer.errors import ApiError
 
 
+# What exporters call the first dimension when it counts items: by the guides (`batch`, `batch_size`, `N`, `B`, `bs`),
+# and where a framework had no name for it (`None`, `unk__3`: Keras's batch dimension is None).
+cdef object _BATCH_NAME = re.compile(r".*batch.*|n|b|bs|nb|none|unk__\d+", re.IGNORECASE)
+
+
+def names_a_batch(str symbol not None):
+    return _BATCH_NAME.fullmatch(symbol) is not None
+
+
 @cython.final
 cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
                  bint max_batch_size_configured=False, bint positional=False, bint anything=False,
-                 outputs_batched=None, labels=None):
+                 outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
+                 labels=None):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
@@ -24,14 +36,20 @@ cdef class Signature:
         self.positional = positional
         self.anything = anything
         self.outputs_batched = batched if outputs_batched is None else outputs_batched
+        self.takes_base64 = takes_base64
+        self.never_empty = never_empty
         self.labels = dict(labels or {})
         self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
         cdef TensorSpec spec
         self._static_rows = True
         for spec in self.inputs:
-            if any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
+            if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
                 self._static_rows = False
+        if item_form is None:
+            item_form = max_batch_size_configured or all(
+                [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
+        self.item_form = batched and item_form
 
     def __str__(self):
         if self.anything:
@@ -53,7 +71,8 @@ cdef class Signature:
                                         f", but model '{model}' expects '{name_of(spec.datatype_id)}'")
         self._check_outputs(request, model)
         if self.batched:
-            return self._check_batched(request, model)
+            self._check_batched(request, model)
+            return self._check_elements(request, model) if self.never_empty else 0
         request.rows = 1
         if not self.anything:
             for i in range(len(self.inputs)):
@@ -61,7 +80,7 @@ cdef class Signature:
                 tensor = <Tensor>request.inputs[i]
                 if not _fits(tensor, spec, 0):
                     raise _unexpected_shape(tensor, spec, model)
-        return 0
+        return self._check_elements(request, model) if self.never_empty else 0
 
     cdef int _order_inputs(self, InferRequest request, str model) except -1:
         cdef list given = request.inputs
@@ -113,9 +132,9 @@ cdef class Signature:
             raise ApiError(400, f"a raw request cannot carry BYTES, the datatype of input '{spec.name}' of model "
                                 f"'{model}'")
         for i in range(spec.rank):
-            dims[i] = 1 if (i == 0 and self.batched) else spec.dims[i]
+            dims[i] = 1 if (i == 0 and self.batched and not spec.open_rank) else spec.dims[i]
             if dims[i] < 0:
-                if open_dim >= 0:
+                if open_dim >= 0 or spec.open_rank:
                     raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be told from a "
                                         "raw request")
                 open_dim = i
@@ -152,11 +171,7 @@ cdef class Signature:
         cdef Py_ssize_t i
         cdef TensorSpec spec
         cdef Tensor tensor
-        cdef Py_ssize_t without = 0
-        for i in range(count):
-            if (<Tensor>request.inputs[i]).rank == (<TensorSpec>self.inputs[i]).rank - 1:
-                without += 1
-        request.implicit_batch = without == count
+        request.implicit_batch = self.item_form and self._is_item(request)
         if request.implicit_batch:
             for i in range(count):
                 request.inputs[i] = _with_batch(<Tensor>request.inputs[i])
@@ -169,12 +184,38 @@ cdef class Signature:
             if request.rows < 0:
                 request.rows = tensor.dims[0]
             elif tensor.dims[0] != request.rows:
-                raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
+                if self.max_batch_size_configured:
+                    raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
+                request.whole = True
+        if request.whole:       # that it is batched is our choice: the graph may take the inputs as they are
+            request.rows = 1
+            request.shape_key = object()    # equal to no other
+            return 0
         if request.rows > self.max_batch_size and self.max_batch_size_configured:
             raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
         if not self._static_rows:
             request.shape_key = _row_shapes(request.inputs)
         return 0
+
+    cdef int _check_elements(self, InferRequest request, str model) except -1:
+        cdef Tensor tensor
+        if request.rows == 0:       # it is not run
+            return 0
+        for tensor in request.inputs:
+            if tensor.count == 0:
+                raise ApiError(400, f"input '{tensor.name}' has no elements, and the operators {self.never_empty} of "
+                                    f"model '{model}' cannot run on that")
+        return 0
+
+    cdef bint _is_item(self, InferRequest request) noexcept:
+        # Whether all inputs lack the batch dimension; of an open rank that cannot be told.
+        cdef TensorSpec spec
+        cdef Py_ssize_t i
+        for i in range(len(self.inputs)):
+            spec = <TensorSpec>self.inputs[i]
+            if spec.open_rank or (<Tensor>request.inputs[i]).rank != spec.rank - 1:
+                return False
+        return True
 
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version):
         cdef list chosen = outputs
@@ -228,6 +269,8 @@ cdef Tensor _truths(Tensor body):
 
 cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
     cdef int i
+    if spec.open_rank:
+        return tensor.rank >= first
     if tensor.rank != spec.rank:
         return False
     for i in range(first, tensor.rank):
@@ -238,24 +281,28 @@ cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
 
 cdef object _unexpected_shape(Tensor tensor, TensorSpec spec, str model):
     return ApiError(400, f"unexpected shape for input '{tensor.name}' for model '{model}'. "
-                         f"Expected {_text(spec.shape)}, got {_text(tensor.shape)}")
+                         f"Expected {_shape_text(spec)}, got {_text(tensor.shape)}")
 
 
 cdef str _text(shape):
     return "[" + ",".join([str(dim) for dim in shape]) + "]"
 
 
+cdef str _shape_text(TensorSpec spec):
+    return "[...]" if spec.open_rank else _text(spec.shape)
+
+
 cdef str _specs(tuple specs):
     cdef TensorSpec spec
-    return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_text(spec.shape)}" for spec in specs])
+    return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_shape_text(spec)}" for spec in specs])
 
 
 cdef bytes _row_shapes(list inputs):
-    # The dimensions behind the batch of all inputs, as bytes: ranks are the model's, so this is unambiguous.
+    # The dimensions after the batch of all inputs, each set with its number: a rank may be open.
     cdef Tensor tensor
     key = b""
     for tensor in inputs:
-        key += (<char*>(tensor.dims + 1))[:(tensor.rank - 1) * sizeof(int64_t)]
+        key += b"%d:" % tensor.rank + (<char*>(tensor.dims + 1))[:(tensor.rank - 1) * sizeof(int64_t)]
     return key
 
 

@@ -35,8 +35,10 @@ cdef class Memory:
 
 
 cdef class TensorSpec:
-    # What a model says of one input or output; -1 stands for a variable dimension.
+    # What a model says of one input or output; -1 stands for a variable dimension. Where it says nothing of the shape
+    # at all, not even the number of dimensions, the rank is open, and `shape` is (-1,): any tensor fits.
     cdef readonly str name
+    cdef readonly bint open_rank
     cdef readonly tuple shape
     cdef readonly tuple symbols     # the symbolic name of each dimension, "" where it has none
     cdef int datatype_id

@@ -119,7 +119,8 @@ cdef class TensorSpec:
     def __init__(self, str name not None, str datatype not None, shape, symbols=()):
         self.name = name
         self.datatype_id = from_str(datatype)
-        self.shape = tuple(shape)
+        self.open_rank = shape is None
+        self.shape = (-1,) if self.open_rank else tuple(shape)
         self.rank = <int>len(self.shape)
         if self.rank > MAX_RANK:
             raise ValueError(f"'{name}' has {self.rank} dimensions, at most {MAX_RANK} are supported")
@@ -136,13 +137,14 @@ cdef class TensorSpec:
         if not isinstance(other, TensorSpec):
             return NotImplemented
         cdef TensorSpec that = other
-        return self.name == that.name and self.datatype_id == that.datatype_id and self.shape == that.shape
+        return (self.name == that.name and self.datatype_id == that.datatype_id and self.shape == that.shape
+                and self.open_rank == that.open_rank)
 
     def __hash__(self):
-        return hash((self.name, self.datatype_id, self.shape))
+        return hash((self.name, self.datatype_id, self.shape, self.open_rank))
 
     def __repr__(self):
-        return f"TensorSpec({self.name!r}, {self.datatype!r}, {list(self.shape)})"
+        return f"TensorSpec({self.name!r}, {self.datatype!r}, {None if self.open_rank else list(self.shape)})"
 
 
 # Not the collector's business (requests are made of tensors): an owner of memory never leads back to a tensor.
