@@ -43,6 +43,7 @@ def load(
     options: dict[str, Any],
     server: ServerConfig,
     trials: TrialRuns | None = None,
+    content: bytes | None = None,
 ) -> tuple[Session, Signature]:
     """Loads a model file.
 
@@ -53,6 +54,7 @@ def load(
         options: keyword arguments of :class:`Session`.
         server: the server's configuration.
         trials: told of every run, so that it can be ended with the server.
+        content: of the file, if it has been read already.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
@@ -60,7 +62,7 @@ def load(
     directory = path.parent.parent
     try:
         labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
-        model = _Loaded(name, Session(path, **options), server, trials or TrialRuns())
+        model = _Loaded(name, Session(path, model=content, **options), server, trials or TrialRuns())
         signature = model.signature(config, labels)
         model.warm_up(signature, config, directory / "warmup")
     except ConfigError as error:
