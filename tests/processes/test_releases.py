@@ -276,7 +276,8 @@ def churn(root: Path, deploy: releases.Deploy, server: Server, seed: int, second
                     window.ended = time.monotonic()
                     assert numbers(server) == {number}
     checked = sum(map(len, watch.asked))
-    assert watch.others == []
+    # No process may serve for a while, if all were killed.
+    assert all(other.startswith("503 ") for other in watch.others), watch.others
     assert_one_model_at_a_time(watch, windows)
     assert "does not serve the same models" not in server.log
     return checked
