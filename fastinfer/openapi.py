@@ -328,7 +328,7 @@ def server_paths() -> dict[str, Schema]:
     reason = record({"ready": {"type": "boolean", "enum": [False]}, "error": text("What it waits for.")})
     not_ready = media(reason, loading={"ready": False, "error": "models are not ready: 'digits' is loading"})
     ready_operation = operation("serverReady", "Server", "Is it ready?", answer("It is.", ready))
-    why = "It is not: models are loading or have failed, or it drains."
+    why = "It is not: models are loading or have failed, there is none, or it drains."
     ready_operation["responses"]["503"] = answer(why, not_ready)
     metadata = answer("Name, version and extensions.", media(schema("ServerMetadata")))
     return {
@@ -371,7 +371,7 @@ def model_paths() -> dict[str, Schema]:
     length = {"description": "Bytes of JSON before the binary values.", "schema": {"type": "integer", "minimum": 0}}
     infer["responses"]["200"]["headers"] = {"Inference-Header-Content-Length": length}
     return {
-        "/v2/models": {"get": operation("models", "Models", "What is loaded?", answer("Names, sorted.", listed))},
+        "/v2/models": {"get": operation("models", "Models", "What is loaded?", answer("Names, sorted.", listed), 503)},
         **versioned("/v2/models/{model}", "get", metadata),
         **versioned("/v2/models/{model}/ready", "get", ready),
         **versioned("/v2/models/{model}/infer", "post", infer),

@@ -120,7 +120,7 @@ def model_paths() -> dict[str, Schema]:
     every = answer("An entry for each ready version of each.", counted)
     return {
         **versioned("/v2/models/{model}/config", "get", config),
-        "/v2/models/stats": {"get": operation("statistics", "Observation", "What have all models done?", every)},
+        "/v2/models/stats": {"get": operation("statistics", "Observation", "What have all models done?", every, 503)},
         **versioned("/v2/models/{model}/stats", "get", statistics),
     }
 

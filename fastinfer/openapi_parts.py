@@ -28,7 +28,8 @@ ERRORS: Mapping[int, tuple[str, str, str]] = {
     500: ("ModelFailed", "The model failed.", "the model failed: division by zero"),
     503: (
         "Unavailable",
-        "The queue is full, the model is loading, or the server drains or is out of memory.",
+        "The queue is full, the model is loading, the repository has not been read yet, or the server drains or is out "
+        "of memory.",
         "Exceeds maximum queue size",
     ),
     504: ("DeadlinePassed", "The request's deadline has passed.", "Request timeout expired"),

@@ -98,6 +98,7 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
             "restore": repository.restore,
             "state": repository.state,
             "changed": repository.changed,
+            "withdraw": repository.withdraw,
             "look": repository.look,
             "begin": rounds.begin,
             "decide": rounds.decide,

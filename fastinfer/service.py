@@ -21,12 +21,22 @@ from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
 from fastinfer.models.index import READY, Entry
 from fastinfer.models.loader import Loader
+from fastinfer.models.readiness import Rules
 from fastinfer.models.replica import Replica
 
 log = logging.getLogger(__name__)
 
 _LOG_S = 0.2  # for the log's last line
 _NONFINITE = {"literal": encode.LITERAL, "null": encode.NULL, "error": encode.ERROR}
+
+
+def _rules(config: ServerConfig) -> Rules:
+    nothing = config.load == ("none",)
+    return Rules(
+        strict=config.strict_readiness,
+        allow_empty=config.allow_empty or nothing,
+        scan=not nothing or config.model_control == "poll",
+    )
 
 
 def _end_process() -> None:
@@ -76,7 +86,7 @@ class Service:
         self.executor = Executor(config.threads, loop_fd)
         self.counters = counters or Alone()
         self._loader = Loader(config, self.executor, loop, self.counters, self.crashes)
-        self.repository = Replica(config.model_repository, self._loader)
+        self.repository = Replica(config.model_repository, self._loader, _rules(config))
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters)
@@ -104,8 +114,10 @@ class Service:
         """The entries of the statistics extension: of all models, of one model's versions, or of one version.
 
         Raises:
-            ApiError: 404 where there is no such model or version, 503 where it is not ready.
+            ApiError: 404 where there is no such model or version, 503 where it is not ready, or where the repository
+                has not been read yet.
         """
+        self.repository.check_read()
         models = self.repository.models()
         if name is not None:
             self.repository.find(name, version)
@@ -125,13 +137,15 @@ class Service:
 
     async def _load_and_follow(self) -> None:
         config, began = self.config, time.monotonic()
-        seen = await upkeep.load_all(self.repository, None if config.load_all else config.load_names)
+        wanted = None if config.load_all else config.load_names
+        seen = await upkeep.load_all(self.repository, wanted)
         reason = self.repository.why_not_ready()
         if reason is None:
             count = len(self.repository.names())
             log.info("ready: %d models, %.1f s", count, time.monotonic() - began)
         else:
             log.error("not ready: %s", reason)
+        seen = await upkeep.load_rest(self.repository, wanted, seen)
         if config.model_control == "poll":
             await upkeep.follow(self.repository, config.poll_interval_s, seen)
 

@@ -147,6 +147,17 @@ class ServerConfig(BaseSettings):
         _MODELS,
         metavar="NAME",
     )
+    allow_empty: bool = _option(
+        False,
+        "Let a server be ready that holds no model. With --load none it is in any case.",
+        _MODELS,
+    )
+    strict_readiness: bool = _option(
+        True,
+        "Whether one model that was asked for at start and does not load keeps the server from being ready. Without it "
+        "the server is ready when each has been tried and one is served.",
+        _MODELS,
+    )
     model_control: Literal["explicit", "none", "poll"] = _option(
         "explicit",
         "Whether models may be loaded and unloaded while serving: on request (explicit), not at all (none: such "

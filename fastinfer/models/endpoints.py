@@ -41,6 +41,7 @@ class Endpoint:
         override: the configuration that its last load gave, in place of the one on the disk.
         versions: what is ready, by version.
         sources: what each version was made from, to tell whether the disk has something newer.
+        files: a fingerprint of the model's directory when its versions were chosen from it; empty: they were not.
         chosen: versions that were asked for one by one, beside those that the version policy names.
     """
 
@@ -52,6 +53,7 @@ class Endpoint:
     override: object = None
     versions: dict[int, Model] = field(default_factory=dict)
     sources: dict[int, object] = field(default_factory=dict)
+    files: str = ""
     chosen: set[int] = field(default_factory=set)
 
     @property

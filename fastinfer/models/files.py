@@ -3,20 +3,28 @@
     digits/
         config.toml | config.pbtxt      optional
         labels.txt                      where the configuration names it
+        warmup/                         data of warm-up requests, likewise
         1/model.onnx                    a version is a directory named by a positive integer
+
+Any of them, and any directory above, may be a symbolic link. A stamp describes the files that the links resolve to, so
+that a link that is swapped changes it as a file does that is replaced. The walk is bounded: see :class:`_Walk`.
 
 Reads the disk and nothing else. Names must have been checked before they come here.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
 
+from fastinfer import limits
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
@@ -27,7 +35,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an endpoint of its own
 
-Stamp = tuple[tuple[str, int, int, int], ...]  # files by relative path: inode, size, mtime in ns
+_WARM_UP = "warmup"  # the directory of warm-up data in the model's
+
+StampEntry = tuple[str, int, int, int, int]
+"""A relative path and what it resolves to: device, inode, size, ctime in ns."""
+Stamp = tuple[StampEntry, ...]
 
 
 class UnknownModelError(ApiError):
@@ -35,6 +47,20 @@ class UnknownModelError(ApiError):
 
     def __init__(self, name: str) -> None:
         super().__init__(400, f"no model '{name}' in the repository")
+
+
+class NoVersionError(ApiError):
+    """The model's directory has no version (status 400)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(400, f"model '{name}' has no version: a directory named by a positive integer")
+
+
+class FilesChangedError(ApiError):
+    """A file is not the one of the stamp any more (status 503): whoever loads looks at the directory again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(503, f"the files of model '{name}' change while it is loaded", retry_after_s=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +71,7 @@ class ModelFiles:
         name: the directory's name.
         directory: where it is.
         versions: the stamp of each version directory's files, by version.
-        shared: the stamp of the files beside them: the configuration, label files.
+        shared: the stamp of the files beside them: the configuration, label files, warm-up data.
     """
 
     name: str
@@ -77,10 +103,45 @@ class ModelFiles:
         problem = "no .onnx file" if not found else "several .onnx files and no default_model_filename"
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
+    def read_model(self, version: int, path: Path) -> bytes:
+        """The content of a version's model file, which is the file that the stamp describes.
+
+        Args:
+            version: the version.
+            path: its file, as of :meth:`model_file`.
+
+        Raises:
+            FilesChangedError: it is another file by now.
+            ApiError: 400 where it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                before = _entry(path.name, os.fstat(file.fileno()))
+                content = file.read()
+                after = _entry(path.name, os.fstat(file.fileno()))
+        except FileNotFoundError:
+            raise FilesChangedError(self.name) from None
+        except OSError as error:
+            raise ApiError(400, f"model '{self.name}' cannot be read: {error.strerror}") from error
+        if before != after or before not in self.versions[version]:
+            raise FilesChangedError(self.name)
+        return content
+
 
 def fingerprint(of: object) -> str:
     """A short text for something made of stamps: another one for other files."""
     return blake2b(repr(of).encode(), digest_size=16).hexdigest()
+
+
+def unreadable(directories: Iterable[Path]) -> str | None:
+    """Why the models of a repository cannot be listed, as the operating system says it; None where all can."""
+    for directory in directories:
+        try:
+            with os.scandir(directory):
+                pass
+        except OSError as error:
+            return error.strerror or "unknown error"
+    return None
 
 
 def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
@@ -99,9 +160,9 @@ def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
                 log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
             continue
         for entry in entries:
-            if entry.is_dir() and _NAME.fullmatch(entry.name):
+            if _is_dir(entry) and _NAME.fullmatch(entry.name):
                 found.add(entry.name)
-            elif tell and not entry.name.startswith(".") and (entry.is_dir() or entry.name.endswith(".onnx")):
+            elif tell and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
                 log.warning(
                     "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
                     entry.name,
@@ -114,23 +175,37 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
 
     Raises:
         UnknownModelError: there is no such model.
-        ApiError: 400 where it has no version, or a name that is not to be served.
+        NoVersionError: it has no version.
+        ApiError: 400 where the name is not to be served, a repository cannot be read that may have it, or the
+            directory is too large or leads out of itself to a directory above.
     """
     if name in RESERVED_NAMES:
         raise ApiError(400, f"a model cannot be called '{name}'")
+    if not _NAME.fullmatch(name):
+        raise UnknownModelError(name)
     for directory in directories:
         path = directory / name
-        if _NAME.fullmatch(name) and path.is_dir():
-            try:
-                entries = list(path.iterdir())
-                versions = {int(entry.name): _stamp(entry) for entry in entries if _is_version(entry)}
-                shared = _stamp(*(entry for entry in entries if _is_shared(entry)))
-            except OSError as error:
-                raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
-            if not versions:
-                raise ApiError(400, f"model '{name}' has no version: a directory named by a positive integer")
-            return ModelFiles(name, path, versions, shared)
+        try:
+            if _is_dir(path):
+                return _look_at(path, name)
+            problem = unreadable([directory])
+        except OSError as error:
+            raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
+        if problem is not None:  # a later repository may have the name, and must not get its turn
+            raise ApiError(400, f"model '{name}' is not found: a model repository cannot be read: {problem}")
     raise UnknownModelError(name)
+
+
+def _look_at(path: Path, name: str) -> ModelFiles:
+    """The files of the model in a directory. ApiError 400, OSError."""
+    entries = list(path.iterdir())
+    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and _is_dir(entry)]
+    if not versions:
+        raise NoVersionError(name)
+    walk = _Walk(path, name)
+    stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
+    shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
+    return ModelFiles(name, path, stamps, shared)
 
 
 def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, ModelFiles | ApiError]:
@@ -146,30 +221,93 @@ def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, Mo
     return found
 
 
-def _is_version(entry: Path) -> bool:
-    return entry.is_dir() and _VERSION.fullmatch(entry.name) is not None
+def _is_dir(path: Path) -> bool:
+    """Whether it is a directory, or a link to one; what is not there, or cannot be reached, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _is_shared(entry: Path) -> bool:
-    return entry.is_file() and not entry.name.startswith(".")
+    """Files beside the versions, and warm-up data. Hidden ones are an editor's or a copying program's."""
+    return not entry.name.startswith(".") and (entry.name == _WARM_UP or not _is_dir(entry))
 
 
-def _stamp(*paths: Path) -> Stamp:
-    """Files, and the files in directories, with what changes when they are written or replaced.
+def _entry(name: str, status: os.stat_result) -> StampEntry:
+    # The time is that of the inode: a copy may keep the other one, and get the number of a file that was removed.
+    return name, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
-    The time is that of the inode: a copy may keep the other one, and get the number of a file that was removed.
+
+class _Walk:
+    """Stamps parts of one model's directory, following symbolic links.
+
+    A directory that was met before is not walked again, so links in circles end. A link to a directory that holds the
+    model's, the root of the file system for one, is refused, and so are more entries or deeper nesting than a model
+    may have.
     """
-    entries: list[tuple[str, int, int, int]] = []
-    for path in paths:
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._name = name
+        self._entries = 0
+        self._seen: set[tuple[int, int]] = set()
+        status = directory.stat()
+        self._model = (status.st_dev, status.st_ino)
+        resolved = Path(os.path.realpath(directory))
+        self._above = {(above.stat().st_dev, above.stat().st_ino) for above in (*resolved.parents, directory.parent)}
+
+    def stamp(self, path: Path, name: str = "") -> Stamp:
+        """The files below a directory, by their paths relative to it, in order; or one file.
+
+        Args:
+            path: the directory or file.
+            name: what the relative paths begin with; empty: with what is in the directory.
+
+        Raises:
+            ApiError: 400 where there is too much of it.
+        """
+        self._seen = set()
+        found: list[StampEntry] = []
+        self._visit(path, name, 0, found)
+        return tuple(found)
+
+    def _visit(self, path: Path, name: str, depth: int, found: list[StampEntry]) -> None:
+        self._entries += 1
+        if self._entries > limits.MAX_MODEL_FILES:
+            raise ApiError(400, f"model '{self._name}' has more than {limits.MAX_MODEL_FILES} files, links included")
         try:
-            if path.is_dir() and path.is_symlink():
-                continue  # it may lead anywhere, back here too
-            if path.is_dir():
-                for name, inode, size, changed_ns in _stamp(*path.iterdir()):
-                    entries.append((f"{path.name}/{name}", inode, size, changed_ns))
-            else:
-                status = path.stat()
-                entries.append((path.name, status.st_ino, status.st_size, status.st_ctime_ns))
+            status = path.stat()
         except OSError:
-            continue  # it went away between listing and looking
-    return tuple(sorted(entries))
+            found += _dangling(path, name)
+            return
+        if not S_ISDIR(status.st_mode):
+            found.append(_entry(name, status))
+            return
+        place = (status.st_dev, status.st_ino)
+        if place in self._above:
+            raise ApiError(400, f"model '{self._name}': '{path.name}' leads to a directory that holds the model's own")
+        if depth and place in {*self._seen, self._model}:
+            found.append((name, *place, -1, 0))
+            return
+        self._seen.add(place)
+        if depth > limits.MAX_MODEL_DEPTH:
+            raise ApiError(
+                400, f"model '{self._name}' has more than {limits.MAX_MODEL_DEPTH} directories in each other"
+            )
+        try:
+            entries = sorted(path.iterdir())
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):  # it went away between listing and looking
+                return
+            found.append(_entry(name, status))  # what cannot be read is no part of the model as it is now
+            return
+        for entry in entries:
+            self._visit(entry, f"{name}/{entry.name}".lstrip("/"), depth + 1, found)
+
+
+def _dangling(path: Path, name: str) -> Stamp:
+    """A link that leads nowhere, or in a circle; nothing where there is no link."""
+    try:
+        return (_entry(name, path.lstat()),)
+    except OSError:
+        return ()  # it went away between listing and looking

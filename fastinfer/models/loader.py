@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from typing import ParamSpec, TypeVar
 
 from fastinfer._ext.executor import Executor
@@ -103,18 +104,26 @@ class Loader:
         successor: Successor,
         by: Operation,
     ) -> Model:
-        """One version of a model of the repository, loaded, checked and warm. ApiError 400 with the reason."""
+        """One version of a model of the repository, loaded, checked and warm.
+
+        Raises:
+            FilesChangedError: the model file is not that of ``files`` any more.
+            ApiError: 400 with the reason.
+        """
         given = parameters.model_dump(exclude_unset=True)
         parameters = parse(OnnxParameters, {**config.worker_parameters, **given})
         config = _with_parameters(config, parameters)
         path = await self.in_thread(files.model_file, version, config)
         options = parameters.session_options()
         made_of = (files.shared, files.versions[version], config, parameters)
+        digest = blake2b(repr((config, parameters)).encode(), digest_size=16)
         recorded = self._crashes.load(files.name, version, made_of)
 
         def load() -> LoadedModel:
+            content = files.read_model(version, path)
+            digest.update(content)
             with recorded.noted():
-                return onnx_load.load(path, config, files.name, options, self._config, self._trials)
+                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content)
 
         async with recorded.turn():
             loaded = await self.in_thread(load)
@@ -126,7 +135,8 @@ class Loader:
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
         number = by.number_of(version)
         rows = signature.max_batch_size if loaded.combines else 1
-        return self._model(name, version, implementation, config, instances, successor, number, rows, notes)
+        content = digest.hexdigest()
+        return self._model(name, version, implementation, config, instances, successor, number, rows, notes, content)
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
@@ -149,6 +159,7 @@ class Loader:
         number: int,
         rows: int,
         notes: RunNotes | None = None,
+        content: str = "",
     ) -> Model:
         """A version with its queue; requests share a batch of up to ``rows`` rows."""
         signature = implementation.signature
@@ -175,7 +186,7 @@ class Loader:
             notes=notes,
         )
         shown = config.running(name, instances)
-        return Model(name, str(version), implementation, scheduler, stats, shown, successor, number)
+        return Model(name, str(version), implementation, scheduler, stats, shown, successor, number, content)
 
     def released(self, model: Model) -> None:
         """A model is gone."""

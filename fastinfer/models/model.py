@@ -40,6 +40,7 @@ class Model(Target):
         config: the effective configuration.
         successor: the model that gets the outputs, or None.
         stats: what it has done.
+        content: a digest of the model file and the configuration that it was made from; empty for a worker.
         number: tells it apart from others that were loaded under the same name, and is the same in all processes.
     """
 
@@ -53,12 +54,14 @@ class Model(Target):
         config: ModelConfig,
         successor: Callable[[], Model] | None = None,
         number: int = 0,
+        content: str = "",
     ) -> None:
         super().__init__(name, version, implementation.signature, scheduler, successor)
         self.platform = implementation.platform
         self.config = config
         self.stats = stats
         self.number = number
+        self.content = content
         self._implementation = implementation
         self._last: Signature | None = None  # the last stage's, of which _shown was made
         self._shown = self.own

@@ -9,16 +9,16 @@ as the files are now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.models.endpoints import Endpoint
-from fastinfer.models.files import ModelFiles, fingerprint
+from fastinfer.models.files import ModelFiles
 from fastinfer.models.operation import Operation
-from fastinfer.models.repository import Repository, made_of
+from fastinfer.models.repository import Repository, made_of, served
 
 
 class Replica(Repository):
@@ -26,11 +26,10 @@ class Replica(Repository):
 
     def state(self) -> dict[str, Any]:
         """What is loaded, and what is asked for and is not: all that :meth:`restore` needs, as JSON."""
-        wanted = self._wanted
         return {
             "not_ready": self.why_not_ready(),
-            "wanted": None if wanted is None else sorted(wanted),
-            "failures": dict(sorted(self._failures.items())),
+            "start": self._readiness.told(),
+            "files": self.loaded(),
             "endpoints": [_told(endpoint) for endpoint in sorted(self._table, key=self._place)],
         }
 
@@ -54,18 +53,26 @@ class Replica(Repository):
             if there and told.get(endpoint.name, {}).get("versions") != _told(endpoint)["versions"]:
                 self._remove(endpoint)
         failed: dict[str, str] = {}
-        self._failures = dict(state["failures"])
-        self._wanted = None if state["wanted"] is None else {*state["wanted"], *told}
+        readiness = self._readiness
+        readiness.restore(state["start"])
+        if readiness.wanted is not None:
+            readiness.wanted |= told.keys()
         kept = {endpoint.name: endpoint for endpoint in self._table}
+
+        def restored(each: Mapping[str, Any]) -> Coroutine[Any, Any, None]:
+            return self._restore(each, state["files"].get(each["base"], ""), kept.get(each["name"]), failed)
+
         # Successors first, as they were loaded; what has none waits for nobody.
         alone = [each for each in told.values() if "next" not in orjson.loads(each["key"])]
-        await asyncio.gather(*(self._restore(each, kept.get(each["name"]), failed) for each in alone))
+        await asyncio.gather(*map(restored, alone))
         for each in told.values():
             if each not in alone:
-                await self._restore(each, kept.get(each["name"]), failed)
+                await restored(each)
         return failed
 
-    async def _restore(self, told: Mapping[str, Any], endpoint: Endpoint | None, failed: dict[str, str]) -> None:
+    async def _restore(
+        self, told: Mapping[str, Any], files: str, endpoint: Endpoint | None, failed: dict[str, str]
+    ) -> None:
         name, wanted = told["name"], (told["kind"], told["base"], told["key"].encode())
         async with self._exclusive(told["base"]):
             try:
@@ -73,7 +80,7 @@ class Replica(Repository):
                 new = endpoint is None
                 endpoint = endpoint or Endpoint(name, wanted, parameters)
                 with self._shown_as_loading(name):
-                    versions = await self._prepare(
+                    versions, _ = await self._prepare(
                         endpoint,
                         made,
                         parameters,
@@ -83,14 +90,15 @@ class Replica(Repository):
                         _Again({int(version): each["number"] for version, each in told["versions"].items()}),
                     )
             except ApiError as error:
-                failed[name] = self._failures[name] = error.message
+                failed[name] = self._readiness.failures[name] = error.message
                 return
             if new and parameters.next is not None:
                 self._hold(parameters.next, versions)
             endpoint.loads, endpoint.override, endpoint.chosen = told["loads"], told["override"], set(told["chosen"])
             self._publish(endpoint, versions)
-            if self._wanted is not None:
-                self._wanted.discard(name)
+            endpoint.files = files if _told(endpoint)["versions"] == told["versions"] else ""
+            if self._readiness.wanted is not None:
+                self._readiness.wanted.discard(name)
 
     async def refresh(self, name: str, by: Operation) -> None:
         """Loads the versions of an endpoint again, from the files as they are now. ApiError 400."""
@@ -103,14 +111,22 @@ class Replica(Repository):
             told, successor = _told(endpoint), self._successor(parameters.next)
             anew = Endpoint(name, endpoint.identity, parameters)  # has nothing that could be kept
             with self._shown_as_loading(name):
-                versions = await self._prepare(
+                versions, _ = await self._prepare(
                     anew, made, parameters, endpoint.override, lambda files, _: _still_there(told, files), successor, by
                 )
                 await self._agree(anew, versions, by)
             if self._table.get(name) is endpoint:
+                endpoint.files = ""
                 self._publish(endpoint, versions)
             else:
                 self._discard(anew, versions)
+
+    def withdraw(self) -> None:
+        """Serves no more, for good: others serve something else. Requests in flight are finished."""
+        self._withdrawn = True
+        for endpoint in list(self._table):
+            if self._table.get(endpoint.name) is endpoint:
+                self._remove(endpoint)
 
     def changed(self, state: Mapping[str, Any]) -> list[str]:
         """The endpoints that are made of other files than in another process."""
@@ -140,7 +156,7 @@ def _told(endpoint: Endpoint) -> dict[str, Any]:
         "override": endpoint.override,
         "chosen": sorted(endpoint.chosen),
         "versions": {
-            str(version): {"number": model.number, "files": fingerprint(endpoint.sources[version])}
+            str(version): {"number": model.number, "files": served(model, endpoint.sources[version])}
             for version, model in sorted(endpoint.versions.items())
         },
     }

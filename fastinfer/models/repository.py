@@ -23,11 +23,13 @@ from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
 from fastinfer.models.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
-from fastinfer.models.files import ModelFiles, UnknownModelError, fingerprint
+from fastinfer.models.files import FilesChangedError, ModelFiles, NoVersionError, UnknownModelError, fingerprint
 from fastinfer.models.index import NO_VERSION, Entry, entries
 from fastinfer.models.loader import Loader
 from fastinfer.models.model import Model
 from fastinfer.models.operation import Operation
+from fastinfer.models.readiness import NOT_READ, Readiness, Rules
+from fastinfer.models.upkeep import Look
 from fastinfer.workers import WorkerKind
 from fastinfer.workers.onnx import OnnxParameters
 from fastinfer.workers.parameters import Parameters, parse
@@ -35,6 +37,7 @@ from fastinfer.workers.parameters import Parameters, parse
 log = logging.getLogger(__name__)
 
 ONNX = "onnx"
+_WITHDRAWN = "this process of the server is being replaced"
 _ATTEMPTS = 3  # a load whose files change meanwhile is begun again
 _Versions = Mapping[int, tuple[Model, object]]  # each with what it was made from
 
@@ -53,18 +56,19 @@ class Repository:
     Args:
         directories: where models lie; the first that has a name wins.
         loader: makes models out of files and parameters.
+        rules: when the server is ready.
     """
 
-    def __init__(self, directories: Sequence[Path], loader: Loader) -> None:
+    def __init__(self, directories: Sequence[Path], loader: Loader, rules: Rules) -> None:
         self.directories = tuple(directories)
         self._loader = loader
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
-        self._wanted: set[str] | None = None  # asked for at start and not ready yet; None: not known yet
+        self._readiness = Readiness(rules)
         self._loading: dict[str, set[int]] = {}  # with the versions that are made, once they are known
-        self._failures: dict[str, str] = {}
         self._retiring: set[Model] = set()
         self._numbers = count(1)
+        self._withdrawn = False
 
     # --- Looking up ---------------------------------------------------------------------------------------------------
 
@@ -72,7 +76,8 @@ class Repository:
         """The model for a request.
 
         Raises:
-            ApiError: 404 where there is no such model or version, 503 where it is known but not ready.
+            ApiError: 404 where there is no such model or version, 503 where it is known but not ready, or where the
+                repository has not been read yet.
         """
         model = self._table.model(name, version)
         if model is None:
@@ -85,14 +90,23 @@ class Repository:
         return self._table.models
 
     def _not_there(self, name: str, version: str | None) -> ApiError:
+        if self._withdrawn:
+            return ApiError(503, _WITHDRAWN, retry_after_s=1)
         if self._table.get(name) is not None:
             return ApiError(404, f"Request for unknown model: '{name}' version {version} is not found")
         if name in self._loading:
             return ApiError(503, f"model '{name}' is loading", retry_after_s=1)
-        if name in (self._wanted or ()):
-            reason = self._failures.get(name, f"model '{name}' waits to be loaded")
+        if name in (self._readiness.wanted or ()):
+            reason = self._readiness.failures.get(name, f"model '{name}' waits to be loaded")
             return ApiError(503, f"not ready: {reason}", retry_after_s=1)
+        if (unknown := self._readiness.why_unknown()) is not None:
+            return ApiError(503, unknown, retry_after_s=1)
         return ApiError(404, f"Request for unknown model: '{name}' is not found")
+
+    def check_read(self) -> None:
+        """Before the repository has been read nobody knows which models there are: ApiError 503 then."""
+        if self._readiness.wanted is None:
+            raise ApiError(503, NOT_READ, retry_after_s=1)
 
     def names(self) -> list[str]:
         """All endpoints, sorted."""
@@ -116,6 +130,7 @@ class Repository:
         # Not on a load thread: those are busy just when somebody wants to see what is loading.
         on_disk = await asyncio.to_thread(model_files.find_all, self.directories)
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
+        unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.wanted is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
         unknown = {name: set() if self._table.get(name) else {NO_VERSION} for name in self._loading}
         return entries(
@@ -123,39 +138,47 @@ class Repository:
             loading=[(name, number) for name, known in self._loading.items() for number in known or unknown[name]],
             unloading=[(model.name, int(model.version)) for model in self._retiring],
             on_disk={name: found.versions if isinstance(found, ModelFiles) else () for name, found in on_disk.items()},
-            failures={**self._failures, **refused},
+            failures={**unread, **self._readiness.failures, **refused},
         )
 
     def why_not_ready(self) -> str | None:
         """What keeps the server from being ready; None where everything asked for at start has been ready once."""
-        if self._wanted is None:
-            return "the repository has not been read yet"
-        if not self._wanted:
-            return None
-        reasons = [self._failures.get(name, f"model '{name}' is loading") for name in sorted(self._wanted)]
-        return "models are not ready: " + "; ".join(reasons)
-
-    def _settled(self, name: str) -> None:
-        """A model was ready once, or is not wanted any more: it does not keep the server from being ready."""
-        if self._wanted is not None:
-            self._wanted.discard(name)
-        self._failures.pop(name, None)
+        return self._readiness.why_not_ready()
 
     # --- What is asked for at start, and what lies on the disk (see models/upkeep.py) ---------------------------------
 
-    async def look(self, *, tell: bool = False) -> dict[str, str | None]:
-        """The models on the disk, each with a fingerprint of its files; None: it has no version."""
-        found = await self._loader.in_thread(model_files.find_all, self.directories, tell=tell)
-        return {name: fingerprint(files) if isinstance(files, ModelFiles) else None for name, files in found.items()}
+    async def look(self, *, tell: bool = False) -> Look:
+        """What lies on the disk; ``tell``: log what cannot be read."""
 
-    async def expect(self, names: Iterable[str]) -> None:
-        """These are asked for at start: the server is not ready before each was loaded once, or was unloaded."""
-        self._wanted = set(names)
+        def find_all() -> tuple[dict[str, ModelFiles | ApiError], str | None]:
+            found = model_files.find_all(self.directories, tell=tell)
+            return found, model_files.unreadable(self.directories)
+
+        found, unreadable = await self._loader.in_thread(find_all)
+        return {"models": {name: _seen(files) for name, files in found.items()}, "unreadable": unreadable}
+
+    async def expect(self, names: Iterable[str], unreadable: str | None = None) -> None:
+        """The repository has been read.
+
+        Args:
+            names: these are asked for at start besides those before: the server is not ready before each was loaded
+                once, or was unloaded.
+            unreadable: why one of the directories cannot be read, if that is so.
+        """
+        self._readiness.expect(names, unreadable)
+
+    def loaded(self) -> dict[str, str]:
+        """For each model of the repository that has endpoints, the state of its directory that they were made from."""
+        states: dict[str, set[str]] = {}
+        for endpoint in self._table:
+            if endpoint.kind == MODEL:
+                states.setdefault(endpoint.base, set()).add(endpoint.files)
+        return {name: files.pop() if len(files) == 1 else "" for name, files in states.items()}
 
     async def refuse(self, name: str, reason: str) -> None:
         """A model that is asked for at start could not be loaded."""
-        if name in (self._wanted or ()):
-            self._failures[name] = reason
+        if name in (self._readiness.wanted or ()):
+            self._readiness.failures[name] = reason
 
     async def follow(self, name: str, *, known: bool, gone: bool, by: Operation | None = None) -> None:
         """Makes the endpoints of a model what lies on the disk. ApiError 400 where that does not load.
@@ -169,6 +192,7 @@ class Repository:
         endpoints = [endpoint for endpoint in self._table if (endpoint.kind, endpoint.base) == (MODEL, name)]
         if gone:
             async with self._exclusive(name):
+                self._readiness.settled(name)
                 for endpoint in endpoints:
                     if self._table.get(endpoint.name) is endpoint:
                         self._remove(endpoint)
@@ -176,7 +200,7 @@ class Repository:
         by = self._by(by)
         for endpoint in endpoints:
             await self._load(endpoint.identity, name, None, endpoint.parameters, endpoint.override, by, asked=False)
-        if not endpoints and (not known or name in (self._wanted or ())):
+        if not endpoints and (not known or name in (self._readiness.wanted or ())):
             await self.load_model(name, None, {}, by)
 
     # --- Loading ------------------------------------------------------------------------------------------------------
@@ -254,12 +278,12 @@ class Repository:
         try:
             selection = partial(_selection, endpoint, version)
             with self._shown_as_loading(name):
-                versions = await self._prepare(endpoint, made_of, parameters, override, selection, successor, by)
+                versions, files = await self._prepare(endpoint, made_of, parameters, override, selection, successor, by)
                 await self._agree(endpoint, versions, by)
         except ApiError as error:
             # Names that no model has are not remembered: there is no end of them.
-            if not isinstance(error, UnknownModelError) or name in (self._wanted or ()):
-                self._failures[name] = error.message
+            if not isinstance(error, UnknownModelError) or name in (self._readiness.wanted or ()):
+                self._readiness.failures[name] = error.message
             raise
         if not new and self._table.get(name) is not endpoint:
             self._discard(endpoint, versions)
@@ -268,9 +292,11 @@ class Repository:
             self._hold(parameters.next, versions)
         elif not new and asked and not (parameters.share and endpoint.loads):
             endpoint.loads += 1  # there is no load to share where only a chain keeps it
-        self._settled(name)
+        self._readiness.ready_once(name)
         if version is not None:
             endpoint.chosen.add(version)
+        if version is None or new:  # a version that is loaded by itself leaves it open which others there should be
+            endpoint.files = files
         endpoint.override = override
         self._publish(endpoint, versions)
         return name
@@ -284,15 +310,15 @@ class Repository:
         selection: Callable[[ModelFiles, ModelConfig], set[int]],
         successor: Callable[[], Model] | None,
         by: Operation,
-    ) -> _Versions:
-        """The versions that the endpoint is to have, each with what it was made from.
+    ) -> tuple[_Versions, str]:
+        """The versions that the endpoint is to have, each with what it was made from; a fingerprint of all files.
 
         What has not changed is kept. Files that change while they are read are read again: the model is wholly the old
         or wholly the new one.
         """
         if not isinstance(made_of, str):
             worker = endpoint.versions.get(1) or self._loader.worker(endpoint.name, made_of, parameters, successor, by)
-            return {1: (worker, None)}
+            return {1: (worker, None)}, ""
         for _ in range(_ATTEMPTS):
             files = await self._loader.in_thread(model_files.find, self.directories, made_of)
             config = await self._loader.in_thread(_configuration, files, override)
@@ -307,13 +333,26 @@ class Repository:
                 for number in sorted(sources.keys() - versions.keys()):
                     model = await self._loader.model(endpoint.name, files, number, config, parameters, successor, by)
                     versions[number] = (model, sources[number])
-                if await self._loader.in_thread(model_files.find, self.directories, made_of) == files:
-                    return versions
+                if await self._unchanged(files):
+                    return versions, fingerprint(files)
+            except FilesChangedError:
+                pass
+            except ApiError:  # perhaps because of files that were replaced one after the other
+                if await self._unchanged(files):
+                    self._discard(endpoint, versions)
+                    raise
             except BaseException:
                 self._discard(endpoint, versions)
                 raise
             self._discard(endpoint, versions)
-        raise ApiError(400, f"the files of model '{made_of}' keep changing")
+        raise FilesChangedError(made_of)
+
+    async def _unchanged(self, files: ModelFiles) -> bool:
+        """Whether a model's files are still those that were found."""
+        try:
+            return await self._loader.in_thread(model_files.find, self.directories, files.name) == files
+        except ApiError:
+            return False
 
     @contextmanager
     def _shown_as_loading(self, name: str) -> Iterator[None]:
@@ -326,7 +365,7 @@ class Repository:
     async def _agree(self, endpoint: Endpoint, versions: _Versions, by: Operation) -> None:
         """Waits until other processes have prepared the same. ApiError where one has failed."""
         try:
-            await by.prepared(endpoint.name, fingerprint([(version, made[1]) for version, made in versions.items()]))
+            await by.prepared(endpoint.name, fingerprint(sorted((n, served(*made)) for n, made in versions.items())))
         except BaseException:
             self._discard(endpoint, versions)
             raise
@@ -338,6 +377,9 @@ class Repository:
                 self._retire(model)
 
     def _publish(self, endpoint: Endpoint, versions: _Versions) -> None:
+        if self._withdrawn:
+            self._discard(endpoint, versions)
+            raise ApiError(503, _WITHDRAWN, retry_after_s=1)
         before = set(endpoint.versions.values())
         after = {model for model, _ in versions.values()}
         endpoint.versions = {number: model for number, (model, _) in versions.items()}
@@ -382,7 +424,7 @@ class Repository:
         """
         endpoint = self._table.get(name)
         async with self._exclusive(name if endpoint is None else endpoint.base):
-            self._settled(name)
+            self._readiness.settled(name)
             endpoint = self._table.get(name)
             if endpoint is None or (version is not None and version not in endpoint.versions):
                 return
@@ -402,7 +444,7 @@ class Repository:
 
     def _remove(self, endpoint: Endpoint, *, dependents: bool = False) -> None:
         self._table.remove(endpoint)
-        self._failures.pop(endpoint.name, None)  # of a reload, while the old one still served
+        self._readiness.failures.pop(endpoint.name, None)  # of a reload, while the old one still served
         for model in endpoint.versions.values():
             self._retire(model)
         log.info("'%s' is unloaded", endpoint.name)
@@ -449,6 +491,18 @@ def made_of(kind: str, base: str, given: Mapping[str, Any]) -> tuple[str | Worke
     if model is None:
         raise ApiError(400, "worker 'onnx' needs the parameter 'model', the name of a model of the repository")
     return model, parameters
+
+
+def served(model: Model, source: object) -> str:
+    """A fingerprint of what a version answers with: what was read, and the stamps of all files that belong to it."""
+    return fingerprint((model.content, source))
+
+
+def _seen(files: ModelFiles | ApiError) -> str | None:
+    """A model on the disk as :meth:`Repository.look` tells it."""
+    if isinstance(files, NoVersionError):
+        return None
+    return fingerprint(files.message if isinstance(files, ApiError) else files)
 
 
 def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, config: ModelConfig) -> set[int]:

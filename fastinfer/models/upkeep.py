@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 from fastinfer.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-Look = dict[str, str | None]
-"""The models on the disk, each with a fingerprint of its files; None: it has no version."""
+RETRY_S = 1.0  # until a repository that cannot be read is read again
+
+
+class Look(TypedDict):
+    """What lies on the disk.
+
+    Attributes:
+        models: by name, a fingerprint of the files; None: it has no version.
+        unreadable: why a repository cannot be read, so that there may be other models; None where all can.
+    """
+
+    models: dict[str, str | None]
+    unreadable: str | None
 
 
 class Models(Protocol):
@@ -23,7 +34,7 @@ class Models(Protocol):
 
     def look(self, *, tell: bool = False) -> Awaitable[Look]: ...
 
-    def expect(self, names: Iterable[str]) -> Awaitable[None]: ...
+    def expect(self, names: Iterable[str], unreadable: str | None) -> Awaitable[None]: ...
 
     def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> Awaitable[str]: ...
 
@@ -31,8 +42,10 @@ class Models(Protocol):
 
     def follow(self, name: str, *, known: bool, gone: bool) -> Awaitable[None]: ...
 
+    def loaded(self) -> Mapping[str, str]: ...
 
-async def load_all(models: Models, wanted: Iterable[str] | None) -> Look:
+
+async def load_all(models: Models, wanted: Sequence[str] | None) -> Look:
     """Loads what is asked for at start, all side by side; a failure is logged, and told whoever asks for the model.
 
     Args:
@@ -42,13 +55,41 @@ async def load_all(models: Models, wanted: Iterable[str] | None) -> Look:
     Returns:
         What lay on the disk before the first load.
     """
-    found = await models.look(tell=True)
-    if not found:
+    look = await models.look(tell=True)
+    if not look["models"] and look["unreadable"] is None:
         log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
-    names = list(dict.fromkeys(found if wanted is None else wanted))
-    await models.expect(names)
+    await _load_these(models, look, look["models"] if wanted is None else wanted)
+    return look
+
+
+async def load_rest(models: Models, wanted: Sequence[str] | None, seen: Look) -> Look:
+    """While a repository cannot be read, tries again, and loads what it holds.
+
+    Args:
+        models, wanted: as for :func:`load_all`.
+        seen: what that has returned.
+
+    Returns:
+        What lies on the disk, where all repositories can be read.
+    """
+    while seen["unreadable"] is not None:
+        await asyncio.sleep(RETRY_S)
+        look = await models.look()
+        if look["unreadable"] is None:
+            log.info("the model repository can be read now")
+        if wanted is None:
+            names = [name for name in look["models"] if name not in seen["models"]]
+        else:  # what could not be found may lie in the repository that can be read now
+            names = [name for name in wanted if look["unreadable"] is None and name not in models.loaded()]
+        await _load_these(models, look, names)
+        seen = {"models": {**seen["models"], **look["models"]}, "unreadable": look["unreadable"]}
+    return seen
+
+
+async def _load_these(models: Models, look: Look, names: Iterable[str]) -> None:
+    names = list(dict.fromkeys(names))
+    await models.expect(names, look["unreadable"])
     await asyncio.gather(*(_load(models, name) for name in names))
-    return found
 
 
 async def _load(models: Models, name: str) -> None:
@@ -65,28 +106,45 @@ async def _load(models: Models, name: str) -> None:
 async def follow(models: Models, interval_s: float, at_start: Look) -> None:
     """Polls the disk for ever: loads what is new or changed, unloads what is gone.
 
-    A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone.
+    A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone. What is
+    compared with the disk is what is loaded, whoever has loaded it; a state that does not load is tried once. While a
+    repository cannot be read, nothing counts as gone.
     """
     done = seen = _with_versions(at_start)
+    refused: dict[str, str | None] = {}
+    readable = True
     while True:
         await asyncio.sleep(interval_s)
-        now = _with_versions(await models.look())
+        look = await models.look()
+        if readable != (look["unreadable"] is None):
+            readable = not readable
+            if readable:
+                log.info("the model repository can be read again")
+            else:
+                log.error("the model repository cannot be read: %s", look["unreadable"])
+        now = _with_versions(look) if readable else {**seen, **_with_versions(look)}
+        loaded = models.loaded()
         for name in sorted(now.keys() | done.keys()):
             files = now.get(name)
-            if seen.get(name) == files != done.get(name):
-                await _follow(models, name, known=name in done, gone=files is None)
-                done = _with_versions({**done, name: files})
+            known = name in done
+            if files != loaded.get(name, done.get(name)):
+                if files != seen.get(name) or files == refused.get(name, ""):
+                    continue
+                refused.pop(name, None)
+                try:
+                    await models.follow(name, known=known, gone=files is None)
+                except ApiError as error:
+                    log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+                    # What failed for another reason than its files, or was not what was seen, is tried again.
+                    if error.status < 500 and (await models.look())["models"].get(name) == files:
+                        refused[name] = files
+                    continue
+                except Exception:
+                    log.exception("model '%s' is not served as it lies on the disk", name)
+                    continue
+            done = _with_versions({"models": {**done, name: files}, "unreadable": None})
         seen = now
 
 
-async def _follow(models: Models, name: str, *, known: bool, gone: bool) -> None:
-    try:
-        await models.follow(name, known=known, gone=gone)
-    except ApiError as error:
-        log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
-    except Exception:
-        log.exception("model '%s' is not served as it lies on the disk", name)
-
-
 def _with_versions(look: Look) -> dict[str, str]:
-    return {name: files for name, files in look.items() if files is not None}
+    return {name: files for name, files in look["models"].items() if files is not None}

@@ -35,6 +35,7 @@ def routes(service: Service) -> list[Route]:
         exchange.respond(200, orjson.dumps(body))
 
     def models(exchange: Exchange) -> None:
+        service.repository.check_read()
         exchange.respond(200, orjson.dumps({"models": service.repository.names()}))
 
     def model(exchange: Exchange) -> None:

@@ -11,13 +11,14 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from fastinfer.errors import ApiError
+from fastinfer.models.upkeep import Look
 from fastinfer.supervisor.channel import ChannelClosedError
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,9 @@ _TRIES: Final = 4  # of a load that nobody asks for again, where processes end m
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
 _NOTHING: Final[dict[str, Any]] = {
-    "not_ready": "the repository has not been read yet",
-    "wanted": None,
-    "failures": {},
+    "not_ready": "the model repository has not been read yet",
+    "start": {"wanted": None, "failures": {}, "unreadable": None, "served": False, "found": False},
+    "files": {},
     "endpoints": [],
 }
 
@@ -52,21 +53,36 @@ class LostError(ApiError):
         super().__init__(500, f"a process of the server has ended during '{name}'")
 
 
+class _FilesDifferError(ApiError):
+    """Two processes have prepared an operation from different files; nothing has changed."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the files of the model change while it is loaded", retry_after_s=1)
+
+
 class Operations:
     """The operations of a server, and its record.
 
     Attributes:
         members: the processes that take part.
         record: what each of them holds (see :meth:`fastinfer.models.replica.Replica.state`).
+
+    Args:
+        differs: called with a process that does not serve what the others do; returns when it serves no more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, differs: Callable[[Member], Awaitable[None]]) -> None:
+        self._differs = differs
         self.members: list[Member] = []
         self.record: Report = _NOTHING
         self._retired: WeakSet[Member] = WeakSet()
         self._numbers = count(1)
         self._names = _Locks()
         self._changing = asyncio.Lock()  # held while processes change
+        self._admitting = asyncio.Lock()  # held while a process joins
+        self._lost: set[str] = set()  # models that no process could load again after the last one had ended
+        self._newcomer: Member | None = None  # takes part in operations, and does not serve yet
+        self._founder: tuple[Member, asyncio.Event] | None = None  # set when it is one no more
         self._one_by_one = asyncio.Lock()
         self._in_flight = 0
         self._joining = 0
@@ -75,12 +91,15 @@ class Operations:
 
     # --- Taking part --------------------------------------------------------------------------------------------------
 
-    async def join(self, member: Member, *, anyway: bool) -> bool:
+    async def join(self, member: Member) -> bool:
         """Makes a process equal to the others, and lets it take part.
+
+        If others serve already, it takes part when it serves what they do: the same versions, made of the same files.
+        If those have changed on the disk since the others loaded them, all load them again. The first process serves
+        what it can load of the record, and is what the others have to be equal to.
 
         Args:
             member: a process that holds nothing yet.
-            anyway: also where something does not load any more; otherwise it stays outside then.
 
         Returns:
             Whether it takes part.
@@ -90,45 +109,100 @@ class Operations:
         """
         made_of = self.record
         failed = await member.call("restore", state=made_of)
-        async with self._nothing_in_flight():
+        await self._after_the_founder(member)
+        async with self._admitting, self._nothing_in_flight():
             if self.record is not made_of:  # an operation has ended meanwhile
                 failed = await member.call("restore", state=self.record)
             for name, reason in failed.items():
                 log.error("'%s' is not served as it was: %s", name, reason)
-            if failed and not anyway:
+            told = {each["name"]: each for each in self.record["endpoints"]} if failed else {}
+            if not await self._admit(member, failed):
                 return False
-            state = await member.call("state")
-            if not self.members:
-                self.record = state
-            self.members.append(member)
+            self._lost |= {told[name]["base"] for name in failed}
         self._tell_readiness()
         return True
+
+    async def _admit(self, member: Member, failed: Mapping[str, str]) -> bool:
+        """Compares a process with the record, and takes it in where they are equal, or where there is nobody else."""
+        for _ in range(_TRIES):
+            state = await member.call("state")
+            if not self._others(member):
+                if _served(state) != _served(self.record):  # those who drain answer what they have yet to answer
+                    await self._end_those(self.members)
+                self.record = state
+            elif failed:
+                return False
+            elif _served(state) != _served(self.record):
+                if not await self._refresh(member):
+                    return False
+                continue
+            self.members.append(member)
+            self._forget_founder(member)
+            return True
+        log.error("a new process does not become equal to the others: the files on the disk keep changing")
+        return False
+
+    async def _refresh(self, member: Member) -> bool:
+        """All processes, and one that is not among them yet, load again what has changed on the disk since."""
+        changed = await member.call("changed", state=self.record)
+        self.members.insert(0, member)  # it has loaded the files alive
+        self._newcomer = member
+        try:
+            for name in changed:
+                log.warning("the files of '%s' have changed since it was loaded: all processes load it again", name)
+                await self._tried("refresh", name=name)
+        except LostError:
+            pass  # it is compared again, where it lives, with whoever is left
+        except ApiError as error:
+            log.error("what has changed on the disk could not be loaded again: %s", error.message)
+            return False
+        finally:
+            self._newcomer = None
+            self.leave(member)
+        if not changed:
+            await member.call("restore", state=self.record)
+        return True
+
+    async def _end_those(self, members: Iterable[Member]) -> None:
+        members = list(members)
+        for member in members:
+            self.retire(member)
+            self.leave(member)
+        await asyncio.gather(*map(self._differs, members))
+
+    def _others(self, member: Member) -> list[Member]:
+        """Those who serve beside a process."""
+        return [other for other in self.members if other is not member and other not in self._retired]
+
+    def found(self, member: Member) -> bool:
+        """Whether a process may accept before it takes part, because nobody else serves: then others wait for it."""
+        if self._founder is None and not self._others(member) and not self._admitting.locked():
+            self._founder = member, asyncio.Event()
+        return self._founder is not None and self._founder[0] is member
+
+    async def _after_the_founder(self, member: Member) -> None:
+        while self._founder is not None and self._founder[0] is not member:
+            await self._founder[1].wait()
+
+    def _forget_founder(self, member: Member) -> None:
+        if self._founder is not None and self._founder[0] is member:
+            self._founder[1].set()
+            self._founder = None
 
     def retire(self, member: Member) -> None:
         """A process is about to end: it takes part for as long as it lives, and no operation fails because it ends."""
         self._retired.add(member)
+        self._forget_founder(member)
 
     def leave(self, member: Member) -> None:
         """A process takes part no more."""
         if member in self.members:
             self.members.remove(member)
 
-    async def refresh(self, member: Member) -> None:
-        """Where files have changed since they were loaded, all processes load them, as the new one had to."""
-        try:
-            for name in await member.call("changed", state=self.record):
-                log.warning("the files of '%s' have changed since it was loaded: all processes load it again", name)
-                await self.run("refresh", name=name)
-        except ChannelClosedError:
-            return
-        except ApiError as error:
-            log.error("what has changed on the disk could not be loaded again: %s", error.message)
-
-    async def look_again(self) -> None:
-        """The record is what the processes hold, which may be made of newer files than what others held before them."""
-        async with self._nothing_in_flight():
-            states = await _all(self.members, "state")
-            self._keep({member: {"state": state} for member, state in _without_lost(states).items()})
+    def ended(self, member: Member) -> None:
+        """A process is gone."""
+        self.leave(member)
+        self._forget_founder(member)
 
     @asynccontextmanager
     async def _nothing_in_flight(self) -> AsyncIterator[None]:
@@ -188,28 +262,39 @@ class Operations:
             LostError: a process has ended of it, or meanwhile.
         """
         async with self._in_order(str(arguments.get("name", ""))):
-            number = next(self._numbers)
-            call: dict[str, Any] = {"number": number, "name": operation, "arguments": arguments}
-            if operation in _AT_ONCE:
-                async with self._changing:
-                    begun = self._drop_lost(await _all(self.members, "begin", **call))
-                    reports = _without_lost(begun) or begun
-                    self._keep(reports)
-            else:
-                members = sorted(self.members, key=self._retired.__contains__)
-                groups = [members] if all_at_once else [members[:1], members[1:]]
-                reports = {}
-                for group in groups:
-                    begun = await _all([member for member in group if member in self.members], "begin", **call)
-                    begun = self._drop_lost(begun)
-                    # One that has gone on before has not died of it: then others' ends have other reasons.
-                    reports |= _without_lost(begun) if reports else begun
-                    if any("lost" in report for report in reports.values()):
-                        break
-                async with self._changing:
-                    reports = await self._decide(operation, number, reports)
-                    self._keep(reports)
+            result = await self._tried(operation, all_at_once=all_at_once, **arguments)
         self._tell_readiness()
+        return result
+
+    async def _tried(self, operation: str, *, all_at_once: bool = False, **arguments: Any) -> Any:
+        """See :meth:`run`. Where processes have read different files, because those change, all read them again."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._made(operation, all_at_once, arguments)
+            except _FilesDifferError:
+                continue
+        return await self._made(operation, all_at_once, arguments)
+
+    async def _made(self, operation: str, all_at_once: bool, arguments: dict[str, Any]) -> Any:
+        number = next(self._numbers)
+        call: dict[str, Any] = {"number": number, "name": operation, "arguments": arguments}
+        if operation in _AT_ONCE:
+            async with self._changing:
+                begun = self._drop_lost(await _all(self.members, "begin", **call))
+                reports = await self._keep(_without_lost(begun) or begun)
+        else:
+            members = sorted(self.members, key=self._retired.__contains__)
+            groups = [members] if all_at_once else [members[:1], members[1:]]
+            reports = {}
+            for group in groups:
+                begun = await _all([member for member in group if member in self.members], "begin", **call)
+                begun = self._drop_lost(begun)
+                # One that has gone on before has not died of it: then others' ends have other reasons.
+                reports |= _without_lost(begun) if reports else begun
+                if any("lost" in report for report in reports.values()):
+                    break
+            async with self._changing:
+                reports = await self._keep(await self._decide(operation, number, reports))
         return _outcome(operation, reports)
 
     async def _decide(self, operation: str, number: int, reports: dict[Member, Report]) -> dict[Member, Report]:
@@ -218,6 +303,9 @@ class Operations:
             refusal = _why_not(operation, reports)
             decided = await _all(prepared, "decide", number=number, refusal=refusal and refusal.told())
             reports = self._drop_lost(reports | decided)
+            if isinstance(refusal, _FilesDifferError):
+                await self._keep(reports)
+                raise refusal
             if refusal is None:
                 reports = _without_lost(reports)
         return reports
@@ -235,28 +323,50 @@ class Operations:
             member: report for member, report in reports.items() if not (member in lost and member in self._retired)
         }
 
-    def _keep(self, reports: Mapping[Member, Report]) -> None:
-        states = [report["state"] for report in reports.values() if "state" in report]
-        if states:
-            self.record = states[0]
-            if any(state != states[0] for state in states):
-                log.error("the processes do not hold the same models any more; SIGHUP makes them equal")
+    async def _keep(self, reports: Mapping[Member, Report]) -> dict[Member, Report]:
+        """Keeps as the record what the processes hold. One that serves something else than most others, of which those
+        count first that have done what was asked, has to go.
+
+        Returns:
+            The reports of those that stay.
+        """
+        told = {
+            member: _served(report["state"])
+            for member, report in reports.items()
+            if "state" in report and member is not self._newcomer  # that one is compared before it serves
+        }
+        if not told:
+            return dict(reports)
+        ranks = {
+            member: (list(told.values()).count(serves), "done" in reports[member], member not in self._retired)
+            for member, serves in told.items()
+        }
+        right = max(told, key=ranks.__getitem__)
+        self.record = reports[right]["state"]
+        wrong = [member for member, serves in told.items() if serves != told[right]]
+        await self._end_those(wrong)
+        return {member: report for member, report in reports.items() if member not in wrong}
 
     # --- As the repository of all (see fastinfer.models.upkeep.Models) ------------------------------------------------
 
-    async def look(self, *, tell: bool = False) -> dict[str, str | None]:
+    async def look(self, *, tell: bool = False) -> Look:
         """What one process sees on the disk."""
         while True:
             async with self._in_order(""):
                 for member in self.members[:1]:
                     try:
-                        found: dict[str, str | None] = await member.call("look", tell=tell)
+                        found: Look = await member.call("look", tell=tell)
                         return found
                     except ChannelClosedError:
                         self.leave(member)  # that it has ended may not be known otherwise yet
 
-    async def expect(self, names: Iterable[str]) -> None:
-        await self._insist("expect", names=list(names))
+    def loaded(self) -> Mapping[str, str]:
+        files: Mapping[str, str] = self.record["files"]
+        self._lost -= files.keys()
+        return {**dict.fromkeys(self._lost, ""), **files}
+
+    async def expect(self, names: Iterable[str], unreadable: str | None) -> None:
+        await self._insist("expect", names=list(names), unreadable=unreadable)
 
     async def refuse(self, name: str, reason: str) -> None:
         await self._insist("refuse", name=name, reason=reason)
@@ -335,6 +445,12 @@ def _without_lost(reports: Mapping[Member, Report]) -> dict[Member, Report]:
     return {member: report for member, report in reports.items() if "lost" not in report}
 
 
+def _served(state: Report) -> Any:
+    """What two processes have to have in common. (Not their failures: those are texts, and may say the same in other
+    words.)"""
+    return state["endpoints"]
+
+
 def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | None:
     """Why an operation cannot go on although some processes are prepared; None where all are."""
     if any("lost" in report for report in reports.values()):
@@ -344,7 +460,7 @@ def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | Non
             return ApiError.of(report["failed"])
     prepared = [report.get("prepared") for report in reports.values()]
     if any(each != prepared[0] for each in prepared):
-        return ApiError(503, "the files of the model change while it is loaded", retry_after_s=1)
+        return _FilesDifferError()
     return None
 
 

@@ -23,7 +23,7 @@ from fastinfer.models import upkeep
 from fastinfer.supervisor import counters
 from fastinfer.supervisor.channel import ChannelClosedError, Handlers
 from fastinfer.supervisor.child import Child
-from fastinfer.supervisor.operations import Operations
+from fastinfer.supervisor.operations import Member, Operations
 from fastinfer.supervisor.slots import Slot, tell_death
 from fastinfer.supervisor.suspects import Suspects
 
@@ -94,7 +94,7 @@ class Supervisor:
         self._suspects, crashes = Suspects.create(2 * config.processes + _DRAINED)
         self._inherited = {**inherited, "crashes": crashes}
         self._counters = counters.create(len(groups))
-        self._operations = Operations()
+        self._operations = Operations(self._differs)
         self._slots = [
             Slot(number, group, self._launch, self._assign, self._retire, self._died)
             for number, group in enumerate(groups)
@@ -142,13 +142,15 @@ class Supervisor:
         config, began = self._config, time.monotonic()
         first = [asyncio.ensure_future(slot.served.wait()) for slot in self._slots]
         await asyncio.wait(first, timeout=_FIRST_S)
-        seen = await upkeep.load_all(self._operations, None if config.load_all else config.load_names)
+        wanted = None if config.load_all else config.load_names
+        seen = await upkeep.load_all(self._operations, wanted)
         reason = self._operations.record["not_ready"]
         if reason is None:
             count = len(self._operations.record["endpoints"])
             log.info("ready: %d models, %.1f s", count, time.monotonic() - began)
         else:
             log.error("not ready: %s", reason)
+        seen = await upkeep.load_rest(self._operations, wanted, seen)
         if config.model_control == "poll":
             await upkeep.follow(self._operations, config.poll_interval_s, seen)
 
@@ -187,19 +189,18 @@ class Supervisor:
         self._tell_start(child.up.result())
         patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, child)
         try:
-            # The only one serves what it can. Where there are others, or an older one, they serve what it could not.
-            fit = await self._operations.join(child.channel, anyway=not self._operations.members)
+            fit = await self._operations.join(child.channel)
         except ChannelClosedError:
             await child.ended
             self._died(child)
             return None
         finally:
             patience.cancel()
+            child.impatient = False
         if not fit:
             self._retire(child)
+            self._assign()
             return None
-        if not self._renewing:
-            self._spawn(self._operations.refresh(child.channel))
         return child
 
     def _free_bank(self, slot: Slot) -> int | None:
@@ -251,9 +252,29 @@ class Supervisor:
         """A process has ended, for whatever reason."""
         self._suspects.after_death(child.crash_slot, -child.ended.result())
         self._children.discard(child)
-        self._operations.leave(child.channel)
+        self._operations.ended(child.channel)
         child.channel.close()
         self._accepting.pop(child, None)
+        if not self._ending.is_set():
+            self._assign()
+
+    async def _differs(self, channel: Member) -> None:
+        """A process does not serve what the others do: it serves no more, and another one takes its place."""
+        child = next((child for child in self._children if child.channel is channel), None)
+        if child is None:
+            return
+        slot = self._slots[child.slot]
+        if slot.child is child:
+            log.error("process %d does not serve the same models as the others: another one takes its place", child.pid)
+            slot.drop(child)
+        try:
+            await asyncio.wait_for(child.channel.call("withdraw"), _AT_ONCE_S)
+            child.channel.tell("hand_over")  # it may have the request that this is an answer to
+        except ChannelClosedError:
+            pass
+        except TimeoutError:
+            child.kill()
+            await child.ended
 
     def _died(self, child: Child) -> None:
         """A process has ended unasked."""
@@ -272,7 +293,10 @@ class Supervisor:
     def _assign(self) -> None:
         """Tells each process whose connections to accept: its own slot's, and those of slots without a process."""
         serving = [slot.child for slot in self._slots if slot.child is not None and not slot.child.ended.done()]
-        serving = serving or [child for child in self._children if child.impatient]
+        # One alone: several may have loaded different files, and are not equal before they take part.
+        serving = serving or [
+            child for child in self._children if child.impatient and self._operations.found(child.channel)
+        ]
         wanted: dict[Child, list[int]] = {child: [] for child in serving}
         for slot in self._slots:
             own = slot.child if slot.child in wanted else None
@@ -336,7 +360,6 @@ class Supervisor:
                 if not await slot.renew():
                     log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
                     return
-            await self._operations.look_again()
             log.info("restarted: %d processes, one after the other", len(self._slots))
         except OptionError as error:
             log.error("nothing is restarted, because the configuration cannot be used: %s", error)

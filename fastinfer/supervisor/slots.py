@@ -81,6 +81,13 @@ class Slot:
             self._wake.set()
         return await asyncio.shield(self._renewal)
 
+    def drop(self, child: Child) -> None:
+        """Gives the place of a process that must not serve any longer to another one."""
+        if self.child is child:
+            self.child = None
+            self._changed()
+            self._wake.set()
+
     async def _fill(self) -> None:
         new = await self._launch(self)
         if new is not None:
@@ -105,6 +112,8 @@ class Slot:
             await asyncio.wait((child.ended, waking), return_when=asyncio.FIRST_COMPLETED)
         finally:
             waking.cancel()
+        if self._renewal is None:
+            self._wake.clear()
         if child.ended.done() and self.child is child:
             self.child = None
             self._died(child)

@@ -54,6 +54,7 @@ def load(
     options: dict[str, Any],
     server: ServerConfig,
     trials: TrialRuns | None = None,
+    content: bytes | None = None,
 ) -> LoadedModel:
     """Loads a model file.
 
@@ -64,6 +65,7 @@ def load(
         options: keyword arguments of :class:`Session`.
         server: the server's configuration.
         trials: told of every run, so that it can be ended with the server.
+        content: of the file, if it has been read already.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
@@ -71,7 +73,7 @@ def load(
     directory = path.parent.parent
     try:
         labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
-        model = _read(path)
+        model = _read(path) if content is None else content
         exact = (config.batching or server.batching) == "exact"
         runs = Runs(Session(path, model=model, **options), server.load_run_timeout_s, trials or TrialRuns())
         loading = _Loading(name, runs, prove(model), server.default_max_batch_size, exact)

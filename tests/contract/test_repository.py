@@ -383,3 +383,20 @@ def test_links_in_a_model_lead_nowhere(tmp_path):
         (directory / "2").symlink_to("2")  # to itself
     with serving(repository=tmp_path) as server:
         assert ready(server, "simple") == 200
+
+
+@pytest.mark.parametrize("place", ["1/up", "2", "warmup"])
+def test_a_link_to_the_whole_disk_is_refused(tmp_path, place):
+    """It is not walked: the answer comes before anybody could."""
+    for name in ("simple", "other"):
+        shutil.copytree(REPOSITORY / "simple", tmp_path / name)
+    (tmp_path / "other" / place).symlink_to("/")
+    with serving(repository=tmp_path, wait=False) as server:
+        wait_for(lambda: ready(server, "simple") == 200)
+        answer = server.post("/v2/models/other/load")
+        assert answer.status == 400
+        assert answer.error == (
+            f"model 'other': '{place.rpartition('/')[2]}' leads to a directory that holds the model's own"
+        )
+        (tmp_path / "other" / place).unlink()
+        assert server.post("/v2/models/other/load").status == 200

@@ -113,7 +113,7 @@ def test_models_come_back_as_they_were(server):
         assert [name for name in names(server) if name.startswith("echo")] == expected
         assert server.post("/v2/models/echo/unload").status == 200
     assert server.post("/v2/models/echo-0/unload").status == 200
-    assert "do not hold the same models" not in server.log
+    assert "does not serve the same models" not in server.log
     assert [name for name in names(server) if name.startswith("echo")] == []
 
 
@@ -158,7 +158,7 @@ def test_a_restart_takes_what_lies_on_the_disk(tmp_path):
         assert b"-1" in found[1]
         settled(server)
         assert answers(server) == [found]
-        assert "load it again" not in server.log  # it is no news any more
+        assert server.log.count("load it again") == 1  # by the restart, and it is no news any more
 
 
 def test_a_process_that_cannot_have_the_same_models_stays_away(tmp_path):

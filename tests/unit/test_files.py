@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import releases
 
 from fastinfer.config.model import ModelConfig
 from fastinfer.errors import ApiError
@@ -36,3 +37,172 @@ def test_a_copy_that_keeps_the_time_is_another_file(tmp_path: Path) -> None:
     (version / "model.onnx").write_bytes(b"two")  # in place: the inode and the size are the same
     os.utime(version / "model.onnx", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert files.find([tmp_path], "m").versions[1] != before
+
+
+# --- Links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The directory of a model with one version."""
+    directory = tmp_path / "models" / "m"
+    (directory / "1").mkdir(parents=True)
+    (directory / "1" / "model.onnx").write_bytes(b"one")
+    return directory
+
+
+def found(model: Path) -> files.ModelFiles:
+    return files.find([model.parent], "m")
+
+
+def test_every_deployment_changes_the_stamp(tmp_path: Path) -> None:
+    for deploy in releases.ALL:
+        root = tmp_path / deploy.__name__
+        root.mkdir()
+        stamps = []
+        for number in (1, 2, 3):
+            deploy(root, number)
+            stamp = files.find([root / "models"], "m").versions[1]
+            assert [entry[0] for entry in stamp] == ["model.onnx"]
+            assert stamp not in stamps, deploy.__name__
+            assert files.find([root / "models"], "m").versions[1] == stamp
+            stamps.append(stamp)
+
+
+@pytest.mark.parametrize("place", ["config.toml", "labels.txt", "warmup/data", "1/weights.bin", "1/parts/weights.bin"])
+@pytest.mark.parametrize("linked", ["file", "directory", "no"])
+def test_all_that_decides_what_is_served_is_in_the_stamp(model: Path, place: str, linked: str) -> None:
+    path, outside = model / place, model.parents[1] / "outside"
+    outside.mkdir()
+    if linked == "directory" and path.parent not in (model, model / "1"):
+        path.parent.symlink_to(outside)
+        path.write_bytes(b"before")
+    else:
+        path.parent.mkdir(exist_ok=True)
+        if linked == "file":
+            path.symlink_to(outside / "file")
+        path.write_bytes(b"before")
+    before = found(model)
+    real = path.resolve()
+    (real.parent / "other").write_bytes(b"behind")
+    (real.parent / "other").rename(real)
+    assert found(model) != before
+    assert (found(model).shared == before.shared) == place.startswith("1/")
+
+
+def test_what_lies_beside_the_model_is_not_in_the_stamp(model: Path) -> None:
+    before = found(model)
+    (model / "releases").mkdir()
+    (model / "releases" / "half-copied").write_bytes(b"x")
+    (model / ".swp").write_bytes(b"x")
+    (model / "2").mkdir()
+    after = found(model)
+    assert (after.shared, after.versions[1]) == (before.shared, before.versions[1])
+
+
+@pytest.mark.parametrize("target", [".", "..", "../1", "self", "self/..", "nowhere", "/nowhere/at/all"])
+def test_links_in_circles_and_to_nowhere_are_entries(model: Path, target: str) -> None:
+    (model / "1" / "self").symlink_to(target)
+    before = found(model)
+    assert [entry[0] for entry in before.versions[1]] == ["model.onnx", "self"]
+    assert found(model) == before
+    (model / "1" / "self").unlink()
+    assert found(model) != before
+
+
+def test_a_dangling_link_that_leads_somewhere_at_last(model: Path) -> None:
+    (model / "config.toml").symlink_to("elsewhere.toml")
+    before = found(model)
+    (model / "elsewhere.toml").write_text("")
+    assert found(model).shared != before.shared
+
+
+def test_a_version_may_be_the_models_own_directory(model: Path) -> None:
+    (model / "2").symlink_to(".")
+    (model / "model.onnx").write_bytes(b"two")
+    after = found(model)
+    assert "model.onnx" in [entry[0] for entry in after.versions[2]]
+    assert after.read_model(2, after.model_file(2, ModelConfig(name="m"))) == b"two"
+
+
+@pytest.mark.parametrize("place", ["1/up", "2", "warmup", "1/a/b"])
+@pytest.mark.parametrize("target", ["/", "the repository", "above"])
+def test_a_link_to_what_holds_the_model_is_refused(model: Path, place: str, target: str) -> None:
+    above = {"/": Path("/"), "the repository": model.parent, "above": model.parents[1]}[target]
+    (model / place).parent.mkdir(parents=True, exist_ok=True)
+    (model / place).symlink_to(above)
+    with pytest.raises(ApiError, match="leads to a directory that holds the model's own") as raised:
+        found(model)
+    assert raised.value.status == 400
+
+
+def test_the_repository_by_another_name_is_refused_too(model: Path) -> None:
+    alias = model.parents[1] / "alias"
+    alias.symlink_to(model.parent)
+    (model / "1" / "up").symlink_to(alias)
+    with pytest.raises(ApiError, match="leads to a directory"):
+        files.find([alias], "m")
+
+
+def test_too_many_files_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.limits, "MAX_MODEL_FILES", 20)
+    for number in range(18):
+        (model / "1" / f"{number}.bin").write_bytes(b"")
+    assert len(found(model).versions[1]) == 19
+    (model / "1" / "one-more").write_bytes(b"")
+    with pytest.raises(ApiError, match="more than 20 files") as raised:
+        found(model)
+    assert raised.value.status == 400
+
+
+def test_directories_that_link_to_each_other_are_walked_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.limits, "MAX_MODEL_FILES", 200)
+    for number in range(20):  # 2^20 paths
+        (model / "1" / f"d{number}").mkdir()
+        for name in "ab":
+            (model / "1" / f"d{number}" / name).symlink_to(f"../d{(number + 1) % 20}")
+    assert found(model) == found(model)
+
+
+def test_too_deep_directories_are_refused(model: Path) -> None:
+    (model / "1" / Path(*["d"] * files.limits.MAX_MODEL_DEPTH)).mkdir(parents=True)
+    assert found(model)
+    (model / "1" / Path(*["d"] * (files.limits.MAX_MODEL_DEPTH + 1))).mkdir()
+    with pytest.raises(ApiError, match="directories in each other") as raised:
+        found(model)
+    assert raised.value.status == 400
+
+
+# --- What is read is what was found -----------------------------------------------------------------------------------
+
+
+def test_the_file_that_is_read_is_the_one_of_the_stamp(model: Path) -> None:
+    before = found(model)
+    path = before.model_file(1, ModelConfig(name="m"))
+    assert before.read_model(1, path) == b"one"
+    (model / "1" / "new").write_bytes(b"one")
+    (model / "1" / "new").rename(path)
+    with pytest.raises(files.FilesChangedError) as raised:
+        before.read_model(1, path)
+    assert raised.value.status == 503
+    path.unlink()
+    with pytest.raises(files.FilesChangedError):
+        before.read_model(1, path)
+
+
+# --- Repositories that cannot be read ---------------------------------------------------------------------------------
+
+
+def test_a_later_repository_does_not_stand_in_for_one_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    assert files.unreadable([model.parent]) is None
+    assert files.unreadable([model.parent, lost]) == "No such file or directory"
+    with pytest.raises(ApiError, match="a model repository cannot be read: No such file") as raised:
+        files.find([lost, model.parent], "m")
+    assert not isinstance(raised.value, files.UnknownModelError)
+    assert files.find([model.parent, lost], "m").versions
+    with pytest.raises(ApiError, match="cannot be read"):
+        files.find([model.parent, lost], "other")
+    lost.mkdir()
+    with pytest.raises(files.UnknownModelError):
+        files.find([model.parent, lost], "other")

@@ -31,7 +31,7 @@ class Process:
         self.waiting: asyncio.Event | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"not_ready": None, "wanted": [], "failures": {}, "endpoints": list(self.models)}
+        return {"not_ready": None, "start": {}, "files": {}, "endpoints": list(self.models)}
 
     async def call(self, call: str, **arguments: Any) -> Any:
         self.calls.append(f"{call} {arguments.get('name', '')}".strip())
@@ -67,16 +67,60 @@ class Process:
         self.told.append((call, arguments))
 
 
-def run(test: Callable[[Operations], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await asyncio.wait_for(test(Operations()), 20)
+class Reader(Process):
+    """Makes its models of what lies on a disk, and serves that: endpoints are pairs of a name and its content."""
 
+    def __init__(self, disk: dict[str, str], **script: Any) -> None:
+        super().__init__(**script)
+        self.disk = disk
+        self.serves: dict[str, str] = {}
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "endpoints": [list(each) for each in self.serves.items()]}
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        await asyncio.sleep(0)
+        scripted = call in self.script
+        if call == "restore" and not scripted:
+            self.calls.append(call)
+            told = [name for name, _ in arguments["state"]["endpoints"]]
+            self.serves = {name: self.disk[name] for name in told if name in self.disk}
+            return {name: "gone" for name in told if name not in self.disk}
+        if call == "changed" and not scripted:
+            return [name for name, content in arguments["state"]["endpoints"] if self.serves.get(name) != content]
+        if call == "begin" and not scripted:
+            self.calls.append(f"{call} {arguments['name']}")
+            name = arguments["arguments"]["name"]
+            self._prepared[arguments["number"]] = name
+            self.read = self.disk[name]
+            return {"prepared": [name, self.read]}
+        if call == "decide" and not scripted:
+            name = self._prepared.pop(arguments["number"])
+            if arguments["refusal"] is not None:
+                return {"failed": arguments["refusal"], "state": self.state()}
+            self.serves[name] = self.read
+            return {"done": name, "state": self.state()}
+        return await super().call(call, **arguments)
+
+
+ENDED: list[Any] = []
+"""Who was ended because it serves something else than the others, by the last test."""
+
+
+def run(test: Callable[[Operations], Awaitable[None]]) -> None:
+    async def end(member: Any) -> None:
+        ENDED.append(member)
+
+    async def main() -> None:
+        await asyncio.wait_for(test(Operations(end)), 20)
+
+    ENDED.clear()
     asyncio.run(main())
 
 
 async def joined(operations: Operations, *processes: Process) -> None:
     for process in processes:
-        assert await operations.join(process, anyway=False)
+        assert await operations.join(process)
 
 
 def load(operations: Operations, name: str = "m") -> Awaitable[Any]:
@@ -115,13 +159,35 @@ def test_where_one_fails_none_changes(failing: int) -> None:
 
 def test_where_the_files_differ_none_changes() -> None:
     async def test(operations: Operations) -> None:
-        first, second = Process(), Process(begin={"prepared": ["m", "other files"]})
-        second._prepared[1] = "m"
+        class Changing(Process):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                report = await super().call(call, **arguments)
+                return {"prepared": ["m", "other files"]} if "prepared" in (report or {}) else report
+
+        first, second = Process(), Changing()
         await joined(operations, first, second)
         with pytest.raises(ApiError, match="change while") as caught:
             await load(operations)
         assert caught.value.status == 503
         assert (first.models, second.models) == ([], [])
+
+    run(test)
+
+
+def test_where_the_files_differ_once_they_are_read_again() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+
+        class Late(Reader):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                if call == "begin":
+                    self.disk["m"] = "new"
+                return await super().call(call, **arguments)
+
+        first, second = Reader(disk), Late(disk)
+        await joined(operations, first, second)
+        assert await load(operations) == "m"
+        assert first.serves == second.serves == {"m": "new"}
 
     run(test)
 
@@ -324,7 +390,7 @@ def test_a_newcomer_waits_for_what_is_under_way_and_has_it_too() -> None:
         first.waiting = asyncio.Event()
         loading = asyncio.ensure_future(load(operations))
         await asyncio.sleep(0.01)
-        joining = asyncio.ensure_future(operations.join(second, anyway=False))
+        joining = asyncio.ensure_future(operations.join(second))
         await asyncio.sleep(0.01)
         later = asyncio.ensure_future(load(operations, "later"))
         assert not joining.done()
@@ -354,11 +420,17 @@ def test_the_record_outlives_the_processes() -> None:
 def test_a_newcomer_that_cannot_have_the_same_stays_outside() -> None:
     async def test(operations: Operations) -> None:
         first, second, third = Process(), Process(restore={"m": "gone"}), Process(restore={"m": "gone"})
+        endpoint = {"name": "m", "base": "the model"}
+        first.models = [endpoint]
+        operations.record = first.state()
         await joined(operations, first)
-        assert not await operations.join(second, anyway=False)
+        assert not await operations.join(second)
         assert operations.members == [first]
-        assert await operations.join(third, anyway=True)
-        assert operations.members == [first, third]
+        assert operations.loaded() == {}
+        operations.leave(first)
+        assert await operations.join(third)  # nobody serves what it cannot
+        assert operations.members == [third]
+        assert operations.loaded() == {"the model": ""}  # a poll tries again
 
     run(test)
 
@@ -367,5 +439,238 @@ def test_clients_may_not_ask_for_everything() -> None:
     async def test(operations: Operations) -> None:
         with pytest.raises(ApiError):
             await operations.ask("expect", {"names": []})
+
+    run(test)
+
+
+# --- Nobody serves something else than the others ---------------------------------------------------------------------
+
+
+def test_before_a_newcomer_takes_part_all_have_what_lies_on_the_disk() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old", "other": "same"}
+        first, second, newcomer = Reader(disk), Reader(disk), Reader(disk)
+        await joined(operations, first, second)
+        for name in disk:
+            await load(operations, name)
+        disk["m"] = "new"
+        await joined(operations, newcomer)
+        assert first.serves == second.serves == newcomer.serves == {"m": "new", "other": "same"}
+        assert operations.record["endpoints"] == [["m", "new"], ["other", "same"]]
+        assert first.calls.count("begin refresh") == 1
+
+    run(test)
+
+
+def test_a_newcomer_that_serves_something_else_stays_outside() -> None:
+    """What it could load does not load in the others, or not in the same way."""
+
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+        first, second, newcomer = Reader(disk), Reader(disk), Reader(disk)
+        await joined(operations, first, second)
+        await load(operations)
+        disk["m"] = "new"
+        second.script["begin"] = {"failed": SENTENCE, "state": second.state()}
+        assert not await operations.join(newcomer)
+        assert operations.members == [first, second]
+        assert first.serves == second.serves == {"m": "old"}
+        assert operations.record["endpoints"] == [["m", "old"]]
+        assert ENDED == []
+
+    run(test)
+
+
+def test_a_newcomer_whose_files_change_while_all_load_again() -> None:
+    """It serves something else than the others then, and nobody has to go."""
+
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+
+        class Late(Reader):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                report = await super().call(call, **arguments)
+                if call == "begin" and len(late) < 2:
+                    late.append(report)
+                    return {**report, "prepared": ["m", "newer"]}
+                return report
+
+        late: list[Any] = []
+        first, newcomer = Reader(disk), Late(disk)
+        await joined(operations, first)
+        await load(operations)
+        disk["m"] = "new"
+        await joined(operations, newcomer)
+        assert (len(late), ENDED) == (2, [])
+        assert first.serves == newcomer.serves == {"m": "new"}
+
+    run(test)
+
+
+def test_files_that_change_all_the_time_let_no_newcomer_in() -> None:
+    async def test(operations: Operations) -> None:
+        class Restless(Reader):
+            def state(self) -> dict[str, Any]:
+                self.serves["m"] += "!"
+                return super().state()
+
+        disk = {"m": "old"}
+        first, newcomer = Reader(disk), Restless(disk)
+        await joined(operations, first)
+        await load(operations)
+        assert not await operations.join(newcomer)
+        assert first in operations.members
+        assert newcomer not in operations.members
+
+    run(test)
+
+
+@pytest.mark.parametrize("lost", ["the newcomer", "one of the others"])
+def test_a_process_that_ends_while_all_load_again(lost: str) -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+        first, second, newcomer = Reader(disk), Reader(disk), Reader(disk)
+        await joined(operations, first, second)
+        await load(operations)
+        disk["m"] = "new"
+        if lost == "the newcomer":
+
+            class Dead(Reader):
+                async def call(self, call: str, **arguments: Any) -> Any:
+                    if call == "begin" or self.calls.count("begin"):
+                        self.calls.append("begin")
+                        raise ChannelClosedError
+                    return await super().call(call, **arguments)
+
+            with pytest.raises(ChannelClosedError):
+                await operations.join(Dead(disk))
+            assert operations.members == [first, second]
+            assert first.serves == second.serves == {"m": "old"}
+        else:
+            second.script["begin"] = ChannelClosedError()
+            assert await operations.join(newcomer)
+            assert set(operations.members) == {first, newcomer}
+            assert first.serves == newcomer.serves == {"m": "new"}
+
+    run(test)
+
+
+def test_two_newcomers_at_once_are_equal() -> None:
+    """Both had nobody to be equal to when they began."""
+
+    async def test(operations: Operations) -> None:
+        disk = {"m": "one"}
+        before = Reader(disk)
+        await joined(operations, before)
+        await load(operations)
+        operations.ended(before)
+
+        class Later(Reader):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                if call == "restore":
+                    self.disk["m"] = "two"
+                return await super().call(call, **arguments)
+
+        first, second = Reader(disk), Later(disk)
+        assert await asyncio.gather(operations.join(first), operations.join(second)) == [True, True]
+        assert first.serves == second.serves
+
+    run(test)
+
+
+def test_who_serves_something_else_after_an_operation_is_ended_before_it_is_answered() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+        processes = [Reader(disk) for _ in range(3)]
+        await joined(operations, *processes)
+        await load(operations)
+        broken = {"failed": ApiError(500, "internal error").told(), "state": processes[1].state()}
+        disk["m"] = "new"
+        processes[1].script["decide"] = broken
+        assert await load(operations) == "m"
+        assert [processes[1]] == ENDED
+        assert operations.members == [processes[0], processes[2]]
+        assert operations.record["endpoints"] == [["m", "new"]]
+
+    run(test)
+
+
+def test_of_two_that_differ_the_one_stays_that_has_done_what_was_asked() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+        processes = [Reader(disk) for _ in range(2)]
+        await joined(operations, *processes)
+        await load(operations)
+        disk["m"] = "new"
+        processes[0].script["decide"] = {
+            "failed": ApiError(500, "internal error").told(),
+            "state": processes[0].state(),
+        }
+        assert await load(operations) == "m"
+        assert (ENDED, operations.members) == ([processes[0]], [processes[1]])
+
+    run(test)
+
+
+def test_failures_in_other_words_are_no_difference() -> None:
+    async def test(operations: Operations) -> None:
+        class Wordy(Process):
+            def state(self) -> dict[str, Any]:
+                return {**super().state(), "start": {"failures": {"broken": f"in the words of {id(self)}"}}}
+
+        await joined(operations, Wordy(), Wordy())
+        for number in range(3):
+            await load(operations, f"m{number}")
+        assert (len(operations.members), ENDED) == (2, [])
+
+    run(test)
+
+
+def test_others_wait_for_one_that_accepts_before_it_takes_part() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "one"}
+        before = Reader(disk)
+        await joined(operations, before)
+        await load(operations)
+        assert not operations.found(Reader(disk))  # somebody serves
+        operations.ended(before)
+        slow, quick = Reader(disk), Reader(disk)
+        assert operations.found(slow)
+        assert operations.found(slow)
+        assert not operations.found(quick)  # nobody knows whether it has loaded the same
+        joining = asyncio.ensure_future(operations.join(quick))
+        await asyncio.sleep(0.01)
+        assert not joining.done()
+        disk["m"] = "two"
+        await joined(operations, slow)
+        assert await joining
+        assert slow.serves == quick.serves == {"m": "two"}
+
+    run(test)
+
+
+def test_others_go_on_when_one_that_accepts_before_it_takes_part_has_ended() -> None:
+    async def test(operations: Operations) -> None:
+        slow, quick = Process(), Process()
+        assert operations.found(slow)
+        joining = asyncio.ensure_future(operations.join(quick))
+        await asyncio.sleep(0.01)
+        assert not joining.done()
+        operations.ended(slow)
+        assert await joining
+
+    run(test)
+
+
+def test_who_drains_does_not_answer_beside_a_process_that_serves_something_else() -> None:
+    async def test(operations: Operations) -> None:
+        disk = {"m": "old"}
+        draining, newcomer = Reader(disk), Reader(disk)
+        await joined(operations, draining)
+        await load(operations)
+        operations.retire(draining)
+        disk["m"] = "new"
+        await joined(operations, newcomer)
+        assert (ENDED, operations.members) == ([draining], [newcomer])
 
     run(test)

@@ -14,6 +14,8 @@ from support import REPOSITORY
 
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
+from fastinfer.models import files
+from fastinfer.models.operation import Operation
 from fastinfer.models.replica import Replica
 from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
@@ -145,5 +147,117 @@ def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
         assert report["failed"]["status"] == 400
         with pytest.raises(ValueError, match="no operation"):
             await rounds.begin(5, "close", {})
+
+    run(models, test)
+
+
+def test_what_is_read_is_told_and_not_only_when_it_was_written(models: Path) -> None:
+    """Two processes that have read different bytes are not equal, whatever the file's status says."""
+
+    async def test(one: Replica, other: Replica) -> None:
+        await one.load_model("simple", None, {})
+        told = one.state()
+        (version,) = told["endpoints"][0]["versions"].values()
+        one.find("simple").content = "of other bytes"  # type: ignore[attr-defined]
+        (changed,) = one.state()["endpoints"][0]["versions"].values()
+        assert changed["files"] != version["files"]
+        assert one.changed(told) == ["simple"]
+        assert await other.restore(told) == {}
+        assert other.state()["endpoints"] == told["endpoints"]
+
+    run(models, test)
+
+
+def test_files_that_are_swapped_while_they_are_loaded_are_read_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There and back again too: what has been loaded is what the stamp says."""
+
+    async def test(one: Replica, _: Replica) -> None:
+        version = models / "two_versions" / "2"
+        (models / "now").symlink_to(models / "two_versions" / "1")
+        shutil.rmtree(version)
+        version.symlink_to(models / "now")
+        real = files.ModelFiles.read_model
+        swaps: list[str] = []
+
+        def swap(target: str) -> None:
+            (models / "then").symlink_to(target)
+            (models / "then").rename(models / "now")
+
+        def read(self: files.ModelFiles, number: int, path: Path) -> bytes:
+            if len(swaps) < 2:
+                swaps.append("there and back")
+                swap(str(models / "digits" / "1"))
+                try:
+                    return real(self, number, path)
+                finally:
+                    swap(str(models / "two_versions" / "1"))
+            return real(self, number, path)
+
+        monkeypatch.setattr(files.ModelFiles, "read_model", read)
+        await one.load_model("two_versions", None, {})
+        assert len(swaps) == 2
+        assert [spec.name for spec in one.find("two_versions").signature.inputs] == ["number"]
+
+        def changed(self: files.ModelFiles, *_: object) -> bytes:
+            raise files.FilesChangedError(self.name)
+
+        monkeypatch.setattr(files.ModelFiles, "read_model", changed)
+        with pytest.raises(ApiError, match="change while it is loaded") as caught:
+            await one.load_model("simple", None, {})
+        assert caught.value.status == 503
+
+    run(models, test)
+
+
+def test_what_a_poll_compares_is_what_was_loaded(models: Path) -> None:
+    async def test(one: Replica, other: Replica) -> None:
+        look = (await one.look())["models"]
+        assert one.loaded() == {}
+        await one.load_model("simple", None, {})
+        await one.load_model("simple", None, {"batch_size": 2})
+        await one.load_model("two_versions", 1, {})
+        await one.load_worker("echo", {})
+        assert one.loaded() == {"simple": look["simple"], "two_versions": look["two_versions"]}
+        await other.restore(one.state())
+        assert other.loaded() == one.loaded()
+        (models / "simple" / "1" / "model.onnx").touch()
+        await one.load_model("simple", None, {})
+        assert one.loaded()["simple"] == ""  # its two endpoints are made of different files
+        # Nobody has chosen what is loaded again after a crash from what lies there then.
+        await other.close()
+        await other.restore(one.state())
+        assert other.loaded()["simple"] == ""
+        await one.refresh("two_versions", Operation(99))
+        assert one.loaded()["two_versions"] == ""
+
+    run(models, test)
+
+
+def test_one_that_is_withdrawn_serves_no_more(models: Path) -> None:
+    async def test(one: Replica, _: Replica) -> None:
+        await filled(one)
+        one.withdraw()
+        one.withdraw()
+        for name in ("simple", "nope", "echo"):
+            with pytest.raises(ApiError, match="is being replaced") as caught:
+                one.find(name)
+            assert caught.value.status == 503
+        with pytest.raises(ApiError, match="is being replaced"):
+            await one.load_model("digits", None, {})
+        assert one.names() == []
+        assert dict(one.ready) == {}
+
+    run(models, test)
+
+
+def test_the_index_before_the_repository_was_read(models: Path) -> None:
+    async def test(one: Replica, _: Replica) -> None:
+        assert {(entry.state, entry.reason) for entry in await one.index()} == {
+            ("UNAVAILABLE", "the model repository has not been read yet")
+        }
+        await one.expect([])
+        assert {entry.reason for entry in await one.index()} == {"unloaded"}
 
     run(models, test)

@@ -140,6 +140,24 @@ def test_the_old_one_stays_where_the_new_one_is_not_fit(scene: Scene) -> None:
     scene.run(test)
 
 
+def test_one_that_must_not_serve_any_longer_is_replaced_before_it_has_ended(scene: Scene) -> None:
+    async def test() -> None:
+        for dropped in (0, 1):
+            wrong = scene.children[-1]
+            scene.slot.drop(wrong)  # type: ignore[arg-type]
+            assert scene.slot.child is None
+            await scene.settle()
+            assert len(scene.children) == dropped + 2
+            assert scene.slot.child is scene.children[-1]
+            wrong.ended.set_result(0)
+            scene.slot.drop(wrong)  # type: ignore[arg-type]
+            await scene.settle()
+            assert scene.slot.child is scene.children[-1]
+        assert (scene.died, scene.retired) == ([], [])
+
+    scene.run(test)
+
+
 @pytest.mark.parametrize(("status", "words"), [(-9, "SIGKILL"), (-8, "SIGFPE"), (3, "status 3"), (-120, "signal 120")])
 def test_how_a_process_has_ended(status: int, words: str) -> None:
     assert how_it_ended(status) == words
