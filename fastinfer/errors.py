@@ -16,7 +16,9 @@ MAX_MESSAGE_BYTES = 512
 """An error's sentence is cut here, at a character's border."""
 
 _PATH = re.compile(r"(?<![\w.])\.{0,2}/(?:[\w.@+~-]+/)+[\w.@+~-]*")
-_SOURCE = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp):\d+ ?")
+_SOURCE = re.compile(r"\.(?:cc|cpp|cu|h|hpp):\d+ ?")  # the end of a place in a source file
+_NODE = re.compile(r"Non-zero status code returned while running (\w+) node\. Name:'([^'\n]{0,200})' Status Message: ")
+_MAX_READ = 8 * MAX_MESSAGE_BYTES  # characters of a foreign text that are looked at; some hold a whole graph's names
 _SHORT_FUNCTION = re.compile(r"(?:operator\(\)|[\w:~]+) ?")  # after a file's bare name
 _AFTER_FUNCTION = re.compile(r" ?(?:const|noexcept)\b")
 _CONDITION = re.compile(r"[^\n]{1,300}? was false\. ?(?=\S)")
@@ -83,14 +85,21 @@ def without_paths(message: str) -> str:
     ONNX Runtime puts both into its own texts, with C++ around them: ``/src/op_kernel.cc:87 virtual OrtValue*
     Context::Output(int) …``, ``matmul_helper.h:59 Compute …``.
     """
-    message = _STATUS.sub("", message)
+    message = _NODE.sub(_operator, _STATUS.sub("", message[:_MAX_READ]))
     parts: list[str] = []
     at = 0
     while (source := _SOURCE.search(message, at)) is not None:
-        parts.append(message[at : source.start()])
-        at = _behind_function(message, source.end(), "/" in source.group())
+        before = message[at : source.start()]
+        name = before[before.rfind("\n") + 1 :].rpartition(" ")[2]
+        parts.append(before.removesuffix(name))
+        at = _behind_function(message, source.end(), "/" in name)
     message = "".join([*parts, message[at:]])
     return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message)
+
+
+def _operator(found: re.Match[str]) -> str:
+    """The node that failed, in a few words."""
+    return f"operator '{found[1]}'" + (f" ('{found[2]}'): " if found[2] else ": ")
 
 
 def _behind_function(message: str, at: int, whole: bool) -> int:

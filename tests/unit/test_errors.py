@@ -71,3 +71,18 @@ def test_nothing_is_made_of_what_is_cut_away(unit: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 18
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "unit", ["x", "/x", "a.cc:1 f(", ".cc:1 ", "Non-zero status code returned while running ", "("]
+)
+def test_long_texts_of_the_runtime_are_read_in_no_time(unit: str) -> None:
+    """Quadratic time over a text of megabytes would take hours, and the test's time limit would end it."""
+    assert len(without_paths(unit * 3_000_000)) <= 8 * 512
+
+
+@pytest.mark.parametrize("name", ["", "/encoder/Gather_3"])
+def test_the_node_that_failed_is_named_in_a_few_words(name: str) -> None:
+    text = f"Non-zero status code returned while running Gather node. Name:'{name}' Status Message: idx=9 is too large"
+    where = "operator 'Gather'" + (" ('Gather_3')" if name else "")
+    assert without_paths(text) == f"{where}: idx=9 is too large"
