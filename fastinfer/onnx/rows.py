@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from fastinfer.onnx import contents
 from fastinfer.onnx.dims import BATCH, DependsOnBatch, Dim, Symbols
-from fastinfer.onnx.operators import ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.onnx.operators import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
 from fastinfer.onnx.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
 from fastinfer.onnx.values import Mixes, Value, constant, free
 
@@ -82,7 +82,9 @@ class _Prover:
         if graph is None:
             return Proof("it has no graph")
         opsets = _opsets(self._model.opset_import)
-        if opsets.get(ONNX, _MIN_OPSET) < _MIN_OPSET:
+        if ONNX not in opsets:
+            return Proof("it does not say of which version its operators are")
+        if opsets[ONNX] < _MIN_OPSET:
             return Proof(
                 f"its operators are of version {opsets[ONNX]}, and from version {_MIN_OPSET} on they are known"
             )
@@ -172,7 +174,7 @@ class _Prover:
         mixed = next((value.mixed for value in inputs if value is not None and value.mixed is not None), None)
         if mixed is not None:
             return [Value(None, mixed=mixed)] * outputs
-        if function is not None and (domain, node.op_type) in RULES:
+        if function is not None and (domain in (ONNX, ML, MICROSOFT) or (domain, node.op_type) in RULES):
             reason = "is defined by the model and by ONNX"
             return [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
         if function is not None:
@@ -181,7 +183,7 @@ class _Prover:
             domain, node.op_type, opsets.get(domain, 1), attributes, inputs, self._symbols, outputs, self._id_limits
         )
         try:
-            made = self._follow(call, scope, opsets, depth)
+            made = self._follow(call, scope, opsets, given, depth)
         except Mixes as reason:
             # What takes nothing that has rows gives nothing that has rows, if it follows from its inputs at all.
             if _draws_nothing(call) and all(value is None or value.is_free for value in inputs):
@@ -200,12 +202,16 @@ class _Prover:
             rounds = call.op_type
         return value if rounds is None else replace(value, rounds=rounds)
 
-    def _follow(self, call: Call, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _follow(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         if call.domain == ONNX:
+            if opsets.get(ONNX, 0) < _MIN_OPSET:
+                raise Mixes("is of a version that is not known")
             if call.op_type == "Constant":
                 return [_constant(call)]
             if call.op_type == "If":
-                return self._branch(call, scope, opsets, depth)
+                return self._branch(call, scope, opsets, given, depth)
             computed = self._compute(call)
             if computed is not None:
                 return computed
@@ -256,7 +262,9 @@ class _Prover:
             for value in made + [None] * (outputs - len(made))
         ]
 
-    def _branch(self, call: Call, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _branch(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         condition = call.need(0)
         if not condition.is_free:
             raise Mixes("chooses for all rows together")
@@ -267,16 +275,18 @@ class _Prover:
             choice = condition.content.flat[0]
             if not isinstance(choice, Dim):
                 graphs = graphs[:1] if choice else graphs[1:]
-        made = [self._subgraph(graph, scope, opsets, depth) for graph in graphs if graph is not None]
+        made = [self._subgraph(graph, scope, opsets, given, depth) for graph in graphs if graph is not None]
         if len(made) == 1:
             return made[0]
         if len(made[0]) != len(made[1]):
             raise Mixes("has branches with other numbers of outputs")
         return [_either(*values) for values in zip(*made, strict=True)]
 
-    def _subgraph(self, graph: Graph, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _subgraph(
+        self, graph: Graph, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         inner = {**scope, **self._constants(graph)}
-        self._run(graph.node, inner, opsets, {}, depth + 1)
+        self._run(graph.node, inner, opsets, given, depth + 1)
         return [inner.get(info.name) or Value(None, mixed="a branch lacks an output") for info in graph.output]
 
 
@@ -320,7 +330,7 @@ def _either(one: Value, other: Value) -> Value:
 
 def _draws_nothing(call: Call) -> bool:
     """Whether an operator is known to give the same outputs for the same inputs."""
-    return (call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC
+    return call.op_type not in RANDOM and ((call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC)
 
 
 # Operators without a rule that give the same for the same inputs; used on constants and shapes.

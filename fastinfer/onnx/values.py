@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer.onnx.dims import BATCH, ONE, Dim, Symbols, product
+from fastinfer.onnx.dims import BATCH, BATCH_SYMBOL, ONE, Dim, Symbols, product
 
 Content = NDArray[Any]
 """The elements of a small tensor of numbers: ``int``, ``float``, ``bool``, or a :class:`Dim` that is no number."""
@@ -152,13 +152,15 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
         Mixes: rows are not apart in the result, or it depends on the symbols whether they are.
     """
     if value.dims is None:
-        return free([_dim(each) if each != -1 and each != 0 else symbols.any_size() for each in wanted])
+        return free([Dim(each) if isinstance(each, int) and each > 0 else symbols.any_size() for each in wanted])
     dims = []
     for i, each in enumerate(wanted):
         if each == 0 and zero_copies:
             if i >= value.rank:
                 raise Mixes("copies a dimension that is not there")
             dims.append(value.dims[i])
+        elif isinstance(each, Dim):
+            dims.append(_wanted(value, each, i, symbols))
         else:
             dims.append(ONE if each == -1 else _dim(each))
     if -1 in wanted:
@@ -179,9 +181,22 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     return Value(tuple(dims), at, before, after)
 
 
-def _dim(each: Any) -> Dim:
-    if isinstance(each, Dim):
+def _wanted(value: Value, each: Dim, at: int, symbols: Symbols) -> Dim:
+    """The dimension that a reshape makes of a symbolic one.
+
+    That may be 0 in some requests, or -1 if it is opaque, and then stands for another size. It does not matter if it is
+    a size of the value too: that has no elements then.
+    """
+    if set(each.symbols) - {BATCH_SYMBOL} <= set(product(value.known_dims).symbols):
         return each
+    if not each.batches:
+        return symbols.size(("reshaped", at, each, value.dims)) if each.is_size else symbols.any_size()
+    if not each.is_size or at != value.axis or value.before != ONE:
+        raise Mixes("reshapes rows to a shape that may be empty")
+    return BATCH * symbols.size(("reshaped", at, each, value.dims))
+
+
+def _dim(each: Any) -> Dim:
     if not isinstance(each, int) or each < 0:
         raise Mixes(f"is given the dimension {each}")
     return Dim(each)

@@ -76,7 +76,7 @@ def _flatten(call: Call) -> list[Value]:
 def _squeeze(call: Call) -> list[Value]:
     x = call.need(0)
     axes = call.numbers(1, "axes")
-    if axes is None:
+    if not axes:
         if x.axis is not None:
             raise Mixes("removes all dimensions of length 1, the batch dimension too when there is one row")
         axes = [i for i, dim in enumerate(x.known_dims) if dim == ONE]
@@ -95,6 +95,8 @@ def _unsqueeze(call: Call) -> list[Value]:
     axes = call.numbers(1, "axes") or []
     rank = x.rank + len(axes)
     new = {axis_of(x, axis, rank) for axis in axes}
+    if len(new) != len(axes):
+        raise Mixes("names an axis twice")
     old = iter(x.known_dims)
     dims = [ONE if i in new else next(old) for i in range(rank)]
     kept = [i for i in range(rank) if i not in new]
@@ -135,7 +137,9 @@ def _constant_of_shape(call: Call) -> list[Value]:
     number = product(sizes).number
     value = call.tensor("value")
     element = [0.0] if value is None else stored(value)
-    if number is None or number > MAX_ELEMENTS or element is None or len(element) != 1:
+    if number is None or number > MAX_ELEMENTS or any(size.number is None for size in sizes):
+        return [_filled(sizes)]
+    if element is None or len(element) != 1:
         return [_filled(sizes)]
     return [constant(np.full([dim.factor for dim in sizes], element[0], dtype=object))]
 
@@ -196,7 +200,7 @@ def _slice(call: Call) -> list[Value]:
     steps = (call.numbers(4) if from_inputs else None) or []
     if starts is None or ends is None:
         raise Mixes("has no starts or ends")
-    axes = list(range(len(starts))) if axes is None else axes
+    axes = axes or list(range(len(starts)))  # the runtime takes an empty list for an absent one
     dims = list(x.known_dims)
     for i, (axis, start, end) in enumerate(zip(axes, starts.flat, ends.flat, strict=False)):
         axis = axis_of(x, axis)
