@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastinfer.onnx.dims import DependsOnBatch, Dim, Symbols, product
+from fastinfer.onnx.dims import Dim, Symbols, product
 from fastinfer.onnx.proto import Tensor
 from fastinfer.onnx.values import Content
 
@@ -249,8 +249,6 @@ def _reduce(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
 
 def _range(_: Arguments, inputs: list[Content | None]) -> list[Any]:
     bounds = [_given(content).item() for content in inputs]
-    if any(isinstance(bound, Dim) and bound.batches for bound in bounds):
-        raise DependsOnBatch
     if not all(isinstance(bound, int) for bound in bounds) or not bounds[2]:
         raise Unknown
     return [list(range(*bounds)[: MAX_ELEMENTS + 1])]

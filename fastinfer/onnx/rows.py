@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from fastinfer.onnx import contents
 from fastinfer.onnx.dims import BATCH, DependsOnBatch, Dim, Symbols
-from fastinfer.onnx.operators import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.onnx.operators import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call, places
 from fastinfer.onnx.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
 from fastinfer.onnx.values import Mixes, Value, constant, free
 
@@ -222,7 +222,8 @@ class _Prover:
         if follow is None:
             raise Mixes("draws random numbers" if call.op_type in RANDOM else "is not known to keep rows apart")
         try:
-            return follow(call)
+            place = places.place_of(call)
+            return places.placed(follow(call), place)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ProtoError):
                 raise
@@ -296,6 +297,8 @@ def _why_not_rows(value: Value) -> str | None:
         return value.mixed
     if value.axis is None:
         return "does not depend on the rows, or only on how many there are"
+    if value.place is not None:
+        return "depends on the places of rows in the batch"
     if value.axis != 0 or value.known_dims[0] != BATCH:
         return "does not have the rows along its first dimension"
     return None
@@ -321,6 +324,8 @@ def _either(one: Value, other: Value) -> Value:
         return one if one.mixed is not None else other
     if one.counts_rows or other.counts_rows:
         return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
+    if one.place is not other.place:
+        return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
     if one.axis is None and other.axis is None:
         return free(one.dims if one.dims == other.dims else None)
     if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
@@ -337,7 +342,7 @@ def _draws_nothing(call: Call) -> bool:
 _DETERMINISTIC = frozenset(
     {
         "BlackmanWindow", "Col2Im", "DFT", "Det", "DynamicQuantizeLinear", "EyeLike", "HammingWindow", "HannWindow",
-        "MelWeightMatrix", "NonZero", "Range", "ScatterND", "Unique",
+        "MelWeightMatrix", "NonZero", "ScatterND", "Unique",
     }
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ class Mixes(Exception):
     """An operator's outputs cannot be said to keep rows apart; the text says why, with the operator as its subject."""
 
 
+class Place(Enum):
+    """What the elements of row ``i`` of a value say of ``i``."""
+
+    ALL = "all are i"
+    FIRST = "the first along the last axis are i, and the others say nothing of it"
+    SOME = "some depend on i"
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """What is known of a value.
@@ -39,6 +48,8 @@ class Value:
         mixed: why its rows are not apart; None: they are.
         rounds: the operator type that may round a row otherwise in other batches; None: each row has the same bits.
         source: the graph's input that it is, but for its shape and type.
+        place: what its elements say of the row's place in the batch; None: nothing. A value that has it is mixed for
+            all but the operators of :mod:`fastinfer.onnx.operators.places`.
     """
 
     dims: tuple[Dim, ...] | None
@@ -49,6 +60,7 @@ class Value:
     mixed: str | None = None
     rounds: str | None = None
     source: str | None = None
+    place: Place | None = None
 
     @property
     def counts_rows(self) -> bool:

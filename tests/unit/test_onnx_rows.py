@@ -212,7 +212,7 @@ COUPLED = {
             node("Add", "x u"),
             constants={"a": i64(0), "o": i64(1), "o1": i64([1])},
         ),
-        "the batch size",
+        "the places of rows",
     ),
     "across rows": (graph(node("Reshape", "x to"), constants={"to": i64([-1, 8])}), "may not stay apart"),
     "a fixed shape": (graph(node("Reshape", "x to"), constants={"to": i64([1, 4])}), "does not follow the batch size"),
@@ -300,6 +300,117 @@ def softmax_in_shape(of, to):
         node("Reshape", "softened before", "unfolded"),
         node("Transpose", "unfolded", "y", perm=[1, 0, 2]),
     ]
+
+
+def places(data, *nodes, constants=None, **shapes):
+    """A graph that numbers the rows of ``x`` as ``r``, and goes on with ``nodes``."""
+    return graph(
+        node("Shape", "x", "s", end=1),
+        node("Squeeze", "s", "n"),
+        node("Range", "zero n step", "r"),
+        *nodes,
+        inputs={"x": data} | shapes,
+        constants={"zero": i64(0), "step": i64(1), "last": i64([-1])} | (constants or {}),
+    )
+
+
+INTEGERS = (["n"], TensorProto.INT64)
+APART |= {
+    "from each row what another input says": places(
+        ["n", "s", 4],
+        node("Unsqueeze", "r last", "a"),
+        node("Unsqueeze", "at last", "b"),
+        node("Concat", "a b", "i", axis=-1),
+        node("GatherND", "x i"),
+        at=INTEGERS,
+    ),
+    "each row itself": places(["n", 4], node("Unsqueeze", "r last", "i"), node("GatherND", "x i")),
+    "a mask for each row": places(
+        ["n", "s"],
+        node("Shape", "x", "w", start=1),
+        node("Squeeze", "w", "m"),
+        node("Range", "zero m step", "c"),
+        node("Unsqueeze", "r last", "a"),
+        node("Max", "a c", "both"),
+        node("Shape", "both", "to"),
+        node("Expand", "a to", "d"),
+        node("Expand", "c to", "e"),
+        node("Unsqueeze", "d last", "f"),
+        node("Unsqueeze", "e last", "g"),
+        node("Concat", "f g", "i", axis=-1),
+        node("GatherND", "x i"),
+    ),
+    "positions": graph(
+        size("x", 1, "s"),
+        node("Squeeze", "s", "m"),
+        node("Range", "zero m step", "r"),
+        node("Gather", "w r", "p"),
+        node("Add", "x p"),
+        inputs={"x": ["n", "s", 4]},
+        constants={"w": W, "zero": i64(0), "step": i64(1)},
+    ),
+    "columns that are selected along another axis": graph(
+        node("Transpose", "x", "t", perm=[1, 0]),
+        node("GatherND", "t i", "g"),
+        node("Transpose", "g", "y", perm=[1, 0]),
+        constants={"i": i64([[2], [0]])},
+    ),
+}
+COUPLED |= {
+    "a row's place, added": (places(["n", 1], node("Cast", "r", "f", to=1), node("Add", "x f")), "the places of rows"),
+    "the next row": (
+        places(["n", 4], node("Add", "r step", "q"), node("Unsqueeze", "q last", "i"), node("GatherND", "x i")),
+        "the places of rows",
+    ),
+    "a place as the second index": (
+        places(
+            ["n", "s", 4],
+            node("Unsqueeze", "r last", "a"),
+            node("Unsqueeze", "at last", "b"),
+            node("Concat", "b a", "i", axis=-1),
+            node("GatherND", "x i"),
+            at=INTEGERS,
+        ),
+        "the places of rows",
+    ),
+    "a place in what is joined along another axis": (
+        places(
+            ["n", 4],
+            node("Unsqueeze", "r last", "a"),
+            node("Unsqueeze", "a last", "b"),
+            node("Concat", "b b", "i", axis=1),
+            node("GatherND", "x i"),
+        ),
+        "the places of rows",
+    ),
+    "from a constant what the place says": (
+        places(["n", 4], node("Gather", "w r", "g"), node("Add", "x g"), constants={"w": W}),
+        "the places of rows",
+    ),
+    "from flat rows what a place and another input say": (
+        places(
+            ["n", 3, 4],
+            node("Flatten", "x", "f", axis=2),
+            node("Mul", "r three", "q"),
+            node("Add", "q at", "i"),
+            node("Gather", "f i"),
+            constants={"three": i64(3)},
+            at=INTEGERS,
+        ),
+        "the places of rows",
+    ),
+    "numbers from 1": (
+        graph(
+            node("Shape", "x", "s", end=1),
+            node("Squeeze", "s", "n"),
+            node("Range", "one n one", "r"),
+            node("Unsqueeze", "r last", "i"),
+            node("GatherND", "x i"),
+            constants={"one": i64(1), "last": i64([-1])},
+        ),
+        "the batch size",
+    ),
+}
 
 
 # What the proof once took for apart; each is wrong for some request.

@@ -16,6 +16,7 @@ from fastinfer.onnx.operators import (
     classical,
     elementwise,
     images,
+    places,
     products,
     quantized,
     selection,
@@ -27,4 +28,4 @@ from fastinfer.onnx.operators.call import MICROSOFT, ML, ONNX, RANDOM, RULES, SA
 __all__ = ["MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
 
 # Each module registers its rules.
-_ = (axes, classical, elementwise, images, products, quantized, selection, sequences, shapes)
+_ = (axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes)

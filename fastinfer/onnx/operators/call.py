@@ -89,8 +89,8 @@ Rule = Callable[[Call], list[Value]]
 RULES: dict[tuple[str, str], Rule] = {}
 
 SHAPE_INPUTS = {
-    "ConstantOfShape": {0}, "Expand": {1}, "Pad": {1}, "Reshape": {1}, "Resize": {2, 3}, "Shape": {0}, "Size": {0},
-    "Slice": {1, 2}, "Tile": {1},
+    "ConstantOfShape": {0}, "Expand": {1}, "Pad": {1}, "Range": {1}, "Reshape": {1}, "Resize": {2, 3}, "Shape": {0},
+    "Size": {0}, "Slice": {1, 2}, "Tile": {1},
 }  # fmt: skip
 """Inputs that may depend on the batch size: their rules look at each number. For all others that mixes rows."""
 
@@ -106,8 +106,8 @@ SAME_BITS = frozenset(
         "ConstantOfShape", "ConvInteger", "DepthToSpace", "Div", "Dropout", "Equal", "Expand", "Flatten", "Floor",
         "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "IsInf", "IsNaN",
         "LabelEncoder", "Less", "LessOrEqual", "MatMulInteger", "MaxPool", "Mul", "Neg", "Not", "OneHot", "Or", "Pad",
-        "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split", "Sqrt",
-        "Squeeze", "StringConcat", "Sub", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
+        "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split",
+        "Sqrt", "Squeeze", "StringConcat", "Sub", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     }
 )  # fmt: skip
 """Operators whose results are exact or correctly rounded, element by element.
