@@ -183,6 +183,14 @@ def _gather(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     return [np.take(_given(inputs[0]), indices, axis=arguments.integer("axis", 0))]
 
 
+def part(size: int, start: int, end: int, step: int) -> slice:
+    """The slice that the operator of that name takes of an axis."""
+    if step < 0:
+        # It begins at the first element at least, and ends after it. Python says that with None.
+        return slice(max(start, -size), None if end < -size else end, step)
+    return slice(start, end, step)
+
+
 def _slice(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     data = _given(inputs[0])
     if len(inputs) > 1:
@@ -195,8 +203,7 @@ def _slice(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
         axes, steps = arguments.integers("axes") or list(range(len(starts))), [1] * len(starts)
     where = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        # The last element of a slice backwards is at 0, which Python says with None.
-        where[axis] = slice(start, None if step < 0 and end < -data.shape[axis] else end, step)
+        where[axis] = part(data.shape[axis], start, end, step)
     return [data[tuple(where)]]
 
 

@@ -172,7 +172,7 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
                 raise Mixes("copies a dimension that is not there")
             dims.append(value.dims[i])
         elif isinstance(each, Dim):
-            dims.append(_wanted(value, each, i, symbols))
+            dims.append(_wanted(value, each, i, zero_copies, symbols))
         else:
             dims.append(ONE if each == -1 else _dim(each))
     if -1 in wanted:
@@ -193,19 +193,21 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     return Value(tuple(dims), at, before, after)
 
 
-def _wanted(value: Value, each: Dim, at: int, symbols: Symbols) -> Dim:
+def _wanted(value: Value, each: Dim, at: int, zero_copies: bool, symbols: Symbols) -> Dim:
     """The dimension that a reshape makes of a symbolic one.
 
     That may be 0 in some requests, or -1 if it is opaque, and then stands for another size. It does not matter if it is
-    a size of the value too: that has no elements then.
+    a size of the value too, and if the dimension that 0 copies is 0 with it.
     """
-    if set(each.symbols) - {BATCH_SYMBOL} <= set(product(value.known_dims).symbols):
+    dims = value.known_dims
+    copied = [dims[at]] if zero_copies and at < len(dims) else dims
+    if (each.is_size and copied is dims) or set(each.symbols) - {BATCH_SYMBOL} <= set(product(copied).symbols):
         return each
     if not each.batches:
-        return symbols.size(("reshaped", at, each, value.dims)) if each.is_size else symbols.any_size()
+        return symbols.size(("reshaped", at, each, dims)) if each.is_size else symbols.any_size()
     if not each.is_size or at != value.axis or value.before != ONE:
         raise Mixes("reshapes rows to a shape that may be empty")
-    return BATCH * symbols.size(("reshaped", at, each, value.dims))
+    return BATCH * symbols.size(("reshaped", at, each, dims))
 
 
 def _dim(each: Any) -> Dim:

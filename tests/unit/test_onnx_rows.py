@@ -357,7 +357,7 @@ APART |= {
     ),
 }
 COUPLED |= {
-    "a row's place, added": (places(["n", 1], node("Cast", "r", "f", to=1), node("Add", "x f")), "the places of rows"),
+    "a row's place, added": (places(["n"], node("Cast", "r", "f", to=1), node("Add", "x f")), "the places of rows"),
     "the next row": (
         places(["n", 4], node("Add", "r step", "q"), node("Unsqueeze", "q last", "i"), node("GatherND", "x i")),
         "the places of rows",
@@ -490,6 +490,26 @@ COUPLED |= {
     "an empty list of axes to squeeze": (
         graph(node("Squeeze", "x e"), inputs={"x": ["n", 1, 4]}, constants={"e": i64([])}),
         "the batch dimension too",
+    ),
+    "a slice backwards from before the first element": (
+        graph(
+            node("Slice", "two from to at back", "p"),  # [0]
+            node("Concat", "p rows", "e", axis=0),  # [0, batch]
+            size("e", 0, "k"),
+            node("Cast", "k", "f", to=1),
+            node("Sub", "two k", "s"),
+            node("Slice", "x s end at"),
+            constants={
+                "two": i64([2]),
+                "from": i64([-3]),
+                "to": i64([-(2**62)]),
+                "at": i64([0]),
+                "back": i64([-1]),
+                "rows": i64([7]),
+                "end": i64([2**62]),
+            },
+        ),
+        "takes a part over the batch",
     ),
     "an empty list of axes to slice": (
         graph(node("Slice", "x a b e"), constants={"a": i64([0]), "b": i64([1]), "e": i64([])}),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastinfer.onnx.contents import MAX_ELEMENTS, stored
+from fastinfer.onnx.contents import MAX_ELEMENTS, part, stored
 from fastinfer.onnx.dims import BATCH, ONE, Dim, product
 from fastinfer.onnx.operators.call import (
     MICROSOFT,
@@ -213,8 +213,7 @@ def _slice(call: Call) -> list[Value]:
             raise Mixes("computes with the batch size")
         number = dims[axis].number
         if number is not None and isinstance(start, int) and isinstance(end, int) and step:
-            bound = end if step > 0 or end >= -number else None
-            dims[axis] = Dim(len(range(*slice(start, bound, step).indices(number))))
+            dims[axis] = Dim(len(range(*part(number, start, end, step).indices(number))))
         else:
             dims[axis] = call.symbols.size(("slice", dims[axis], start, end, step))
     return [moved(x, dims)]
