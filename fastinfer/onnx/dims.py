@@ -22,6 +22,7 @@ import numpy as np
 BATCH_SYMBOL = "batch size"
 _MAX_SYMBOLS = 64  # of a product; a hostile graph could double them with each operator
 _OPAQUE = "?"  # begins the symbols of results that may be negative
+_FILLED = "s"  # begins the symbols of sizes that are 0 only if a dimension of the request is
 _FRACTION = "?/"  # begins the symbols of results that may be no whole numbers
 _MAX_NUMBER = 2**31  # 32-bit integers wrap around there, and the type of a number is not known here
 
@@ -61,6 +62,11 @@ class Dim:
         return self.factor >= 0 and not any(symbol.startswith(_OPAQUE) for symbol in self.symbols)
 
     @property
+    def is_filled(self) -> bool:
+        """It is 1 or more if no dimension of the request is 0."""
+        return self.factor > 0 and all(each == BATCH_SYMBOL or each.startswith(_FILLED) for each in self.symbols)
+
+    @property
     def is_whole(self) -> bool:
         """It is a whole number."""
         return not any(symbol.startswith(_FRACTION) for symbol in self.symbols)
@@ -94,9 +100,10 @@ class Symbols:
     def __init__(self) -> None:
         self._known: dict[object, str] = {}
 
-    def size(self, of: object) -> Dim:
+    def size(self, of: object, *, filled: bool = False) -> Dim:
         """A size that is not known; the same one each time it is asked for with an equal key."""
-        return Dim(1, (self._known.setdefault(("size", of), f"d{len(self._known)}"),))
+        begin = _FILLED if filled else "d"
+        return Dim(1, (self._known.setdefault(("size", of), f"{begin}{len(self._known)}"),))
 
     def any_size(self) -> Dim:
         """A size that is not known and equals no other."""

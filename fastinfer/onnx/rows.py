@@ -36,7 +36,8 @@ class Proof:
     """What a graph says of the rows of a batch.
 
     Attributes:
-        couples: why rows may depend on each other, as a sentence's end; None: they do not.
+        couples: why rows may depend on each other, as a sentence's end; None: they do not. A request of which a
+            dimension is 0 is not covered: it runs alone.
         rounds: the operator that may round a row otherwise in another batch; None: none does.
         id_limits: for inputs whose elements select rows of tables, how many rows the smallest table has.
     """
@@ -124,7 +125,9 @@ class _Prover:
             return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
         # Symbols of one name are not one size: the runtime does not compare what a request sends for them.
         dims = [
-            Dim(dim.dim_value) if not dim.is_open and dim.dim_value >= 0 else self._symbols.size((info.name, i))
+            Dim(dim.dim_value)
+            if not dim.is_open and dim.dim_value >= 0
+            else self._symbols.size((info.name, i), filled=True)
             for i, dim in enumerate(others)
         ]
         return Value((BATCH, *dims), 0, source=info.name)
@@ -223,7 +226,11 @@ class _Prover:
             raise Mixes("draws random numbers" if call.op_type in RANDOM else "is not known to keep rows apart")
         try:
             place = places.place_of(call)
-            return places.placed(follow(call), place)
+            loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]
+            if loose and (call.domain != ONNX or call.op_type not in _KEEP_EMPTY or loose != [0]):
+                raise Mixes("computes with sizes that may be others if one of them is 0")
+            made = places.placed(follow(call), place)
+            return [replace(value, loose=True) for value in made] if loose and call.op_type != "Reshape" else made
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ProtoError):
                 raise
@@ -297,6 +304,8 @@ def _why_not_rows(value: Value) -> str | None:
         return value.mixed
     if value.axis is None:
         return "does not depend on the rows, or only on how many there are"
+    if value.loose:
+        return "may have another shape if a size is 0"
     if value.place is not None:
         return "depends on the places of rows in the batch"
     if value.axis != 0 or value.known_dims[0] != BATCH:
@@ -324,6 +333,8 @@ def _either(one: Value, other: Value) -> Value:
         return one if one.mixed is not None else other
     if one.counts_rows or other.counts_rows:
         return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
+    if one.loose or other.loose:
+        return Value(None, mixed="operator 'If' computes with sizes that may be others if one of them is 0")
     if one.place is not other.place:
         return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
     if one.axis is None and other.axis is None:
@@ -331,6 +342,11 @@ def _either(one: Value, other: Value) -> Value:
     if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
         return Value(None, mixed="operator 'If' has branches with the rows at other places")
     return replace(one, rounds=one.rounds or other.rounds)
+
+
+_KEEP_EMPTY = frozenset(
+    {"Identity", "Reshape", "Transpose"}
+)  # whose output has no elements if the first input has none
 
 
 def _draws_nothing(call: Call) -> bool:

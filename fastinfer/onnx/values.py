@@ -50,6 +50,8 @@ class Value:
         source: the graph's input that it is, but for its shape and type.
         place: what its elements say of the row's place in the batch; None: nothing. A value that has it is mixed for
             all but the operators of :mod:`fastinfer.onnx.operators.places`.
+        loose: in a request for which it has no elements its dimensions may be others. Only operators that give no
+            elements then may take it.
     """
 
     dims: tuple[Dim, ...] | None
@@ -61,6 +63,7 @@ class Value:
     rounds: str | None = None
     source: str | None = None
     place: Place | None = None
+    loose: bool = False
 
     @property
     def counts_rows(self) -> bool:
@@ -122,7 +125,11 @@ def broadcast_dim(left: Dim, right: Dim, symbols: Symbols) -> Dim:
         return right
     if right == ONE or left.number is not None:
         return left
-    return right if right.number is not None else symbols.size(("broadcast", left, right))
+    return (
+        right
+        if right.number is not None
+        else symbols.size(("broadcast", left, right), filled=left.is_filled and right.is_filled)
+    )
 
 
 def broadcast(values: Sequence[Value], symbols: Symbols) -> Value:
@@ -166,13 +173,17 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     if value.dims is None:
         return free([Dim(each) if isinstance(each, int) and each > 0 else symbols.any_size() for each in wanted])
     dims = []
+    shape = _Shape(zero_copies, -1 in wanted)
+    loose = value.loose and (-1 in wanted or 0 in wanted)
     for i, each in enumerate(wanted):
         if each == 0 and zero_copies:
             if i >= value.rank:
                 raise Mixes("copies a dimension that is not there")
             dims.append(value.dims[i])
         elif isinstance(each, Dim):
-            dims.append(_wanted(value, each, i, zero_copies, symbols))
+            dim, may_differ = _wanted(value, each, i, shape, symbols)
+            dims.append(dim)
+            loose = loose or may_differ
         else:
             dims.append(ONE if each == -1 else _dim(each))
     if -1 in wanted:
@@ -181,7 +192,7 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     if value.axis is None:
         if holders:
             raise Mixes("gives a constant the batch dimension")
-        return free(dims)
+        return replace(free(dims), loose=loose)
     if len(holders) != 1:
         raise Mixes("reshapes rows to a shape that does not follow the batch size" if not holders else "mixes rows")
     at = holders[0]
@@ -190,24 +201,40 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     after = None if before is None else dims[at].over(before * BATCH)
     if before is None or after is None:
         raise Mixes("reshapes rows so that they may not stay apart")
-    return Value(tuple(dims), at, before, after)
+    return Value(tuple(dims), at, before, after, loose=loose)
 
 
-def _wanted(value: Value, each: Dim, at: int, zero_copies: bool, symbols: Symbols) -> Dim:
-    """The dimension that a reshape makes of a symbolic one.
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a reshape's shape has beside the dimension that is looked at: whether 0 copies, whether there is a -1."""
 
-    That may be 0 in some requests, or -1 if it is opaque, and then stands for another size. It does not matter if it is
-    a size of the value too, and if the dimension that 0 copies is 0 with it.
+    zero_copies: bool
+    infers: bool
+
+
+def _wanted(value: Value, each: Dim, at: int, shape: _Shape, symbols: Symbols) -> tuple[Dim, bool]:
+    """The dimension that a reshape makes of a symbolic one, and whether the result is loose for it.
+
+    It may be 0 in some requests, or -1 if it is opaque, and then stands for another size. That does not matter if the
+    dimension that 0 copies is 0 with it. If it is a size of the value too, the value has no elements then.
     """
     dims = value.known_dims
-    copied = [dims[at]] if zero_copies and at < len(dims) else dims
-    if (each.is_size and copied is dims) or set(each.symbols) - {BATCH_SYMBOL} <= set(product(copied).symbols):
-        return each
+    if each.is_filled:
+        return each, False
+    if each.is_size and not (shape.zero_copies and at < len(dims)):
+        return each, False
+    own = set(each.symbols) - {BATCH_SYMBOL}
+    if not own or (at < len(dims) and not value.loose and own <= set(dims[at].symbols)):
+        return each, False
+    if (shape.infers or value.loose) and own <= set(product(dims).symbols):
+        return each, True
+    if value.loose:
+        raise Mixes("reshapes rows to a shape that may be empty")
     if not each.batches:
-        return symbols.size(("reshaped", at, each, dims)) if each.is_size else symbols.any_size()
+        return symbols.size(("reshaped", at, each, dims)) if each.is_size else symbols.any_size(), False
     if not each.is_size or at != value.axis or value.before != ONE:
         raise Mixes("reshapes rows to a shape that may be empty")
-    return BATCH * symbols.size(("reshaped", at, each, dims))
+    return BATCH * symbols.size(("reshaped", at, each, dims)), False
 
 
 def _dim(each: Any) -> Dim:
@@ -228,4 +255,4 @@ def _what_is_left(value: Value, dims: Sequence[Dim], symbols: Symbols) -> Dim:
         if rest is None or reduced is None or reduced.batches:
             raise Mixes("reshapes rows so that they may not stay apart")
         total, others = rest, reduced
-    return symbols.size(("left", total, others))
+    return symbols.size(("left", total, others), filled=total.is_filled)

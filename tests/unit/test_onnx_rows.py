@@ -494,13 +494,13 @@ COUPLED |= {
     "a slice backwards from before the first element": (
         graph(
             node("Slice", "two from to at back", "p"),  # [0]
-            node("Concat", "p rows", "e", axis=0),  # [0, batch]
+            node("Concat", "p rows", "e", axis=0),  # [0, 7]
             size("e", 0, "k"),
-            node("Cast", "k", "f", to=1),
-            node("Sub", "two k", "s"),
+            node("Sub", "k one", "s"),  # 1
             node("Slice", "x s end at"),
             constants={
-                "two": i64([2]),
+                "one": i64([1]),
+                "two": i64([0]),
                 "from": i64([-3]),
                 "to": i64([-(2**62)]),
                 "at": i64([0]),

@@ -39,7 +39,7 @@ def _window(call: Call, size: Dim, at: int, count: int, kernel: int, transposed:
         made = strides[at] * (whole - 1) + extra + reach - padded
     else:
         steps, rest = divmod(whole + padded - reach, strides[at])
-        if rest and call.integer("ceil_mode", 0):
+        if steps < 0 or (rest and call.integer("ceil_mode", 0)):
             return call.symbols.any_size()
         made = steps + 1
     return Dim(made) if made >= 0 else call.symbols.any_size()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def _reshape(call: Call) -> list[Value]:
 
 
 def _with_source(made: Value, x: Value) -> Value:
-    return Value(made.dims, made.axis, made.before, made.after, source=x.source)
+    return replace(made, source=x.source)
 
 
 @rule("Flatten")
