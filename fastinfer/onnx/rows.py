@@ -83,9 +83,7 @@ class _Prover:
         if graph is None:
             return Proof("it has no graph")
         opsets = _opsets(self._model.opset_import)
-        if ONNX not in opsets:
-            return Proof("it does not say of which version its operators are")
-        if opsets[ONNX] < _MIN_OPSET:
+        if opsets.get(ONNX, _MIN_OPSET) < _MIN_OPSET:
             return Proof(
                 f"its operators are of version {opsets[ONNX]}, and from version {_MIN_OPSET} on they are known"
             )

@@ -356,6 +356,25 @@ APART |= {
         constants={"i": i64([[2], [0]])},
     ),
 }
+APART |= {
+    "classes by name": graph(
+        node("ArgMax", "x", "a", axis=1, keepdims=0),
+        node("ArrayFeatureExtractor", "names a", "f", domain="ai.onnx.ml"),
+        node("Reshape", "f flat"),
+        constants={"names": i64([7, 8, 9, 10]), "flat": i64([-1])},
+        domains=["ai.onnx.ml"],
+    ),
+    "categories": graph(
+        node("OneHotEncoder", "x", "h", domain="ai.onnx.ml", cats_int64s=[0, 1, 2]),
+        node("Reshape", "h flat"),
+        inputs={"x": (["n", 2], TensorProto.INT64)},
+        constants={"flat": i64([-1, 6])},
+        domains=["ai.onnx.ml"],
+    ),
+    "a tree in a file that has no other operators": graph(
+        node("Normalizer", domain="ai.onnx.ml", norm="L2"), opset=None, domains=["ai.onnx.ml"]
+    ),
+}
 COUPLED |= {
     "a row's place, added": (places(["n"], node("Cast", "r", "f", to=1), node("Add", "x f")), "the places of rows"),
     "the next row": (
@@ -585,7 +604,7 @@ COUPLED |= {
     "numbers that an unsigned type does not hold": (graph(node("Cast", to=12)), "out of range"),
     "an operator of no version": (
         graph(node("Slice", "x a b c"), constants={"a": i64([0]), "b": i64([1]), "c": i64([0])}, opset=None),
-        "of which version",
+        "of a version that is not known",
     ),
 }
 

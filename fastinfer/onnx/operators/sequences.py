@@ -48,6 +48,8 @@ def _skip_layer_normalization(call: Call) -> list[Value]:
 def _embed_layer_normalization(call: Call) -> list[Value]:
     ids, segments, mask, positions = call.need(0), call.value(1), call.value(7), call.value(8)
     require_free(call, 2, 3, 4, 5, 6)
+    if positions is not None and positions.is_free and positions.rank == 2 and positions.known_dims[0] == ONE:
+        positions = None  # the same ones for all rows
     require_rows_first(ids, segments, mask, positions)
     hidden = call.need(2).known_dims[-1]
     made = moved(ids, [*ids.known_dims, hidden])
