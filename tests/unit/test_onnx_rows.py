@@ -150,6 +150,9 @@ APART = {
         node("Slice", "x a b c"),
         constants={"a": i64([0]), "b": i64([2**63 - 1]), "c": i64([0])},
     ),
+    "a whole slice, as tf2onnx writes it": graph(
+        node("Slice", "x a b c"), constants={"a": i64([0, 1]), "b": i64([10**9, 3]), "c": i64([0, 1])}
+    ),
     "parts along another axis": graph(node("Split", "x", "a b", axis=1), node("Concat", "b a", axis=1)),
 }
 

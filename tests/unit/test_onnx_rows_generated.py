@@ -507,8 +507,8 @@ ORT_ERRORS = tuple(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("chunk", range(6))
+@pytest.mark.parametrize("chunk", range(5))
 def test_generated_graphs_answer_as_was_proven(chunk):
-    found = [check(1000 * chunk + seed) for seed in range(50)]
-    assert sum(compared for compared, _ in found) > 200
-    assert sum(proven for _, proven in found) > 50
+    found = [check(1000 * chunk + seed) for seed in range(40)]
+    assert sum(compared for compared, _ in found) > 400
+    assert sum(proven for _, proven in found) > 80

@@ -25,6 +25,9 @@ from fastinfer.onnx.operators.call import (
 from fastinfer.onnx.values import Content, Mixes, Value, broadcast, constant, free, moved, reshape
 
 
+_NO_END = 10**9  # more elements than an axis has: from here on exporters mean the end; tf2onnx writes this number
+
+
 @rule("Shape")
 def _shape(call: Call) -> list[Value]:
     x = call.need(0)
@@ -206,7 +209,7 @@ def _slice(call: Call) -> list[Value]:
     for i, (axis, start, end) in enumerate(zip(axes, starts.flat, ends.flat, strict=False)):
         axis = axis_of(x, axis)
         step = steps[i] if i < len(steps) else 1
-        whole = step == 1 and start == 0 and (end == dims[axis] or (isinstance(end, int) and end >= 2**31 - 1))
+        whole = step == 1 and start == 0 and (end == dims[axis] or (isinstance(end, int) and end >= _NO_END))
         if whole:
             continue
         require_untouched(x, [axis], "takes a part")
