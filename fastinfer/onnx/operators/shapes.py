@@ -24,7 +24,6 @@ from fastinfer.onnx.operators.call import (
 )
 from fastinfer.onnx.values import Content, Mixes, Value, broadcast, constant, free, moved, reshape
 
-
 _NO_END = 10**9  # more elements than an axis has: from here on exporters mean the end; tf2onnx writes this number
 
 
