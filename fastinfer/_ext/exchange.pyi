@@ -41,6 +41,7 @@ class Head:
     coding: bytes | None
     """``gzip`` or ``deflate`` if the body is compressed."""
     accepted: bytes | None
+    compress_from: int
     """``gzip`` or ``deflate`` if the answer may be compressed."""
     plain: bool
     """An HTTP/1.1 request with nothing unusual to its answer's head: the common case."""

@@ -69,10 +69,6 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     metadata: dict[str, str]
     """The model's own metadata, with ``producer``, ``graph``, ``description`` and ``version`` added."""
-    may_loop: bool
-    """The graph holds operators whose time depends on values (Loop, If, Scan and the like)."""
-    never_empty: str
-    """Operators of the graph that end the process if an input has no elements, or ``""``."""
     def __init__(
         self,
         path: str | PathLike[str] | None = None,

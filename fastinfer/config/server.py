@@ -72,6 +72,10 @@ def _share_of_memory(value: Any) -> Any:
     return parse_size(value)
 
 
+def _size_or_off(value: Any) -> Any:
+    return None if value in ("off", None) else parse_size(value)
+
+
 def _list(value: Any) -> Any:
     """One value, or several with commas between them, is a list too."""
     if isinstance(value, str):
@@ -261,6 +265,14 @@ class ServerConfig(BaseSettings):
     )
     drain_timeout_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = _option(
         limits.DRAIN_TIMEOUT_S, "Seconds that requests in flight get to finish after SIGTERM.", _INFERENCE
+    )
+    compress_answers: Annotated[int | None, BeforeValidator(_size_or_off), Field(ge=1, le=1 << 50)] = _option(
+        None,
+        "Compress answers to inference from this size on, for clients that accept gzip or deflate; off: none. Many "
+        "clients accept it by default, and compression takes several times as long as the rest of a request.",
+        _INFERENCE,
+        shown_default="off",
+        metavar="SIZE",
     )
     json_nonfinite: Literal["literal", "null", "error"] = _option(
         "literal",

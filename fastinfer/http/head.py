@@ -75,7 +75,7 @@ class Match(Protocol):
     @property
     def arguments(self) -> tuple[str, ...]: ...
     @property
-    def compressible(self) -> bool: ...
+    def compress_from(self) -> int | None: ...
 
 
 class Router(Protocol):
@@ -328,8 +328,10 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
         return error.with_traceback(None)
     head.handler = match.handler
     head.arguments = match.arguments
-    if not match.compressible:
+    if match.compress_from is None:
         head.accepted = None
+    else:
+        head.compress_from = match.compress_from
     head.max_body_bytes = min(match.max_body_bytes, limits.max_body_bytes)
     if head.body_size > head.max_body_bytes:
         return too_large(head.max_body_bytes)

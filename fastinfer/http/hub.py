@@ -20,6 +20,7 @@ from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
 from fastinfer.limits import HttpLimits
+from fastinfer.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class Hub(Shared):
             exchange.guard(lambda: then(future.result()))
 
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "compression")
+            self._pool = ThreadPoolExecutor(usable_cores(), "compression")
         future = self.loop.run_in_executor(self._pool, work)
         self._tasks.add(future)
         future.add_done_callback(done)

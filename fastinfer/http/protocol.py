@@ -278,7 +278,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         size = sum([len(part) for part in parts])
         head = exchange.head
         coding = head.accepted
-        if coding is not None and size >= constants.MIN_COMPRESSED_BYTES and status == 200 and not exchange.packed:
+        if coding is not None and size >= head.compress_from and status == 200 and not exchange.packed:
             exchange.packed = True
             fields = (*fields, (b"Content-Encoding", coding), (b"Vary", b"Accept-Encoding"))
             if size > _INLINE_DEFLATE_BYTES:

@@ -129,7 +129,8 @@ class Loader:
             loaded = await self.in_thread(load)
         session, signature = loaded.session, loaded.signature
         notes = recorded.run_notes
-        implementation = OnnxWorker(session, signature, self._executor, self._config.inline_run_us, notes)
+        inline_us = self._config.inline_run_us if loaded.steady else 0
+        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})

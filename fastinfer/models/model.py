@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _SLICES_AT_ONCE = 4  # of one request; the others are cut when these have run
 _MAX_SLICES = 10_000  # of one request
-_FREE_SLICES = 16  # of one request, whatever its rows hold
 
 
 class Model(Target):
@@ -91,7 +90,7 @@ class Model(Target):
         if request.rows == 0:
             _NoRows(self.scheduler, request, [_zero_rows(spec, own, request) for spec in own.outputs]).start()
             return
-        most = _most_rows(own.max_batch_size, request)
+        most = own.max_batch_size * _MAX_SLICES
         if request.rows > most:
             raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
         _Slices(self.scheduler, request, own.max_batch_size).start()
@@ -127,15 +126,6 @@ class Model(Target):
             retired()
 
         self.scheduler.retire(idle)
-
-
-def _most_rows(size: int, request: InferRequest) -> int:
-    """The rows that a request may have, in slices of ``size``.
-
-    A slice costs a run, whatever is in it. Rows with elements are paid for by the client, with a byte each at least;
-    of rows without any, a few slices are run.
-    """
-    return size * min(_MAX_SLICES, _FREE_SLICES + sum(tensor.nbytes for tensor in request.inputs) // size)
 
 
 def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastinfer.onnx.dims import DependsOnBatch, Dim, Symbols, product
+from fastinfer.onnx.dims import Dim, Symbols, product
 from fastinfer.onnx.proto import Tensor
 from fastinfer.onnx.values import Content
 
@@ -23,10 +23,9 @@ MAX_ELEMENTS = 256
 """Larger tensors are not shapes."""
 
 
-_LITTLE_ENDIAN = {
-    1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4",
-    13: "<u8",
-}  # fmt: skip  # TensorProto.DataType
+# TensorProto.DataType. Arithmetic with narrower types wraps around or is rounded, which is not followed.
+_LITTLE_ENDIAN = {1: "<f4", 6: "<i4", 7: "<i8", 9: "?", 11: "<f8"}
+_FLOATS, _INTEGERS, _BOOL = (1, 11), (6, 7), 9
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -37,8 +36,10 @@ def stored(tensor: Tensor) -> Content | None:
         return None
     if tensor.entries(9):
         elements = np.frombuffer(tensor.raw_data, _LITTLE_ENDIAN[kind])
-    elif kind in (2, 3, 4, 5, 6, 9):
-        elements = np.array(tensor.int32_data)
+    elif kind in (6, 9):
+        elements = np.array(tensor.int32_data, dtype=np.int64)
+        if (abs(elements) >= 2**31).any():
+            return None
     elif kind == 7:
         elements = np.array(tensor.int64_data)
     elif kind == 1:
@@ -158,15 +159,21 @@ def _axes(arguments: Arguments, inputs: Sequence[Content | None], at: int) -> li
 
 def _cast(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     to = arguments.integer("to", 0)
+    if to not in _LITTLE_ENDIAN:
+        raise Unknown
 
     def cast(value: Any) -> Any:
         if isinstance(value, Dim):
-            if to == 9:
+            if to == _BOOL:
                 raise Unknown
-            return value
-        if to == 9:
+            return value if to in _FLOATS else arguments.symbols.truncated(value)
+        if to == _BOOL:
             return bool(value)
-        return float(value) if to in (1, 10, 11, 16) else int(value)
+        made = float(value) if to in _FLOATS else int(value)
+        # What does not fit is rounded or wraps around.
+        if (to == 1 and float(np.float32(made)) != value) or (to == 6 and not -(2**31) <= made < 2**31):
+            raise Unknown
+        return made
 
     return [np.frompyfunc(cast, 1, 1)(_given(inputs[0]))]
 
@@ -176,19 +183,27 @@ def _gather(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     return [np.take(_given(inputs[0]), indices, axis=arguments.integer("axis", 0))]
 
 
+def part(size: int, start: int, end: int, step: int) -> slice:
+    """The slice that the operator of that name takes of an axis."""
+    if step < 0:
+        # It begins at the first element at least, and ends after it. Python says that with None.
+        return slice(max(start, -size), None if end < -size else end, step)
+    return slice(start, end, step)
+
+
 def _slice(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     data = _given(inputs[0])
     if len(inputs) > 1:
         starts, ends = _numbers(inputs[1]), _numbers(inputs[2])
-        axes = _numbers(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
+        axes = _numbers(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else []
+        axes = axes or list(range(len(starts)))
         steps = _numbers(inputs[4]) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     else:
         starts, ends = arguments.integers("starts") or [], arguments.integers("ends") or []
         axes, steps = arguments.integers("axes") or list(range(len(starts))), [1] * len(starts)
     where = [slice(None)] * data.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        # The last element of a slice backwards is at 0, which Python says with None.
-        where[axis] = slice(start, None if step < 0 and end < -data.shape[axis] else end, step)
+        where[axis] = part(data.shape[axis], start, end, step)
     return [data[tuple(where)]]
 
 
@@ -205,7 +220,7 @@ def _unsqueeze(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
 
 def _squeeze(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     axes = _axes(arguments, inputs, 1)
-    return [np.squeeze(_given(inputs[0]), None if axes is None else tuple(axes))]
+    return [np.squeeze(_given(inputs[0]), tuple(axes) if axes else None)]
 
 
 def _reshape(_: Arguments, inputs: list[Content | None]) -> list[Any]:
@@ -225,20 +240,22 @@ def _where(_: Arguments, inputs: list[Content | None]) -> list[Any]:
 
 def _reduce(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
     """The product of a vector."""
-    content = _given(inputs[0])
-    if content.ndim > 1 or _axes(arguments, inputs, 1) not in (None, [0], [-1]):
+    content, axes = _given(inputs[0]), _axes(arguments, inputs, 1)
+    if content.ndim > 1 or axes not in (None, [0], [-1]) or arguments.integer("noop_with_empty_axes", 0):
+        raise Unknown
+    if any(isinstance(value, float) or (isinstance(value, Dim) and not value.is_whole) for value in content.flat):
         raise Unknown
     made = np.empty((1,) * content.ndim if arguments.integer("keepdims", 1) else (), dtype=object)
     dims = [value if isinstance(value, Dim) else Dim(int(value)) for value in content.ravel().tolist()]
     total = product(dims)
+    if abs(total.factor) >= 2**31:
+        raise Unknown
     made[...] = total if total.number is None else total.number
     return [made]
 
 
 def _range(_: Arguments, inputs: list[Content | None]) -> list[Any]:
     bounds = [_given(content).item() for content in inputs]
-    if any(isinstance(bound, Dim) and bound.batches for bound in bounds):
-        raise DependsOnBatch
     if not all(isinstance(bound, int) for bound in bounds) or not bounds[2]:
         raise Unknown
     return [list(range(*bounds)[: MAX_ELEMENTS + 1])]

@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import reduce
 from typing import Any
+
+import numpy as np
 
 BATCH_SYMBOL = "batch size"
 _MAX_SYMBOLS = 64  # of a product; a hostile graph could double them with each operator
 _OPAQUE = "?"  # begins the symbols of results that may be negative
+_FILLED = "s"  # begins the symbols of sizes that are 0 only if a dimension of the request is
+_FRACTION = "?/"  # begins the symbols of results that may be no whole numbers
+_MAX_NUMBER = 2**31  # 32-bit integers wrap around there, and the type of a number is not known here
 
 
 class DependsOnBatch(Exception):
@@ -55,6 +61,16 @@ class Dim:
         """It cannot be negative."""
         return self.factor >= 0 and not any(symbol.startswith(_OPAQUE) for symbol in self.symbols)
 
+    @property
+    def is_filled(self) -> bool:
+        """It is 1 or more if no dimension of the request is 0."""
+        return self.factor > 0 and all(each == BATCH_SYMBOL or each.startswith(_FILLED) for each in self.symbols)
+
+    @property
+    def is_whole(self) -> bool:
+        """It is a whole number."""
+        return not any(symbol.startswith(_FRACTION) for symbol in self.symbols)
+
     def __mul__(self, other: Dim) -> Dim:
         factor = _bounded(self.factor * other.factor)
         if len(self.symbols) + len(other.symbols) > _MAX_SYMBOLS:
@@ -84,20 +100,22 @@ class Symbols:
     def __init__(self) -> None:
         self._known: dict[object, str] = {}
 
-    def size(self, of: object) -> Dim:
+    def size(self, of: object, *, filled: bool = False) -> Dim:
         """A size that is not known; the same one each time it is asked for with an equal key."""
-        return Dim(1, (self._known.setdefault(("size", of), f"d{len(self._known)}"),))
+        begin = _FILLED if filled else "d"
+        return Dim(1, (self._known.setdefault(("size", of), f"{begin}{len(self._known)}"),))
 
     def any_size(self) -> Dim:
         """A size that is not known and equals no other."""
         return self.size(len(self._known))
 
-    def opaque(self, of: object, *operands: object) -> Dim:
+    def opaque(self, of: object, *operands: object, whole: bool = True) -> Dim:
         """A result that is not known. DependsOnBatch if the batch size is among the operands."""
         for operand in operands:
             if isinstance(operand, Dim) and operand.batches:
                 raise DependsOnBatch
-        return Dim(1, (self._known.setdefault((of, *operands), f"{_OPAQUE}{len(self._known)}"),))
+        begin = _OPAQUE if whole else _FRACTION
+        return Dim(1, (self._known.setdefault((of, whole, *operands), f"{begin}{len(self._known)}"),))
 
     # --- Arithmetic with numbers (int, float, bool) and dimensions ----------------------------------------------------
 
@@ -105,7 +123,14 @@ class Symbols:
         """Computes if all operands are numbers; else keeps what is a product, and makes a symbol of what is not."""
         operands = tuple(_plain(operand) for operand in operands)
         if not any(isinstance(operand, Dim) for operand in operands):
-            return _bounded(exact(*operands))
+            result = exact(*operands)
+            if name in _ARITHMETIC and isinstance(result, float) and not _is_exact(name, operands, result):
+                return self.opaque(name, *operands, whole=False)
+            return _narrow(result) if name in _ARITHMETIC else _bounded(result)
+        if name == "Identity":
+            return operands[0]
+        if not all(_is_whole(operand) for operand in operands):
+            return self.opaque(name, *operands, whole=name in _TO_WHOLE)
         if name == "Mul":
             factors = [_whole(operand) for operand in operands]
             if all(factor is not None for factor in factors):
@@ -113,19 +138,60 @@ class Symbols:
         elif name == "Div":
             above, below = (_whole(operand) for operand in operands)
             quotient = above.over(below) if above is not None and below is not None else None
-            if quotient is not None:
+            if quotient is not None and quotient.number is None:
                 return _plain(quotient)
+            return self._quotient(*operands)
+        elif name == "Mod":
+            return self.opaque(name, *operands, len(self._known))  # the sign of the result is an attribute's choice
         elif name in ("Add", "Sub") and _plain(operands[1]) == 0:
             return operands[0]
         elif name == "Add" and operands[0] == 0:
             return operands[1]
-        elif name in ("Floor", "Ceil", "Round", "Identity", "Abs") and (name != "Abs" or operands[0].is_size):
+        elif name in ("Floor", "Ceil", "Round") or (name == "Abs" and operands[0].is_size):
             return operands[0]
-        elif name in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"):
+        elif name in _COMPARISONS:
             known = _compared(name, *operands)
             if known is not None:
                 return known
         return self.opaque(name, *operands)
+
+    def truncated(self, operand: Dim) -> Dim:
+        """A dimension that is converted to a whole number."""
+        return operand if operand.is_whole else self.opaque("truncated", operand)
+
+    def _quotient(self, above: Any, below: Any) -> Dim:
+        """A quotient that is no product. A number among the operands has the type of both."""
+        if isinstance(above, Dim) and isinstance(below, Dim):
+            return self.opaque("Div", above, below, len(self._known), whole=False)
+        return self.opaque("Div", above, below, whole=not isinstance(above, float) and not isinstance(below, float))
+
+
+_ARITHMETIC = frozenset({"Abs", "Add", "Div", "Mul", "Neg", "Sub"})
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+_TO_WHOLE = _COMPARISONS | {"And", "Ceil", "Floor", "Not", "Or", "Round"}
+
+
+def _is_whole(value: Any) -> bool:
+    return value.is_whole if isinstance(value, Dim) else value == value and abs(value) < 2**63 and int(value) == value
+
+
+def _is_exact(name: str, operands: tuple[Any, ...], result: float) -> bool:
+    """Whether 32-bit floating-point numbers hold a result as it is; the runtime rounds it if they do not."""
+    values = [Fraction(operand) for operand in operands]
+    if name in ("Abs", "Neg"):
+        return True
+    left, right = values
+    exact = {"Add": left + right, "Sub": left - right, "Mul": left * right}.get(name)
+    if exact is None:
+        exact = left / right
+    return exact == Fraction(result) and float(np.float32(result)) == result
+
+
+def _narrow(value: Any) -> Any:
+    """A result of arithmetic. OverflowError: it may wrap around."""
+    if isinstance(value, int) and not -_MAX_NUMBER <= value < _MAX_NUMBER:
+        raise OverflowError("a number is too large")
+    return value
 
 
 def _bounded(value: Any) -> Any:

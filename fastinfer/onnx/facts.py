@@ -1,10 +1,11 @@
 """What a model's graph says beside its signature: the operators it has, and whether its sizes follow from its inputs'.
 
-A run whose values decide how much there is to compute can take any time: a ``Resize`` whose sizes are an input, a
-``ConstantOfShape`` of a number, a ``Loop``. Such a model has no place on the event loop's thread. That a model has one is
-proven: each operator is known, and what decides its outputs' sizes follows from constants and from the shapes of inputs.
+If values decide how much there is to compute, a run can take any time: a ``Resize`` whose sizes are an input, a
+``ConstantOfShape`` of a number, a ``Loop``. Such a model never runs on the event loop's thread. Of any other model it
+is proven that each operator is known, and that its outputs' sizes follow from constants and from the shapes of
+inputs.
 
-Every node is visited once, those of functions and subgraphs too; the values in a function are taken to depend on inputs.
+Every node is visited once, those of functions and subgraphs too. Values in a function are taken to depend on inputs.
 
 Pure.
 """

@@ -262,8 +262,10 @@ class _Part(_Field[M | None]):
     """A message in a message; None: it is absent."""
 
     def read(self, entries: list[tuple[int, Any]]) -> M | None:
+        if len(entries) > 1:  # the fields of all of them count
+            entries = [(_BYTES, memoryview(b"".join(_blobs(entries))))]
         parts: list[M] = _parts(self, entries)
-        return parts[-1] if parts else None
+        return parts[0] if parts else None
 
     def write(self, value: M | None) -> Iterable[tuple[int, Any]]:
         return [] if value is None else [(_BYTES, memoryview(value.to_bytes()))]

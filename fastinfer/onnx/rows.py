@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from fastinfer.onnx import contents
 from fastinfer.onnx.dims import BATCH, DependsOnBatch, Dim, Symbols
-from fastinfer.onnx.operators import ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.onnx.operators import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call, places
 from fastinfer.onnx.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
 from fastinfer.onnx.values import Mixes, Value, constant, free
 
@@ -36,7 +36,8 @@ class Proof:
     """What a graph says of the rows of a batch.
 
     Attributes:
-        couples: why rows may depend on each other, as a sentence's end; None: they do not.
+        couples: why rows may depend on each other, as a sentence's end; None: they do not. A request of which a
+            dimension is 0 is not covered: it runs alone.
         rounds: the operator that may round a row otherwise in another batch; None: none does.
         id_limits: for inputs whose elements select rows of tables, how many rows the smallest table has.
     """
@@ -122,7 +123,9 @@ class _Prover:
             return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
         # Symbols of one name are not one size: the runtime does not compare what a request sends for them.
         dims = [
-            Dim(dim.dim_value) if not dim.is_open and dim.dim_value >= 0 else self._symbols.size((info.name, i))
+            Dim(dim.dim_value)
+            if not dim.is_open and dim.dim_value >= 0
+            else self._symbols.size((info.name, i), filled=True)
             for i, dim in enumerate(others)
         ]
         return Value((BATCH, *dims), 0, source=info.name)
@@ -172,7 +175,7 @@ class _Prover:
         mixed = next((value.mixed for value in inputs if value is not None and value.mixed is not None), None)
         if mixed is not None:
             return [Value(None, mixed=mixed)] * outputs
-        if function is not None and (domain, node.op_type) in RULES:
+        if function is not None and (domain in (ONNX, ML, MICROSOFT) or (domain, node.op_type) in RULES):
             reason = "is defined by the model and by ONNX"
             return [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
         if function is not None:
@@ -181,7 +184,7 @@ class _Prover:
             domain, node.op_type, opsets.get(domain, 1), attributes, inputs, self._symbols, outputs, self._id_limits
         )
         try:
-            made = self._follow(call, scope, opsets, depth)
+            made = self._follow(call, scope, opsets, given, depth)
         except Mixes as reason:
             # What takes nothing that has rows gives nothing that has rows, if it follows from its inputs at all.
             if _draws_nothing(call) and all(value is None or value.is_free for value in inputs):
@@ -200,12 +203,16 @@ class _Prover:
             rounds = call.op_type
         return value if rounds is None else replace(value, rounds=rounds)
 
-    def _follow(self, call: Call, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _follow(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         if call.domain == ONNX:
+            if opsets.get(ONNX, 0) < _MIN_OPSET:
+                raise Mixes("is of a version that is not known")
             if call.op_type == "Constant":
                 return [_constant(call)]
             if call.op_type == "If":
-                return self._branch(call, scope, opsets, depth)
+                return self._branch(call, scope, opsets, given, depth)
             computed = self._compute(call)
             if computed is not None:
                 return computed
@@ -216,7 +223,12 @@ class _Prover:
         if follow is None:
             raise Mixes("draws random numbers" if call.op_type in RANDOM else "is not known to keep rows apart")
         try:
-            return follow(call)
+            place = places.place_of(call)
+            loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]
+            if loose and (call.domain != ONNX or call.op_type not in _KEEP_EMPTY or loose != [0]):
+                raise Mixes("computes with sizes that may be others if one of them is 0")
+            made = places.placed(follow(call), place)
+            return [replace(value, loose=True) for value in made] if loose and call.op_type != "Reshape" else made
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ProtoError):
                 raise
@@ -256,7 +268,9 @@ class _Prover:
             for value in made + [None] * (outputs - len(made))
         ]
 
-    def _branch(self, call: Call, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _branch(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         condition = call.need(0)
         if not condition.is_free:
             raise Mixes("chooses for all rows together")
@@ -267,16 +281,18 @@ class _Prover:
             choice = condition.content.flat[0]
             if not isinstance(choice, Dim):
                 graphs = graphs[:1] if choice else graphs[1:]
-        made = [self._subgraph(graph, scope, opsets, depth) for graph in graphs if graph is not None]
+        made = [self._subgraph(graph, scope, opsets, given, depth) for graph in graphs if graph is not None]
         if len(made) == 1:
             return made[0]
         if len(made[0]) != len(made[1]):
             raise Mixes("has branches with other numbers of outputs")
         return [_either(*values) for values in zip(*made, strict=True)]
 
-    def _subgraph(self, graph: Graph, scope: Scope, opsets: Mapping[str, int], depth: int) -> list[Value]:
+    def _subgraph(
+        self, graph: Graph, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
         inner = {**scope, **self._constants(graph)}
-        self._run(graph.node, inner, opsets, {}, depth + 1)
+        self._run(graph.node, inner, opsets, given, depth + 1)
         return [inner.get(info.name) or Value(None, mixed="a branch lacks an output") for info in graph.output]
 
 
@@ -286,6 +302,10 @@ def _why_not_rows(value: Value) -> str | None:
         return value.mixed
     if value.axis is None:
         return "does not depend on the rows, or only on how many there are"
+    if value.loose:
+        return "may have another shape if a size is 0"
+    if value.place is not None:
+        return "depends on the places of rows in the batch"
     if value.axis != 0 or value.known_dims[0] != BATCH:
         return "does not have the rows along its first dimension"
     return None
@@ -311,6 +331,10 @@ def _either(one: Value, other: Value) -> Value:
         return one if one.mixed is not None else other
     if one.counts_rows or other.counts_rows:
         return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
+    if one.loose or other.loose:
+        return Value(None, mixed="operator 'If' computes with sizes that may be others if one of them is 0")
+    if one.place is not other.place:
+        return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
     if one.axis is None and other.axis is None:
         return free(one.dims if one.dims == other.dims else None)
     if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
@@ -318,16 +342,21 @@ def _either(one: Value, other: Value) -> Value:
     return replace(one, rounds=one.rounds or other.rounds)
 
 
+_KEEP_EMPTY = frozenset(
+    {"Identity", "Reshape", "Transpose"}
+)  # whose output has no elements if the first input has none
+
+
 def _draws_nothing(call: Call) -> bool:
     """Whether an operator is known to give the same outputs for the same inputs."""
-    return (call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC
+    return call.op_type not in RANDOM and ((call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC)
 
 
 # Operators without a rule that give the same for the same inputs; used on constants and shapes.
 _DETERMINISTIC = frozenset(
     {
         "BlackmanWindow", "Col2Im", "DFT", "Det", "DynamicQuantizeLinear", "EyeLike", "HammingWindow", "HannWindow",
-        "MelWeightMatrix", "NonZero", "Range", "ScatterND", "Unique",
+        "MelWeightMatrix", "NonZero", "ScatterND", "Unique",
     }
 )  # fmt: skip
 

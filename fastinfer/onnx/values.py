@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer.onnx.dims import BATCH, ONE, Dim, Symbols, product
+from fastinfer.onnx.dims import BATCH, BATCH_SYMBOL, ONE, Dim, Symbols, product
 
 Content = NDArray[Any]
 """The elements of a small tensor of numbers: ``int``, ``float``, ``bool``, or a :class:`Dim` that is no number."""
@@ -25,6 +26,14 @@ Content = NDArray[Any]
 
 class Mixes(Exception):
     """An operator's outputs cannot be said to keep rows apart; the text says why, with the operator as its subject."""
+
+
+class Place(Enum):
+    """What the elements of row ``i`` of a value say of ``i``."""
+
+    ALL = "all are i"
+    FIRST = "the first along the last axis are i, and the others say nothing of it"
+    SOME = "some depend on i"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,10 @@ class Value:
         mixed: why its rows are not apart; None: they are.
         rounds: the operator type that may round a row otherwise in other batches; None: each row has the same bits.
         source: the graph's input that it is, but for its shape and type.
+        place: what its elements say of the row's place in the batch; None: nothing. A value that has it is mixed for
+            all but the operators of :mod:`fastinfer.onnx.operators.places`.
+        loose: in a request for which it has no elements its dimensions may be others. Only operators that give no
+            elements then may take it.
     """
 
     dims: tuple[Dim, ...] | None
@@ -49,6 +62,8 @@ class Value:
     mixed: str | None = None
     rounds: str | None = None
     source: str | None = None
+    place: Place | None = None
+    loose: bool = False
 
     @property
     def counts_rows(self) -> bool:
@@ -110,7 +125,11 @@ def broadcast_dim(left: Dim, right: Dim, symbols: Symbols) -> Dim:
         return right
     if right == ONE or left.number is not None:
         return left
-    return right if right.number is not None else symbols.size(("broadcast", left, right))
+    return (
+        right
+        if right.number is not None
+        else symbols.size(("broadcast", left, right), filled=left.is_filled and right.is_filled)
+    )
 
 
 def broadcast(values: Sequence[Value], symbols: Symbols) -> Value:
@@ -152,13 +171,19 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
         Mixes: rows are not apart in the result, or it depends on the symbols whether they are.
     """
     if value.dims is None:
-        return free([_dim(each) if each != -1 and each != 0 else symbols.any_size() for each in wanted])
+        return free([Dim(each) if isinstance(each, int) and each > 0 else symbols.any_size() for each in wanted])
     dims = []
+    shape = _Shape(zero_copies, -1 in wanted)
+    loose = value.loose and (-1 in wanted or 0 in wanted)
     for i, each in enumerate(wanted):
         if each == 0 and zero_copies:
             if i >= value.rank:
                 raise Mixes("copies a dimension that is not there")
             dims.append(value.dims[i])
+        elif isinstance(each, Dim):
+            dim, may_differ = _wanted(value, each, i, shape, symbols)
+            dims.append(dim)
+            loose = loose or may_differ
         else:
             dims.append(ONE if each == -1 else _dim(each))
     if -1 in wanted:
@@ -167,7 +192,7 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     if value.axis is None:
         if holders:
             raise Mixes("gives a constant the batch dimension")
-        return free(dims)
+        return replace(free(dims), loose=loose)
     if len(holders) != 1:
         raise Mixes("reshapes rows to a shape that does not follow the batch size" if not holders else "mixes rows")
     at = holders[0]
@@ -176,12 +201,43 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     after = None if before is None else dims[at].over(before * BATCH)
     if before is None or after is None:
         raise Mixes("reshapes rows so that they may not stay apart")
-    return Value(tuple(dims), at, before, after)
+    return Value(tuple(dims), at, before, after, loose=loose)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a reshape's shape has beside the dimension that is looked at: whether 0 copies, whether there is a -1."""
+
+    zero_copies: bool
+    infers: bool
+
+
+def _wanted(value: Value, each: Dim, at: int, shape: _Shape, symbols: Symbols) -> tuple[Dim, bool]:
+    """The dimension that a reshape makes of a symbolic one, and whether the result is loose for it.
+
+    It may be 0 in some requests, or -1 if it is opaque, and then stands for another size. That does not matter if the
+    dimension that 0 copies is 0 with it. If it is a size of the value too, the value has no elements then.
+    """
+    dims = value.known_dims
+    if each.is_filled:
+        return each, False
+    if each.is_size and not (shape.zero_copies and at < len(dims)):
+        return each, False
+    own = set(each.symbols) - {BATCH_SYMBOL}
+    if not own or (at < len(dims) and not value.loose and own <= set(dims[at].symbols)):
+        return each, False
+    if (shape.infers or value.loose) and own <= set(product(dims).symbols):
+        return each, True
+    if value.loose:
+        raise Mixes("reshapes rows to a shape that may be empty")
+    if not each.batches:
+        return symbols.size(("reshaped", at, each, dims)) if each.is_size else symbols.any_size(), False
+    if not each.is_size or at != value.axis or value.before != ONE:
+        raise Mixes("reshapes rows to a shape that may be empty")
+    return BATCH * symbols.size(("reshaped", at, each, dims)), False
 
 
 def _dim(each: Any) -> Dim:
-    if isinstance(each, Dim):
-        return each
     if not isinstance(each, int) or each < 0:
         raise Mixes(f"is given the dimension {each}")
     return Dim(each)
@@ -199,4 +255,4 @@ def _what_is_left(value: Value, dims: Sequence[Dim], symbols: Symbols) -> Dim:
         if rest is None or reduced is None or reduced.batches:
             raise Mixes("reshapes rows so that they may not stay apart")
         total, others = rest, reduced
-    return symbols.size(("left", total, others))
+    return symbols.size(("left", total, others), filled=total.is_filled)

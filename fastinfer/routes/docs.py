@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 from swagger_ui_bundle import swagger_ui_path
 
-from fastinfer import openapi
+from fastinfer import limits, openapi
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import JSON, Exchange
 from fastinfer.routes.router import Route
@@ -84,9 +84,9 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
         exchange.respond(200, contents(name), _TYPES[Path(name).suffix], _KEPT)
 
     return [
-        Route(("GET",), "/openapi.json", describe, compressible=True),
-        Route(("GET",), "/docs", page, compressible=True),
-        Route(("GET",), "/docs/{asset}", asset, compressible=True),
+        Route(("GET",), "/openapi.json", describe, compress_from=limits.MIN_COMPRESSED_BYTES),
+        Route(("GET",), "/docs", page, compress_from=limits.MIN_COMPRESSED_BYTES),
+        Route(("GET",), "/docs/{asset}", asset, compress_from=limits.MIN_COMPRESSED_BYTES),
     ]
 
 

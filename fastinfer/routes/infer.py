@@ -16,6 +16,6 @@ def routes(service: Service) -> list[Route]:
     repository, config = service.repository, service.config
     infer = InferHandler(repository.find, repository.ready, service.executor, config.off_loop_bytes, service.nonfinite)
     return [
-        Route(("POST",), path, infer, config.max_body_bytes, compressible=True)
+        Route(("POST",), path, infer, config.max_body_bytes, compress_from=config.compress_answers)
         for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastinfer import limits
 from fastinfer.http.exchange import Exchange
 from fastinfer.metrics import CONTENT_TYPE
 from fastinfer.routes.router import Route
@@ -18,4 +19,4 @@ def routes(service: Service) -> list[Route]:
     async def metrics(exchange: Exchange) -> None:
         exchange.respond(200, await service.metrics.page(), CONTENT_TYPE)
 
-    return [Route(("GET",), "/metrics", metrics, compressible=True)]
+    return [Route(("GET",), "/metrics", metrics, compress_from=limits.MIN_COMPRESSED_BYTES)]

@@ -33,15 +33,15 @@ class Route:
         template: its path, captured parts in braces: ``{model}``, ``{worker}``, ``{asset}`` or ``{version}``.
         handler: called with the exchange; a coroutine is run as a task. An ApiError that it raises is the answer.
         max_body_bytes: a larger body is refused with 413 before it is read; None: the router's limit.
-        compressible: large answers are compressed for clients that say they can inflate them. Not so where Triton never
-            does: its asyncio client says it always, and inflates nothing but answers to inference.
+        compress_from: answers of this many bytes are compressed for clients that accept it; None: none is. Triton's
+            asyncio client accepts it with every request, and inflates only answers to inference.
     """
 
     methods: tuple[str, ...]
     template: str
     handler: Handler
     max_body_bytes: int | None = None
-    compressible: bool = False
+    compress_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Match:
     handler: Handler
     max_body_bytes: int
     arguments: tuple[str, ...]
-    compressible: bool
+    compress_from: int | None
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class Router:
             allowed = ", ".join(sorted(node.methods)).encode()
             raise ApiError(405, f"method {method} is not allowed here", headers=((b"Allow", allowed),))
         max_body_bytes = route.max_body_bytes or self._max_control_body_bytes
-        return Match(route.handler, max_body_bytes, tuple(arguments), route.compressible)
+        return Match(route.handler, max_body_bytes, tuple(arguments), route.compress_from)
 
 
 def _not_found() -> ApiError:

@@ -24,10 +24,14 @@ from fastinfer.config.model import ConfigError, ModelConfig, read_labels
 from fastinfer.config.model_schema import TensorConfig, WarmupInput
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
+from fastinfer.onnx.facts import Facts, read_facts
 from fastinfer.onnx.rows import Proof, prove
 from fastinfer.workers.onnx_trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
 
 log = logging.getLogger(__name__)
+
+# Operators that end the process, in the runtime's 1.32, if an input has no elements.
+_NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,14 @@ class LoadedModel:
     Attributes:
         session: the runtime's.
         signature: what it takes and gives.
+        steady: whether the time of a run follows from the shapes of its inputs.
         combines: whether requests may share a batch.
         why_alone: why they should not, as a sentence's end; None: they may.
     """
 
     session: Session
     signature: Signature
+    steady: bool
     combines: bool
     why_alone: str | None
 
@@ -75,8 +81,14 @@ def load(
         labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
         model = _read(path) if content is None else content
         exact = (config.batching or server.batching) == "exact"
-        runs = Runs(Session(path, model=model, **options), server.load_run_timeout_s, trials or TrialRuns())
-        loading = _Loading(name, runs, prove(model), server.default_max_batch_size, exact)
+        session = Session(path, model=model, **options)
+        facts = read_facts(model)
+        if facts.sparse_outputs:  # the runtime describes them as dense
+            raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
+        if facts.sized_by_values is not None:
+            log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
+        runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
+        loading = _Loading(name, runs, facts, prove(model), server.default_max_batch_size, exact)
         loaded = loading.model(config, labels)
         loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:
@@ -100,10 +112,12 @@ def _read(path: Path) -> bytes:
 class _Loading:
     """A session that is being looked at."""
 
-    def __init__(self, name: str, runs: Runs, proof: Proof, default_rows: int, exact: bool) -> None:
+    def __init__(self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool) -> None:
         self.name = name
         self.session = runs.session
         self._runs = runs
+        self._steady = facts.sized_by_values is None
+        self._never_empty = ", ".join(sorted(facts.operators & _NEVER_EMPTY))
         self._proof = proof
         self._default_rows = default_rows
         self._exact = exact
@@ -113,25 +127,28 @@ class _Loading:
     def model(self, config: ModelConfig, labels: Mapping[str, Labels]) -> LoadedModel:
         """What the graph says, checked against the configuration. ApiError 400."""
         session = self.session
-        signature = partial(Signature, session.inputs, session.outputs, labels=labels, never_empty=session.never_empty)
+        signature = partial(Signature, session.inputs, session.outputs, labels=labels, never_empty=self._never_empty)
         configured = config.max_batch_size
         self._check_tensors("input", config.inputs, self.session.inputs, configured)
         self._check_tensors("output", config.outputs, self.session.outputs, configured)
         if configured == 0:
-            return LoadedModel(self.session, signature(), False, "max_batch_size is 0")
+            return self._loaded(signature(), False, "max_batch_size is 0")
         if configured is not None:
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
                 log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
             batched = signature(batched=True, max_batch_size=configured, max_batch_size_configured=True)
-            return LoadedModel(self.session, batched, reason is None or not self._exact, reason)
+            return self._loaded(batched, reason is None or not self._exact, reason)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
             level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return LoadedModel(self.session, signature(), False, reason)
-        return LoadedModel(self.session, signature(batched=True, max_batch_size=self._default_rows), True, None)
+            return self._loaded(signature(), False, reason)
+        return self._loaded(signature(batched=True, max_batch_size=self._default_rows), True, None)
+
+    def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:
+        return LoadedModel(self.session, signature, self._steady, combines, why_alone)
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None

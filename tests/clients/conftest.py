@@ -42,7 +42,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path):
     """Serves the bundled models and those of ``repository``; tests leave it as it was."""
-    with serving("--model-repository", str(repository)) as running:
+    with serving("--model-repository", str(repository), "--compress-answers", "1KiB") as running:
         yield running
 
 

@@ -164,7 +164,7 @@ def test_an_invalid_argument_is_the_clients(server, model):
     answer = server.infer(model, inference(*REFUSED[model]))
     assert answer.status == 400
     assert answer.error.startswith("the model cannot run on these inputs: ")
-    assert f"running {model.capitalize()} node" in answer.error
+    assert f"operator '{model.capitalize()}': " in answer.error
     for word in ("onnxruntime", ".cc", ".h:", "/", "::"):
         assert word not in answer.error
     assert (failures(), page()[0]) == (before + 1, (counted or [0])[0] + 1)

@@ -200,7 +200,7 @@ class HttpMessages(Target):
 
 class _Echo:
     max_body_bytes = 1024
-    compressible = True
+    compress_from = 1024
 
     def resolve(self, method: str, path: bytes) -> Any:  # noqa: ARG002
         if len(path) > 40:

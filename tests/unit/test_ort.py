@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx_models as models
 import pytest
-from onnx import helper, numpy_helper
 
 from fastinfer._ext import datatype, ort
 from fastinfer._ext.ort import OrtError, Session
@@ -123,11 +122,6 @@ def test_free_dimensions_can_be_overridden() -> None:
     assert session.inputs[0].shape == (5, 16)
 
 
-@pytest.mark.parametrize(("made", "loops"), [(models.simple, False), (models.mlp, False), (models.endless, True)])
-def test_may_loop(made: Callable[[], bytes], loops: bool) -> None:
-    assert Session(model=made()).may_loop is loops
-
-
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
@@ -136,8 +130,6 @@ def test_may_loop(made: Callable[[], bytes], loops: bool) -> None:
         (models.optional_input, "input 'x' is an optional type"),
         (models.optional_output, "output 'y' is an optional type"),
         (models.map_input, "input 'x' is a map"),
-        (models.sparse_constant, "output 'w' is a sparse tensor"),
-        (lambda: models.sparse_weight(output=True), "output 'w' is a sparse tensor"),
         (models.float8_output, "output 'y' has an element type"),
         (lambda: models.identity("FP32", [1] * 17), "input 'x' has 17 dimensions"),
     ],
@@ -146,14 +138,6 @@ def test_what_cannot_be_served_is_refused(made: Callable[[], bytes], sentence: s
     with pytest.raises(OrtError, match=sentence) as caught:
         Session(model=made())
     assert caught.value.code == 9
-
-
-WEIGHTS = {
-    "ConvTranspose": {"w": (1, 1, 2, 2)},
-    "GRU": {"w": (1, 3, 1), "r": (1, 3, 1)},
-    "LSTM": {"w": (1, 4, 1), "r": (1, 4, 1)},
-    "RNN": {"w": (1, 1, 1), "r": (1, 1, 1)},
-}
 
 
 def test_sparse_weights_inside_are_served() -> None:
@@ -172,20 +156,6 @@ def test_an_open_rank_is_no_scalar() -> None:
         session = Session(model=models.identity("FP32", known))
         assert [spec.open_rank for spec in (*session.inputs, *session.outputs)] == [False] * 2
         assert [len(spec.shape) for spec in session.inputs] == [len(known)]
-
-
-@pytest.mark.parametrize("operator", ["ConvTranspose", "GRU", "LSTM", "Unique", "Neg", "RNN"])
-def test_operators_that_end_the_process_without_elements_are_known(operator: str) -> None:
-    weights = [numpy_helper.from_array(np.ones(shape, "f4"), name) for name, shape in WEIGHTS.get(operator, {}).items()]
-    attributes = {"hidden_size": 1} if operator in ("GRU", "LSTM", "RNN") else {}
-    made = models.model(
-        [helper.make_node(operator, ["x", *WEIGHTS.get(operator, {})], ["y"], **attributes)],
-        [models.value("x", "FP32", None)],
-        [models.value("y", "FP32", None)],
-        weights,
-    )
-    expected = operator if operator not in ("Neg", "RNN") else ""
-    assert Session(model=made).never_empty == expected
 
 
 # --- Models that are refused ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class Match:
     handler: Callable[[Exchange], Any]
     max_body_bytes: int = 64 * 1024 * 1024
     arguments: tuple[str, ...] = ()
-    compressible: bool = True
+    compress_from: int | None = 1024
 
 
 class Handlers:
@@ -50,7 +50,7 @@ class Handlers:
         if name == "echo" and method not in ("GET", "HEAD", "POST"):
             raise ApiError(405, "not allowed", headers=((b"Allow", b"GET, HEAD, POST"),))
         max_body_bytes = 10 if name == "tiny" else 4 * 1024 * 1024
-        return Match(handler, max_body_bytes, (argument,), compressible=name != "plain")
+        return Match(handler, max_body_bytes, (argument,), compress_from=None if name == "plain" else 1024)
 
     def on_echo(self, exchange: Exchange) -> None:
         """The body, at once."""

@@ -30,7 +30,7 @@ from fastinfer.http.server import Server, run
 
 def resolve(method, path):
     handler = {b"/cpu": cpu, b"/hold": hold}.get(path, echo)
-    return SimpleNamespace(handler=handler, max_body_bytes=100, arguments=(), compressible=True)
+    return SimpleNamespace(handler=handler, max_body_bytes=100, arguments=(), compress_from=1024)
 
 def echo(exchange):
     exchange.respond(200, bytes(exchange.body))

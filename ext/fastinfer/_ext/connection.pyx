@@ -29,7 +29,6 @@ COUNTER_BYTES = 7 * sizeof(int64_t)
 INTERNAL_ERROR = ApiError(500, "internal error")
 
 cdef Py_ssize_t joined_bytes = JOINED_BYTES
-cdef Py_ssize_t min_compressed_bytes = constants.MIN_COMPRESSED_BYTES
 cdef Py_ssize_t max_cached_heads = constants.MAX_CACHED_HEADS
 cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
 cdef Py_ssize_t max_awaited_bytes = constants.MAX_AWAITED_ANSWER_BYTES
@@ -420,11 +419,11 @@ cdef class Connection:
         cdef Py_ssize_t size
         if type(body) is not list and type(body) is not tuple:
             if status == 200 and content_type == json_type and not fields:      # the common case
-                whole = ok_json(body, min_compressed_bytes - 1 if compressed else joined_bytes)
+                whole = ok_json(body, min(exchange.head.compress_from - 1, joined_bytes) if compressed else joined_bytes)
             body = (body,)
         if whole is None:
             size = size_of(body)
-            if compressed and size >= min_compressed_bytes:
+            if compressed and size >= exchange.head.compress_from:
                 return False
             if size > joined_bytes:     # not copied
                 views = [memoryview(part).cast("B") for part in body if memoryview(part).nbytes > 0]

@@ -17,6 +17,7 @@ cdef class Head:
     cdef public bint expects_continue
     cdef public bytes coding            # of the body: gzip, deflate or None
     cdef public bytes accepted          # of the answer: gzip, deflate or None
+    cdef public Py_ssize_t compress_from    # the smallest answer that is compressed, if one is accepted
     cdef public bint plain              # HTTP/1.1 with nothing unusual to its answer's head: the common case
     # The route.
     cdef public object error            # ApiError that is the answer, or None

@@ -9,6 +9,4 @@ cdef class Session:
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
     cdef readonly dict metadata         # dict[str, str]
-    cdef readonly bint may_loop
-    cdef readonly str never_empty       # its operators that must not get inputs without elements; "": there is none
     cdef list _names                    # the bytes that the handle's names lie in

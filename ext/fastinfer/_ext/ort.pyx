@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 cimport cython
-from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
@@ -26,32 +25,10 @@ cdef extern from "signals.h" nogil:
     void block_signals(sigset_t* before)
     void restore_signals(const sigset_t* before)
 
-cdef extern from "proto_fields.h" namespace "fastinfer::proto" nogil:
-    # The fields of a protobuf message, one after the other: number 0 before the first.
-    struct Fields:
-        uint64_t number
-        const unsigned char* content
-        const unsigned char* content_end
-    Fields open_fields(const unsigned char* begin, const unsigned char* end)
-    bint next_field(Fields* fields)
-
 cdef extern from "<string.h>" nogil:
     const void* memmem(const void* where, size_t where_size, const void* what, size_t what_size)
 
 cdef enum:
-    # Numbers of fields (onnx.proto).
-    MODEL_GRAPH = 7
-    GRAPH_NODE = 1
-    GRAPH_OUTPUT = 12
-    GRAPH_SPARSE = 15           # sparse_initializer
-    NODE_OUTPUT = 2
-    NODE_OPERATOR = 4
-    NODE_ATTRIBUTE = 5
-    ATTRIBUTE_SPARSE = 22
-    SPARSE_VALUES = 1
-    TENSOR_NAME = 8
-    VALUE_NAME = 1
-
     API_VERSION = 24            # the oldest that has every function of ort_table.h
     LOG_FATAL = 4               # failures come back as statuses; the runtime would print each one, too
     PARALLEL = 1                # ExecutionMode
@@ -60,10 +37,6 @@ cdef enum:
 _WHEEL_NEEDED = "fastinfer needs the 'onnxruntime' wheel, 1.32 or newer, for Linux (glibc) or macOS"
 _LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
 _KINDS = {2: "a sequence", 3: "a map", 4: "an opaque type", 5: "a sparse tensor", 6: "an optional type"}
-# Operators whose time depends on values, not only on shapes.
-_LOOPING = (b"Loop", b"If", b"Scan", b"SequenceMap", b"BeamSearch", b"WhisperBeamSearch", b"GreedySearch", b"Sampling")
-# Operators that end the process, in the runtime's 1.32, if an input has no elements.
-_NEVER_EMPTY = (b"ConvTranspose", b"DynamicQuantizeLSTM", b"GRU", b"LSTM", b"STFT", b"Unique")
 
 # The process's one environment. It lives as long as the process, as do the library and its threads: the runtime keeps
 # one environment per process in any case, and a second one would only ignore its arguments.
@@ -250,55 +223,7 @@ cdef int _create(Session session, const unsigned char[::1] model, OrtSessionOpti
         status = ort_create_session_from_array(_env, &model[0], model.shape[0], options, &session.handle.session)
         restore_signals(&before)
     check(status)
-    sparse = _sparse_outputs(model)
-    if sparse:
-        raise OrtError(f"output '{sparse[0]}' is a sparse tensor; only tensors can be served", NOT_IMPLEMENTED)
-    # Bytes of a weight may look the same; then a model that does not loop is thought to, which only costs it the run on
-    # the loop's thread, or one that could run without elements is refused them.
-    session.may_loop = any([_has_operator(model, name) for name in _LOOPING])
-    session.never_empty = ", ".join([name.decode() for name in _NEVER_EMPTY if _has_operator(model, name)])
     return 0
-
-
-cdef bint _has_operator(const unsigned char[::1] model, bytes name):
-    return _holds(model, b"\x22" + bytes([len(name)]) + name)      # NodeProto.op_type as it stands in the file
-
-
-# The outputs of the graph that are sparse. The runtime describes them as dense, and then gives what it has: weights and
-# constants, as nothing else can be sparse. A walk over the fields of ModelProto, which the runtime has read.
-cdef list _sparse_outputs(const unsigned char[::1] model):
-    cdef Fields fields = open_fields(&model[0], &model[0] + model.shape[0])
-    cdef Fields inner
-    cdef list outputs = []
-    cdef set sparse = set()
-    while next_field(&fields):
-        if fields.number != MODEL_GRAPH:
-            continue
-        inner = open_fields(fields.content, fields.content_end)
-        while next_field(&inner):
-            if inner.number == GRAPH_OUTPUT:
-                outputs.append(_text_field(inner, VALUE_NAME))
-            elif inner.number == GRAPH_SPARSE:
-                sparse.add(_text_field(_field(inner, SPARSE_VALUES), TENSOR_NAME))
-            elif inner.number == GRAPH_NODE and _text_field(inner, NODE_OPERATOR) == b"Constant":
-                if _field(_field(inner, NODE_ATTRIBUTE), ATTRIBUTE_SPARSE).number != 0:
-                    sparse.add(_text_field(inner, NODE_OUTPUT))
-    return [name.decode("utf-8", "replace") for name in outputs if name in sparse]
-
-
-# The last field of a number in another one's content; its own number is 0 where there is none.
-cdef Fields _field(Fields parent, uint64_t number) noexcept:
-    cdef Fields fields = open_fields(parent.content, parent.content_end)
-    cdef Fields found = open_fields(NULL, NULL)
-    while next_field(&fields):
-        if fields.number == number:
-            found = fields
-    return found
-
-
-cdef bytes _text_field(Fields parent, uint64_t number):
-    cdef Fields found = _field(parent, number)
-    return (<const char*>found.content)[:found.content_end - found.content] if found.number != 0 else b""
 
 
 cdef bint _holds(const unsigned char[::1] model, bytes pattern):

@@ -2,7 +2,7 @@
 #
 # A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted
 # time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
-# about as many bytes of input; a graph with Loop, If or Scan, whose time depends on values, never runs inline.
+# about as many bytes of input. With a limit of 0 nothing runs inline.
 # A request that is whole (message.pxd) runs alone, and its outputs are not split into rows.
 # Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
 # Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.

@@ -80,7 +80,7 @@ cdef class Runner(BatchRunner):
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
     cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
-        return not self.session.may_loop and self.times.predict_ns(input_bytes) < self.inline_run_ns
+        return self.times.predict_ns(input_bytes) < self.inline_run_ns
 
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept:
         cdef int size

@@ -22,6 +22,10 @@ def names_a_batch(str symbol not None):
     return _BATCH_NAME.fullmatch(symbol) is not None
 
 
+cdef enum:
+    EMPTY_BATCHES = 16      # of rows without elements, in one request
+
+
 @cython.final
 cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
@@ -171,6 +175,7 @@ cdef class Signature:
         cdef Py_ssize_t i
         cdef TensorSpec spec
         cdef Tensor tensor
+        cdef bint empty = False
         request.implicit_batch = self.item_form and self._is_item(request)
         if request.implicit_batch:
             for i in range(count):
@@ -181,12 +186,20 @@ cdef class Signature:
             tensor = <Tensor>request.inputs[i]
             if not _fits(tensor, spec, 1):
                 raise _unexpected_shape(tensor, spec, model)
+            empty = empty or tensor.nbytes == 0
             if request.rows < 0:
                 request.rows = tensor.dims[0]
             elif tensor.dims[0] != request.rows:
                 if self.max_batch_size_configured:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
                 request.whole = True
+        if empty and request.rows > 0 and not self.max_batch_size_configured:
+            # The proof that rows are independent does not cover dimensions of 0. Nor do such rows cost a client
+            # anything: what a few batches hold is enough.
+            if request.rows > EMPTY_BATCHES * self.max_batch_size:
+                most = EMPTY_BATCHES * self.max_batch_size
+                raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
+            request.whole = True
         if request.whole:       # that it is batched is our choice: the graph may take the inputs as they are
             request.rows = 1
             request.shape_key = object()    # equal to no other

@@ -16,15 +16,16 @@ from fastinfer.onnx.operators import (
     classical,
     elementwise,
     images,
+    places,
     products,
     quantized,
     selection,
     sequences,
     shapes,
 )
-from fastinfer.onnx.operators.call import ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.onnx.operators.call import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
 
-__all__ = ["ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
+__all__ = ["MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
 
 # Each module registers its rules.
-_ = (axes, classical, elementwise, images, products, quantized, selection, sequences, shapes)
+_ = (axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes)

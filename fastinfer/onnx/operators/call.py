@@ -89,13 +89,13 @@ Rule = Callable[[Call], list[Value]]
 RULES: dict[tuple[str, str], Rule] = {}
 
 SHAPE_INPUTS = {
-    "ConstantOfShape": {0}, "Expand": {1}, "Pad": {1}, "Reshape": {1}, "Resize": {2, 3}, "Shape": {0}, "Size": {0},
-    "Slice": {1, 2}, "Tile": {1},
+    "ConstantOfShape": {0}, "Expand": {1}, "Pad": {1}, "Range": {1}, "Reshape": {1}, "Resize": {2, 3}, "Shape": {0},
+    "Size": {0}, "Slice": {1, 2}, "Tile": {1},
 }  # fmt: skip
 """Inputs that may depend on the batch size: their rules look at each number. For all others that mixes rows."""
 
 RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 """Operators that draw numbers, for which equal inputs need not have equal outputs."""
 
@@ -105,16 +105,16 @@ SAME_BITS = frozenset(
         "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat",
         "ConstantOfShape", "ConvInteger", "DepthToSpace", "Div", "Dropout", "Equal", "Expand", "Flatten", "Floor",
         "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "If", "IsInf", "IsNaN",
-        "LabelEncoder", "Less", "LessOrEqual", "MatMulInteger", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "OneHot",
-        "Or", "Pad", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Sign", "Size", "Slice", "SpaceToDepth",
-        "Split", "Sqrt", "Squeeze", "StringConcat", "Sub", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
-        "Xor",
+        "LabelEncoder", "Less", "LessOrEqual", "MatMulInteger", "MaxPool", "Mul", "Neg", "Not", "OneHot", "Or", "Pad",
+        "Range", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Shape", "Sign", "Size", "Slice", "SpaceToDepth", "Split",
+        "Sqrt", "Squeeze", "StringConcat", "Sub", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     }
 )  # fmt: skip
 """Operators whose results are exact or correctly rounded, element by element.
 
 No other order of summation and no other kernel for the last elements of a vector changes a bit of them. Sums of
-products, and functions like Exp, which are approximated, are not among them.
+products, and functions like Exp, which are approximated, are not among them. Neither are Max and Min: which zero of
+0.0 and -0.0 they give depends on an element's place in a vector register.
 """
 
 
@@ -156,10 +156,11 @@ def require_free(call: Call, *positions: int) -> None:
 
 
 def require_rows_first(*values: Value | None) -> None:
-    """Mixes if values with rows do not have them on the first axis, or if one has none while another does."""
+    """Mixes if not all values are divided into the same rows along the first axis, or all have none."""
     given = [value for value in values if value is not None]
     if any(value.axis is not None for value in given) and any(value.axis != 0 for value in given):
         raise Mixes("takes rows that are not all on the first axis")
+    require_same_rows(*given)
 
 
 def require_same_rows(*values: Value) -> None:
@@ -188,6 +189,8 @@ def require_scalars(call: Call, *positions: int) -> None:
 
 def added(call: Call, to: Value, what: Value) -> Value:
     """A product with a bias, which is broadcast to it. Mixes."""
+    if to.axis is None and what.axis is not None:
+        raise Mixes("adds rows to what has none")
     return moved(broadcast([to, what], call.symbols), to.known_dims)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fastinfer.onnx.dims import Dim
+from fastinfer.onnx.dims import ONE, Dim, product
 from fastinfer.onnx.operators.call import ML, Call, require_free, require_same_rows, rule, unary
-from fastinfer.onnx.values import Mixes, Value, moved
+from fastinfer.onnx.values import Mixes, Value, moved, reshape
 
 
 def _table(call: Call) -> Value:
@@ -48,12 +48,18 @@ def _feature_vectorizer(call: Call) -> list[Value]:
 @rule("OneHotEncoder", domains=[ML])
 def _one_hot_encoder(call: Call) -> list[Value]:
     x = call.need(0)
-    return [moved(x, [*x.known_dims, call.symbols.any_size()])]
+    numbers = call.integers("cats_int64s")
+    words = call.attributes["cats_strings"].strings if "cats_strings" in call.attributes else []
+    return [moved(x, [*x.known_dims, Dim(len(numbers or words)) if numbers or words else call.symbols.any_size()])]
 
 
 @rule("ArrayFeatureExtractor", domains=[ML])
 def _array_feature_extractor(call: Call) -> list[Value]:
-    x = call.need(0)
+    x, indices = call.need(0), call.need(1)
+    if x.is_free and indices.axis is not None and all(dim == ONE for dim in x.known_dims[:-1]):
+        # What each row's index selects from one vector, in a row of the result.
+        ones = [ONE] * max(x.rank - 1, 1)
+        return [reshape(indices, [*ones, product(indices.known_dims)], call.symbols, zero_copies=False)]
     require_free(call, 1)
     if x.axis is not None and (x.rank < 2 or x.axis == x.rank - 1):
         raise Mixes("selects rows")

@@ -39,7 +39,7 @@ def _window(call: Call, size: Dim, at: int, count: int, kernel: int, transposed:
         made = strides[at] * (whole - 1) + extra + reach - padded
     else:
         steps, rest = divmod(whole + padded - reach, strides[at])
-        if rest and call.integer("ceil_mode", 0):
+        if steps < 0 or (rest and call.integer("ceil_mode", 0)):
             return call.symbols.any_size()
         made = steps + 1
     return Dim(made) if made >= 0 else call.symbols.any_size()
@@ -187,17 +187,25 @@ def _resize(call: Call) -> list[Value]:
     scales_at, sizes_at = (2, 3) if call.op_type == "Resize" and call.opset >= 11 else (1, 9)
     sizes = call.value(sizes_at)
     axes = [axis_of(x, axis) for axis in call.integers("axes") or range(x.rank)]
+    # For values of other ranks the runtime interpolates over the first axes too; NaN times a weight of 0 is NaN.
+    if call.text("mode", "nearest") != "nearest" and x.axis is not None and (x.axis != 0 or x.rank < 4):
+        raise Mixes("interpolates over the batch dimension")
     dims = list(x.known_dims)
     content = call.content(sizes_at) if sizes is not None and sizes.dims != (Dim(0),) else None
     if content is not None:
         wanted = sizes_of(content)
-        if call.text("keep_aspect_ratio_policy", "stretch") != "stretch" and x.axis in axes:
-            raise Mixes("resizes the batch dimension")
+        if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+            require_untouched(x, axes, "resizes")
+            if any(size.batches for size in wanted):
+                raise Mixes("computes with the batch size")
+            wanted = [call.symbols.any_size() for _ in axes]
     else:
         scales: list[Any] | None = call.reals("scales") if call.op_type == "Upsample" and call.opset < 9 else None
         if scales is None:
             value = call.content(scales_at)
             scales = None if value is None else list(value.flat)
+            if any(isinstance(scale, Dim) and scale.batches for scale in scales or ()):
+                raise Mixes("computes with the batch size")
         if scales is None or len(scales) != len(axes):
             raise Mixes("has no scales")
         wanted = []

@@ -13,7 +13,7 @@ from fastinfer.onnx.operators.call import (
     require_untouched,
     rule,
 )
-from fastinfer.onnx.values import Mixes, Value, broadcast, free, moved
+from fastinfer.onnx.values import Mixes, Value, broadcast, broadcast_dim, free, moved
 
 
 def matrix_product(call: Call, a: Value, b: Value) -> Value:
@@ -150,7 +150,7 @@ def _einsum(call: Call) -> list[Value]:
         if value.rank != len(term) or len(set(term)) != len(term):
             raise Mixes(f"has the equation '{equation[:60]}', which is not followed")
         for letter, dim in zip(term, value.known_dims, strict=True):
-            sizes[letter] = dim if letter not in sizes or sizes[letter] == ONE else sizes[letter]
+            sizes[letter] = broadcast_dim(sizes.get(letter, ONE), dim, call.symbols)
         if value.axis is not None:
             places.add((term[value.axis], value.before, value.after))
     if not places:

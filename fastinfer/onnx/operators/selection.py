@@ -48,6 +48,11 @@ def _gather_nd(call: Call) -> list[Value]:
     if depth is None:
         raise Mixes("takes indices of unknown depth")
     dims = [*indices.known_dims[:-1], *data.known_dims[shared + depth :]]
+    if indices.place is not None:  # the row itself: place_of has seen to it
+        return [moved(indices, dims)]
+    if data.axis is not None and not shared and indices.is_free:
+        require_untouched(data, range(depth), "selects")
+        return [moved(data, dims, indices.rank - 1 + data.axis - depth)]
     if data.axis is not None or shared:
         require_same_rows(data, indices)
         if data.axis is None or data.axis >= shared:

@@ -11,12 +11,13 @@ from fastinfer.onnx.operators.call import (
     axis_of,
     require_free,
     require_rows_first,
+    require_same_rows,
     require_scalars,
     require_untouched,
     rule,
     unary,
 )
-from fastinfer.onnx.values import Mixes, Value, free, moved
+from fastinfer.onnx.values import Mixes, Value, broadcast, free, moved
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -25,6 +26,7 @@ def _layer_normalization(call: Call) -> list[Value]:
     require_free(call, 1, 2)
     axis = axis_of(x, call.integer("axis", -1))
     require_untouched(x, range(axis, x.rank), "normalizes")
+    broadcast([x, *(value for value in call.inputs[1:3] if value is not None)], call.symbols)
     moments = moved(x, [*x.known_dims[:axis], *[ONE] * (x.rank - axis)])
     return [*unary(call), moments, moments]
 
@@ -46,25 +48,28 @@ def _skip_layer_normalization(call: Call) -> list[Value]:
 def _embed_layer_normalization(call: Call) -> list[Value]:
     ids, segments, mask, positions = call.need(0), call.value(1), call.value(7), call.value(8)
     require_free(call, 2, 3, 4, 5, 6)
+    if positions is not None and positions.is_free and positions.rank == 2 and positions.known_dims[0] == ONE:
+        positions = None  # the same ones for all rows
     require_rows_first(ids, segments, mask, positions)
     hidden = call.need(2).known_dims[-1]
     made = moved(ids, [*ids.known_dims, hidden])
     return [made, moved(ids, [ids.known_dims[0]]), made]
 
 
-def _attention_mask(value: Value | None) -> None:
+def _attention_mask(x: Value, value: Value | None) -> None:
     """A mask or bias that is added to scores ``[batch, heads, queries, keys]``."""
     if value is None or (value.is_free and value.dims is not None and (value.rank < 4 or value.dims[0] == ONE)):
         return
     if value.axis != 0 or value.rank != 4:
         raise Mixes("takes a mask that is not known to be one for each row")
+    require_same_rows(x, value)
 
 
 @rule("Attention", domains=[MICROSOFT])
 def _contrib_attention(call: Call) -> list[Value]:
     x, mask, bias = call.need(0), call.value(3), call.value(5)
     require_free(call, 1, 2)
-    _attention_mask(bias)
+    _attention_mask(x, bias)
     if len(call.inputs) > 4 and any(call.value(at) is not None for at in (4, 6)):
         raise Mixes("is followed without past keys only")
     require_rows_first(x, mask)
@@ -90,7 +95,7 @@ def _quantized_attention(call: Call) -> list[Value]:
 def _multi_head_attention(call: Call) -> list[Value]:
     query, key, value, mask = call.need(0), call.value(1), call.value(2), call.value(4)
     require_free(call, 3)
-    _attention_mask(call.value(5))
+    _attention_mask(query, call.value(5))
     if any(call.value(at) is not None for at in range(6, len(call.inputs))):
         raise Mixes("is followed without past keys only")
     require_rows_first(query, key, value, mask)
@@ -102,7 +107,7 @@ def _multi_head_attention(call: Call) -> list[Value]:
 @rule("Attention")
 def _attention(call: Call) -> list[Value]:
     query, key, value = call.need(0), call.need(1), call.need(2)
-    _attention_mask(call.value(3))
+    _attention_mask(query, call.value(3))
     if any(call.value(at) is not None for at in range(4, len(call.inputs))):
         raise Mixes("is followed without past keys only")
     require_rows_first(query, key, value)
@@ -114,8 +119,11 @@ def _rotary_embedding(call: Call) -> list[Value]:
     tables = (1, 2) if call.domain == ONNX else (2, 3)
     positions = call.value(3 if call.domain == ONNX else 1)
     x = call.need(0)
+    if positions is None:  # then the tables have an angle for each token of each row
+        require_rows_first(x, *(call.need(at) for at in tables))
+        return unary(call)
     require_free(call, *tables)
-    if positions is not None and not (positions.is_free and positions.dims is not None and positions.rank < 2):
+    if not (positions.is_free and positions.dims is not None and positions.rank < 2):
         require_rows_first(x, positions)
     require_rows_first(x)
     return unary(call)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from fastinfer.onnx.contents import MAX_ELEMENTS, stored
+from fastinfer.onnx.contents import MAX_ELEMENTS, part, stored
 from fastinfer.onnx.dims import BATCH, ONE, Dim, product
 from fastinfer.onnx.operators.call import (
     MICROSOFT,
@@ -22,6 +23,8 @@ from fastinfer.onnx.operators.call import (
     unary,
 )
 from fastinfer.onnx.values import Content, Mixes, Value, broadcast, constant, free, moved, reshape
+
+_NO_END = 10**9  # more elements than an axis has: from here on exporters mean the end; tf2onnx writes this number
 
 
 @rule("Shape")
@@ -60,7 +63,7 @@ def _reshape(call: Call) -> list[Value]:
 
 
 def _with_source(made: Value, x: Value) -> Value:
-    return Value(made.dims, made.axis, made.before, made.after, source=x.source)
+    return replace(made, source=x.source)
 
 
 @rule("Flatten")
@@ -76,7 +79,7 @@ def _flatten(call: Call) -> list[Value]:
 def _squeeze(call: Call) -> list[Value]:
     x = call.need(0)
     axes = call.numbers(1, "axes")
-    if axes is None:
+    if not axes:
         if x.axis is not None:
             raise Mixes("removes all dimensions of length 1, the batch dimension too when there is one row")
         axes = [i for i, dim in enumerate(x.known_dims) if dim == ONE]
@@ -95,6 +98,8 @@ def _unsqueeze(call: Call) -> list[Value]:
     axes = call.numbers(1, "axes") or []
     rank = x.rank + len(axes)
     new = {axis_of(x, axis, rank) for axis in axes}
+    if len(new) != len(axes):
+        raise Mixes("names an axis twice")
     old = iter(x.known_dims)
     dims = [ONE if i in new else next(old) for i in range(rank)]
     kept = [i for i in range(rank) if i not in new]
@@ -135,7 +140,9 @@ def _constant_of_shape(call: Call) -> list[Value]:
     number = product(sizes).number
     value = call.tensor("value")
     element = [0.0] if value is None else stored(value)
-    if number is None or number > MAX_ELEMENTS or element is None or len(element) != 1:
+    if number is None or number > MAX_ELEMENTS or any(size.number is None for size in sizes):
+        return [_filled(sizes)]
+    if element is None or len(element) != 1:
         return [_filled(sizes)]
     return [constant(np.full([dim.factor for dim in sizes], element[0], dtype=object))]
 
@@ -196,12 +203,12 @@ def _slice(call: Call) -> list[Value]:
     steps = (call.numbers(4) if from_inputs else None) or []
     if starts is None or ends is None:
         raise Mixes("has no starts or ends")
-    axes = list(range(len(starts))) if axes is None else axes
+    axes = axes or list(range(len(starts)))  # the runtime takes an empty list for an absent one
     dims = list(x.known_dims)
     for i, (axis, start, end) in enumerate(zip(axes, starts.flat, ends.flat, strict=False)):
         axis = axis_of(x, axis)
         step = steps[i] if i < len(steps) else 1
-        whole = step == 1 and start == 0 and (end == dims[axis] or (isinstance(end, int) and end >= 2**31 - 1))
+        whole = step == 1 and start == 0 and (end == dims[axis] or (isinstance(end, int) and end >= _NO_END))
         if whole:
             continue
         require_untouched(x, [axis], "takes a part")
@@ -209,8 +216,7 @@ def _slice(call: Call) -> list[Value]:
             raise Mixes("computes with the batch size")
         number = dims[axis].number
         if number is not None and isinstance(start, int) and isinstance(end, int) and step:
-            bound = end if step > 0 or end >= -number else None
-            dims[axis] = Dim(len(range(*slice(start, bound, step).indices(number))))
+            dims[axis] = Dim(len(range(*part(number, start, end, step).indices(number))))
         else:
             dims[axis] = call.symbols.size(("slice", dims[axis], start, end, step))
     return [moved(x, dims)]

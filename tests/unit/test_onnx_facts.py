@@ -1,0 +1,88 @@
+"""What a graph says beside its signature: operators, sparse outputs, and whether values decide its sizes."""
+
+import numpy as np
+import onnx_models
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fastinfer.onnx.facts import read_facts
+
+
+def graph(*nodes, inputs=("x",), constants=None, functions=()):
+    infos = [onnx_models.value(name, "FP32", ["n", 4]) for name in inputs]
+    weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
+    made = [helper.make_node(op, ins.split(" "), ["y"] if i == len(nodes) - 1 else [f"v{i}"], **attributes)
+            for i, (op, ins, attributes) in enumerate(nodes)]  # fmt: skip
+    body = helper.make_graph(made, "g", infos, [onnx_models.value("y", "FP32", None)], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_model(body, opset_imports=opsets, functions=list(functions)).SerializeToString()
+
+
+STEADY = {
+    "relu": graph(("Relu", "x", {})),
+    "a constant shape": graph(("Reshape", "x to", {}), constants={"to": np.int64([-1, 2])}),
+    "the input's own shape": graph(("Shape", "x", {}), ("ConstantOfShape", "v0", {})),
+    "a size of another input": graph(("Shape", "z", {}), ("Reshape", "x v0", {}), inputs=("x", "z")),
+    "a copied constant": graph(("Identity", "to", {}), ("Expand", "x v0", {}), constants={"to": np.int64([2, 4])}),
+    "quantized": graph(("DynamicQuantizeLinear", "x", {})),
+}  # fmt: skip
+
+BY_VALUES = {
+    "Resize": graph(("Cast", "x", {"to": TensorProto.INT64}), ("Resize", "x   v0", {})),
+    "ConstantOfShape": graph(("Cast", "x", {"to": TensorProto.INT64}), ("ConstantOfShape", "v0", {})),
+    "Reshape": graph(("Cast", "x", {"to": TensorProto.INT64}), ("Reshape", "x v0", {})),
+    "Tile": graph(("Cast", "x", {"to": TensorProto.INT64}), ("Abs", "v0", {}), ("Tile", "x v1", {})),
+    "Range": graph(("Range", "x x x", {})),
+    "TopK": graph(("ReduceMax", "x", {}), ("TopK", "x v0", {})),
+    "NonZero": graph(("NonZero", "x", {})),
+    "Mystery": graph(("Mystery", "x", {"domain": "own"})),
+    "Loop": onnx_models.endless(),
+}
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_work_that_follows_from_shapes(name):
+    assert read_facts(STEADY[name]).sized_by_values is None
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_work_that_values_decide_is_named(name):
+    assert f"operator '{name}'" in (read_facts(BY_VALUES[name]).sized_by_values or "")
+
+
+def test_functions_are_looked_into():
+    sized = helper.make_function(
+        "own", "Sized", ["a"], ["b"], [helper.make_node("ConstantOfShape", ["a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
+    facts = read_facts(graph(("Sized", "x", {"domain": "own"}), functions=[sized]))
+    assert "ConstantOfShape" in (facts.sized_by_values or "")
+    assert facts.operators == {"Sized", "ConstantOfShape"}
+
+
+def branches(node):
+    branch = helper.make_graph([node], "b", [], [onnx_models.value(node.output[0], "FP32", None)])
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["o"])], "o", [], [onnx_models.value("o", "FP32", None)])
+    return {"then_branch": branch, "else_branch": other}
+
+
+def test_branches_are_looked_into():
+    model = graph(("If", "c", branches(helper.make_node("NonZero", ["x"], ["b"]))), constants={"c": np.bool_(True)})
+    assert "'NonZero'" in (read_facts(model).sized_by_values or "")
+    model = graph(("If", "c", branches(helper.make_node("Neg", ["x"], ["b"]))), constants={"c": np.bool_(True)})
+    assert read_facts(model).sized_by_values is None
+    choice = branches(helper.make_node("Neg", ["x"], ["b"]))
+    chosen = graph(("ReduceMax", "x", {}), ("Cast", "v0", {"to": TensorProto.BOOL}), ("If", "v1", choice))
+    assert "'If'" in (read_facts(chosen).sized_by_values or "")
+
+
+def test_sparse_outputs_are_named():
+    assert read_facts(onnx_models.sparse_constant()).sparse_outputs == ("w",)
+    assert read_facts(onnx_models.sparse_weight(output=True)).sparse_outputs == ("w",)
+    assert read_facts(onnx_models.sparse_weight(output=False)).sparse_outputs == ()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x0a", b"nothing", onnx_models.mlp()[:100]])
+def test_of_what_cannot_be_read_nothing_is_known(damaged):
+    facts = read_facts(damaged)
+    assert facts.sized_by_values is not None
+    assert not facts.sparse_outputs
