@@ -147,7 +147,7 @@ class Service:
             log.error("not ready: %s", reason)
         seen = await upkeep.load_rest(self.repository, wanted, seen)
         if config.model_control == "poll":
-            await upkeep.follow(self.repository, config.poll_interval_s, seen)
+            await upkeep.follow(self.repository, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
 
     async def close(self) -> None:
         """Ends everything; requests in flight have been answered or given up.

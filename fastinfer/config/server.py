@@ -171,6 +171,12 @@ class ServerConfig(BaseSettings):
     poll_interval_s: Annotated[Seconds, Field(ge=0.1)] = _option(
         2.0, "Seconds between two looks at the repository, with --model-control poll.", _MODELS
     )
+    poll_unload_all: bool = _option(
+        False,
+        "With --model-control poll: unload the models even if all of several vanish from the repository at once. By "
+        "default that is taken for a disk that is away.",
+        _MODELS,
+    )
     default_max_batch_size: Count = _option(
         limits.DEFAULT_MAX_BATCH_SIZE, "Rows in a batch of a model that does not configure max_batch_size.", _MODELS
     )

@@ -55,7 +55,7 @@ async def load_all(models: Models, wanted: Sequence[str] | None) -> Look:
     Returns:
         What lay on the disk before the first load.
     """
-    look = await models.look(tell=True)
+    look = await _look(models, tell=True)
     if not look["models"] and look["unreadable"] is None:
         log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
     await _load_these(models, look, look["models"] if wanted is None else wanted)
@@ -74,7 +74,7 @@ async def load_rest(models: Models, wanted: Sequence[str] | None, seen: Look) ->
     """
     while seen["unreadable"] is not None:
         await asyncio.sleep(RETRY_S)
-        look = await models.look()
+        look = await _look(models)
         if look["unreadable"] is None:
             log.info("the model repository can be read now")
         if wanted is None:
@@ -103,26 +103,42 @@ async def _load(models: Models, name: str) -> None:
         await models.refuse(name, "internal error")
 
 
-async def follow(models: Models, interval_s: float, at_start: Look) -> None:
+async def follow(models: Models, interval_s: float, at_start: Look, *, unload_all: bool = False) -> None:
     """Polls the disk for ever: loads what is new or changed, unloads what is gone.
 
     A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone. What is
     compared with the disk is what is loaded, whoever has loaded it; a state that does not load is tried once. While a
-    repository cannot be read, nothing counts as gone.
+    repository cannot be read, nothing counts as gone. Nor do several models that vanish at once and leave none: a disk
+    that is not mounted looks like that.
+
+    Args:
+        models: who loads and unloads.
+        interval_s: seconds between two looks.
+        at_start: what was seen before.
+        unload_all: several models that vanish at once and leave none are unloaded.
     """
     done = seen = _with_versions(at_start)
     refused: dict[str, str | None] = {}
-    readable = True
+    readable = there = True
     while True:
         await asyncio.sleep(interval_s)
-        look = await models.look()
+        look = await _look(models)
         if readable != (look["unreadable"] is None):
             readable = not readable
             if readable:
                 log.info("the model repository can be read again")
             else:
                 log.error("the model repository cannot be read: %s", look["unreadable"])
-        now = _with_versions(look) if readable else {**seen, **_with_versions(look)}
+        now = _with_versions(look)
+        vanished = len(done) > 1 and not done.keys() & now.keys()
+        if readable and there == (vanished and not unload_all):
+            there = not there
+            if there:
+                log.info("the models are in the repository again")
+            else:
+                log.error("all models have vanished from the repository at once: none is unloaded")
+        if not (readable and there):
+            now = {**seen, **now}
         loaded = models.loaded()
         for name in sorted(now.keys() | done.keys()):
             files = now.get(name)
@@ -136,7 +152,7 @@ async def follow(models: Models, interval_s: float, at_start: Look) -> None:
                 except ApiError as error:
                     log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
                     # What failed for another reason than its files, or was not what was seen, is tried again.
-                    if error.status < 500 and (await models.look())["models"].get(name) == files:
+                    if error.status < 500 and (await _look(models))["models"].get(name) == files:
                         refused[name] = files
                     continue
                 except Exception:
@@ -144,6 +160,17 @@ async def follow(models: Models, interval_s: float, at_start: Look) -> None:
                     continue
             done = _with_versions({"models": {**done, name: files}, "unreadable": None})
         seen = now
+
+
+async def _look(models: Models, *, tell: bool = False) -> Look:
+    """What lies on the disk; a look that fails has seen a repository that cannot be read."""
+    try:
+        return await models.look(tell=tell)
+    except ApiError as error:
+        return {"models": {}, "unreadable": error.message}
+    except Exception:
+        log.exception("the model repository cannot be looked at")
+        return {"models": {}, "unreadable": "internal error"}
 
 
 def _with_versions(look: Look) -> dict[str, str]:

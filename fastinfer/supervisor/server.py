@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fastinfer import __version__, logs
@@ -33,6 +33,7 @@ PATIENCE_S: Final = 10.0  # what a process may load before it accepts, if no oth
 _START_S: Final = 120.0  # what a process may take until it can be talked to, before it loads
 _FIRST_S: Final = 10.0  # what the first processes may take until those that are there begin to load
 _AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
+_AGAIN_S: Final = 1.0  # after a task has failed
 _LOOK_S: Final = 0.1
 _GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
 _AT_ONCE_S: Final = 1.0  # the same after a second signal
@@ -114,9 +115,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._renew)
-        keeping = [self._spawn(slot.keep()) for slot in self._slots]
-        keeping.append(self._spawn(self._keep_models()))
-        keeping.append(self._spawn(self._forget_suspects()))
+        keeping = [self._spawn(self._insist(slot.keep)) for slot in self._slots]
+        keeping.append(self._spawn(self._insist(self._keep_models)))
+        keeping.append(self._spawn(self._insist(self._forget_suspects)))
         await self._ending.wait()
         for task in keeping:
             task.cancel()
@@ -132,8 +133,17 @@ class Supervisor:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.critical("the supervisor has failed", exc_info=task.exception())
-            self._give_up(1)
+            log.error("a task of the supervisor has failed; the server goes on", exc_info=task.exception())
+
+    async def _insist(self, keep: Callable[[], Awaitable[None]]) -> None:
+        """Does something forever, and begins again after a failure: none ends the processes that serve."""
+        while True:
+            try:
+                await keep()
+                return
+            except Exception:
+                log.exception("a task of the supervisor has failed; it begins again in %g s", _AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)
 
     # --- Models -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +162,7 @@ class Supervisor:
             log.error("not ready: %s", reason)
         seen = await upkeep.load_rest(self._operations, wanted, seen)
         if config.model_control == "poll":
-            await upkeep.follow(self._operations, config.poll_interval_s, seen)
+            await upkeep.follow(self._operations, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
 
     async def _forget_suspects(self) -> None:
         while True:
@@ -194,6 +204,9 @@ class Supervisor:
             await child.ended
             self._died(child)
             return None
+        except Exception:
+            log.exception("process %d cannot take part; the others go on without it", child.pid)
+            fit = False
         finally:
             patience.cancel()
             child.impatient = False

@@ -51,7 +51,7 @@ AT = "/onnxruntime_src/onnxruntime/core/a.h:87 "
         (AT + "virtual V* ns::K::Out(int, const S&) [ONNXRuntimeError] : 1 : FAIL : tensor.cc:57 Size "
          "Tensor shape.Size() must be >= 0",
          "Tensor shape.Size() must be >= 0"),
-        ("node: /a/b/c.onnx: and /work/x.cc", "node: c.onnx: and x.cc"),
+        ("node: /a/b/c.onnx: and /src/x.cc", "node: c.onnx: and x.cc"),
         (AT + "", ""),
         (AT + "no brackets here", "no brackets here"),
         (AT + "unbalanced ((( brackets", "unbalanced ((( brackets"),

@@ -28,6 +28,7 @@ class Models:
     def __init__(self, disk: dict[str, str]) -> None:
         self.disk = disk
         self.unreadable: str | None = None
+        self.look_error: Exception | None = None
         self.served: dict[str, str] = {}
         self.expected: list[tuple[list[str], str | None]] = []
         self.calls: list[str] = []
@@ -35,6 +36,8 @@ class Models:
         self.before_follow: Callable[[], None] = lambda: None
 
     async def look(self, *, tell: bool = False) -> Look:  # noqa: ARG002
+        if self.look_error is not None:
+            raise self.look_error
         return {"models": dict(self.disk), "unreadable": self.unreadable}
 
     async def expect(self, names: Iterable[str], unreadable: str | None) -> None:
@@ -65,8 +68,15 @@ class Models:
 class Poll:
     """Polls step by step."""
 
-    def __init__(self, models: Models, monkeypatch: pytest.MonkeyPatch, wanted: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        monkeypatch: pytest.MonkeyPatch,
+        wanted: list[str] | None = None,
+        unload_all: bool = False,
+    ) -> None:
         self.models = models
+        self.unload_all = unload_all
         self.wanted = wanted
         self._turns = asyncio.Semaphore(0)
         self._sleep = asyncio.sleep
@@ -80,7 +90,7 @@ class Poll:
         async def main() -> None:
             seen = await upkeep.load_all(self.models, self.wanted)
             seen = await upkeep.load_rest(self.models, self.wanted, seen)
-            await upkeep.follow(self.models, 1, seen)
+            await upkeep.follow(self.models, 1, seen, unload_all=self.unload_all)
 
         self._task = asyncio.ensure_future(main())
         await self.turns(0)
@@ -240,3 +250,59 @@ def test_a_repository_that_cannot_be_read_at_first(
     del models.disk["other"]
     models.unreadable = "Permission denied"
     polled(test, lambda: Poll(models, monkeypatch, wanted))
+
+
+@pytest.mark.parametrize("blink", [1, 2, 5])
+def test_several_models_that_vanish_at_once_stay_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, blink: int
+) -> None:
+    async def test(poll: Poll) -> None:
+        disk, poll.models.disk = poll.models.disk, {}
+        await poll.turns(blink)
+        assert poll.models.served == disk
+        poll.models.disk = disk
+        await poll.turns()
+        assert poll.models.served == disk
+        assert not [call for call in poll.models.calls if call.startswith("follow")]
+        del disk["b"]
+        await poll.turns()
+        assert poll.models.served == {"a": "1", "c": "1"}
+
+    polled(test, lambda: Poll(Models({"a": "1", "b": "1", "c": "1"}), monkeypatch))
+    assert caplog.text.count("vanished from the repository at once") == 1
+    assert caplog.text.count("the models are in the repository again") <= 1
+
+
+def test_new_models_in_place_of_all_others_are_loaded_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(poll: Poll) -> None:
+        poll.models.disk = {"c": "1"}
+        await poll.turns()
+        assert poll.models.served == {"a": "1", "b": "1", "c": "1"}
+
+    polled(test, lambda: Poll(Models({"a": "1", "b": "1"}), monkeypatch))
+
+
+@pytest.mark.parametrize(("disk", "unload_all"), [({"a": "1", "b": "1"}, True), ({"a": "1"}, False)])
+def test_all_models_are_unloaded_if_the_operator_says_so_and_a_single_one_always(
+    monkeypatch: pytest.MonkeyPatch, disk: dict[str, str], unload_all: bool
+) -> None:
+    async def test(poll: Poll) -> None:
+        poll.models.disk = {}
+        await poll.turns()
+        assert poll.models.served == {}
+
+    polled(test, lambda: Poll(Models(disk), monkeypatch, unload_all=unload_all))
+
+
+@pytest.mark.parametrize("error", [ApiError(500, "internal error"), OSError(5, "Input/output error"), KeyError("x")])
+def test_a_look_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def test(poll: Poll) -> None:
+        poll.models.look_error = error
+        await poll.turns()
+        assert poll.models.served == {"a": "1"}
+        poll.models.look_error = None
+        poll.models.disk = {"a": "2"}
+        await poll.turns()
+        assert poll.models.served == {"a": "2"}
+
+    polled(test, lambda: Poll(Models({"a": "1"}), monkeypatch))
