@@ -20,7 +20,18 @@ from dataclasses import dataclass, field, replace
 
 from fastinfer.onnx import contents
 from fastinfer.onnx.dims import BATCH, DependsOnBatch, Dim, Symbols
-from fastinfer.onnx.operators import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call, places
+from fastinfer.onnx.operators import (
+    COUPLES,
+    MICROSOFT,
+    ML,
+    ONNX,
+    RANDOM,
+    RULES,
+    SAME_BITS,
+    SHAPE_INPUTS,
+    Call,
+    places,
+)
 from fastinfer.onnx.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
 from fastinfer.onnx.values import Mixes, Value, constant, free
 
@@ -221,7 +232,7 @@ class _Prover:
             raise Mixes("computes with the batch size")
         follow = RULES.get((call.domain, call.op_type))
         if follow is None:
-            raise Mixes("draws random numbers" if call.op_type in RANDOM else "is not known to keep rows apart")
+            raise Mixes(COUPLES.get(call.op_type, "is not known to keep rows apart"))
         try:
             place = places.place_of(call)
             loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]

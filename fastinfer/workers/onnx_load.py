@@ -137,7 +137,8 @@ class _Loading:
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
-                log.warning("model '%s': max_batch_size is %d, but %s", self.name, configured, reason)
+                but = "its requests share no batch, because" if self._exact else f"max_batch_size is {configured}, but"
+                log.warning("model '%s': %s %s", self.name, but, reason)
             batched = signature(batched=True, max_batch_size=configured, max_batch_size_configured=True)
             return self._loaded(batched, reason is None or not self._exact, reason)
         reason = self._why_not_batched() or self._why_rows_depend()

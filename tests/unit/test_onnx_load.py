@@ -79,7 +79,7 @@ def minus_mean():
         (onnx_models.scalar_sum(), "operator 'ReduceSum' reduces over the batch dimension"),
         (onnx_models.identity("FP32", (2, 3)), "without an open first dimension"),
         (onnx_models.identity("FP32", ("n", "n")), "'n' is also another one"),
-        (onnx_models.nonzero(), "operator 'NonZero' is not known to keep rows apart"),
+        (onnx_models.nonzero(), "operator 'NonZero' lists what it finds in all rows"),
         (onnx_models.endless(), "operator 'Loop' is not known to keep rows apart"),
         (slow(), "took longer than 1 s"),
     ],

@@ -23,9 +23,9 @@ from fastinfer.onnx.operators import (
     sequences,
     shapes,
 )
-from fastinfer.onnx.operators.call import MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.onnx.operators.call import COUPLES, MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
 
-__all__ = ["MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
+__all__ = ["COUPLES", "MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
 
 # Each module registers its rules.
 _ = (axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes)

@@ -99,6 +99,15 @@ RANDOM = frozenset(
 )
 """Operators that draw numbers, for which equal inputs need not have equal outputs."""
 
+COUPLES = {
+    **dict.fromkeys(RANDOM, "draws random numbers"),
+    **dict.fromkeys(
+        ("DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"), "quantizes all rows by one scale"
+    ),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique"), "lists what it finds in all rows"),
+}
+"""What operators do that have no rule because they couple rows. Of others without a rule nothing is known."""
+
 SAME_BITS = frozenset(
     {
         "Abs", "Add", "And", "ArgMax", "ArgMin", "ArrayFeatureExtractor", "Binarizer", "BitShift", "BitwiseAnd",
