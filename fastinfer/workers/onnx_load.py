@@ -146,7 +146,17 @@ class _Loading:
             level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
             return self._loaded(signature(), False, reason)
-        return self._loaded(signature(batched=True, max_batch_size=self._default_rows), True, None)
+        # Some exporters declare an output of one row, and give one for each: the graph is the proof.
+        outputs = [_of_rows(spec) for spec in session.outputs]
+        batched = Signature(
+            session.inputs,
+            outputs,
+            batched=True,
+            max_batch_size=self._default_rows,
+            labels=labels,
+            never_empty=self._never_empty,
+        )
+        return self._loaded(batched, True, None)
 
     def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:
         return LoadedModel(self.session, signature, self._steady, combines, why_alone)
@@ -186,7 +196,7 @@ class _Loading:
         return ApiError(400, f"model '{self.name}': {sentence}")
 
     def _why_not_batched(self) -> str | None:
-        """Why inputs or outputs have no batch dimension, or the graph does not keep it; None if all is well."""
+        """Why inputs have no batch dimension; None if they have."""
         for what, specs in (("input", self.session.inputs), ("output", self.session.outputs)):
             if not specs:
                 return f"it has no {what}s"
@@ -197,11 +207,6 @@ class _Loading:
             again = batch.intersection(spec.symbols[1:])
             if again:
                 return f"the first dimension '{again.pop()}' is also another one of input '{spec.name}'"
-        if self._proof.couples is not None:
-            return self._proof.couples
-        for spec in self.session.outputs:
-            if spec.shape and spec.shape[0] != -1:
-                return f"output '{spec.name}' has the shape {list(spec.shape)}, without an open first dimension"
         return None
 
     # --- The proof that rows are independent --------------------------------------------------------------------------
@@ -244,6 +249,13 @@ class _Loading:
             raise self._refusal(
                 f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'"
             ) from error
+
+
+def _of_rows(spec: TensorSpec) -> TensorSpec:
+    """An output whose first dimension is the batch, whatever was declared."""
+    if spec.open_rank or not spec.shape or spec.shape[0] == -1:
+        return spec
+    return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]), ("", *spec.symbols[1:]))
 
 
 def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:

@@ -90,3 +90,22 @@ def test_concurrent_and_large_requests_are_answered_like_single_ones(tmp_path, n
     for rows, answer in zip(batches, answers, strict=True):
         expected = session.run(None, {"x": rows})[0]
         np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_output_that_is_declared_as_one_row_has_a_row_for_each(tmp_path):
+    """Some exporters of trees declare the labels so."""
+    x, y = onnx_models.value("x", "FP32", ["rows", 3]), onnx_models.value("y", "FP32", [1, 3])
+    path = tmp_path / "m" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(onnx_models.model([helper.make_node("Neg", ["x"], ["y"])], [x], [y]))
+    with serving(repository=tmp_path) as server:
+        assert server.get("/v2/models/m").json["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
+
+        def ask(rows):
+            data = list(range(3 * rows))
+            tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 3], "data": data}
+            (output,) = server.post("/v2/models/m/infer", {"inputs": [tensor]}).json["outputs"]
+            assert (output["shape"], output["data"]) == ([rows, 3], [-value for value in data])
+
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            assert len(list(clients.map(ask, [1, 2, 3, 150] * 20))) == 80

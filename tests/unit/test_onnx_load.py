@@ -156,6 +156,12 @@ def test_a_warm_up_that_never_ends_is_ended(tmp_path):
         load(tmp_path, onnx_models.endless(), max_batch_size=0, model_warmup=[{"name": "w", "inputs": inputs}])
 
 
+def test_outputs_that_are_declared_as_one_row_are_batched_if_they_are_not(tmp_path):
+    declared = load(tmp_path, node_model("Relu", out=(1, 4)))
+    assert declared.batched
+    assert [spec.shape for spec in declared.outputs] == [(-1, 4)]
+
+
 # --- The trial: what a wrong rule of the table lets through -----------------------------------------------------------
 
 
