@@ -132,11 +132,12 @@ class _Prover:
         first, *others = shape.dim
         if not first.is_open and first.dim_value >= 0:
             return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
-        # Symbols of one name are not one size: the runtime does not compare what a request sends for them.
+        # Dimensions of one name are one size. The runtime does not compare what a request sends for them, but its
+        # signature does: a request in which they differ runs alone (Signature.check).
         dims = [
             Dim(dim.dim_value)
             if not dim.is_open and dim.dim_value >= 0
-            else self._symbols.size((info.name, i), filled=True)
+            else self._symbols.size(("named", dim.dim_param) if dim.dim_param else (info.name, i), filled=True)
             for i, dim in enumerate(others)
         ]
         return Value((BATCH, *dims), 0, source=info.name)

@@ -156,7 +156,25 @@ APART = {
     "parts along another axis": graph(node("Split", "x", "a b", axis=1), node("Concat", "b a", axis=1)),
 }
 
+APART["a mask of the same named length"] = graph(
+    node("Shape", "m", "s", start=1),
+    node("Concat", "any s four", "to", axis=0),
+    node("Reshape", "x to"),
+    inputs={"x": ["n", "length", 4], "m": ["n", "length"]},
+    constants={"any": i64([-1]), "four": i64([4])},
+)
+
 COUPLED = {
+    "a mask of another length": (
+        graph(
+            node("Shape", "m", "s", start=1),
+            node("Concat", "any s four", "to", axis=0),
+            node("Reshape", "x to"),
+            inputs={"x": ["n", "length", 4], "m": ["n", "width"]},
+            constants={"any": i64([-1]), "four": i64([4])},
+        ),
+        "may not stay apart",
+    ),
     "reduce": (
         graph(node("ReduceMax", "x", "m", keepdims=0), node("Sub", "x m")),
         "'ReduceMax' .* reduces over the batch",

@@ -338,3 +338,17 @@ def test_in_a_raw_request_any_byte_but_zero_is_true(body):
 def test_a_raw_request_cannot_tell_two_dimensions():
     squares = Signature([TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [2])])
     assert "cannot be told from a raw request" in refused(squares, raw_request(16))
+
+
+def test_dimensions_of_one_name_that_differ_make_a_request_run_alone() -> None:
+    inputs = [
+        TensorSpec("ids", "FP32", [-1, -1], ["n", "length"]),
+        TensorSpec("mask", "FP32", [-1, 2, -1], ["n", "", "length"]),
+    ]
+    for configured in (False, True):
+        signature = Signature(inputs, [], batched=True, max_batch_size=8, max_batch_size_configured=configured)
+        for length, whole in ((5, False), (4, not configured)):
+            ids, mask = np.zeros((3, 5), np.float32), np.zeros((3, 2, length), np.float32)
+            request = InferRequest([Tensor.from_numpy("ids", ids), Tensor.from_numpy("mask", mask)])
+            signature.check(request, "m")
+            assert (request.whole, request.rows) == (whole, 1 if whole else 3)

@@ -22,6 +22,7 @@ cdef class Signature:
     cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
     cdef dict _input_index                  # name -> position
     cdef dict _output_index
+    cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
 
     # Puts the inputs in the model's order, gives them the batch dimension where the client left it out, sets rows,

@@ -50,6 +50,7 @@ cdef class Signature:
         for spec in self.inputs:
             if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
                 self._static_rows = False
+        self._equal_dims = _equal_dims(self.inputs) if batched and not max_batch_size_configured else ()
         if item_form is None:
             item_form = max_batch_size_configured or all(
                 [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
@@ -193,6 +194,8 @@ cdef class Signature:
                 if self.max_batch_size_configured:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
                 request.whole = True
+        if self._equal_dims and not _are_equal(self._equal_dims, request.inputs):
+            request.whole = True        # the proof that rows are independent takes them for one size
         if empty and request.rows > 0 and not self.max_batch_size_configured:
             # The proof that rows are independent does not cover dimensions of 0. Nor do such rows cost a client
             # anything: what a few batches hold is enough.
@@ -308,6 +311,28 @@ cdef str _shape_text(TensorSpec spec):
 cdef str _specs(tuple specs):
     cdef TensorSpec spec
     return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_shape_text(spec)}" for spec in specs])
+
+
+# Dimensions after the first that the model gives one name: each with the first of that name.
+cdef tuple _equal_dims(tuple inputs):
+    cdef dict first = {}
+    cdef list pairs = []
+    cdef TensorSpec spec
+    for i, spec in enumerate(inputs):
+        for axis, symbol in enumerate(spec.symbols):
+            if axis > 0 and symbol:
+                known = first.setdefault(symbol, (i, axis))
+                if known != (i, axis):
+                    pairs.append((*known, i, axis))
+    return tuple(pairs)
+
+
+cdef bint _are_equal(tuple pairs, list inputs) except -1:
+    cdef Py_ssize_t i, axis, j, other
+    for i, axis, j, other in pairs:
+        if (<Tensor>inputs[i]).dims[axis] != (<Tensor>inputs[j]).dims[other]:
+            return False
+    return True
 
 
 cdef bytes _row_shapes(list inputs):
