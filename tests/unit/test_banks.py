@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from fastinfer._ext.report import Group, Report
 from fastinfer.models.banks import Alone, Banks
-from fastinfer.models.stats import ModelStats
+from fastinfer.models.stats import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 from fastinfer.supervisor import counters
 
 MODEL = ("m", "1", 7)
@@ -28,15 +31,24 @@ def counted(banks: Banks, model: tuple[str, str, int] = MODEL, times: int = 1) -
     return stats
 
 
+def statistics(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> dict[str, Any]:
+    """What all processes have counted for a model."""
+    entries = [entry(model[0], model[1], stats, banks.key(*model))]
+    report = Report(statistics_template(), [Group(entries)], banks.shared, latest=LAST_INFERENCE_CELL)
+    report.run()
+    (found,) = json.loads(bytes(report.result()))["model_stats"]
+    return found
+
+
 def total(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> int:
-    return banks.totals({model: stats})[model].success.count
+    return statistics(banks, stats, model)["inference_stats"]["success"]["count"]
 
 
 def test_the_sum_is_seen_by_all(memory: int) -> None:
     first, second = Banks(memory, 0), Banks(memory, 2)
     mine, theirs = counted(first, times=3), counted(second, times=4)
     assert total(first, mine) == total(second, theirs) == 7
-    assert first.totals({MODEL: mine})[MODEL].answered_rows == 14
+    assert statistics(first, mine)["inference_count"] == 14
 
 
 def test_a_process_goes_on_where_another_one_has_ended(memory: int) -> None:
