@@ -1,12 +1,12 @@
-"""The page for Prometheus and the answers of the statistics extension: what the models and the HTTP server have counted.
+"""The page for Prometheus and the answers of the statistics extension: what models and the HTTP server have counted.
 
-Both are reports (:mod:`fastinfer._ext.report`): a table says which cells of the counters each line sums, and a native job
-reads and writes them, so that a page of hundreds of models delays no request. What stays on the loop's thread takes tens
-of microseconds. A new family is a row of :func:`_families`.
+Both are reports (:mod:`fastinfer._ext.report`): a table says which cells of the counters each line sums, and a native
+job reads and writes them, so that a page of hundreds of models delays no request. A new family is a row of
+:func:`_families`.
 
-Of several processes the page has the sums, whichever is asked: counters are in memory that all share and that outlives a
-process, gauges are asked for. Labels are names and versions of loaded models and words of this code, so the page does not
-grow with traffic. A model that is unloaded leaves the page, and its counters begin again at 0 when it comes back.
+Of several processes the page has the sums, whichever is asked: counters are in memory that all share and that outlives
+a process, gauges are asked for. Labels are names and versions of loaded models and words of this code, so the page does
+not grow with traffic. A model that is unloaded leaves the page, and its counters begin again at 0 when it comes back.
 
 Loop's thread only.
 """
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
@@ -24,12 +26,13 @@ from fastinfer import __version__
 from fastinfer._ext import ort
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
+from fastinfer._ext.stats import HISTOGRAMS
+from fastinfer.http.upload import deflate
 from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
 from fastinfer.models.model import Model
 from fastinfer.models.stats import (
     CAUSES,
-    HISTOGRAMS,
     LABELS,
     LAST_INFERENCE_CELL,
     counts,
@@ -40,6 +43,7 @@ from fastinfer.models.stats import (
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
+_NICENESS: Final = 10  # of the thread that compresses
 _AT_ONCE: Final = 64  # models that the loop's thread looks at before others have a turn
 _PAUSE: Final = 10  # times what a report took: then the next one may begin ...
 _MAX_PAUSE_S: Final = 1.0  # ... or after this time
@@ -130,10 +134,11 @@ class _Family(NamedTuple):
 def _of_processes() -> Iterator[_Family]:
     """The usual families of a process, summed over several; the times of those that have ended count."""
     ticks = os.sysconf("SC_CLK_TCK")
+    start = "Start time of the process since unix epoch in seconds."
     for name, kind, text, cells, unit in (
         ("virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", [_VIRTUAL], 1),
         ("resident_memory_bytes", "gauge", "Resident memory size in bytes.", [_RESIDENT], 1),
-        ("start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", [_START, _BOOT], ticks),
+        ("start_time_seconds", "gauge", start, [_START, _BOOT], ticks),
         ("cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", [_CPU], ticks),
         ("open_fds", "gauge", "Number of open file descriptors.", [_OPEN_FILES], 1),
         ("max_fds", "gauge", "Maximum number of open file descriptors.", [_MAX_FILES], 1),
@@ -174,11 +179,12 @@ def _of_models() -> Iterator[_Family]:
 
 
 def _of_http() -> Iterator[_Family]:
+    waiting = "Bytes of request bodies that are received and not answered yet."
     for name, kind, text, cell in (
         ("connections", "gauge", "Connections that are open.", _CONNECTIONS),
         ("connections_accepted_total", "counter", "Connections so far.", _ACCEPTED),
-        ("in_flight_bytes", "gauge", "Bytes of request bodies that are received and not answered yet.", _IN_FLIGHT_BYTES),
-    ):  # fmt: skip
+        ("in_flight_bytes", "gauge", waiting, _IN_FLIGHT_BYTES),
+    ):
         yield _Family(_SERVER, f"fastinfer_{name}", kind, text, [_Sample([cell])])
     answers = [_Sample([_ANSWERS + place], labels=f'status="{of}xx"') for place, of in enumerate(_CLASSES)]
     yield _Family(_SERVER, "fastinfer_answers_total", "counter", "Answers by class of their status.", answers)
@@ -200,6 +206,32 @@ def _families(http: bool, logs: bool) -> Iterator[_Family]:
 
 
 # --- The reports ------------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """A page for all who asked for it meanwhile.
+
+    Attributes:
+        text: as it is.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+        self._packed: dict[bytes, asyncio.Future[bytes]] = {}
+
+    async def packed(self, coding: bytes) -> bytes:
+        """The text, compressed once for all. A thread does that which the kernel prefers all others to."""
+        packed = self._packed.get(coding)
+        if packed is None:
+            threads = ThreadPoolExecutor(1, "fastinfer-report", initializer=_lower_priority)
+            packed = asyncio.get_running_loop().run_in_executor(threads, deflate, coding, self.text)
+            self._packed[coding] = packed
+            threads.shutdown(wait=False)
+        return await asyncio.shield(packed)
+
+
+def _lower_priority() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Metrics:
@@ -234,8 +266,8 @@ class Metrics:
         self._pages = Paced(self._page)
         self._statistics = Paced(self._statistics_of_all)
 
-    async def page(self) -> Text:
-        """The text, of type :data:`CONTENT_TYPE`. It has all that was counted before the call."""
+    async def page(self) -> Page:
+        """The page, of type :data:`CONTENT_TYPE`. It has all that was counted before the call."""
         return await self._pages.next()
 
     async def statistics(self) -> Text:
@@ -262,7 +294,7 @@ class Metrics:
             "models": busy,
         }
 
-    async def _page(self) -> Text:
+    async def _page(self) -> Page:
         all_gauges = [await self.gauges()] if self.everywhere is None else await self.everywhere()
         models = self._models()
         entries = await self._entries_of_all(models)
@@ -273,7 +305,7 @@ class Metrics:
             template = self._templates[has] = Template(sections, (len(_GAUGES), _SERVER_CELLS))
         server = Group([Entry(())], self._server_cells(all_gauges))
         groups = [Group(entries, _model_gauges(models, all_gauges)), server]
-        return await self._written(template, groups, [gauges["pid"] for gauges in all_gauges])
+        return Page(await self._written(template, groups, [gauges["pid"] for gauges in all_gauges]))
 
     async def _statistics_of_all(self) -> Text:
         return await self._statistics_written(await self._entries_of_all(self._models()))
@@ -292,7 +324,7 @@ class Metrics:
                 await asyncio.sleep(0)
         else:
             ended = asyncio.get_running_loop().create_future()
-            executor.submit(report, lambda _: ended.done() or ended.set_result(None))
+            executor.submit(report, lambda _: _end(ended))
             await ended
         return report.result()
 
@@ -333,6 +365,11 @@ class Metrics:
         return cells
 
 
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _model_gauges(models: Sequence[Model], all_gauges: Sequence[Gauges]) -> array[int]:
     """The sums over processes, model after model."""
     cells = array("q", bytes(8 * len(_GAUGES) * len(models)))
@@ -357,10 +394,10 @@ def _boot_ticks() -> int:
 
 
 class Paced(Generic[T]):
-    """Something that is made for all who ask at a time, one at a time, and with pauses: it takes at most about a tenth of
-    a thread, however often and by however many it is asked for.
+    """Makes something for all callers that wait for it, one at a time and with pauses in between.
 
-    Nobody gets what was begun before they asked, so all that had happened then is in it. Whoever asks too early waits.
+    A caller gets the next one that begins after the call, so all that has happened before is in it. The pauses bound
+    the work to about a tenth of a thread, however many callers there are; a caller that comes too early waits.
 
     Args:
         make: makes one.

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import orjson
 
-from fastinfer._ext.histogram import Histogram
 from fastinfer._ext.report import Entry, Section, Step, Template
 from fastinfer._ext.stats import (
     ANSWERED_ROWS_CELL,

@@ -15,6 +15,7 @@ def routes(service: Service) -> list[Route]:
     """The three forms of the endpoint."""
 
     async def statistics(exchange: Exchange) -> None:
+        exchange.in_pieces = True
         exchange.respond(200, await service.statistics(*exchange.arguments))
 
     return [

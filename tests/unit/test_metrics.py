@@ -23,7 +23,7 @@ def model(name: str, version: str = "1", stats: ModelStats | None = None, **sche
 
 
 def page(metrics: Metrics) -> str:
-    return bytes(asyncio.run(metrics.page())).decode()
+    return bytes(asyncio.run(metrics.page()).text).decode()
 
 
 def read(metrics: Metrics) -> Samples:

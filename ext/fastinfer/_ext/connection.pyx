@@ -100,6 +100,10 @@ cdef class HttpExchange(Exchange):
         self.body_is_stable = stable
         self.head = head
 
+    @property
+    def accepted(self):
+        return self.head.accepted
+
     cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1:
         return (<Connection>self._connection).answer(self, status, content_type, body, fields)
 
@@ -394,7 +398,7 @@ cdef class Connection:
 
     cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
                          object fields) except -1:
-        # Does nothing, and returns so, where the answer shall be compressed.
+        # Does nothing, and returns so, where the answer shall be compressed, or leave in pieces.
         cdef bint compressed = exchange.head.accepted is not None and status == 200
         cdef bytes whole = None
         cdef list views = None
@@ -406,6 +410,8 @@ cdef class Connection:
         if whole is None:
             size = size_of(body)
             if compressed and size >= min_compressed_bytes:
+                return False
+            if size > joined_bytes and exchange.in_pieces:
                 return False
             if size > joined_bytes:     # not copied
                 views = [memoryview(part).cast("B") for part in body if memoryview(part).nbytes > 0]

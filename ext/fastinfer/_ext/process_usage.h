@@ -40,15 +40,17 @@ static inline ssize_t read_text(const char* path, char* text, size_t room) {
 
 static inline int64_t count_entries(const char* path) {
     DIR* directory = opendir(path);
-    if (directory == nullptr) return -1;
+    if (directory == nullptr) return 0;
     int64_t count = 0;
     while (const dirent* entry = readdir(directory)) count += entry->d_name[0] != '.';
     closedir(directory);
     return count;
 }
 
-// False: there is no such process (any more), or it may not be seen.
-static inline bool read_usage(int64_t pid, bool with_ended_children, ProcessUsage* usage) {
+// The numbers of /proc/PID/stat by their place in proc(5), less one; the first two, which are no numbers, are 0.
+constexpr int STAT_FIELDS = 25;
+
+static inline bool read_stat(int64_t pid, int64_t (&fields)[STAT_FIELDS]) {
     char path[64];
     char text[1024];
     snprintf(path, sizeof path, "/proc/%lld/stat", static_cast<long long>(pid));
@@ -56,22 +58,35 @@ static inline bool read_usage(int64_t pid, bool with_ended_children, ProcessUsag
     // The second field is the program's name in parentheses and may hold anything; the fields after it are numbers.
     const char* at = strrchr(text, ')');
     if (at == nullptr) return false;
-    int64_t fields[25] = {};
-    for (int number = 2; number < 25; number++) {
+    for (int number = 2; number < STAT_FIELDS; number++) {
         at = strchr(at, ' ');
         if (at == nullptr) return false;
         fields[number] = strtoll(++at, nullptr, 10);
     }
-    // The numbers are those of proc(5), less one.
+    return true;
+}
+
+// The CPU time of its children that have ended and were waited for.
+static inline int64_t ended_children_ticks(int64_t pid) {
+    int64_t fields[STAT_FIELDS] = {};
+    return read_stat(pid, fields) ? fields[15] + fields[16] : 0;
+}
+
+// False: there is no such process (any more), or it may not be seen.
+static inline bool read_usage(int64_t pid, bool with_ended_children, ProcessUsage* usage) {
+    char path[64];
+    int64_t fields[STAT_FIELDS] = {};
+    if (!read_stat(pid, fields)) return false;
     usage->cpu_ticks = fields[13] + fields[14] + (with_ended_children ? fields[15] + fields[16] : 0);
     usage->start_ticks = fields[21];
     usage->virtual_bytes = fields[22];
     usage->resident_bytes = fields[23] * sysconf(_SC_PAGESIZE);
+    // What the system does not tell counts as 0.
     snprintf(path, sizeof path, "/proc/%lld/fd", static_cast<long long>(pid));
     usage->open_files = count_entries(path);
     rlimit limit{};
     usage->max_files = prlimit(pid_t(pid), RLIMIT_NOFILE, nullptr, &limit) == 0 ? int64_t(limit.rlim_cur) : 0;
-    return usage->open_files >= 0;
+    return true;
 }
 
 // Adds a process to the sum over several; the oldest one's start counts. CPU time of ended children is part of the first.

@@ -68,6 +68,8 @@ cdef struct State:
     Py_ssize_t entry
     Py_ssize_t block
     Py_ssize_t process
+    int64_t ended_ticks     # CPU time of the first process's ended children, before the others were read
+    int repeated
     # What is read.
     CGroup* groups
     int group_count

@@ -14,7 +14,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.stats cimport Counters
@@ -41,6 +41,7 @@ cdef extern from "shared_counters.h" namespace "fastinfer" nogil:
 
 cdef extern from "process_usage.h" namespace "fastinfer" nogil:
     int USED_CELLS "fastinfer::USAGE_CELLS"
+    int64_t ended_children_ticks(int64_t pid) noexcept
     void add_usage(int64_t pid, bint first, int64_t* cells) noexcept
 
 cdef enum:
@@ -64,6 +65,8 @@ cdef enum:
     STEPS = 256
     ENTRIES = 64
     BLOCKS = 64
+
+    REPEATS = 3             # of sums that were not of one moment
 
     SLICES = 8              # of such pieces, on the loop's own thread
 
@@ -377,12 +380,24 @@ cdef void enter(State* report, int stage) noexcept nogil:
     report.entry = 0
 
 
+# The CPU time of a process that ends moves to its parent, the first process, when that has reaped it. Where that has
+# happened meanwhile, the sums are made again, so that the time counts once.
 cdef void read_processes(State* report) noexcept nogil:
+    cdef int64_t* cells
     if report.process < report.pid_count:
-        add_usage(report.pids[report.process], report.process == 0, report.groups[report.group_count - 1].totals)
+        cells = report.groups[report.group_count - 1].totals
+        if report.process == 0:
+            memset(cells, 0, USED_CELLS * sizeof(int64_t))
+            report.ended_ticks = ended_children_ticks(report.pids[0])
+        add_usage(report.pids[report.process], report.process == 0, cells)
         report.process += 1
     if report.process == report.pid_count:
-        enter(report, READ_OWN)
+        if (report.pid_count > 1 and report.repeated < REPEATS
+                and ended_children_ticks(report.pids[0]) != report.ended_ticks):
+            report.process = 0
+            report.repeated += 1
+        else:
+            enter(report, READ_OWN)
 
 
 cdef void read_own(State* report) noexcept nogil:
