@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,3 +109,39 @@ def test_alone() -> None:
     stats.record_success(1, 1)
     assert total(alone, stats) == 1
     assert alone.process_totals() is None
+
+
+def test_a_report_never_mixes_up_models_that_share_a_block_in_turn(memory: int) -> None:
+    banks = Banks(memory, 0)
+    for number in range(counters.BLOCKS - 2):
+        banks.stats("filler", "1", number)  # one block is left, and all models below get it
+    names = ["one", "two", "three"]
+    rows = {name: 1000 ** (place + 1) for place, name in enumerate(names)}
+    ended = threading.Event()
+
+    def take_turns() -> None:
+        for place in itertools.count():
+            if ended.is_set():
+                return
+            name = names[place % 3]
+            stats = banks.stats(name, "1", 7)
+            stats.record_success(1000, 10, rows[name])
+            banks.release(stats)
+
+    writer = threading.Thread(target=take_turns)
+    writer.start()
+    entries = [entry(name, "1", None, banks.key(name, "1", 7)) for name in names]
+    seen: set[str] = set()
+    reports = 0
+    try:
+        while reports < 500 or seen != set(names):
+            report = Report(statistics_template(), [Group(entries)], banks.shared, latest=LAST_INFERENCE_CELL)
+            report.run()
+            reports += 1
+            for found in json.loads(bytes(report.result()))["model_stats"]:
+                assert found["inference_count"] in (0, rows[found["name"]])
+                if found["inference_count"]:
+                    seen.add(found["name"])
+    finally:
+        ended.set()
+        writer.join()
