@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from fastinfer import limits
 from fastinfer._ext import encode
 from fastinfer._ext.executor import Executor
+from fastinfer._ext.report import Text
 from fastinfer.config.server import ServerConfig
-from fastinfer.metrics import Metrics, totals
+from fastinfer.metrics import Metrics
 from fastinfer.models import upkeep
 from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
@@ -89,7 +90,7 @@ class Service:
         self.repository = Replica(config.model_repository, self._loader, _rules(config))
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
-        self.metrics = Metrics(self.repository.models, self.counters)
+        self.metrics = Metrics(self.repository.models, self.counters, self.executor)
         self.metrics.crashes = self.crashes
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
@@ -110,20 +111,20 @@ class Service:
         """What keeps the whole server from being ready, where this process is not all of it."""
         self._not_ready = reason
 
-    def statistics(self, name: str | None = None, version: str | None = None) -> list[dict[str, Any]]:
-        """The entries of the statistics extension: of all models, of one model's versions, or of one version.
+    async def statistics(self, name: str | None = None, version: str | None = None) -> Text:
+        """The answer of the statistics extension: for all models, one model's versions, or one version.
 
         Raises:
             ApiError: 404 where there is no such model or version, 503 where it is not ready, or where the repository
                 has not been read yet.
         """
         self.repository.check_read()
+        if name is None:
+            return await self.metrics.statistics()
+        self.repository.find(name, version)
         models = self.repository.models()
-        if name is not None:
-            self.repository.find(name, version)
-            models = [model for model in models if model.name == name and version in (None, model.version)]
-        counted = totals(self.counters, models)
-        return [stats.to_triton(model.name, model.version) for model, stats in zip(models, counted, strict=True)]
+        chosen = [model for model in models if model.name == name and version in (None, model.version)]
+        return await self.metrics.statistics_of(chosen)
 
     async def index(self, *, ready_only: bool) -> list[Entry]:
         """The entries of the repository's index, those that answer requests or all."""

@@ -72,8 +72,6 @@ class HttpExchange(Exchange):
     """The request's."""
     counted: int
     """Bytes of its body that count towards the process's budget."""
-    packed: bool
-    """Its answer was compressed."""
     reply: tuple[int, bytes, Buffer | Sequence[Buffer], Sequence[tuple[bytes, bytes]]] | None
     """Its answer, if that came before its turn: status, content type, body, fields."""
     def __init__(self, connection: Connection, head: Head, body: Buffer, stable: bool) -> None: ...

@@ -86,6 +86,14 @@ class Exchange:
     """Set by a handler that answers later; called if the client goes away first. Nothing need be answered then, and an
     answer is dropped."""
     answered: bool
+    packed: bool
+    """The answer's body is compressed already, with a field that says so."""
+    in_pieces: bool
+    """A large body leaves in pieces, with a turn of the loop between: for reports, which may take long, so that they
+    delay nobody. Other answers leave as fast as the client takes them."""
+    @property
+    def accepted(self) -> bytes | None:
+        """The coding that a large answer shall have: ``gzip``, ``deflate`` or none."""
     def __init__(
         self,
         connection: Connection,

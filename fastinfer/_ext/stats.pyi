@@ -11,8 +11,22 @@ Cause = Literal["client", "model", "timeout", "rejected", "cancelled"]
 CAUSES: tuple[Cause, ...]
 """Why a request failed: it was wrong (4xx), the model failed (500), its deadline passed, the queue was full or there was
 no memory for it, its client went away."""
+DURATIONS: tuple[str, ...]
+"""The histograms of durations: success, queue, compute_input, compute_infer, compute_output."""
 NBYTES: int
 """The size of the block of counters."""
+HISTOGRAMS: dict[str, tuple[int, tuple[int, ...]]]
+"""Where each histogram lies in the block: its first cell (the sum; the counts of its buckets follow), and its bounds. By
+name: :data:`DURATIONS`, ``batch_size`` and :data:`CAUSES`."""
+LINE_CELL: int
+"""The first cell of the table by size of the batch."""
+LINES: int
+"""How many lines that table has."""
+CELLS_OF_LINE: int
+"""The cells of a line: runs, and the nanoseconds of input, infer and output."""
+ANSWERED_ROWS_CELL: int
+LAST_INFERENCE_CELL: int
+"""A date, so of several blocks the latest counts."""
 
 class Counters:
     """All counters are 64-bit integers in one block of memory. Written on the loop's thread, read anywhere.
@@ -58,8 +72,6 @@ class Counters:
     @property
     def last_inference_ms(self) -> int:
         """The date of the last batch that was answered, in milliseconds since 1970; 0: there was none."""
-    def lines(self) -> list[tuple[int, int, int, int, int]]:
-        """The table by size of the batch, as far as it is used: line, runs, nanoseconds of input, infer and output."""
 
 def batch_size_of(line: int) -> int:
     """The size of the batches that a line counts; of a line that several sizes share, the largest."""

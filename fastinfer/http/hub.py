@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol, TypeVar
@@ -65,6 +66,7 @@ class Hub(Shared):
         "_tick_s",
         "_ticks",
         "_timer",
+        "_turns",
         "_when_empty",
         "connections",
         "draining_since",
@@ -95,6 +97,7 @@ class Hub(Shared):
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pool: ThreadPoolExecutor | None = None
+        self._turns: deque[Callable[[], None]] = deque()
         self._when_empty: list[asyncio.Future[None]] = []
         self._tick()
 
@@ -190,6 +193,21 @@ class Hub(Shared):
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(done)
+
+    def in_turn(self, step: Callable[[], None]) -> None:
+        """Calls it soon, one such step in a turn of the loop: however many there are, others wait for one at most."""
+        self._turns.append(step)
+        if len(self._turns) == 1:
+            self.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        step = self._turns[0]
+        try:
+            step()
+        finally:
+            self._turns.popleft()
+            if self._turns:
+                self.loop.call_soon(self._next_turn)
 
     def on_thread(self, exchange: Exchange, work: Callable[[], T], then: Callable[[T], None]) -> None:
         """Calls ``work`` on a thread, then ``then`` with its result on the loop's; what they raise is the answer."""

@@ -66,7 +66,7 @@ def _unsound(raw: bytes) -> Head:
 class HttpProtocol(Connection, asyncio.BufferedProtocol):
     """One connection; see the head of the file. The state of the common path is the base's."""
 
-    __slots__ = ("_linger_end", "_lingering", "_refusal", "_slot", "_sound", "_stuck_since")
+    __slots__ = ("_linger_end", "_lingering", "_pieces", "_refusal", "_slot", "_sound", "_stuck_since")
 
     _hub: Hub
 
@@ -78,6 +78,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._lingering: asyncio.TimerHandle | None = None
         self._linger_end = 0.0
         self._sound = 0  # bytes of the started head that are checked already
+        self._pieces: list[memoryview] = []  # of the answer that leaves in pieces, the last one first
         self._stuck_since = 0.0  # when the write buffer was last seen to shrink, to _stuck_size
 
     # --- Called by the transport --------------------------------------------------------------------------------------
@@ -93,6 +94,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._deaf = True
         self._pending = b""
         self._out.clear()
+        self._pieces = []
         self._drop_upload()
         if self._lingering is not None:
             self._lingering.cancel()
@@ -125,6 +127,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._wake_up()
+        if self._pieces:
+            self._hub.in_turn(self._write_piece)
 
     # --- Bytes to requests --------------------------------------------------------------------------------------------
 
@@ -284,12 +288,16 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             if size > _INLINE_DEFLATE_BYTES:
                 self._deflate(exchange, coding, parts, content_type, fields)
                 return
-            parts = [memoryview(deflate(coding, b"".join(parts)))]
+            parts = [memoryview(deflate(coding, *parts))]
             size = len(parts[0])
         last = len(self._queue) == 1 and (self._deaf or (self._hub.draining and self._is_idle()))
         start = reply_head(status, content_type, size, fields, last, head.version_10)
         if head.method == "HEAD":
             self._out.append(start)
+        elif exchange.in_pieces and size > JOINED_BYTES:
+            self._deaf = self._deaf or last
+            self._begin_pieces(exchange, start, parts)
+            return
         elif size <= JOINED_BYTES:
             self._out.append(b"".join((start, *parts)))
         else:  # not copied
@@ -308,9 +316,37 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         exchange.answered = False
         self._hub.on_thread(
             exchange,
-            lambda: deflate(coding, b"".join(parts)),
+            lambda: deflate(coding, *parts),
             lambda packed: exchange.respond(200, packed, content_type, fields),
         )
+
+    def _begin_pieces(self, exchange: HttpExchange, start: bytes, parts: list[memoryview]) -> None:
+        """Writes a large answer a piece at a time; until the last one it keeps its place in the queue."""
+        exchange.reply = None
+        self._out.append(start)
+        self._out_size += len(start)
+        pieces = [part[at : at + JOINED_BYTES] for part in parts for at in range(0, len(part), JOINED_BYTES)]
+        self._pieces = pieces[::-1]
+        self._hub.in_turn(self._write_piece)
+
+    def _write_piece(self) -> None:
+        if self._transport is None or self._write_paused or not self._pieces:
+            return  # lost, or goes on when the client has read
+        self._write_out()
+        self._transport.write(self._pieces.pop())
+        if self._pieces:
+            if not self._write_paused:
+                self._hub.in_turn(self._write_piece)
+            return
+        self._retire(self._queue[0], 2)
+        following = self._queue[0] if self._queue else None
+        if following is None:
+            self._flush()
+        elif following.reply is not None:
+            status, content_type, body, fields = following.reply
+            following.answered = False
+            following.respond(status, body, content_type, fields)
+        self._wake_up()
 
     def _is_idle(self) -> bool:
         """Whether nothing of a further request has arrived, here or in the system's buffer."""
@@ -363,7 +399,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         if transport is None:
             return
         limits = self._hub.limits
-        size = transport.get_write_buffer_size()
+        size = transport.get_write_buffer_size() + sum(map(len, self._pieces))
         if size:
             if size < self._stuck_size or not self._stuck_size:
                 self._stuck_size = size
@@ -416,7 +452,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
 
     def probe(self) -> None:
         """Asks a client that closed its side whether it still waits for its answers: if not, its system resets."""
-        if self._transport is not None and self._queue and not self._queue[0].head.version_10:
+        if self._transport is not None and self._queue and not self._queue[0].head.version_10 and not self._pieces:
             self._transport.write(_CONTINUE)
 
     def socket_error(self) -> int:

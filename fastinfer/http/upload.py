@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import zlib
 
+from typing_extensions import Buffer
+
 from fastinfer._ext.exchange import Head
 from fastinfer._ext.upload import Upload
 from fastinfer.errors import ApiError
@@ -159,7 +161,7 @@ def inflate(coding: bytes, data: memoryview, limit: int) -> bytes:
     return body
 
 
-def deflate(coding: bytes, data: bytes) -> bytes:
+def deflate(coding: bytes, *parts: Buffer) -> bytes:
     """An answer, compressed: fast rather than small."""
     stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
-    return stream.compress(data) + stream.flush()
+    return b"".join([*map(stream.compress, parts), stream.flush()])

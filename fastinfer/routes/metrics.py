@@ -17,6 +17,15 @@ def routes(service: Service) -> list[Route]:
     """The page for Prometheus."""
 
     async def metrics(exchange: Exchange) -> None:
-        exchange.respond(200, await service.metrics.page(), CONTENT_TYPE)
+        page = await service.metrics.page()
+        coding = exchange.accepted
+        if coding is None:
+            exchange.in_pieces = True
+            exchange.respond(200, page.text, CONTENT_TYPE)
+        else:
+            fields = ((b"Content-Encoding", coding), (b"Vary", b"Accept-Encoding"))
+            packed = await page.packed(coding)
+            exchange.packed = True
+            exchange.respond(200, packed, CONTENT_TYPE, fields)
 
     return [Route(("GET",), "/metrics", metrics, compress_from=limits.MIN_COMPRESSED_BYTES)]

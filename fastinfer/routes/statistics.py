@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from fastinfer.http.exchange import Exchange
 from fastinfer.routes.router import Route
 
@@ -16,8 +14,9 @@ if TYPE_CHECKING:
 def routes(service: Service) -> list[Route]:
     """The three forms of the endpoint."""
 
-    def statistics(exchange: Exchange) -> None:
-        exchange.respond(200, orjson.dumps({"model_stats": service.statistics(*exchange.arguments)}))
+    async def statistics(exchange: Exchange) -> None:
+        exchange.in_pieces = True
+        exchange.respond(200, await service.statistics(*exchange.arguments))
 
     return [
         Route(("GET",), "/v2/models/stats", statistics),

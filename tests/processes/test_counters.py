@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 from load_clients import SIMPLE, load, wait_until
@@ -93,6 +94,50 @@ def test_a_model_that_is_loaded_again_begins_at_0():
         assert "model=" not in server.get("/metrics").body.decode()
         assert server.post("/v2/models/simple/load").status == 200
         assert requests(server) == 0
+
+
+def test_scrapes_of_all_processes_while_models_come_and_go():
+    """Nobody sees less than was counted before, misses a model, or sees one that was unloaded before."""
+    with serving("--load", "simple", "--processes", "2") as server:
+        stop, loaded, gone, done, failures, pages = threading.Event(), set(), set(), 0, [], 0
+
+        def scrape():
+            nonlocal pages
+            while not stop.is_set():
+                counted_before, loaded_before, gone_before = done, set(loaded), set(gone)
+                found, _ = samples(server)
+                entries = server.get("/v2/models/stats").json["model_stats"]
+                (entry,) = [entry for entry in entries if entry["name"] == "simple"]
+                counted = found["fastinfer_requests_total", ("model", "simple"), ("version", "1")]
+                least = min(counted, entry["inference_stats"]["success"]["count"])
+                on_page = {value for key in found for label, value in key[1:] if label == "model"}
+                for names in (on_page, {entry["name"] for entry in entries}):
+                    missing, left = (loaded_before & loaded) - names, gone_before & names
+                    if least < counted_before or missing or left:
+                        failures.append((counted_before, least, missing, left))
+                pages += 1
+
+        threads = [threading.Thread(target=scrape) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in range(12):
+                assert server.post("/v2/workers/echo/load", {"n": number}).status == 200
+                loaded.add("echo" if number == 0 else f"echo-{number - 1}")
+                for _ in range(10):
+                    assert server.infer("simple", SIMPLE).status == 200
+                    done += 1
+            for name in sorted(loaded)[:8]:
+                loaded.remove(name)
+                assert server.post(f"/v2/workers/{name}/unload").status == 200
+                gone.add(name)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert not failures
+        assert pages >= len(threads)
+        assert requests(server) == 120
 
 
 def test_gauges_are_those_of_the_processes_that_live():

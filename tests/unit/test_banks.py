@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from fastinfer._ext.report import Group, Report
 from fastinfer.models.banks import Alone, Banks
-from fastinfer.models.stats import ModelStats
+from fastinfer.models.stats import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 from fastinfer.supervisor import counters
 
 MODEL = ("m", "1", 7)
@@ -28,15 +33,24 @@ def counted(banks: Banks, model: tuple[str, str, int] = MODEL, times: int = 1) -
     return stats
 
 
+def statistics(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> dict[str, Any]:
+    """What all processes have counted for a model."""
+    entries = [entry(model[0], model[1], stats, banks.key(*model))]
+    report = Report(statistics_template(), [Group(entries)], banks.shared, latest=LAST_INFERENCE_CELL)
+    report.run()
+    (found,) = json.loads(bytes(report.result()))["model_stats"]
+    return found
+
+
 def total(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> int:
-    return banks.totals({model: stats})[model].success.count
+    return statistics(banks, stats, model)["inference_stats"]["success"]["count"]
 
 
 def test_the_sum_is_seen_by_all(memory: int) -> None:
     first, second = Banks(memory, 0), Banks(memory, 2)
     mine, theirs = counted(first, times=3), counted(second, times=4)
     assert total(first, mine) == total(second, theirs) == 7
-    assert first.totals({MODEL: mine})[MODEL].answered_rows == 14
+    assert statistics(first, mine)["inference_count"] == 14
 
 
 def test_a_process_goes_on_where_another_one_has_ended(memory: int) -> None:
@@ -95,3 +109,39 @@ def test_alone() -> None:
     stats.record_success(1, 1)
     assert total(alone, stats) == 1
     assert alone.process_totals() is None
+
+
+def test_a_report_never_mixes_up_models_that_share_a_block_in_turn(memory: int) -> None:
+    banks = Banks(memory, 0)
+    for number in range(counters.BLOCKS - 2):
+        banks.stats("filler", "1", number)  # one block is left, and all models below get it
+    names = ["one", "two", "three"]
+    rows = {name: 1000 ** (place + 1) for place, name in enumerate(names)}
+    ended = threading.Event()
+
+    def take_turns() -> None:
+        for place in itertools.count():
+            if ended.is_set():
+                return
+            name = names[place % 3]
+            stats = banks.stats(name, "1", 7)
+            stats.record_success(1000, 10, rows[name])
+            banks.release(stats)
+
+    writer = threading.Thread(target=take_turns)
+    writer.start()
+    entries = [entry(name, "1", None, banks.key(name, "1", 7)) for name in names]
+    seen: set[str] = set()
+    reports = 0
+    try:
+        while reports < 500 or seen != set(names):
+            report = Report(statistics_template(), [Group(entries)], banks.shared, latest=LAST_INFERENCE_CELL)
+            report.run()
+            reports += 1
+            for found in json.loads(bytes(report.result()))["model_stats"]:
+                assert found["inference_count"] in (0, rows[found["name"]])
+                if found["inference_count"]:
+                    seen.add(found["name"])
+    finally:
+        ended.set()
+        writer.join()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import gzip
+import json
 import re
+import weakref
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastinfer.metrics import Metrics
+from fastinfer._ext.encode import EncodeJob
+from fastinfer._ext.executor import Executor
+from fastinfer._ext.message import InferResponse
+from fastinfer.metrics import Gauges, Metrics, Paced
 from fastinfer.models.banks import Alone
 from fastinfer.models.stats import ModelStats
 
@@ -23,7 +32,7 @@ def model(name: str, version: str = "1", stats: ModelStats | None = None, **sche
 
 
 def page(metrics: Metrics) -> str:
-    return asyncio.run(metrics.page()).decode()
+    return bytes(asyncio.run(metrics.page()).text).decode()
 
 
 def read(metrics: Metrics) -> Samples:
@@ -113,3 +122,157 @@ def test_the_page_does_not_grow_with_traffic() -> None:
         stats.record_success(rows * 1000, rows, rows)
         stats.record_batch(rows, 1, rows, rows, rows)
     assert re.sub(r" \S+$", "", page(metrics), flags=re.M) == before
+
+
+# --- Where and how often reports are written --------------------------------------------------------------------------
+
+
+class Made:
+    """Counts how often something is made; each takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.gates: list[asyncio.Event] = []
+
+    async def make(self) -> int:
+        self.begun += 1
+        number = self.begun
+        gate = asyncio.Event()
+        self.gates.append(gate)
+        await gate.wait()
+        if number == 3:
+            raise RuntimeError("the third one fails")
+        return number
+
+    async def let_go(self, number: int) -> None:
+        while len(self.gates) < number:
+            await asyncio.sleep(0.001)
+        self.gates[number - 1].set()
+
+
+def test_all_who_ask_meanwhile_share_the_next_one() -> None:
+    async def ask() -> None:
+        made = Made()
+        paced = Paced(made.make)
+        first = [asyncio.create_task(paced.next()) for _ in range(3)]
+        while made.begun == 0:
+            await asyncio.sleep(0)
+        # Those that come later must not get what was begun before.
+        second = [asyncio.create_task(paced.next()) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        assert made.begun == 1
+        await made.let_go(1)
+        assert await asyncio.gather(*first) == [1] * 3
+        second[0].cancel()
+        await made.let_go(2)
+        assert await asyncio.gather(*second[1:]) == [2] * 49
+        third = [asyncio.create_task(paced.next()) for _ in range(2)]
+        await made.let_go(3)
+        assert {str(error) for error in await asyncio.gather(*third, return_exceptions=True)} == {"the third one fails"}
+        fourth = asyncio.create_task(paced.next())
+        await made.let_go(4)
+        assert await fourth == 4
+        assert second[0].cancelled()
+
+    asyncio.run(ask())
+
+
+def test_the_next_one_begins_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = []
+    sleep = asyncio.sleep
+
+    async def ask() -> None:
+        clock = [100.0]
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0], raising=False)
+
+        async def pause(seconds: float) -> None:
+            pauses.append(round(seconds, 6))
+            clock[0] += seconds
+            await sleep(0)
+
+        monkeypatch.setattr(asyncio, "sleep", pause)
+        takes = iter([0.01, 0.05, 3.0, 0.01])
+
+        async def make() -> None:
+            clock[0] += next(takes)
+
+        paced = Paced(make)
+        for between in (0, 0, 0.2, 0.4):  # how much later each is asked for
+            clock[0] += between
+            await paced.next()
+
+    asyncio.run(ask())
+    assert pauses == [0.1, 0.3, 0.6]
+
+
+def test_reports_are_written_while_models_keep_all_threads() -> None:
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        executor = Executor(1)
+        loop.add_reader(executor.fileno(), executor.drain)
+        metrics = Metrics(lambda: [model(f"m{number}") for number in range(200)], Alone(), executor)
+        free = bytes((await metrics.page()).text)
+        loop.remove_reader(executor.fileno())  # a job that it is given has not ended now, as far as anybody knows
+        executor.submit(EncodeJob(InferResponse("m", "1", [])))
+        text = bytes((await metrics.page()).text)
+        assert json.loads(bytes(await metrics.statistics()))["model_stats"][199]["name"] == "m199"
+        executor.close()
+        assert [line for line in text.splitlines() if b"model=" in line] == [
+            line for line in free.splitlines() if b"model=" in line
+        ]
+
+    asyncio.run(ask())
+
+
+def test_what_is_unloaded_is_forgotten() -> None:
+    loaded = [model(f"m{number}", stats=ModelStats()) for number in range(20)]
+    counters = [weakref.ref(each.stats) for each in loaded]
+    metrics = Metrics(lambda: loaded, Alone())
+    assert page(metrics).count("fastinfer_rows_total{") == 20
+    del loaded[5:]
+    assert page(metrics).count("fastinfer_rows_total{") == 5
+    gc.collect()
+    assert [each() is not None for each in counters] == [True] * 5 + [False] * 15
+
+
+def test_a_model_that_comes_back_under_its_number_counts_anew() -> None:
+    loaded = [model("m")]
+    loaded[0].stats.record_batch(3, 1, 1, 1, 1)
+    metrics = Metrics(lambda: loaded, Alone())
+    assert read(metrics)[labelled("rows_total")] == 3
+    loaded[:] = [model("m")]
+    assert read(metrics)[labelled("rows_total")] == 0
+
+
+def test_a_page_is_compressed_once_for_all() -> None:
+    async def ask() -> None:
+        found = await Metrics(lambda: [model("m")], Alone()).page()
+        packed = await asyncio.gather(*[found.packed(coding) for coding in (b"gzip", b"gzip", b"deflate")])
+        assert packed[0] is packed[1]
+        assert gzip.decompress(packed[0]) == zlib.decompress(packed[2]) == bytes(found.text)
+
+    asyncio.run(ask())
+
+
+def test_gauges_of_other_processes_are_added() -> None:
+    async def everywhere() -> list[Gauges]:
+        return [
+            {"pid": 1},
+            {"pid": 2, "connections": 3, "in_flight_bytes": 5, "models": [["m", "1", [1, 2, 3]]]},
+            {
+                "pid": 3,
+                "connections": 4,
+                "in_flight_bytes": 6,
+                "models": [["m", "1", [4, 5, 6]], ["new", "1", [1] * 3]],
+            },
+        ]
+
+    metrics = Metrics(lambda: [model("l"), model("m")], Alone())
+    metrics.everywhere = everywhere
+    metrics.http = SimpleNamespace(connections=1, connections_total=9, answers=[0] * 6, in_flight_bytes=1)
+    samples = read(metrics)
+    assert [samples[labelled(name)] for name in ("queue_depth", "requests_in_flight", "batches_running")] == [5, 7, 9]
+    assert samples[labelled("queue_depth", model="l")] == 0
+    assert not any(dict(labels).get("model") == "n" for _, labels in samples)
+    assert samples["fastinfer_connections", ()] == 7
+    assert samples["fastinfer_in_flight_bytes", ()] == 11

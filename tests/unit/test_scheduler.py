@@ -8,6 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
+from reports import statistics_entry
 
 from fastinfer._ext import crashrecord
 from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, CrashRecord, CrashSlot
@@ -308,7 +309,7 @@ async def test_statistics_add_up():
     model.finish()
     gone = model.submit()
     model.scheduler.cancel(gone.request)
-    entry = model.stats.to_triton("m", "1")
+    entry = statistics_entry(model.stats)
     assert entry["inference_count"] == 5
     assert entry["execution_count"] == 1
     assert entry["inference_stats"]["success"]["count"] == 2

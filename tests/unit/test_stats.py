@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 
 import pytest
+from reports import statistics_entry
 
 from fastinfer.models import stats
 from fastinfer.models.stats import CAUSES, ModelStats
 
 
 def test_an_unused_model_has_all_keys() -> None:
-    entry = ModelStats().to_triton("m", "1")
+    entry = statistics_entry(ModelStats())
     zero = {"count": 0, "ns": 0}
     assert entry == {
-        "name": "m",
+        "name": "m0",
         "version": "1",
         "last_inference": 0,
         "inference_count": 0,
@@ -43,7 +44,7 @@ def test_a_batch_of_three_requests() -> None:
     for total_ns, queue_ns, rows in ((100, 10, 1), (200, 20, 2), (300, 30, 1)):
         counted.record_success(total_ns, queue_ns, rows)
     counted.record_batch(4, 3, 5, 50, 7)
-    entry = counted.to_triton("m", "2")
+    entry = statistics_entry(counted)
     assert entry["inference_count"] == 4
     assert entry["execution_count"] == 1
     assert entry["last_inference"] >= before_ms
@@ -69,7 +70,7 @@ def test_failures_are_summed_over_their_causes() -> None:
     counted = ModelStats()
     for position, cause in enumerate(CAUSES):
         counted.record_failure(cause, position)
-    assert counted.to_triton("m", "1")["inference_stats"]["fail"] == {"count": 5, "ns": 10}
+    assert statistics_entry(counted)["inference_stats"]["fail"] == {"count": 5, "ns": 10}
     assert {cause: counted.failures[cause].count for cause in CAUSES} == dict.fromkeys(CAUSES, 1)
 
 
@@ -77,7 +78,7 @@ def test_a_batch_that_failed_is_a_run_but_not_an_inference() -> None:
     counted = ModelStats()
     counted.record_failure("model", 9)
     counted.record_batch(8, 0, 1, 2, 3)
-    entry = counted.to_triton("m", "1")
+    entry = statistics_entry(counted)
     assert (counted.runs, counted.rows) == (1, 8)
     assert (entry["execution_count"], entry["inference_count"], entry["batch_stats"]) == (0, 0, [])
 
@@ -88,22 +89,7 @@ def test_a_batch_that_failed_is_a_run_but_not_an_inference() -> None:
 def test_large_batches_share_lines(rows: int, shown: int) -> None:
     counted = ModelStats()
     counted.record_batch(rows, 1, 0, 0, 0)
-    assert [line["batch_size"] for line in counted.to_triton("m", "1")["batch_stats"]] == [shown]
-
-
-def test_the_sum_of_several() -> None:
-    several = [ModelStats() for _ in range(3)]
-    for number, counted in enumerate(several):
-        counted.record_success(10, 1, 2)
-        counted.record_batch(2, 1, 1, 2, 3)
-        counted.record_failure("client", number)
-    last = max(counted.to_triton("m", "1")["last_inference"] for counted in several)
-    total = ModelStats.merged(several).to_triton("m", "1")
-    assert total["inference_count"] == 6
-    assert total["execution_count"] == 3
-    assert total["last_inference"] == last
-    assert total["inference_stats"]["fail"] == {"count": 3, "ns": 3}
-    assert ModelStats.merged([]).to_triton("m", "1") == ModelStats().to_triton("m", "1")
+    assert [line["batch_size"] for line in statistics_entry(counted)["batch_stats"]] == [shown]
 
 
 def test_the_block_can_be_read_by_somebody_else() -> None:

@@ -36,7 +36,6 @@ cdef class Shared:
 cdef class HttpExchange(Exchange):
     cdef readonly Head head
     cdef public Py_ssize_t counted      # bytes of its body that count towards the process's budget
-    cdef public bint packed             # its answer was compressed
     cdef public tuple reply             # (status, content_type, body, fields) if that came before its turn
 
 

@@ -102,6 +102,10 @@ cdef class HttpExchange(Exchange):
         self.arrived_ns = connection._began_ns
         self.handled_ns = connection._hub._read_ns
 
+    @property
+    def accepted(self):
+        return self.head.accepted
+
     cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1:
         return (<Connection>self._connection).answer(self, status, content_type, body, fields)
 
@@ -412,7 +416,7 @@ cdef class Connection:
 
     cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
                          object fields) except -1:
-        # Does nothing, and returns so, where the answer shall be compressed.
+        # Does nothing, and returns so, where the answer shall be compressed, or leave in pieces.
         cdef bint compressed = exchange.head.accepted is not None and status == 200
         cdef bytes whole = None
         cdef list views = None
@@ -424,6 +428,8 @@ cdef class Connection:
         if whole is None:
             size = size_of(body)
             if compressed and size >= exchange.head.compress_from:
+                return False
+            if size > joined_bytes and exchange.in_pieces:
                 return False
             if size > joined_bytes:     # not copied
                 views = [memoryview(part).cast("B") for part in body if memoryview(part).nbytes > 0]

@@ -51,6 +51,8 @@ cdef class Exchange:
     cdef public int64_t handled_ns      # the same at the start of the callback that called its handler
     cdef public object abandoned
     cdef public bint answered
+    cdef public bint packed             # its answer was compressed
+    cdef public bint in_pieces          # its answer leaves in pieces, with a turn of the loop between
 
     cpdef respond(self, int status, body=*, bytes content_type=*, fields=*)
     cpdef fail(self, error)

@@ -71,6 +71,10 @@ cdef class Exchange:
         self.abandoned = None
         self._answer(status, content_type, body, fields)
 
+    @property
+    def accepted(self):
+        return None
+
     cpdef fail(self, error):
         self.respond(error.status, error.body(), JSON, error.headers)
 

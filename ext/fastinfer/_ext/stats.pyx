@@ -8,21 +8,29 @@ from fastinfer._ext.histogram cimport Histogram
 from fastinfer._ext.histogram import DURATION_BOUNDS_NS, SIZE_BOUNDS, nbytes
 
 CAUSES = ("client", "model", "timeout", "rejected", "cancelled")
+DURATIONS = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 
 # The block: five histograms of durations, that of sizes, the causes' counts and sums, the lines by size of the batch,
 # the answered rows, the date of the last inference.
-cdef enum:
-    DURATION_COUNT = 5
+cdef dict BOUNDS = {name: DURATION_BOUNDS_NS for name in DURATIONS} | {"batch_size": SIZE_BOUNDS} | {
+    cause: () for cause in CAUSES}
+HISTOGRAMS = {}
 
-cdef Py_ssize_t LINES_AT = (DURATION_COUNT * nbytes(DURATION_BOUNDS_NS) + nbytes(SIZE_BOUNDS)
-                            + CAUSE_COUNT * nbytes(()))
+cdef Py_ssize_t LINES_AT = 0
+for name in BOUNDS:
+    HISTOGRAMS[name] = (LINES_AT // sizeof(int64_t), BOUNDS[name])
+    LINES_AT += nbytes(BOUNDS[name])
 cdef Py_ssize_t LINES_SIZE = (EXACT_SIZES + LARGER_SIZES) * LINE_CELLS * sizeof(int64_t)
+LINE_CELL = LINES_AT // sizeof(int64_t)
+LINES = EXACT_SIZES + LARGER_SIZES
+CELLS_OF_LINE = LINE_CELLS
+ANSWERED_ROWS_CELL = (LINES_AT + LINES_SIZE) // sizeof(int64_t)
+LAST_INFERENCE_CELL = ANSWERED_ROWS_CELL + 1
 NBYTES = LINES_AT + LINES_SIZE + 2 * sizeof(int64_t)
 
 
 cdef class Counters:
     def __cinit__(self, memory=None):
-        cdef Py_ssize_t offset = 0
         if memory is None:
             memory = bytearray(NBYTES)
         block = memoryview(memory).cast("B")[:NBYTES]
@@ -30,19 +38,15 @@ cdef class Counters:
             raise ValueError(f"a block of counters of {NBYTES} bytes does not fit {block.nbytes} bytes")
         self.block = block
         # The histograms borrow from the memory itself: a view with borrowers cannot be collected with a cycle.
-        durations = []
-        for _ in range(DURATION_COUNT):
-            durations.append(Histogram(DURATION_BOUNDS_NS, memory, offset))
-            offset += nbytes(DURATION_BOUNDS_NS)
-        self.success, self.queue, self.compute_input, self.compute_infer, self.compute_output = durations
-        self.batch_size = Histogram(SIZE_BOUNDS, memory, offset)
-        offset += nbytes(SIZE_BOUNDS)
-        self.failures = {}
-        for cause in CAUSES:
-            self.failures[cause] = Histogram((), memory, offset)
-            offset += nbytes(())
+        made = {}
+        for name, (cell, bounds) in HISTOGRAMS.items():
+            made[name] = Histogram(bounds, memory, cell * sizeof(int64_t))
+        self.success, self.queue, self.compute_input, self.compute_infer, self.compute_output = [
+            made[name] for name in DURATIONS]
+        self.batch_size = made["batch_size"]
+        self.failures = {cause: made[cause] for cause in CAUSES}
         self._failures = tuple(self.failures.values())
-        self._lines = <int64_t*>(<char*>self.success.cells + offset)     # the first histogram begins the block
+        self._lines = <int64_t*>(<char*>self.success.cells + LINES_AT)   # the first histogram begins the block
         self._answered_rows = <int64_t*>(<char*>self._lines + LINES_SIZE)
         self._last_inference_ms = self._answered_rows + 1
 
@@ -97,11 +101,6 @@ cdef class Counters:
     @property
     def last_inference_ms(self):
         return self._last_inference_ms[0]
-
-    def lines(self):
-        cdef Py_ssize_t line
-        return [(line, *[self._lines[line * LINE_CELLS + i] for i in range(LINE_CELLS)])
-                for line in range(EXACT_SIZES + LARGER_SIZES) if self._lines[line * LINE_CELLS] != 0]
 
 
 def batch_size_of(Py_ssize_t line):
