@@ -276,7 +276,7 @@ class Metrics:
 
     async def statistics_of(self, models: Sequence[Model]) -> Text:
         """The same for some models."""
-        return await self._statistics_written(await self._entries(models))
+        return await self._statistics_written([self._entry(model) for model in models])
 
     async def gauges(self) -> Gauges:
         """What is so now in this process."""
@@ -297,7 +297,7 @@ class Metrics:
     async def _page(self) -> Page:
         all_gauges = [await self.gauges()] if self.everywhere is None else await self.everywhere()
         models = self._models()
-        entries = await self._entries_of_all(models)
+        entries = await self._entries(models)
         has = self.http is not None, self.logs is not None
         template = self._templates.get(has)
         if template is None:
@@ -308,7 +308,7 @@ class Metrics:
         return Page(await self._written(template, groups, [gauges["pid"] for gauges in all_gauges]))
 
     async def _statistics_of_all(self) -> Text:
-        return await self._statistics_written(await self._entries_of_all(self._models()))
+        return await self._statistics_written(await self._entries(self._models()))
 
     async def _statistics_written(self, entries: Sequence[Entry]) -> Text:
         if self._statistics_template is None:
@@ -328,26 +328,24 @@ class Metrics:
             await ended
         return report.result()
 
+    def _entry(self, model: Model) -> Entry:
+        key = self._counters.key(model.name, model.version, model.number)
+        return entry(model.name, model.version, model.stats, key)
+
     async def _entries(self, models: Sequence[Model]) -> list[Entry]:
-        """The models as entries of a report. Most are known from the last one."""
-        entries = []
-        new = 0
+        """All models as entries of a report. Most are known from the last one."""
+        known, entries, new = self._known, {}, 0
         for model in models:
             of = model.name, model.version, model.number
-            known = self._known.get(of)
-            if known is None or known.counters is not model.stats:
-                known = self._known[of] = entry(model.name, model.version, model.stats, self._counters.key(*of))
+            found = known.get(of)
+            if found is None or found.counters is not model.stats:
+                found = self._entry(model)
                 new += 1
                 if new % _AT_ONCE == 0:
                     await asyncio.sleep(0)
-            entries.append(known)
-        return entries
-
-    async def _entries_of_all(self, models: Sequence[Model]) -> list[Entry]:
-        entries = await self._entries(models)
-        if len(self._known) > len(models):  # some are unloaded
-            self._known = {(m.name, m.version, m.number): each for m, each in zip(models, entries, strict=True)}
-        return entries
+            entries[of] = found
+        self._known = entries
+        return list(entries.values())
 
     def _server_cells(self, all_gauges: Sequence[Gauges]) -> array[int]:
         cells = array("q", bytes(8 * _SERVER_CELLS))
