@@ -228,7 +228,7 @@ def test_a_model_whose_versions_cannot_be_looked_at_says_so(model: Path, monkeyp
     (model / "2").symlink_to("nowhere")
     (model / "3").symlink_to("3")
     _deny(monkeypatch, "stat", model / "1")
-    with pytest.raises(ApiError, match="^model 'm' cannot be read: Permission denied$"):
+    with pytest.raises(ApiError, match=r"^model 'm' cannot be read: Permission denied$"):
         found(model)
     shutil.rmtree(model / "1")
     with pytest.raises(files.NoVersionError):  # links that lead nowhere or in circles are no error by themselves
