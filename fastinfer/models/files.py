@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
 from fastinfer import limits
 from fastinfer.config import model as model_config
@@ -87,20 +87,23 @@ class ModelFiles:
             raise ApiError(400, f"model '{self.name}': {error}") from error
 
     def model_file(self, version: int, config: ModelConfig) -> Path:
-        """The ``.onnx`` file of a version. ApiError 400 where there is not exactly one."""
+        """The ``.onnx`` file of a version. ApiError 400 where there is not exactly one, or none can be looked for."""
         directory = self.directory / str(version)
-        if config.default_model_filename:
-            path = directory / config.default_model_filename
-            if path.is_file():
-                return path
-            raise ApiError(400, f"model '{self.name}' version {version} has no file '{config.default_model_filename}'")
+        named = config.default_model_filename
         try:
-            found = sorted(path for path in directory.iterdir() if path.suffix == ".onnx" and path.is_file())
-        except OSError:  # it went away meanwhile
+            entries = list(directory.iterdir())  # for a named file too: what cannot be listed has no stamp
+            wanted = [directory / named] if named else sorted(path for path in entries if path.suffix == ".onnx")
+            found = [path for path in wanted if S_ISREG(_mode(path))]
+        except (FileNotFoundError, NotADirectoryError):  # it went away meanwhile
             found = []
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise ApiError(400, f"model '{self.name}' version {version} {reason}") from error
         if len(found) == 1:
             return found[0]
-        problem = "no .onnx file" if not found else "several .onnx files and no default_model_filename"
+        problem = "several .onnx files and no default_model_filename"
+        if not found:
+            problem = f"no file '{named}'" if named else "no .onnx file"
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
     def read_model(self, version: int, path: Path) -> bytes:
@@ -201,6 +204,9 @@ def _look_at(path: Path, name: str) -> ModelFiles:
     entries = list(path.iterdir())
     versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and _is_dir(entry)]
     if not versions:
+        for entry in entries:
+            if _VERSION.fullmatch(entry.name):
+                _mode(entry)  # raises where it cannot be known whether this is a version
         raise NoVersionError(name)
     walk = _Walk(path, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
@@ -227,6 +233,16 @@ def _is_dir(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _mode(path: Path) -> int:
+    """``st_mode`` of what a path leads to; 0 where that is nothing. OSError where it cannot be known."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return 0
+        raise
 
 
 def _is_shared(entry: Path) -> bool:

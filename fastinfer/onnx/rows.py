@@ -332,8 +332,10 @@ def _constant(call: Call) -> Value:
             attribute = call.attributes[name]
             return constant(attribute.i if name == "value_int" else attribute.f)
     numbers = call.integers("value_ints") or call.reals("value_floats")
-    if numbers is not None and len(numbers) <= contents.MAX_ELEMENTS:
-        return constant(numbers)
+    if numbers is not None:
+        return constant(numbers) if len(numbers) <= contents.MAX_ELEMENTS else free([Dim(len(numbers))])
+    if "value_strings" in call.attributes:
+        return free([Dim(len(call.attributes["value_strings"].strings))])
     return free([] if "value_string" in call.attributes else None)
 
 

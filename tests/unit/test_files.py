@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -206,3 +207,41 @@ def test_a_later_repository_does_not_stand_in_for_one_that_cannot_be_read(model:
     lost.mkdir()
     with pytest.raises(files.UnknownModelError):
         files.find([model.parent, lost], "other")
+
+
+@pytest.mark.parametrize("named", ["", "model.onnx"])
+@pytest.mark.parametrize("call", ["iterdir", "stat"])  # the directory may not be listed; it may not be entered
+def test_a_version_that_cannot_be_read_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch, named: str, call: str
+) -> None:
+    before = found(model)
+    config = ModelConfig(name="m", default_model_filename=named)
+    assert before.model_file(1, config).name == "model.onnx"
+    _deny(monkeypatch, call, model / "1" if call == "iterdir" else model / "1" / "model.onnx")
+    with pytest.raises(ApiError) as raised:
+        before.model_file(1, config)
+    reason = "model 'm' version 1 cannot be read: Permission denied"
+    assert (raised.value.status, raised.value.message) == (400, reason)
+
+
+def test_a_model_whose_versions_cannot_be_looked_at_says_so(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "2").symlink_to("nowhere")
+    (model / "3").symlink_to("3")
+    _deny(monkeypatch, "stat", model / "1")
+    with pytest.raises(ApiError, match=r"^model 'm' cannot be read: Permission denied$"):
+        found(model)
+    shutil.rmtree(model / "1")
+    with pytest.raises(files.NoVersionError):  # links that lead nowhere or in circles are no error by themselves
+        found(model)
+
+
+def _deny(monkeypatch: pytest.MonkeyPatch, call: str, denied: Path) -> None:
+    """Lets a call of :class:`Path` fail for one path, as it does for users without permission; root has all."""
+    original = getattr(Path, call)
+
+    def deny(path: Path, *args: object, **kwargs: object) -> object:
+        if path == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, call, deny)

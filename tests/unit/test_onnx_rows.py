@@ -42,6 +42,15 @@ APART = {
     "relu": graph(node("Relu")),
     "broadcast a bias": graph(node("Add", "x b"), constants={"b": np.ones(4, np.float32)}),
     "a constant of length 1 along the batch": graph(node("Add", "x b"), constants={"b": np.ones((1, 4), np.float32)}),
+    "a list of texts": graph(
+        node("Constant", "", "w", value_strings=["a", "b"]),
+        node("Equal", "x w"),
+        inputs={"x": (["n", 2], TensorProto.STRING)},
+        opset=19,
+    ),
+    "a long list of numbers": graph(
+        node("Constant", "", "w", value_floats=[0.5] * 300), node("Add", "x w"), inputs={"x": ["n", 300]}
+    ),
     "two inputs": graph(node("Add", "x z"), inputs={"x": ["n", 4], "z": ["m", 4]}),
     "a row of weights": graph(node("MatMul", "x w"), constants={"w": W}),
     "weights from the left": graph(
@@ -174,6 +183,23 @@ COUPLED = {
             constants={"any": i64([-1]), "four": i64([4])},
         ),
         "may not stay apart",
+    ),
+    "a list of texts along the batch": (
+        graph(
+            node("Constant", "", "w", value_strings=["a", "b"]),
+            node("Equal", "x w"),
+            inputs={"x": (["n"], TensorProto.STRING)},
+            opset=19,
+        ),
+        "constant that has a length along the batch dimension",
+    ),
+    "a long list of numbers along the batch": (
+        graph(
+            node("Constant", "", "w", value_ints=[7] * 300),
+            node("Add", "x w"),
+            inputs={"x": (["n"], TensorProto.INT64)},
+        ),
+        "constant that has a length along the batch dimension",
     ),
     "reduce": (
         graph(node("ReduceMax", "x", "m", keepdims=0), node("Sub", "x m")),
