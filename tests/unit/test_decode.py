@@ -332,8 +332,10 @@ SENTENCES = {
     '{"inputs":[{"shape":[9223372036854775808]}]}': "inputs[0].shape[0]: 9223372036854775808 is out of range",
     '{"inputs":[{"shape":["1"]}]}': 'inputs[0].shape[0]: "1" is not an integer',
     '{"inputs":[{"shape":[16,1152921504606846978]}]}': "inputs[0].shape has more elements than 64 bits can count",
-    '{"inputs":[{"datatype":"FP8"}]}': "inputs[0].datatype: FP8 is not a datatype",
-    '{"inputs":[{"datatype":"fp32"}]}': "inputs[0].datatype: fp32 is not a datatype",
+    '{"inputs":[{"datatype":"FP8"}]}': 'inputs[0].datatype: "FP8" is not a datatype',
+    '{"inputs":[{"datatype":"fp32"}]}': 'inputs[0].datatype: "fp32" is not a datatype',
+    '{"inputs":[{"datatype":" FP32 "}]}': 'inputs[0].datatype: " FP32 " is not a datatype',
+    '{"inputs":[{"datatype":""}]}': 'inputs[0].datatype: "" is not a datatype',
     '{"inputs":[{"datatype":1}]}': "inputs[0].datatype must be a string",
     '{"inputs":[{"parameters":1}]}': "inputs[0].parameters must be an object",
     '{"inputs":[{"data":5}]}': "inputs[0].data must be an array",
@@ -529,9 +531,13 @@ def test_text_that_is_not_base64(text: str) -> None:
 
 
 def test_what_is_not_base64_is_quoted() -> None:
-    assert refusal(base64_body([1], ["QUJD" * 20 + "*"])) == f"inputs[0].data[0]: {'QUJD' * 10}... is not base64 text"
-    assert refusal(base64_body([1], ["QUJD" * 20_000 + "*QQQ"])).startswith(f"inputs[0].data[0]: {'QUJD' * 10}... ")
-    assert refusal(base64_body([1], ["no text!"])) == "inputs[0].data[0]: no text! is not base64 text"
+    for size in (37, 38, 39, 40, 41, 80, 80_000):
+        text = ("QUJD" * 20_000)[: size - 1] + "*"
+        quoted = f'"{text}"' if size <= 38 else f'"{text[:39]}...'
+        assert refusal(base64_body([1], [text])) == f"inputs[0].data[0]: {quoted} is not base64 text"
+    for text in ("no text!", "Q", " QQ==", "QQ== ", " "):
+        assert refusal(base64_body([1], [text])) == f'inputs[0].data[0]: "{text}" is not base64 text'
+        assert refusal(base64_body([2], ["QUJD", text])) == f'inputs[0].data[1]: "{text}" is not base64 text'
 
 
 def test_other_content_types() -> None:
@@ -549,8 +555,8 @@ def test_other_content_types() -> None:
     def said(value: Any) -> str:
         return refusal(body_of(tensor("BYTES", [1], ["QQ=="], parameters={"content_type": value})))
 
-    assert said("Base64") == "inputs[0].parameters.content_type: Base64 is not a content type"
-    assert said("image/png") == "inputs[0].parameters.content_type: image/png is not a content type"
+    for name in ("Base64", "image/png", "base64 "):
+        assert said(name) == f'inputs[0].parameters.content_type: "{name}" is not a content type'
     for value in (7, True, ["base64"], {}, 1.5):
         assert said(value) == "inputs[0].parameters.content_type must be a string"
     twice = b'{"inputs":[{"parameters":{"content_type":null,"content_type":"base64"}}]}'

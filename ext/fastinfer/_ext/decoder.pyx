@@ -50,10 +50,11 @@ cdef int fail_quoting(Decoder* decoder, const char* field, const char* value, co
     return -1
 
 
+# The same of a string of the body, with the quotes around it, which show spaces at its ends.
 cdef int fail_text(Decoder* decoder, const char* field, const Text* quoted, const char* text) noexcept nogil:
     fail(decoder, field, text)
-    decoder.failure.quote = quoted.at
-    decoder.failure.quote_size = quoted.size
+    decoder.failure.quote = quoted.at - 1
+    decoder.failure.quote_size = quoted.size + 2
     return -1
 
 

@@ -270,10 +270,12 @@ cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         memcpy(begin, block + at, quoted)
         written = decode_text(decoder, block + at, size, block + to + 4, &since)
         if written < 0:
-            memcpy(block + at, begin, quoted)       # lives as long as the decoder
             fail(decoder, ".data", "is not base64 text", PLAIN, element)
-            decoder.failure.quote = block + at
-            decoder.failure.quote_size = quoted
+            decoder.failure.quote = block + at - 2      # lives as long as the decoder
+            decoder.failure.quote_size = quoted + 2
+            block[at - 2] = QUOTE       # in the place of the element's length, which has four bytes
+            memcpy(block + at - 1, begin, quoted)
+            block[at - 1 + quoted] = QUOTE      # beyond what is quoted, if the element is longer
             return -1
         at += size
         size = <uint32_t>written
