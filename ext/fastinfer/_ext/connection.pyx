@@ -420,10 +420,11 @@ cdef class Connection:
         cdef bint compressed = exchange.head.accepted is not None and status == 200
         cdef bytes whole = None
         cdef list views = None
-        cdef Py_ssize_t size
+        cdef Py_ssize_t size, most
         if type(body) is not list and type(body) is not tuple:
             if status == 200 and content_type == json_type and not fields:      # the common case
-                whole = ok_json(body, min(exchange.head.compress_from - 1, joined_bytes) if compressed else joined_bytes)
+                most = min(exchange.head.compress_from - 1, joined_bytes) if compressed else joined_bytes
+                whole = ok_json(body, most)
             body = (body,)
         if whole is None:
             size = size_of(body)

@@ -1,18 +1,19 @@
 # Text made of counters: the page for Prometheus and the JSON of the statistics.
 #
-# Lives here: a template (a table of texts and of the cells whose sum follows each), and the job that reads the counters of
-# all processes and fills the template in. Does not: names of metrics, and what cells mean (metrics.py, models/stats.py).
+# Lives here: a template (a table of texts and of the cells whose sum follows each), and the job that reads the counters
+# of all processes and fills the template in. Does not: names of metrics, and what cells mean (metrics.py,
+# models/stats.py).
 #
 # A template is made once. What differs between models is an Entry each: its labels as text, its key, its counters. So a
 # model that is loaded costs a few hundred bytes here, and nothing is compiled again.
 #
-# A report is made on the loop's thread, runs on any thread without the GIL, or in steps on the loop's thread, and owns all
-# its memory. Counters are read while they are written: each cell is as it was at some moment, as with any reader.
+# A report is made on the loop's thread, runs on any thread without the GIL, or in steps on the loop's thread, and owns
+# all its memory. Counters are read while they are written: each cell is as it was at some moment, as with any reader.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint32_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -224,9 +225,9 @@ cdef class Report(Job):
         free(self.report.begin)
 
     def step(self):
-        cdef int piece
+        cdef int _piece
         cdef bint more = True
-        for piece in range(SLICES):
+        for _piece in range(SLICES):
             more = go_on(&self.report)
             if not more:
                 break
@@ -417,12 +418,12 @@ cdef void read_banks(State* report) noexcept nogil:
     cdef CGroup* group = &report.groups[0]
     cdef Py_ssize_t of_a_bank
     cdef Py_ssize_t place
-    cdef int i
+    cdef int _i
     if report.banks == NULL or group.count == 0:
         enter(report, WRITE)
         return
     of_a_bank = report.bank_bytes // report.block_bytes
-    for i in range(BLOCKS):
+    for _i in range(BLOCKS):
         place = report.block % of_a_bank
         if place == 0:              # the process's own
             report.block += 1
