@@ -26,7 +26,7 @@ WRITTEN = "%{http_code} %{num_connects} %{http_version} %{size_download}"
 def server():
     if not shutil.which("curl"):
         absent_client("curl is not installed")
-    with serving() as running:
+    with serving("--compress-answers", "1KiB") as running:
         yield running
 
 

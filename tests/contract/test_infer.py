@@ -5,7 +5,9 @@ import json
 import random
 import socket
 
+import onnx_models
 import pytest
+from onnx import helper
 from support import REPOSITORY, exchange, inference, serving, tensor
 
 ROW = list(range(16))
@@ -154,8 +156,8 @@ def test_numbers_are_printed_with_the_fewest_digits(server):
          "inference input 'INPUT0' data-type is 'FP32', but model 'simple' expects 'INT32'"),
         (inference(tensor("INPUT0", [1, 8], "INT32", ROW[:8]), PAIR[1]),
          "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [1,8]"),
-        (inference(tensor("INPUT0", [2, 1, 16], "INT32", ROW * 2), PAIR[1]),
-         "unexpected shape for input 'INPUT0' for model 'simple'. Expected [-1,16], got [2,1,16]"),
+        (inference(tensor("INPUT0", [2, 16], "INT32", ROW * 2), PAIR[1]),
+         "input 'INPUT1' batch size does not match other inputs for 'simple'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_model(server, body, sentence):
@@ -163,13 +165,20 @@ def test_what_does_not_fit_the_model(server, body, sentence):
     assert (answer.status, answer.error) == (400, sentence)
 
 
-def test_inputs_of_different_numbers_of_rows_are_the_models_business(server):
-    """That `simple` is batched is the server's choice: its graph adds one row to each of two."""
-    answer = server.infer("simple", inference(tensor("INPUT0", [2, 16], "INT32", ROW * 2), PAIR[1]))
-    total, difference = answer.json["outputs"]
-    assert (total["shape"], difference["shape"]) == ([2, 16], [2, 16])
-    once = server.infer("simple", inference(*PAIR)).json["outputs"]
-    assert [total["data"], difference["data"]] == [output["data"] * 2 for output in once]
+def test_inputs_whose_first_dimensions_have_other_names_may_have_other_numbers_of_rows(tmp_path):
+    """That the model is batched is the server's choice: its graph adds one row to each of two."""
+    infos = [onnx_models.value(name, "FP32", [first, 2]) for name, first in (("x", "a"), ("z", "b"), ("y", "a"))]
+    path = tmp_path / "sum" / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(onnx_models.model([helper.make_node("Add", ["x", "z"], ["y"])], infos[:2], infos[2:]))
+    with serving(repository=tmp_path) as server:
+        assert server.get("/v2/models/sum/config").json["max_batch_size"] == 64
+        for x, z, y in (([[1, 2], [3, 4]], [[5, 6]], [6, 8, 8, 10]), ([[1, 2]], [[5, 6], [7, 8]], [6, 8, 8, 10])):
+            answer = server.infer(
+                "sum", inference(tensor("x", [len(x), 2], "FP32", x), tensor("z", [len(z), 2], "FP32", z))
+            )
+            assert answer.status == 200
+            assert (answer.json["outputs"][0]["shape"], answer.json["outputs"][0]["data"]) == ([2, 2], y)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,9 @@ def test_rows_that_do_not_match_run_as_they_are_where_batches_are_our_own_choice
     AUTOMATIC.check(wanted, "M")
     assert (wanted.whole, wanted.rows, wanted.shape_key) == (False, 2, None)
     assert "unexpected shape" in refused(AUTOMATIC, request(tensor("A", (1, 4)), tensor("B", (2, 5))))
+    named = [TensorSpec(name, "INT32", [-1, 4], ["batch", ""]) for name in "AB"]
+    alike = Signature(named, PAIR.outputs, batched=True, max_batch_size=8)
+    assert "batch size does not match" in refused(alike, request(tensor("A", (1, 4)), tensor("B", (2, 4))))
 
 
 def test_an_open_rank_takes_any_shape():

@@ -23,6 +23,7 @@ cdef class Signature:
     cdef dict _input_index                  # name -> position
     cdef dict _output_index
     cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
+    cdef bint _one_batch                    # inputs must have the same number of rows: configured, or named alike
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
 
     # Puts the inputs in the model's order, gives them the batch dimension where the client left it out, sets rows,

@@ -50,6 +50,8 @@ cdef class Signature:
         for spec in self.inputs:
             if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
                 self._static_rows = False
+        names = {spec.symbols[0] if spec.rank > 0 and not spec.open_rank else "" for spec in self.inputs}
+        self._one_batch = max_batch_size_configured or (len(names) == 1 and "" not in names)
         self._equal_dims = _equal_dims(self.inputs) if batched and not max_batch_size_configured else ()
         if item_form is None:
             item_form = max_batch_size_configured or all(
@@ -191,7 +193,7 @@ cdef class Signature:
             if request.rows < 0:
                 request.rows = tensor.dims[0]
             elif tensor.dims[0] != request.rows:
-                if self.max_batch_size_configured:
+                if self._one_batch:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
                 request.whole = True
         if self._equal_dims and not _are_equal(self._equal_dims, request.inputs):
