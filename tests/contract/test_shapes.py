@@ -37,7 +37,7 @@ MODELS = {
     "product": one_node("MatMul", {"a": ANY, "b": ANY}),
     "batches": one_node("Neg", {"x": ANY}),
     "reshape": one_node("Reshape", {"x": ("FP32", [4]), "to": ("INT64", ["rank"])}),
-    "sum": one_node("Add", {name: ("FP32", ["batch", 2]) for name in "ab"}, ("y", "FP32", ["batch", 2])),
+    "sum": one_node("Add", {"a": ("FP32", ["batch", 2]), "b": ("FP32", ["n", 2])}, ("y", "FP32", ["batch", 2])),
     "items": onnx_models.identity("FP32", ("batch", 3)),
     "sequence": onnx_models.identity("FP32", ("steps", 3)),
     "gather": onnx_models.gather_rows(),

@@ -1,14 +1,13 @@
 # Text made of counters: the page for Prometheus and the JSON of the statistics.
 #
 # Lives here: a template (a table of texts and of the cells whose sum follows each), and the job that reads the counters
-# of all processes and fills the template in. Does not: names of metrics, and what cells mean (metrics.py,
-# models/stats.py).
+# of all processes and fills the template in. Does not: names of metrics, what cells mean (metrics.py, models/stats.py).
 #
 # A template is made once. What differs between models is an Entry each: its labels as text, its key, its counters. So a
 # model that is loaded costs a few hundred bytes here, and nothing is compiled again.
 #
-# A report is made on the loop's thread, runs on any thread without the GIL, or in steps on the loop's thread, and owns
-# all its memory. Counters are read while they are written: each cell is as it was at some moment, as with any reader.
+# A report is made on the loop's thread. It runs on any thread without the GIL, or in steps on the loop's thread, and
+# owns all its memory. Counters are read while they are written: each cell is as it was at some moment.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -225,9 +224,8 @@ cdef class Report(Job):
         free(self.report.begin)
 
     def step(self):
-        cdef int _piece
         cdef bint more = True
-        for _piece in range(SLICES):
+        for _ in range(SLICES):
             more = go_on(&self.report)
             if not more:
                 break
@@ -418,12 +416,11 @@ cdef void read_banks(State* report) noexcept nogil:
     cdef CGroup* group = &report.groups[0]
     cdef Py_ssize_t of_a_bank
     cdef Py_ssize_t place
-    cdef int _i
     if report.banks == NULL or group.count == 0:
         enter(report, WRITE)
         return
     of_a_bank = report.bank_bytes // report.block_bytes
-    for _i in range(BLOCKS):
+    for _ in range(BLOCKS):
         place = report.block % of_a_bank
         if place == 0:              # the process's own
             report.block += 1
