@@ -57,7 +57,7 @@ class NoVersionError(ApiError):
 
 
 class FilesChangedError(ApiError):
-    """A file is not the one of the stamp any more (status 503): whoever loads looks at the directory again."""
+    """A file is no longer the one of the stamp (status 503): the load looks at the directory again."""
 
     def __init__(self, name: str) -> None:
         super().__init__(503, f"the files of model '{name}' change while it is loaded", retry_after_s=1)

@@ -7,7 +7,7 @@ inputs.
 
 Every node is visited once, those of functions and subgraphs too. Values in a function are taken to depend on inputs.
 
-Pure.
+Pure, but for the turns that :mod:`fastinfer.onnx.visits` gives other threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from fastinfer.onnx.operators import ONNX, RULES
 from fastinfer.onnx.proto import Graph, Model, Node, ProtoError
+from fastinfer.onnx.visits import TooLargeError, Visits
 
 _MAX_DEPTH = 32  # of subgraphs in each other
 
@@ -63,7 +64,7 @@ def read_facts(model: bytes | memoryview) -> Facts:
     """Reads a model file's bytes. Never raises: of what cannot be read nothing is known."""
     try:
         return _Reader(Model(model)).facts()
-    except (ProtoError, RecursionError):
+    except (ProtoError, RecursionError, TooLargeError):
         return Facts()
 
 
@@ -75,6 +76,7 @@ class _Reader:
         self.operators: set[str] = set()
         self.sparse: set[str] = set()  # values that are sparse tensors
         self.reason: str | None = None
+        self._visits = Visits()
         self.functions = {(each.domain, each.name) for each in model.functions}
 
     def facts(self) -> Facts:
@@ -96,6 +98,7 @@ class _Reader:
         if depth > _MAX_DEPTH:
             raise ProtoError(f"subgraphs are nested in more than {_MAX_DEPTH} levels")
         for node in nodes:
+            self._visits.next()
             op_type, inputs, outputs = node.op_type, node.input, node.output
             self.operators.add(op_type)
             if op_type == "Constant" and any(attribute.name == "sparse_value" for attribute in node.attribute):

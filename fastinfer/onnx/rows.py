@@ -9,12 +9,11 @@ The graph as it is stored is proven, quantized operators included; the runtime's
 and model-local functions are followed. Everything is bounded: operators that are visited, nesting, and the elements of
 constants that are looked at.
 
-Pure, but for turns that it gives other threads.
+Pure, but for the turns that :mod:`fastinfer.onnx.visits` gives other threads.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -34,9 +33,8 @@ from fastinfer.onnx.operators import (
 )
 from fastinfer.onnx.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
 from fastinfer.onnx.values import Mixes, Value, constant, free
+from fastinfer.onnx.visits import TooLargeError, Visits
 
-_MAX_NODES = 200_000  # visited in all; the largest exported models have some 20,000
-_NODES_A_TURN = 8  # then other threads may have the interpreter: one of them serves requests
 _MAX_DEPTH = 32  # of functions and subgraphs in each other
 _MIN_OPSET = 7  # older versions broadcast by attributes; ONNX Runtime does not promise to run them
 _RUNTIME_FORMAT = b"ORTM"
@@ -66,14 +64,10 @@ def prove(model: bytes | memoryview) -> Proof:
         return _Prover(Model(model)).proof()
     except ProtoError as error:
         return Proof(f"its graph cannot be read: {error}")
-    except _TooLargeError as error:
+    except TooLargeError as error:
         return Proof(str(error))
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
         return Proof("its graph is not one that can be followed")
-
-
-class _TooLargeError(Exception):
-    """The graph is larger than what is followed."""
 
 
 Scope = dict[str, Value]
@@ -87,7 +81,7 @@ class _Prover:
         self._symbols = Symbols()
         self._functions = {(each.domain, each.name, each.overload): each for each in model.functions}
         self._id_limits: dict[str, int] = {}
-        self._visited = 0
+        self._visits = Visits()
 
     def proof(self) -> Proof:
         graph = self._model.graph
@@ -154,13 +148,9 @@ class _Prover:
     ) -> None:
         """Adds what the nodes compute to the scope; ``given`` are the attributes of the function that they are of."""
         if depth > _MAX_DEPTH:
-            raise _TooLargeError(f"its functions or subgraphs are nested in more than {_MAX_DEPTH} levels")
+            raise TooLargeError(f"its functions or subgraphs are nested in more than {_MAX_DEPTH} levels")
         for node in nodes:
-            self._visited += 1
-            if self._visited % _NODES_A_TURN == 0:
-                time.sleep(0)
-            if self._visited > _MAX_NODES:
-                raise _TooLargeError(f"its graph has more than {_MAX_NODES} operators")
+            self._visits.next()
             names = node.output
             made = self._apply(node, len(names), scope, opsets, given, depth)
             for i, name in enumerate(names):
