@@ -21,6 +21,8 @@ MAX_LEADING_EMPTY_LINES = 2  # RFC 9112 §2.2 asks for at least one
 # --- HTTP body --------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = 64 * MIB  # also after inflating; MLServer and Triton (from 24.12 on) default to the same
 MAX_CONTROL_BODY_BYTES = 1 * MIB  # load, unload, index, hardware: small objects (nginx's default body limit)
+MAX_INFLATION = 100  # times the compressed size, beyond the first mebibyte; JSON of random numbers has 3, of text 10
+FREE_INFLATED_BYTES = 1 * MIB
 MAX_CHUNKS = 65_536
 CHUNK_FRAMING_BYTES = 16 * KIB  # framing a chunked body may add, plus ...
 CHUNK_FRAMING_BYTES_PER_CHUNK = 16
@@ -54,6 +56,10 @@ MAX_RANK = 16
 MAX_INPUTS = 1024  # inputs or outputs of one request
 MAX_NAME_BYTES = 4 * KIB  # of an input or output; they become Python's, on the loop's thread: so large ones stop it
 MAX_ID_BYTES = 1 * MIB  # of a request, for the same reason
+MAX_CLASSES = 10_000  # of a row; ImageNet-21k has 21,841, and nobody reads them all as text
+STRING_BYTES = 64  # of the runtime's memory for each element of a BYTES tensor, on its way in and out
+AMPLIFICATION = 10  # times its body: what the strings of a request may take, beyond ...
+FREE_STRING_BYTES = 16 * MIB
 
 # --- Inference --------------------------------------------------------------------------------------------------------
 MAX_QUEUE_SIZE = 10_000  # requests waiting, a model
@@ -88,6 +94,7 @@ class HttpLimits:
     max_headers: int = MAX_HEADERS
     max_target_bytes: int = MAX_TARGET_BYTES
     max_body_bytes: int = MAX_BODY_BYTES
+    max_inflation: int = MAX_INFLATION
     max_chunks: int = MAX_CHUNKS
     max_connections: int = MAX_CONNECTIONS
     max_pipelined: int = MAX_PIPELINED

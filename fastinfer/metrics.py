@@ -27,7 +27,7 @@ from fastinfer._ext import ort
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
 from fastinfer._ext.stats import HISTOGRAMS
-from fastinfer.http.upload import deflate
+from fastinfer.http.compression import deflate
 from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
 from fastinfer.models.model import Model
@@ -317,8 +317,7 @@ class Metrics:
 
     async def _written(self, template: Template, groups: Sequence[Group], pids: Sequence[int] = ()) -> Text:
         executor = self._executor
-        loop_fd = -1 if executor is None else executor.loop_fd
-        report = Report(template, groups, self._counters.shared, pids, LAST_INFERENCE_CELL, loop_fd)
+        report = Report(template, groups, self._counters.shared, pids, LAST_INFERENCE_CELL)
         if executor is None or len(executor) >= executor.threads:  # models may keep the threads for long
             while not report.step():
                 await asyncio.sleep(0)

@@ -139,6 +139,7 @@ def _server(service: Service, **where: Any) -> Server:
         limits=config.http_limits,
         poller=Poller(service.loop, service.executor, config.busy_poll_us),
         counters=service.counters.http,
+        budget=service.budget,
         on_drain=service.drain,
     )
 

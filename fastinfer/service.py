@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fastinfer import limits
 from fastinfer._ext import encode
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.report import Text
 from fastinfer.config.server import ServerConfig
@@ -64,6 +65,7 @@ class Service:
         crashes: what ended processes before.
         loop: the event loop, on whose thread everything here is used.
         executor: the native threads.
+        budget: of the memory that requests hold.
         repository: the models.
         control: whom to ask for loads and unloads: the repository, where it is the only one.
         counters: where they count.
@@ -84,9 +86,10 @@ class Service:
         self.crashes = crashes or Crashes()
         self.loop = loop
         loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
-        self.executor = Executor(config.threads, loop_fd)
+        self.executor = Executor(config.threads, loop_fd, loop.call_later)
+        self.budget = Budget(config.in_flight_bytes)
         self.counters = counters or Alone()
-        self._loader = Loader(config, self.executor, loop, self.counters, self.crashes)
+        self._loader = Loader(config, self.executor, self.budget, loop, self.counters, self.crashes)
         self.repository = Replica(config.model_repository, self._loader, _rules(config))
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"

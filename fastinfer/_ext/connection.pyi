@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.exchange import Exchange, Head
 from fastinfer._ext.poller import Poller
 from fastinfer._ext.upload import BodyPool, Upload
@@ -42,8 +43,10 @@ class Shared:
     """Answers end their connections."""
     now: float
     """The loop's clock, read a few times a second: good enough for limits of seconds."""
+    budget: Budget
+    """Of the memory that requests hold."""
     in_flight_bytes: int
-    """Bodies received and not answered yet, without those that lie in the read buffer."""
+    """What is used of it."""
     answers: list[int]
     """Answers so far by the status's first digit; a copy."""
     connections_total: int
@@ -54,8 +57,9 @@ class Shared:
         loop: asyncio.AbstractEventLoop,
         poller: Poller | None = None,
         counters: Buffer | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """``counters`` are :data:`COUNTER_BYTES` writable bytes, as an earlier process may have left them; memory of
+        """``budget`` is by default one of ``limits.in_flight_bytes``. ``counters`` are :data:`COUNTER_BYTES` writable bytes, as an earlier process may have left them; memory of
         its own by default. ValueError where they are too few or not aligned."""
     def restless(self, connections: set[Any]) -> list[Any]:
         """Those that wait for something else than their client's next request, or for that too long; of very many

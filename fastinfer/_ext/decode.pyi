@@ -2,6 +2,8 @@
 
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
+from fastinfer._ext.expected import Expectation
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferRequest
 
@@ -13,6 +15,8 @@ def decode(
     nullable: bool = False,
     keeps_base64: bool = False,
     width: int = 512,
+    expectation: Expectation | None = None,
+    budget: Budget | None = None,
 ) -> InferRequest:
     """Reads a request's body.
 
@@ -35,17 +39,17 @@ def decode(
         model: the model's name, for the sentences of errors.
         nullable: null among the data of FP tensors is NaN.
         keeps_base64: ``content_type`` ``base64`` changes nothing: the model wants the text.
+        expectation: what the model takes. The data of an input that certainly does not fit is skipped: the request is
+            ``undecoded`` then, and ``Signature.check`` refuses it.
+        budget: where the memory of tensors counts.
         width: numbers are read with registers of at most so many bits, 512, 256 or (as on any CPU) 0: for tests.
 
     Raises:
-        ApiError: 400 with the place of the fault, 503 where there is no memory.
+        ApiError: 400 with the place of the fault, 413 for too many short strings, 503 where there is no memory.
     """
 
 class DecodeJob(Job):
-    """:func:`decode` of a stable body, on any thread. Holds the body; ApiError 400 for a ``json_size`` past its end.
-
-    ``loop_fd``: see :class:`fastinfer._ext.executor.Executor`.
-    """
+    """:func:`decode` of a stable body, on any thread. Holds the body; ApiError 400 for a ``json_size`` past its end."""
 
     def __init__(
         self,
@@ -54,7 +58,8 @@ class DecodeJob(Job):
         model: str = "",
         nullable: bool = False,
         keeps_base64: bool = False,
-        loop_fd: int = -1,
+        expectation: Expectation | None = None,
+        budget: Budget | None = None,
     ) -> None: ...
     def result(self) -> InferRequest:
         """The request, once after the job has run; ApiError as :func:`decode`. Loop's thread."""

@@ -4,6 +4,7 @@ from typing import Final
 
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferResponse
 
@@ -25,7 +26,7 @@ class Encoded(Buffer):
     def parts(self) -> list[Buffer]:
         """The body in order: the JSON text, then each raw tensor (the Tensor itself, not a copy)."""
 
-def encode(response: InferResponse, nonfinite: int = ...) -> Encoded:
+def encode(response: InferResponse, nonfinite: int = ..., budget: Budget | None = None) -> Encoded:
     """Writes an answer: ``{"model_name":…,"model_version":…,"id":…,"outputs":[…]}``, compact, ``data`` flat.
 
     Floating point has the fewest digits that read back to the same value of its own type, in the form of Python's repr.
@@ -33,17 +34,15 @@ def encode(response: InferResponse, nonfinite: int = ...) -> Encoded:
 
     Args:
         nonfinite: LITERAL (the default), NULL or ERROR.
+        budget: where the text counts.
 
     Raises:
-        ApiError: 500 for a value that may not be written, 503 where there is no memory.
+        ApiError: 400 for classes of more than 4 MiB of text, 500 for a value that may not be written, 503 where there is no memory.
     """
 
 class EncodeJob(Job):
-    """:func:`encode`, on any thread. Holds the response, whose outputs must not change meanwhile.
+    """:func:`encode`, on any thread. Holds the response, whose outputs must not change meanwhile."""
 
-    ``loop_fd``: see :class:`fastinfer._ext.executor.Executor`.
-    """
-
-    def __init__(self, response: InferResponse, nonfinite: int = ..., loop_fd: int = -1) -> None: ...
+    def __init__(self, response: InferResponse, nonfinite: int = ..., budget: Budget | None = None) -> None: ...
     def result(self) -> Encoded:
         """The text, once after the job has run; ApiError as :func:`encode`. Loop's thread."""

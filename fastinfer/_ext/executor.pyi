@@ -7,21 +7,38 @@ from fastinfer._ext.job import Job
 
 _J = TypeVar("_J", bound=Job)
 
+class Share:
+    """What competes for an executor's threads: a model's runs, or data work of one kind. The next job is one of the share
+    with the fewest running; the last free thread is kept for shares of which nothing runs."""
+
+    @property
+    def running(self) -> int: ...
+
 class Executor:
-    """Native threads with one queue. All methods belong to one thread, the event loop's.
+    """Native threads, and the jobs that wait for them by share. All methods belong to one thread, the event loop's.
 
     The loop watches the completions: ``loop.add_reader(executor, executor.drain)``.
 
     Args:
         threads: how many; ValueError below 1, OSError where they cannot be started.
         loop_fd: the file in which the event loop waits; long jobs offer their core while it has something to read.
+        call_later: the event loop's. While shares of which nothing runs wait, jobs that have run for 0.1 s lose their
+            places: they go on at a lower priority, and further threads (at most four for each of ``threads``) serve the
+            others. None: they keep them.
     """
 
     threads: int
-    loop_fd: int
-    def __init__(self, threads: int, loop_fd: int = -1) -> None: ...
-    def submit(self, job: _J, done: Callable[[_J], Any] | None = None) -> None:
+    brief: Share
+    """Of data work that takes about a millisecond."""
+    bulk: Share
+    """Of data work that takes longer."""
+    def __init__(
+        self, threads: int, loop_fd: int = -1, call_later: Callable[[float, Callable[[], None]], Any] | None = None
+    ) -> None: ...
+    def submit(self, job: _J, done: Callable[[_J], Any] | None = None, share: Share | None = None) -> None:
         """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after its end.
+
+        ``share``: by default :attr:`brief`.
 
         Raises:
             RuntimeError: the executor is closed.
@@ -38,6 +55,9 @@ class Executor:
         """Jobs that wait for a thread."""
     @property
     def running(self) -> int: ...
+    @property
+    def displaced(self) -> int:
+        """Jobs that run outside of their place."""
     def close(self) -> None:
         """Takes no more jobs, waits for those that run, tells their ends, and ends the threads.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.signature import Signature
@@ -32,6 +33,14 @@ class Target:
         successor: Callable[[], Any] | None = None,
     ) -> None: ...
 
+class Inference:
+    """One request of the route, until it is answered or its client is gone."""
+
+    def work_on(self, job: Any) -> None:
+        """``job`` works for it now: ``job.terminate()`` is called where nobody waits any more."""
+    def refuse(self, error: BaseException) -> None:
+        """The work has failed: answers, and counts the failure."""
+
 class InferHandler:
     """Answers the exchanges of the route; their arguments are a name, and a version or not.
 
@@ -42,10 +51,19 @@ class InferHandler:
         off_loop_bytes: larger bodies are decoded, and larger answers encoded, on a native thread.
         nonfinite: how values that are not finite are written; see :mod:`fastinfer._ext.encode`. What is written as
             null is read as NaN, too.
+        budget: where the memory of requests counts.
     """
 
     def __init__(
-        self, find: Callable[..., Any], ready: dict[Any, Any], executor: Executor, off_loop_bytes: int, nonfinite: int
+        self,
+        find: Callable[..., Any],
+        ready: dict[Any, Any],
+        executor: Executor,
+        off_loop_bytes: int,
+        nonfinite: int,
+        budget: Budget | None = None,
     ) -> None: ...
+    def waits(self, exchange: Any) -> Inference:
+        """Begins an inference whose body is still inflated: its deadline runs. ApiError 404 or 503 without a model."""
     def __call__(self, exchange: Any) -> None:
         """Begins an inference, which answers the exchange later. ApiError where it cannot begin."""

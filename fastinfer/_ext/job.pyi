@@ -15,5 +15,7 @@ class Job:
     ended_ns: int
     done: Callable[[Any], None] | None
     """Called with the job on the loop's thread once an executor has run it."""
+    def terminate(self) -> None:
+        """Nobody waits any more: the work ends soon, or does not begin. There is no result."""
     def run(self) -> None:
         """Does the work now, on this thread, with the GIL released. Does not call ``done``."""

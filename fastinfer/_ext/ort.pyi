@@ -8,6 +8,7 @@ from os import PathLike
 
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.tensor import Tensor, TensorSpec
 
 class OrtError(Exception):
@@ -67,6 +68,8 @@ class Session:
     inputs: tuple[TensorSpec, ...]
     """In the order in which the model takes them."""
     outputs: tuple[TensorSpec, ...]
+    budget: Budget | None
+    """Where the memory of outputs counts; None: nowhere."""
     metadata: dict[str, str]
     """The model's own metadata, with ``producer``, ``graph``, ``description`` and ``version`` added."""
     def __init__(

@@ -104,7 +104,6 @@ class Report(Job):
             counters where they do not lie there.
         pids: processes; what they use is the beginning of the last group's only entry (:data:`USAGE_CELLS`).
         latest: the place in a model's counters of a cell of which the largest counts, not the sum.
-        loop_fd: see :class:`fastinfer._ext.executor.Executor`.
     """
 
     def __init__(
@@ -114,7 +113,6 @@ class Report(Job):
         shared: Shared | None = None,
         pids: Sequence[int] = (),
         latest: int | None = None,
-        loop_fd: int = -1,
     ) -> None: ...
     def step(self) -> bool:
         """Does a few hundred microseconds of it on this thread; returns whether it has ended."""

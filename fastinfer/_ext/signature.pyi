@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from fastinfer._ext.classify import Labels
+from fastinfer._ext.expected import Expectation
 from fastinfer._ext.message import InferRequest, InferResponse
 from fastinfer._ext.tensor import Tensor, TensorSpec
 
@@ -41,6 +42,7 @@ class Signature:
     takes_base64: bool
     never_empty: str
     labels: dict[str, Labels]
+    expectation: Expectation | None
     def __init__(
         self,
         inputs: Sequence[TensorSpec],

@@ -2,6 +2,7 @@
 
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.exchange import Head
 
 class BodyPool:
@@ -17,9 +18,21 @@ class Body(Buffer):
     """One body in memory of its own: until it is complete the room for its next bytes, then the body, read-only."""
 
     size: int
-    """As announced."""
+    """As announced; the most that there may be, until :meth:`end`."""
     received: int
     def __len__(self) -> int: ...
+    def take(self, data: Buffer) -> None:
+        """Copies the next bytes.
+
+        Raises:
+            MemoryError: the system has none, or the budget is spent.
+            ValueError: there are more than there may be.
+        """
+    def end(self) -> None:
+        """That was all of it."""
+
+def new_body(pool: BodyPool, budget: Budget, most: int) -> Body:
+    """A body whose size is not known yet; its bytes count in the budget as they come."""
 
 class Upload:
     """What bodies of announced length and chunked ones have: the head they belong to, and how they get on."""

@@ -302,6 +302,11 @@ class ServerConfig(BaseSettings):
         limits.MAX_TARGET_BYTES, "The longest request target (path and query); longer ones get 414.", _HTTP
     )
     max_chunks: Count = _option(limits.MAX_CHUNKS, "Chunks of one chunked body; more get 400.", _HTTP)
+    max_inflation: Count = _option(
+        limits.MAX_INFLATION,
+        "How many times larger than it is sent a compressed body may be, beyond 1 MiB; larger ones get 413.",
+        _HTTP,
+    )
     max_connections: Count = _option(
         limits.MAX_CONNECTIONS, "Open connections of a process; further ones wait, or are refused with 503.", _HTTP
     )
@@ -310,8 +315,8 @@ class ServerConfig(BaseSettings):
     )
     in_flight_bytes: Annotated[int, BeforeValidator(_share_of_memory), Field(ge=limits.MIB, le=1 << 50)] = _option(
         lambda: int(memory_bytes() * limits.IN_FLIGHT_MEMORY_SHARE),
-        "Received bytes that a process may hold for unanswered requests, as a size or as a share of the memory "
-        "(25%); further requests get 503.",
+        "Bytes that a process may hold for unanswered requests (bodies, tensors, outputs, answers), as a size or as a "
+        "share of the memory (25%); further requests get 503.",
         _HTTP,
         shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}, divided among the processes",
     )

@@ -9,23 +9,22 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
 from fastinfer import limits as constants
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.connection import Shared
 from fastinfer._ext.poller import Poller
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
+from fastinfer.http.pieces import Pieces
 from fastinfer.limits import HttpLimits
 from fastinfer.machine import usable_cores
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _SLOTS: Final = 64
 _PERIOD_S: Final = 4.0
@@ -56,11 +55,11 @@ class Hub(Shared):
         opening: accepted sockets that have no transport yet.
         connections: open now.
         draining_since: when the server began to end.
+        pieces: threads that inflate bodies and compress answers.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
 
     __slots__ = (
-        "_pool",
         "_slots",
         "_tasks",
         "_tick_s",
@@ -72,6 +71,7 @@ class Hub(Shared):
         "draining_since",
         "half_closed",
         "opening",
+        "pieces",
         "router",
     )
 
@@ -82,8 +82,9 @@ class Hub(Shared):
         loop: asyncio.AbstractEventLoop,
         poller: Poller | None = None,
         counters: Buffer | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(limits, loop, poller, counters)
+        super().__init__(limits, loop, poller, counters, budget)
         self.router = router
         self.opening = 0
         self.connections = 0
@@ -96,7 +97,7 @@ class Hub(Shared):
         self._tick_s = min(_PERIOD_S, shortest / 2) / _SLOTS
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._pool: ThreadPoolExecutor | None = None
+        self.pieces = Pieces(loop, usable_cores())
         self._turns: deque[Callable[[], None]] = deque()
         self._when_empty: list[asyncio.Future[None]] = []
         self._tick()
@@ -143,8 +144,7 @@ class Hub(Shared):
         """Stops the clock and the threads; no connection is open any more."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        self.pieces.close()
 
     # --- The clock ----------------------------------------------------------------------------------------------------
 
@@ -208,16 +208,3 @@ class Hub(Shared):
             self._turns.popleft()
             if self._turns:
                 self.loop.call_soon(self._next_turn)
-
-    def on_thread(self, exchange: Exchange, work: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Calls ``work`` on a thread, then ``then`` with its result on the loop's; what they raise is the answer."""
-
-        def done(future: asyncio.Future[T]) -> None:
-            self._tasks.discard(future)
-            exchange.guard(lambda: then(future.result()))
-
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(usable_cores(), "compression")
-        future = self.loop.run_in_executor(self._pool, work)
-        self._tasks.add(future)
-        future.add_done_callback(done)

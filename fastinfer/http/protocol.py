@@ -32,20 +32,35 @@ from fastinfer import limits as constants
 from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
 from fastinfer._ext.exchange import Head
 from fastinfer._ext.reply import reply_head
-from fastinfer._ext.upload import Upload
+from fastinfer._ext.upload import Upload, new_body
 from fastinfer.errors import ApiError
+from fastinfer.http.compression import deflate, deflating, inflating
 from fastinfer.http.exchange import Fields
 from fastinfer.http.head import check_started, parse
 from fastinfer.http.hub import Hub, Sweepable
-from fastinfer.http.upload import ChunkedUpload, deflate, inflate
+from fastinfer.http.pieces import Task
+from fastinfer.http.upload import ChunkedUpload
 
 log = logging.getLogger(__name__)
 
-_INLINE_INFLATE_BYTES: Final = 4 * constants.KIB  # at most 4 MiB inflated, a few ms; more is inflated on a thread
 _INLINE_DEFLATE_BYTES: Final = 64 * constants.KIB
+_END: Final = object()
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSED: Final = 7  # states of a connection in the system's eyes (Linux's tcp_states.h): it was reset, and ...
 _CLOSED_BY_CLIENT: Final = 8  # ... the client has closed its side
+
+
+class _Waiter:
+    """Of work for a request that is no inference: ends the work with the client."""
+
+    def __init__(self, exchange: HttpExchange) -> None:
+        self._exchange = exchange
+
+    def work_on(self, task: Task) -> None:
+        self._exchange.abandoned = task.terminate
+
+    def refuse(self, error: ApiError) -> None:
+        self._exchange.fail(error)
 
 
 def _not_understood(method: str) -> Head:
@@ -95,14 +110,14 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._pending = b""
         self._out.clear()
         self._pieces = []
-        self._drop_upload()
+        self._upload = None
         if self._lingering is not None:
             self._lingering.cancel()
         if self._wake is not None:
             self._wake.cancel()
         queue, self._queue = self._queue, []
         for exchange in queue:
-            self._hub.in_flight_bytes -= exchange.counted
+            exchange.body = b""
             abandoned, exchange.abandoned = exchange.abandoned, None
             exchange.answered = True
             exchange.reply = None
@@ -180,10 +195,11 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def _begin_chunked(self, head: Head, start: int, end: int) -> int:
         """Starts a message with a chunked body, which begins at ``start``; returns where to go on."""
         hub = self._hub
-        if hub.in_flight_bytes > hub.limits.in_flight_bytes:
+        if hub.in_flight_bytes > hub.budget.limit:
             self._refuse_for_memory(head)
             return end
-        upload = ChunkedUpload(head, hub.now, self._began_ns, hub.limits)
+        body = new_body(hub.bodies, hub.budget, cast(int, head.max_body_bytes))
+        upload = ChunkedUpload(head, hub.now, self._began_ns, hub.limits, body)
         self._upload = upload
         if head.expects_continue and start == end:
             self._expect(upload)
@@ -211,47 +227,44 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
 
     def _feed(self, upload: ChunkedUpload, start: int, end: int) -> int:
         hub = self._hub
-        before = upload.received
         try:
             start = upload.feed(hub.buffer, start, end)
         except ApiError as error:
-            hub.in_flight_bytes += upload.received - before
             self._refuse(error, upload.head)
             return end
-        hub.in_flight_bytes += upload.received - before
+        except MemoryError:
+            self._refuse_for_memory(upload.head)
+            return end
         if upload.complete:
             self._more = start < end
             self._finish(upload, upload.body())
-        elif hub.in_flight_bytes > hub.limits.in_flight_bytes:
-            self._refuse_for_memory(upload.head)
         return start
 
-    def _drop_upload(self) -> None:
-        if self._upload is not None:
-            self._hub.in_flight_bytes -= self._upload.received
-            self._upload = None
-
-    def _inflate(self, head: Head, data: memoryview, counted: int) -> None:
+    def _inflate(self, head: Head, data: memoryview) -> None:
         """Inflates a body, then handles its request; its place in the order of answers is taken at once."""
+        hub, limit = self._hub, cast(int, head.max_body_bytes)
         exchange = HttpExchange(self, head, b"", True)
-        exchange.counted = counted
         self._enqueue(exchange)
-        coding, limit = cast(bytes, head.coding), head.max_body_bytes
-        if len(data) <= _INLINE_INFLATE_BYTES:
-            exchange.guard(lambda: self._inflated(exchange, inflate(coding, data, limit)))
-        else:
-            self._hub.on_thread(
-                exchange, lambda: inflate(coding, data, limit), lambda body: self._inflated(exchange, body)
-            )
+        body = new_body(hub.bodies, hub.budget, limit)
+        inference = hasattr(head.handler, "waits")  # has a deadline, and is counted
+        steps = inflating(cast(bytes, head.coding), data, body, limit, hub.limits.max_inflation)
 
-    def _inflated(self, exchange: HttpExchange, body: bytes) -> None:
-        if not exchange.answered:
-            more = len(body) - exchange.counted
-            exchange.counted += more
-            self._hub.in_flight_bytes += more
-            exchange.body = body
-            exchange.handled_ns = monotonic_ns()
-            self._handle(exchange)
+        def inflated() -> None:
+            if not exchange.answered:
+                if not inference:
+                    exchange.abandoned = None
+                exchange.body = body
+                exchange.handled_ns = monotonic_ns()
+                self._handle(exchange)
+
+        def begin() -> None:
+            if next(steps, _END) is _END:  # a small body, in its first piece
+                inflated()
+                return
+            waiter = head.handler.waits(exchange) if inference else _Waiter(exchange)
+            waiter.work_on(hub.pieces.submit(steps, lambda error: waiter.refuse(error) if error else inflated()))
+
+        exchange.guard(begin)
 
     # --- Requests to handlers -----------------------------------------------------------------------------------------
 
@@ -266,7 +279,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         """Answers a message whose end is uncertain: the connection's last answer."""
         self._deaf = True
         self._pending = b""
-        self._drop_upload()
+        self._upload = None
         exchange = HttpExchange(self, head, b"", True)
         self._queue.append(exchange)
         exchange.fail(error)
@@ -311,14 +324,18 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def _deflate(
         self, exchange: HttpExchange, coding: bytes, parts: list[memoryview], content_type: bytes, fields: Fields
     ) -> None:
-        """Compresses a large answer on a thread; it keeps its place in the queue, as one that has not come yet."""
+        """Compresses a large answer on threads; it keeps its place in the queue, as one that has not come yet."""
+        packed: list[bytes] = []
         exchange.reply = None
         exchange.answered = False
-        self._hub.on_thread(
-            exchange,
-            lambda: deflate(coding, *parts),
-            lambda packed: exchange.respond(200, packed, content_type, fields),
-        )
+
+        def deflated(error: ApiError | None) -> None:
+            if error is not None:
+                exchange.fail(error)
+            else:
+                exchange.respond(200, packed, content_type, fields)
+
+        exchange.abandoned = self._hub.pieces.submit(deflating(coding, parts, packed), deflated).terminate
 
     def _begin_pieces(self, exchange: HttpExchange, start: bytes, parts: list[memoryview]) -> None:
         """Writes a large answer a piece at a time; until the last one it keeps its place in the queue."""

@@ -20,6 +20,7 @@ import uvloop
 from typing_extensions import Buffer
 
 from fastinfer import limits as constants
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.poller import Poller
 from fastinfer.errors import ApiError
 from fastinfer.http import listen
@@ -49,6 +50,7 @@ class Server:
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
         counters: memory for the counters of the connections (see :class:`fastinfer._ext.connection.Shared`).
+        budget: of the memory that requests hold; by default one of ``limits.in_flight_bytes``.
         on_drain: called once when draining starts, so that readiness can turn; not where another process goes on.
     """
 
@@ -63,6 +65,7 @@ class Server:
         limits: HttpLimits | None = None,
         poller: Poller | None = None,
         counters: Buffer | None = None,
+        budget: Budget | None = None,
         on_drain: Callable[[], None] | None = None,
     ) -> None:
         self._router = router
@@ -73,6 +76,7 @@ class Server:
         self._limits = limits or HttpLimits()
         self._poller = poller
         self._counters = counters
+        self._budget = budget
         self._on_drain = on_drain
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
@@ -108,7 +112,7 @@ class Server:
         raise_file_limit()
         if not self._listeners:
             self._listeners += listen.bind(self._host, self._port)[0]
-        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller, self._counters)
+        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller, self._counters, self._budget)
         for listener in self._listeners:
             listener.setblocking(False)
             # Accepted sockets inherit it.

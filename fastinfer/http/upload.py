@@ -1,4 +1,4 @@
-"""Request bodies: chunked ones on their way in, and inflating. No socket, no clock.
+"""Request bodies: chunked ones on their way in. No socket, no clock.
 
 Bodies of announced length, which are more common, are :mod:`fastinfer._ext.upload`'s.
 """
@@ -6,12 +6,9 @@ Bodies of announced length, which are more common, are :mod:`fastinfer._ext.uplo
 from __future__ import annotations
 
 import re
-import zlib
-
-from typing_extensions import Buffer
 
 from fastinfer._ext.exchange import Head
-from fastinfer._ext.upload import Upload
+from fastinfer._ext.upload import Body, Upload
 from fastinfer.errors import ApiError
 from fastinfer.http.head import TEXT, TOKEN, check_fields, too_large
 from fastinfer.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
@@ -37,10 +34,11 @@ class ChunkedUpload(Upload):
 
     __slots__ = ("_body", "_chunks", "_framing", "_in_trailers", "_left", "_limits", "_line")
 
-    def __init__(self, head: Head, now: float, arrived_ns: int, limits: HttpLimits) -> None:
+    def __init__(self, head: Head, now: float, arrived_ns: int, limits: HttpLimits, body: Body) -> None:
+        """``body``: where its bytes go; it may become as large as the head allows."""
         super().__init__(head, now, arrived_ns)
         self._limits = limits
-        self._body = bytearray()
+        self._body = body
         self._left = 0  # bytes of the current chunk still to come, with its CR LF
         self._chunks = 0
         self._framing = 0  # bytes that are not body
@@ -48,12 +46,17 @@ class ChunkedUpload(Upload):
         self._in_trailers = False
 
     def feed(self, buffer: bytearray, start: int, end: int) -> int:
-        """Takes what belongs to the body and returns where it stopped: ``end``, unless the body is complete."""
+        """Takes what belongs to the body and returns where it stopped: ``end``, unless the body is complete.
+
+        Raises:
+            ApiError: 400 for malformed framing, 413 for too large a body.
+            MemoryError: there is no memory for it, or the budget is spent.
+        """
         while start < end and not self.complete:
             if self._left > 2:
                 stop = min(start + self._left - 2, end)
                 with memoryview(buffer) as view:
-                    self._body += view[start:stop]
+                    self._body.take(view[start:stop])
                 self._left -= stop - start
                 self.received += stop - start
             elif self._left:
@@ -89,7 +92,8 @@ class ChunkedUpload(Upload):
             return 0
         self._count(size)
         self._frame(first - start + 2)
-        self._body += buffer[first:stop]
+        with memoryview(buffer) as view:
+            self._body.take(view[first:stop])
         self.received += size
         return stop + 2
 
@@ -126,42 +130,11 @@ class ChunkedUpload(Upload):
         self._count(size)
         self._left = size + 2
 
-    def body(self) -> memoryview:
-        """The whole body."""
-        return memoryview(self._body)
+    def body(self) -> Body:
+        """The whole body, once it is complete."""
+        self._body.end()
+        return self._body
 
 
 def _too_much_framing() -> ApiError:
     return ApiError(400, "too much framing in a chunked body")
-
-
-def inflate(coding: bytes, data: memoryview, limit: int) -> bytes:
-    """A compressed body, inflated; never more than ``limit`` bytes of memory are filled.
-
-    Args:
-        coding: ``gzip`` (one member) or ``deflate`` (zlib's format, or raw as some clients send it).
-
-    Raises:
-        ApiError: 400 for bad data, 413 above the limit.
-    """
-    wbits = 31
-    if coding == b"deflate":
-        wbits = 15 if len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0 else -15
-    stream = zlib.decompressobj(wbits)
-    try:
-        body = stream.decompress(data, limit + 1)
-    except zlib.error:
-        raise ApiError(400, f"the body is not in {coding.decode()} format") from None
-    if len(body) > limit:
-        raise too_large(limit)
-    if not stream.eof:
-        raise ApiError(400, f"the body ends inside its {coding.decode()} stream")
-    if stream.unused_data:
-        raise ApiError(400, f"the body goes on after its {coding.decode()} stream")
-    return body
-
-
-def deflate(coding: bytes, *parts: Buffer) -> bytes:
-    """An answer, compressed: fast rather than small."""
-    stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
-    return b"".join([*map(stream.compress, parts), stream.flush()])

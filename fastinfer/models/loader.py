@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import ParamSpec, TypeVar
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
@@ -51,6 +52,7 @@ class Loader:
     Args:
         config: the server's.
         executor: the native threads on which sessions run.
+        budget: where the memory of their outputs counts.
         loop: on whose thread models live.
         counters: where they count.
         crashes: what ended processes before.
@@ -60,6 +62,7 @@ class Loader:
         self,
         config: ServerConfig,
         executor: Executor,
+        budget: Budget,
         loop: asyncio.AbstractEventLoop,
         counters: Alone,
         crashes: Crashes,
@@ -67,6 +70,7 @@ class Loader:
         self._config = config
         self._crashes = crashes
         self._executor = executor
+        self._budget = budget
         self._loop = loop
         self._counters = counters
         self._workers = WorkerContext(loop)
@@ -128,6 +132,7 @@ class Loader:
         async with recorded.turn():
             loaded = await self.in_thread(load)
         session, signature = loaded.session, loaded.signature
+        session.budget = self._budget
         notes = recorded.run_notes
         inline_us = self._config.inline_run_us if loaded.steady else 0
         implementation = OnnxWorker(session, signature, self._executor, inline_us, notes)

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 def routes(service: Service) -> list[Route]:
     """The two forms of the endpoint."""
     repository, config = service.repository, service.config
-    infer = InferHandler(repository.find, repository.ready, service.executor, config.off_loop_bytes, service.nonfinite)
+    infer = InferHandler(
+        repository.find,
+        repository.ready,
+        service.executor,
+        config.off_loop_bytes,
+        service.nonfinite,
+        service.budget,
+    )
     return [
         Route(("POST",), path, infer, config.max_body_bytes, compress_from=config.compress_answers)
         for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")

@@ -15,6 +15,7 @@ import pytest
 
 from fastinfer import limits
 from fastinfer._ext import decode as codec
+from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import InferRequest
 from fastinfer.errors import ApiError
 
@@ -159,13 +160,16 @@ def test_a_job_reads_the_same() -> None:
 def test_a_job_that_gives_way_reads_the_same(count: int) -> None:
     # It looks up after every 4,096 numbers; the loop always has something to do here.
     loop_fd, busy = os.pipe()
+    executor = Executor(1, loop_fd)
     try:
         os.write(busy, b"x")
         for width, datatype in ((1, "FP32"), (8, "INT64")):
             values = [i % 1000 * width for i in range(count)]
             for shape, data in (([count], values), ([1, count], [values]), ([2, count], [values, values])):
-                job = codec.DecodeJob(body_of(tensor(datatype, shape, data)), loop_fd=loop_fd)
-                job.run()
+                job = codec.DecodeJob(body_of(tensor(datatype, shape, data)))
+                executor.submit(job)
+                while len(executor):
+                    executor.drain()
                 assert job.result().inputs[0].numpy().tolist() == data
         for spoilt, place in ((values[:-1], f"{count - 1} elements"), ([*values, 1], "more elements")):
             assert place in refusal(body_of(tensor("FP32", [count], spoilt)))
@@ -173,6 +177,7 @@ def test_a_job_that_gives_way_reads_the_same(count: int) -> None:
             spoilt = [*values[:at], "x", *values[at + 1 :]]
             assert f".data[{at}]" in refusal(body_of(tensor("FP32", [count], spoilt)))
     finally:
+        executor.close()
         os.close(loop_fd)
         os.close(busy)
 

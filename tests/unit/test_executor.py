@@ -20,7 +20,7 @@ import onnx_models as models
 import pytest
 
 from fastinfer._ext.batchrun import BatchRun
-from fastinfer._ext.executor import Executor
+from fastinfer._ext.executor import Executor, Share
 from fastinfer._ext.job import Job
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import Session
@@ -169,7 +169,7 @@ def test_gauges_and_terminate(executor: Executor, endless: Session) -> None:
     done: list[BatchRun] = []
     runs = [endless_run(endless) for _ in range(3)]
     for run in runs:
-        executor.submit(run, done.append)
+        executor.submit(run, done.append, Share())
     wait_until_running(executor, 2)
     assert executor.queued == 1
     runs[2].terminate()  # before its start
@@ -180,6 +180,89 @@ def test_gauges_and_terminate(executor: Executor, endless: Session) -> None:
     runs[1].terminate()
     drain_until(executor, done, 3)
     assert all(run.error is not None for run in runs)
+
+
+def test_the_last_thread_is_kept_for_shares_of_which_nothing_runs(endless: Session, identity: Session) -> None:
+    executor, greedy, done = Executor(3), Share(), list[object]()
+    runs = [endless_run(endless) for _ in range(4)]
+    for run in runs:
+        executor.submit(run, done.append, greedy)
+    wait_until_running(executor, 2)
+    for number in range(3):
+        executor.submit(identity_run(identity, number), done.append, Share())
+    drain_until(executor, done, 3)
+    assert (greedy.running, executor.queued) == (2, 2)
+    for run in runs:
+        run.terminate()
+    executor.close()
+    assert len(done) == 7 or all(run.started_ns == 0 for run in runs if run not in done)
+
+
+def test_the_share_with_the_fewest_running_goes_next(endless: Session, identity: Session) -> None:
+    executor, order, done = Executor(2), list[str](), list[object]()
+    blocked = [endless_run(endless) for _ in range(2)]
+    shares = [Share(), Share()]
+    for run, share in zip(blocked, shares, strict=True):
+        executor.submit(run, done.append, share)
+    wait_until_running(executor, 2)
+    for number in range(3):
+        executor.submit(identity_run(identity, number), lambda _: order.append("running"), shares[0])
+    executor.submit(identity_run(identity, 9), lambda _: order.append("new"), Share())
+    blocked[1].terminate()
+    drain_until(executor, order, 1)
+    assert order[0] == "new"
+    blocked[0].terminate()
+    drain_until(executor, order, 4)
+    executor.close()
+
+
+def test_overlong_jobs_lose_their_places_while_others_wait(endless: Session, identity: Session) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        executor = Executor(2, call_later=loop.call_later)
+        loop.add_reader(executor, executor.drain)
+        runs, done = [endless_run(endless) for _ in range(5)], asyncio.Event()
+        for run in runs:  # each of another model
+            executor.submit(run, None, Share())
+        executor.submit(identity_run(identity, 1), lambda _: done.set(), Share())
+        await asyncio.wait_for(done.wait(), 30)
+        assert executor.running == 5
+        assert executor.displaced in (4, 5)
+        threads = {int(task.name) for task in Path("/proc/self/task").iterdir()}
+        nicenesses = sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)
+        assert nicenesses[-executor.displaced :] == [10] * executor.displaced
+        for run in runs:
+            run.terminate()
+        while executor.running:
+            await asyncio.sleep(0.001)
+        assert executor.displaced == 0
+        for number in range(4):  # with as many threads as before
+            executor.submit(identity_run(identity, number), None, Share())
+        while len(executor):
+            await asyncio.sleep(0.001)
+        loop.remove_reader(executor)
+        executor.close()
+
+    asyncio.run(main())
+
+
+def test_places_are_given_up_to_a_bound(endless: Session) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        executor = Executor(1, call_later=loop.call_later)
+        runs = [endless_run(endless) for _ in range(8)]
+        for run in runs:
+            executor.submit(run, None, Share())
+        await asyncio.sleep(0.1)
+        while executor.displaced < 4:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert (executor.displaced, executor.running, executor.queued) == (4, 5, 3)
+        for run in runs:
+            run.terminate()
+        executor.close()
+
+    asyncio.run(main())
 
 
 def test_close_finishes_what_runs_and_gives_up_what_waits(endless: Session, identity: Session) -> None:
@@ -254,7 +337,7 @@ def test_the_eventfd_is_quiet_after_a_drain(executor: Executor, identity: Sessio
 def test_threads_are_named_and_take_no_signals(executor: Executor, endless: Session) -> None:
     runs = [endless_run(endless) for _ in range(2)]
     for run in runs:
-        executor.submit(run)
+        executor.submit(run, share=Share())
     wait_until_running(executor, 2)
     tasks = {}
     for task in Path("/proc/self/task").iterdir():
@@ -289,7 +372,7 @@ def test_an_open_executor_at_interpreter_exit() -> None:
         "from fastinfer._ext.message import InferRequest\n"
         "from fastinfer._ext.ort import Session\n"
         "from fastinfer._ext.tensor import Tensor\n"
-        "session, executor = Session(model=models.endless()), Executor(2)\n"
+        "session, executor = Session(model=models.endless()), Executor(3)\n"
         "for _ in range(4):\n"
         "    x = Tensor.from_numpy('x', np.ones((1, 1), 'f4'))\n"
         "    executor.submit(BatchRun(session, [InferRequest([x])], True))\n"

@@ -171,7 +171,7 @@ cdef class BatchRun(Job):
             data = output.data
             if data == NULL:
                 raise RuntimeError("a run is split once, after its end")
-            owner = own(output, self.session)
+            owner = own(output, self.session, self.session.budget)
             if not state.batched:
                 (<list>parts[0]).append(Tensor.wrap(name, output.datatype_id, output.rank, output.dims, data,
                                                     output.nbytes, owner))

@@ -16,6 +16,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "interrupt.h"
+
 namespace fastinfer::classes {
 
 // --- Elements ----------------------------------------------------------------------------------------------------------
@@ -79,15 +81,21 @@ inline bool precedes(const Candidate<Value>& a, const Candidate<Value>& b) {
     return a.index < b.index;
 }
 
-// Fills `best`, which is not empty, with the first of the row's elements, in order; there are at least as many.
+// Elements that are read before the job looks at its interrupt.
+constexpr int64_t PIECE = 16 * 1024;
+
+// Fills `best`, which is not empty, with the first of the row's elements, in order; there are at least as many. False
+// where nobody waits any more.
 template <class Element, class Value = typename Element::Value>
-inline void select(const char* row, int64_t width, std::vector<Candidate<Value>>& best) {
+inline bool select(const char* row, int64_t width, std::vector<Candidate<Value>>& best, const Interrupt* job) {
     int64_t wanted = int64_t(best.size());
     for (int64_t i = 0; i < wanted; i++)
         best[i] = {Element::load(row + i * Element::SIZE), i};
     if (wanted < width)
         std::make_heap(best.begin(), best.end(), precedes<Value>);  // at the front is the last one, the first to go
     for (int64_t i = wanted; i < width; i++) {
+        if (i % PIECE == 0 && !goes_on(job))
+            return false;
         Candidate<Value> next{Element::load(row + i * Element::SIZE), i};
         if (precedes(next, best.front())) {
             std::pop_heap(best.begin(), best.end(), precedes<Value>);
@@ -96,6 +104,7 @@ inline void select(const char* row, int64_t width, std::vector<Candidate<Value>>
         }
     }
     std::sort(best.begin(), best.end(), precedes<Value>);
+    return true;
 }
 
 // --- Text --------------------------------------------------------------------------------------------------------------
@@ -136,38 +145,65 @@ inline void put(const Candidate<Value>& chosen, const Lines& labels, std::string
 
 // --- Rankings ----------------------------------------------------------------------------------------------------------
 
+constexpr int64_t USUAL_TEXT = 24;      // bytes of an element with its size; a good guess saves growing
+// Of all classes of an output: a hundred rows of a thousand labelled ones. Large numbers are written in full, so that a
+// few bytes of a request become hundreds.
+constexpr int64_t MAX_CLASSES_TEXT = 4 << 20;
+
+enum Outcome { RANKED, NO_MEMORY, TOO_LONG, GIVEN_UP };
+
 // One output's classes. What it points to is borrowed; `text`, its answer's elements, is its own.
 struct Ranking {
-    int (*rank)(Ranking& ranking) = nullptr;
+    int (*rank)(Ranking& ranking, const Interrupt* job) = nullptr;
     const char* data = nullptr;
     int64_t rows = 0;
     int64_t width = 0;          // elements of a row
     int64_t wanted = 0;         // of them; at most width
     Lines labels{};
     std::string text;
+    int64_t charged = 0;        // bytes of the text that count in somebody's budget
 
-    // 0, or -1 where there is no memory. Once it is written, the text stays where it is.
-    int run() noexcept { return rank(*this); }
+    // More than the text can take on its way, growth included.
+    int64_t most_text() const {
+        if (rows == 0 || wanted == 0 || rows > 2 * MAX_CLASSES_TEXT / wanted)
+            return 2 * MAX_CLASSES_TEXT;
+        return std::min(rows * wanted * 2 * MAX_TEXT, 2 * MAX_CLASSES_TEXT);
+    }
+
+    // An Outcome. Once it is written, the text stays where it is; of a failure it is empty.
+    int run(const Interrupt* job) noexcept { return rank(*this, job); }
 };
 
-constexpr int64_t USUAL_TEXT = 24;      // bytes of an element with its size; a good guess saves growing
-
 template <class Element>
-inline int rank(Ranking& ranking) noexcept {
+inline int rank(Ranking& ranking, const Interrupt* job) noexcept {
     if (ranking.rows == 0 || ranking.wanted == 0 || !ranking.text.empty())
-        return 0;
+        return RANKED;
     try {
         std::vector<Candidate<typename Element::Value>> best(ranking.wanted);
-        ranking.text.reserve(ranking.rows * ranking.wanted * USUAL_TEXT);
-        for (int64_t row = 0; row < ranking.rows; row++) {
-            select<Element>(ranking.data + row * ranking.width * Element::SIZE, ranking.width, best);
-            for (const auto& chosen : best)
-                put(chosen, ranking.labels, ranking.text);
+        ranking.text.reserve(std::min(ranking.rows * ranking.wanted * USUAL_TEXT, MAX_CLASSES_TEXT));
+        int64_t read = 0;       // elements since the last look
+        int outcome = RANKED;
+        for (int64_t row = 0; row < ranking.rows && outcome == RANKED; row++) {
+            read += ranking.width;
+            if (read >= PIECE) {
+                read = 0;
+                if (!goes_on(job))
+                    outcome = GIVEN_UP;
+            }
+            if (!select<Element>(ranking.data + row * ranking.width * Element::SIZE, ranking.width, best, job))
+                outcome = GIVEN_UP;
+            for (auto chosen = best.begin(); chosen != best.end() && outcome == RANKED; ++chosen) {
+                put(*chosen, ranking.labels, ranking.text);
+                if (int64_t(ranking.text.size()) > MAX_CLASSES_TEXT)
+                    outcome = TOO_LONG;
+            }
         }
-        return 0;
+        if (outcome != RANKED)
+            ranking.text.clear();
+        return outcome;
     } catch (const std::exception&) {       // bad_alloc, length_error
         ranking.text.clear();
-        return -1;
+        return NO_MEMORY;
     }
 }
 

@@ -8,6 +8,8 @@ from libc.stdint cimport int64_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from fastinfer._ext.budget cimport Budget
+from fastinfer._ext.job cimport Interrupt
 from fastinfer._ext.tensor cimport Tensor
 
 cdef extern from "classes.h" namespace "fastinfer::classes" nogil:
@@ -17,14 +19,23 @@ cdef extern from "classes.h" namespace "fastinfer::classes" nogil:
         int64_t count
 
     cppclass Ranking:
-        int (*rank)(Ranking&) noexcept
+        int (*rank)(Ranking&, const Interrupt*) noexcept
         const char* data
         int64_t rows
         int64_t width
         int64_t wanted
         Lines labels
         string text
-        int run() noexcept
+        int64_t charged
+        int64_t most_text() noexcept
+        int run(const Interrupt* job) noexcept
+
+    enum:
+        RANKED
+        TOO_LONG
+        GIVEN_UP
+
+    int64_t MAX_CLASSES_TEXT
 
 
 # ApiError 400 where elements of this datatype have no order: BOOL, as with Triton, and BYTES.
@@ -40,6 +51,7 @@ cdef class Labels:
 cdef class Classification:
     cdef Ranking ranking        # borrows the scores, which the response keeps
     cdef Labels _labels
+    cdef Budget budget          # in which the text counts, or None
     cdef int rank               # of the answer: 2 with the batch dimension, else 1
     cdef int64_t[2] dims
 

@@ -3,26 +3,28 @@
 cimport cython
 from libc.string cimport memchr
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, name_of
+from fastinfer._ext.job cimport Interrupt
 from fastinfer._ext.tensor cimport Tensor, element_count
 
 from fastinfer.errors import ApiError
 
 cdef extern from "classes.h" namespace "fastinfer::classes" nogil:
-    int rank_uint8 "fastinfer::classes::rank<fastinfer::classes::Plain<uint8_t>>"(Ranking&) noexcept
-    int rank_uint16 "fastinfer::classes::rank<fastinfer::classes::Plain<uint16_t>>"(Ranking&) noexcept
-    int rank_uint32 "fastinfer::classes::rank<fastinfer::classes::Plain<uint32_t>>"(Ranking&) noexcept
-    int rank_uint64 "fastinfer::classes::rank<fastinfer::classes::Plain<uint64_t>>"(Ranking&) noexcept
-    int rank_int8 "fastinfer::classes::rank<fastinfer::classes::Plain<int8_t>>"(Ranking&) noexcept
-    int rank_int16 "fastinfer::classes::rank<fastinfer::classes::Plain<int16_t>>"(Ranking&) noexcept
-    int rank_int32 "fastinfer::classes::rank<fastinfer::classes::Plain<int32_t>>"(Ranking&) noexcept
-    int rank_int64 "fastinfer::classes::rank<fastinfer::classes::Plain<int64_t>>"(Ranking&) noexcept
-    int rank_fp16 "fastinfer::classes::rank<fastinfer::classes::Half>"(Ranking&) noexcept
-    int rank_bf16 "fastinfer::classes::rank<fastinfer::classes::Brain>"(Ranking&) noexcept
-    int rank_fp32 "fastinfer::classes::rank<fastinfer::classes::Plain<float>>"(Ranking&) noexcept
-    int rank_fp64 "fastinfer::classes::rank<fastinfer::classes::Plain<double>>"(Ranking&) noexcept
+    int rank_uint8 "fastinfer::classes::rank<fastinfer::classes::Plain<uint8_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_uint16 "fastinfer::classes::rank<fastinfer::classes::Plain<uint16_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_uint32 "fastinfer::classes::rank<fastinfer::classes::Plain<uint32_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_uint64 "fastinfer::classes::rank<fastinfer::classes::Plain<uint64_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_int8 "fastinfer::classes::rank<fastinfer::classes::Plain<int8_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_int16 "fastinfer::classes::rank<fastinfer::classes::Plain<int16_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_int32 "fastinfer::classes::rank<fastinfer::classes::Plain<int32_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_int64 "fastinfer::classes::rank<fastinfer::classes::Plain<int64_t>>"(Ranking&, const Interrupt*) noexcept
+    int rank_fp16 "fastinfer::classes::rank<fastinfer::classes::Half>"(Ranking&, const Interrupt*) noexcept
+    int rank_bf16 "fastinfer::classes::rank<fastinfer::classes::Brain>"(Ranking&, const Interrupt*) noexcept
+    int rank_fp32 "fastinfer::classes::rank<fastinfer::classes::Plain<float>>"(Ranking&, const Interrupt*) noexcept
+    int rank_fp64 "fastinfer::classes::rank<fastinfer::classes::Plain<double>>"(Ranking&, const Interrupt*) noexcept
 
-ctypedef int (*RankFunction)(Ranking&) noexcept nogil
+ctypedef int (*RankFunction)(Ranking&, const Interrupt*) noexcept nogil
 
 # How the elements of each datatype are ranked, by its id; NULL where they have no order.
 cdef RankFunction[DATATYPE_COUNT] RANKS = [
@@ -65,8 +67,13 @@ cdef class Labels:
         return self.lines.count
 
 
+@cython.no_gc_clear         # the budget is needed at the end
 @cython.final
 cdef class Classification:
+    def __dealloc__(self):
+        if self.ranking.charged > 0:
+            self.budget.count.release(self.ranking.charged)
+
     def __init__(self, Tensor scores not None, int64_t wanted, *, bint batched=False, Labels labels=None):
         cdef Ranking* ranking = &self.ranking
         cdef int first = 1 if batched else 0

@@ -4,6 +4,7 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.exchange cimport Exchange, Head
 from fastinfer._ext.poller cimport Poller
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
@@ -14,7 +15,6 @@ cdef class Shared:
     cdef readonly object limits         # HttpLimits
     cdef readonly object loop
     cdef Py_ssize_t _max_pipelined
-    cdef int64_t _max_in_flight_bytes
     cdef double _keep_alive_s
     # Where every connection reads; what lies there is valid until the callback returns.
     cdef readonly bytearray buffer
@@ -27,7 +27,7 @@ cdef class Shared:
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
     cdef int64_t _read_ns               # CLOCK_MONOTONIC at the start of the current read callback
-    cdef public int64_t in_flight_bytes
+    cdef readonly Budget budget         # of the memory that requests hold
     cdef Py_buffer _counted             # memory that other processes may read
     cdef int64_t* _answers              # in it: by the status's first digit; then ...
     cdef int64_t* _connections          # ... how many were accepted so far
@@ -35,7 +35,6 @@ cdef class Shared:
 
 cdef class HttpExchange(Exchange):
     cdef readonly Head head
-    cdef public Py_ssize_t counted      # bytes of its body that count towards the process's budget
     cdef public tuple reply             # (status, content_type, body, fields) if that came before its turn
 
 

@@ -7,6 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
 from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.reply cimport ok_json, reply, size_of
@@ -41,7 +42,7 @@ cdef class Shared:
     def __dealloc__(self):
         PyBuffer_Release(&self._counted)
 
-    def __init__(self, limits, loop, Poller poller=None, counters=None):
+    def __init__(self, limits, loop, Poller poller=None, counters=None, Budget budget=None):
         PyBuffer_Release(&self._counted)
         PyObject_GetBuffer(bytearray(COUNTER_BYTES) if counters is None else counters, &self._counted, PyBUF_WRITABLE)
         if self._counted.len < COUNTER_BYTES or <uintptr_t>self._counted.buf % sizeof(int64_t) != 0:
@@ -52,7 +53,7 @@ cdef class Shared:
         self.loop = loop
         self.poller = poller if poller is not None else Poller(loop, (), 0)
         self._max_pipelined = limits.max_pipelined
-        self._max_in_flight_bytes = limits.in_flight_bytes
+        self.budget = budget if budget is not None else Budget(limits.in_flight_bytes)
         self._keep_alive_s = limits.keep_alive_timeout_s
         self.bodies = BodyPool(constants.KEPT_BODY_BYTES)
         self.heads = {}
@@ -75,6 +76,10 @@ cdef class Shared:
     def restless(self, set connections not None):
         cdef double since = self.now - self._keep_alive_s
         return [connection for connection in connections if not (<Connection>connection).rests(since)]
+
+    @property
+    def in_flight_bytes(self):
+        return self.budget.used
 
     @property
     def answers(self):
@@ -266,7 +271,7 @@ cdef class Connection:
         if hub.draining:
             self._more = start + size < end
         if size > 0 and head.coding is not None:
-            self._inflate(head, memoryview(<bytes>hub._data[start:start + size]), 0)
+            self._inflate(head, memoryview(<bytes>hub._data[start:start + size]))
             return start + size
         if size == 0:
             exchange = new_exchange(self, head, b"", True)
@@ -289,7 +294,7 @@ cdef class Connection:
 
     cdef Py_ssize_t begin_sized(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
         cdef Shared hub = self._hub
-        if hub.in_flight_bytes > hub._max_in_flight_bytes:
+        if hub.budget.count.spent():
             self._refuse_for_memory(head)
             return end
         self._upload = SizedUpload.begin(head, hub.now, self._began_ns)
@@ -307,22 +312,18 @@ cdef class Connection:
             self._began_ns = upload.arrived_ns
             return self.take_body(upload.head, start, end)
         try:
-            upload.append(self._hub.bodies, self._hub._data + start, end - start)
+            upload.append(self._hub.bodies, self._hub.budget, self._hub._data + start, end - start)
         except MemoryError:
             self._refuse_for_memory(upload.head)
-            return end
-        self._hub.in_flight_bytes += end - start
         return end
 
     cdef int written(self, SizedUpload upload, Py_ssize_t size) except -1:
         # So many bytes of a body went from the socket straight to where they belong.
-        cdef Shared hub = self._hub
-        hub.in_flight_bytes += size
         upload.written(size)
         self._reading = True
         if upload.complete:
             self.finish(upload, upload.body)
-        elif hub.in_flight_bytes > hub._max_in_flight_bytes:
+        elif self._hub.budget.count.spent():
             self._refuse_for_memory(upload.head)
         self._reading = False
         if self._out:
@@ -336,10 +337,9 @@ cdef class Connection:
         self._upload = None
         self._began_ns = upload.arrived_ns
         if head.coding is not None and upload.received > 0:
-            self._inflate(head, memoryview(body), upload.received)
+            self._inflate(head, memoryview(body))
             return 0
         exchange = new_exchange(self, head, body, True)
-        exchange.counted = upload.received
         self.enqueue(exchange)
         self.handle(exchange)
         return 0
@@ -450,9 +450,7 @@ cdef class Connection:
         if 0 <= status_class <= 5:
             hub._answers[status_class] += 1
         self._since = hub.now
-        if exchange.counted:
-            hub.in_flight_bytes -= exchange.counted
-            exchange.body = b""
+        exchange.body = b""
         return 0
 
     cdef int flush(self) except -1:

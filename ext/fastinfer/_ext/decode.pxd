@@ -8,17 +8,22 @@
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.decoder cimport Decoder
+from fastinfer._ext.expected cimport Expectation
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport InferRequest
 
 # decode() of a buffer that the caller has got and will release; `body` is its owner.
 cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
-                              bint nullable, bint keeps_base64, int width=*)
+                              bint nullable, bint keeps_base64, Expectation expectation, Budget budget,
+                              int width=*)
 
 
 cdef class DecodeJob(Job):
     cdef Decoder decoder
+    cdef Expectation expectation    # what the decoder compares with, or None
+    cdef Budget budget              # in which its memory counts, or None
     cdef Py_buffer body     # held from construction to deallocation
     cdef bint has_body
     cdef bint raw

@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
+from fastinfer._ext.budget cimport Budget, Count, count_of
 from fastinfer._ext.buffer cimport Text, open_cursor, unescape
 from fastinfer._ext.datatype cimport UINT8, row
 from fastinfer._ext.decoder cimport (
@@ -18,12 +19,14 @@ from fastinfer._ext.decoder cimport (
     EXTRA,
     FEW,
     IN_INPUT,
+    INTERRUPTED,
     IN_REQUEST,
     MAX_QUOTE,
     MORE,
     NO_MEMORY,
     ROW,
     SIZE,
+    STRINGS,
     SYNTAX,
     Decoder,
     Failure,
@@ -31,6 +34,8 @@ from fastinfer._ext.decoder cimport (
     ParsedOutput,
 )
 from fastinfer._ext.envelope cimport read_request
+from fastinfer._ext.expected cimport Expectation, Expected
+from fastinfer._ext.job cimport Interrupt, is_interrupted
 from fastinfer._ext.message cimport InferRequest, RequestedOutput
 from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
 
@@ -45,11 +50,16 @@ cdef enum:
     SMALL_BODY = 16 * 1024      # decoded without giving up the GIL: that costs more than such a body
 
 
+# What the data of an input that is refused points at.
+cdef char nothing = 0
+
+
 # --- A decoder's life ------------------------------------------------------------------------------------------------
 
 # json_size < 0: the whole body is JSON. `views`: the body outlives the request.
 cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_ssize_t json_size, bint views,
-                       bint nullable, bint keeps_base64) noexcept nogil:
+                       bint nullable, bint keeps_base64, const Expected* expected, Count* count,
+                       const Interrupt* interruption) noexcept nogil:
     open_cursor(&decoder.cursor, body, size if json_size < 0 else json_size)
     decoder.binary = NULL
     if json_size >= 0:
@@ -59,7 +69,10 @@ cdef void open_decoder(Decoder* decoder, const char* body, Py_ssize_t size, Py_s
     decoder.nullable = nullable
     decoder.keeps_base64 = keeps_base64
     decoder.width = WIDEST
-    decoder.loop_fd = -1
+    decoder.interruption = interruption
+    decoder.count = count
+    decoder.expected = expected
+    decoder.body_size = size
     decoder.failure.is_set = False
     decoder.place = IN_REQUEST
     decoder.index = 0
@@ -82,6 +95,8 @@ cdef void close_decoder(Decoder* decoder) noexcept nogil:
     for i in range(decoder.input_count):
         if decoder.inputs[i].block != NULL:
             free_block(decoder.inputs[i].block)
+        if decoder.inputs[i].charged > 0:
+            decoder.count.release(decoder.inputs[i].charged)
     decoder.input_count = 0
     if decoder.inputs != decoder.few_inputs:
         free(decoder.inputs)
@@ -107,33 +122,42 @@ cdef str name_of_text(const Text* text):
         free_block(room)
 
 
-# The records of a request that was read without failure. `owner` keeps the body where views of it are used.
-cdef InferRequest build(Decoder* decoder, owner):
+# The records of a request that was read without failure. `owner` keeps the body where views of it are used; the blocks
+# go on counting in `budget`, whose count the decoder has.
+cdef InferRequest build(Decoder* decoder, owner, Budget budget):
     cdef ParsedInput* tensor
     cdef ParsedOutput* output
     cdef list inputs = []
     cdef list outputs = []
     cdef char* data
     cdef str name
+    cdef bint undecoded = False
+    cdef InferRequest request
     cdef int i
     for i in range(decoder.input_count):
         tensor = &decoder.inputs[i]
         name = name_of_text(&tensor.name)
-        if tensor.view != NULL:
+        if tensor.refused:
+            undecoded = True
+            inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, &nothing, 0, None))
+        elif tensor.view != NULL:
             inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, <char*>tensor.view,
                                       tensor.nbytes, owner))
         else:
             data = tensor.block
-            memory = Memory.adopt(data, tensor.nbytes)
+            memory = Memory.adopt(data, tensor.nbytes, budget, tensor.charged)
             tensor.block = NULL
+            tensor.charged = 0
             inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, data, tensor.nbytes, memory))
     for i in range(decoder.output_count):
         output = &decoder.outputs[i]
         outputs.append(RequestedOutput(name_of_text(&output.name), output.binary, output.classification))
     if len(outputs) > 1:
         refuse_repeated(outputs)
-    return InferRequest.make(inputs, outputs, decoder.id.at[:decoder.id.size] if decoder.id.size > 0 else b"",
-                             decoder.binary_output, decoder.timeout_us, decoder.priority)
+    request = InferRequest.make(inputs, outputs, decoder.id.at[:decoder.id.size] if decoder.id.size > 0 else b"",
+                                decoder.binary_output, decoder.timeout_us, decoder.priority)
+    request.undecoded = undecoded
+    return request
 
 
 # Of outputs only: whether inputs may have one name depends on the model. A set, so that many names are no more work
@@ -167,7 +191,9 @@ cdef object worded(const Decoder* decoder, str model):
     cdef const Failure* failure = &decoder.failure
     cdef const ParsedInput* tensor = NULL
     if failure.kind == NO_MEMORY:
-        return ApiError(503, "out of memory for the request's tensors", retry_after_s=1)
+        return no_memory()
+    if failure.kind == INTERRUPTED:
+        return ApiError(503, "the request was given up", retry_after_s=1)
     if failure.kind == SYNTAX:
         return ApiError(400, f"byte {failure.at}: {failure.text.decode()}")
     if failure.kind == EXTRA:
@@ -188,6 +214,8 @@ cdef object worded(const Decoder* decoder, str model):
     if failure.kind == COUNT:
         return ApiError(400, f"{place}: {plural(failure.got)}, but the shape {shape_text(tensor)} "
                              f"holds {failure.wanted}")
+    if failure.kind == STRINGS:
+        return ApiError(413, f"{place}: {failure.got} strings in a body of {decoder.body_size} bytes, too many short ones")
     if failure.kind == MORE:
         return ApiError(400, f"{place}: more elements than the {failure.wanted} of the shape {shape_text(tensor)}")
     if failure.kind == ROW:
@@ -234,14 +262,26 @@ cdef int check_json_size(Py_ssize_t json_size, Py_ssize_t size) except -1:
     return 0
 
 
+cdef object no_memory():
+    return ApiError(503, "out of memory for the request's tensors", retry_after_s=1)
+
+
+cdef const Expected* expected_of(Expectation expectation) noexcept:
+    if expectation is None:
+        return NULL
+    return &expectation.expected
+
+
 cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t json_size, bint stable, str model,
-                              bint nullable, bint keeps_base64, int width=WIDEST):
+                              bint nullable, bint keeps_base64, Expectation expectation, Budget budget,
+                              int width=WIDEST):
     cdef Decoder decoder
     check_json_size(json_size, view.len)
     try:
         if json_size == 0:
             return build_raw(view, body, stable)
-        open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable, nullable, keeps_base64)
+        open_decoder(&decoder, <const char*>view.buf, view.len, json_size, stable, nullable, keeps_base64,
+                     expected_of(expectation), count_of(budget), NULL)
         decoder.width = width
         try:
             if view.len <= SMALL_BODY:
@@ -251,25 +291,27 @@ cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t jso
                     read_request(&decoder)
             if decoder.failure.is_set:
                 raise worded(&decoder, model)
-            return build(&decoder, owner_of(body) if stable else None)
+            return build(&decoder, owner_of(body) if stable else None, budget)
         finally:
             close_decoder(&decoder)
     except MemoryError:
-        raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
+        raise no_memory() from None
 
 
 def decode(body, Py_ssize_t json_size=-1, bint stable=False, str model not None="", bint nullable=False,
-           bint keeps_base64=False, int width=WIDEST):
+           bint keeps_base64=False, int width=WIDEST, Expectation expectation=None, Budget budget=None):
     cdef Py_buffer view
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
     try:
-        return decode_view(&view, body, json_size, stable, model, nullable, keeps_base64, width)
+        return decode_view(&view, body, json_size, stable, model, nullable, keeps_base64, expectation, budget, width)
     finally:
         PyBuffer_Release(&view)
 
 
 cdef void run_decoder(void* state) noexcept nogil:
-    read_request(<Decoder*>state)
+    cdef Decoder* decoder = <Decoder*>state
+    if not is_interrupted(decoder.interruption):
+        read_request(decoder)
 
 
 cdef void run_nothing(void* state) noexcept nogil:
@@ -281,15 +323,16 @@ cdef void run_nothing(void* state) noexcept nogil:
 @cython.final
 cdef class DecodeJob(Job):
     def __cinit__(self, body, Py_ssize_t json_size=-1, str model not None="", bint nullable=False,
-                  bint keeps_base64=False, int loop_fd=-1):
+                  bint keeps_base64=False, Expectation expectation=None, Budget budget=None):
+        self.expectation = expectation
+        self.budget = budget
         PyObject_GetBuffer(body, &self.body, PyBUF_SIMPLE)
         self.has_body = True
         check_json_size(json_size, self.body.len)
         self.model = model
         self.raw = json_size == 0
         open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True, nullable,
-                     keeps_base64)
-        self.decoder.loop_fd = loop_fd
+                     keeps_base64, expected_of(expectation), count_of(budget), &self.interruption)
         self.work = run_nothing if self.raw else run_decoder
         self.state = &self.decoder
 
@@ -310,8 +353,8 @@ cdef class DecodeJob(Job):
         if self.decoder.failure.is_set:
             raise worded(&self.decoder, self.model)
         try:
-            return build(&self.decoder, owner_of(body))
+            return build(&self.decoder, owner_of(body), self.budget)
         except MemoryError:
-            raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
+            raise no_memory() from None
         finally:
             close_decoder(&self.decoder)

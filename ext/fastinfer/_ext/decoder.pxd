@@ -6,7 +6,10 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp
 
+from fastinfer._ext.budget cimport Count
 from fastinfer._ext.buffer cimport Cursor, Text, take_literal
+from fastinfer._ext.expected cimport Expected
+from fastinfer._ext.job cimport Interrupt
 from fastinfer._ext.tensor cimport MAX_RANK
 
 cdef enum:
@@ -28,6 +31,7 @@ cdef enum:
     MAX_INPUTS = 1024       # MAX_INPUTS; inputs or outputs of one request
     MAX_NAME = 4 * 1024     # MAX_NAME_BYTES, as they are written
     MAX_ID = 1024 * 1024    # MAX_ID_BYTES, as they are written
+    MAX_CLASSES = 10_000    # MAX_CLASSES; of an output's row
     FEW = 4                 # more inputs or outputs than these get a list of their own
 
 cdef enum Place:
@@ -50,6 +54,8 @@ cdef enum FailureKind:
     ROW                     # a nested row of the wrong length
     SIZE                    # a binary tensor's size does not fit its shape
     EXTRA                   # bytes behind the last binary tensor
+    STRINGS                 # too many short strings for so small a body
+    INTERRUPTED             # nobody waits any more
     NO_MEMORY
 
 # The one failure of a decoder; worded with the GIL, by `worded`.
@@ -80,6 +86,8 @@ cdef struct ParsedInput:
     ContentType content_type
     Text content_type_text  # as it is written, of an unknown one
     char* block             # owned, or NULL where `view` is used in place
+    Py_ssize_t charged      # bytes of it in the decoder's count
+    bint refused            # certainly not what the model takes: its data is skipped, and there is no memory
     const char* view        # the bytes in the body
     Py_ssize_t nbytes
 
@@ -94,7 +102,10 @@ cdef struct Decoder:
     const char* binary      # the rest of the body; NULL: the request came without a header length
     const char* binary_end
     int width               # of the widest registers to read numbers with, in bits
-    int loop_fd             # see give_way.h
+    const Interrupt* interruption       # of the job; NULL on the loop's thread
+    Count* count            # of bytes, in which tensors are reserved; NULL: none
+    const Expected* expected            # what the model takes; NULL: unknown
+    Py_ssize_t body_size
     bint views              # binary tensors may be used in place
     bint nullable           # null among floating-point data is NaN
     bint keeps_base64       # the model takes base64 text itself: it is not decoded here

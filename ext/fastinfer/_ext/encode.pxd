@@ -7,9 +7,10 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget, Count
 from fastinfer._ext.buffer cimport Writer
 from fastinfer._ext.classify cimport Ranking
-from fastinfer._ext.job cimport Job
+from fastinfer._ext.job cimport Interrupt, Job
 from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory
 
@@ -40,7 +41,9 @@ cdef struct Plan:
     const char* id
     Py_ssize_t id_size
     int nonfinite
-    int loop_fd             # see give_way.h
+    const Interrupt* interruption       # of the job; NULL on the loop's thread
+    Count* count            # of bytes, in which the text is reserved; NULL: none
+    int64_t charged         # bytes in it for `writer`
     bint ranked             # some output is answered with classes; else no output's `ranking` is set
     Py_ssize_t output_count
     PlannedOutput* outputs          # few_outputs, or a block of calloc
@@ -61,10 +64,11 @@ cdef class Encoded:
 cdef class EncodeJob(Job):
     cdef Plan plan
     cdef InferResponse response     # keeps what the plan borrows
+    cdef Budget budget              # in which the text counts, or None
 
 
 # The bytes of tensors that take as long to write as the response's classes.
 cdef int64_t classes_effort(InferResponse response) except -1
 
 # encode() at the level of C.
-cdef Encoded encode_response(InferResponse response, int nonfinite)
+cdef Encoded encode_response(InferResponse response, int nonfinite, Budget budget)

@@ -8,9 +8,11 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastinfer._ext.budget cimport Budget, count_of
 from fastinfer._ext.buffer cimport MAX_ESCAPED, Writer, escaped_size, put, put_escaped
-from fastinfer._ext.classify cimport Classification
+from fastinfer._ext.classify cimport GIVEN_UP, MAX_CLASSES_TEXT, RANKED, TOO_LONG, Classification, Ranking
 from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, row
+from fastinfer._ext.job cimport Interrupt, goes_on, is_interrupted
 from fastinfer._ext.message cimport InferResponse
 from fastinfer._ext.tensor cimport Memory, Tensor, allocate_block, free_block
 
@@ -51,9 +53,6 @@ cdef extern from "number_format.h" namespace "fastinfer::number" nogil:
     char* run_fp64 "fastinfer::number::format_binary_run<fastinfer::number::Binary64>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
 
-cdef extern from "give_way.h" namespace "fastinfer" nogil:
-    void give_way(int loop_fd) noexcept
-
 ctypedef char* (*RunFunction)(const char*, int64_t, int, char*, int64_t*) noexcept nogil
 
 # How the elements of each datatype are written, by its id; BYTES is written by `put_strings`.
@@ -70,11 +69,14 @@ cdef enum:
     SLACK = 64              # what a loop may touch behind its last element (number_format.h's MAX_*)
     SMALL_ANSWER = 16 * 1024    # bytes of tensors encoded without giving up the GIL
     PIECE = 4096            # numbers written before the loop may go first: some 40 us
+    TEXT_PIECE = 32 * 1024  # the same of strings, in bytes
 
     DONE = 0
     NO_MEMORY = 1
     NOT_FINITE = 2
     BROKEN_BYTES = 3        # a BYTES tensor whose lengths do not add up
+    LONG_CLASSES = 4        # more text of classes than an answer may have
+    INTERRUPTED = 5         # nobody waits any more
 
 LITERAL = NONFINITE_LITERAL
 globals()["NULL"] = NONFINITE_NULL      # in Cython itself the word is the null pointer
@@ -130,8 +132,10 @@ cdef void put_quoted(Writer* writer, const char* text, Py_ssize_t size) noexcept
     put(writer, '"', 1)
 
 
-cdef void put_strings(Writer* writer, const PlannedOutput* output) noexcept nogil:
+cdef int put_strings(Plan* plan, const PlannedOutput* output) noexcept nogil:
+    cdef Writer* writer = &plan.writer
     cdef Py_ssize_t at = 0
+    cdef Py_ssize_t piece = 0       # where it began
     cdef uint32_t size
     cdef int64_t i
     for i in range(output.count):
@@ -140,6 +144,12 @@ cdef void put_strings(Writer* writer, const PlannedOutput* output) noexcept nogi
             put(writer, ",", 1)
         put_quoted(writer, output.data + at + 4, size)
         at += 4 + <Py_ssize_t>size
+        if at - piece >= TEXT_PIECE:
+            piece = at
+            if not goes_on(plan.interruption):
+                plan.failure = INTERRUPTED
+                return -1
+    return 0
 
 
 cdef int put_numbers(Plan* plan, Py_ssize_t index) noexcept nogil:
@@ -160,7 +170,9 @@ cdef int put_numbers(Plan* plan, Py_ssize_t index) noexcept nogil:
         if done == output.count:
             return 0
         put(writer, ",", 1)
-        give_way(plan.loop_fd)
+        if not goes_on(plan.interruption):
+            plan.failure = INTERRUPTED
+            return -1
 
 
 cdef int put_output(Plan* plan, Py_ssize_t index) noexcept nogil:
@@ -183,11 +195,30 @@ cdef int put_output(Plan* plan, Py_ssize_t index) noexcept nogil:
         return 0
     put(writer, '],"data":[', 10)
     if output.datatype_id == BYTES:
-        put_strings(writer, output)
+        if put_strings(plan, output) < 0:
+            return -1
     elif put_numbers(plan, index) < 0:
         return -1
     put(writer, "]}", 2)
     return 0
+
+
+cdef int rank_output(Plan* plan, Ranking* ranking) noexcept nogil:
+    cdef int64_t most = ranking.most_text()
+    cdef int64_t before = ranking.text.size()       # of an earlier plan
+    cdef int64_t made
+    cdef int outcome
+    if plan.count != NULL:
+        if not plan.count.reserve(most):
+            return NO_MEMORY
+    outcome = ranking.run(plan.interruption)
+    if plan.count != NULL:
+        made = <int64_t>ranking.text.size() - before
+        ranking.charged += made         # its Classification gives it back
+        plan.count.release(most - made)
+    if outcome == RANKED:
+        return DONE
+    return LONG_CLASSES if outcome == TOO_LONG else INTERRUPTED if outcome == GIVEN_UP else NO_MEMORY
 
 
 # Makes the classes of outputs for which they are wanted; what follows sees BYTES.
@@ -197,8 +228,9 @@ cdef int rank_outputs(Plan* plan) noexcept nogil:
     for i in range(plan.output_count):
         output = &plan.outputs[i]
         if output.ranking != NULL:
-            if output.ranking.run() < 0:
-                plan.failure = NO_MEMORY
+            plan.failure = rank_output(plan, output.ranking)
+            if plan.failure != DONE:
+                plan.failed_output = i
                 return -1
             output.data = output.ranking.text.data()
             output.nbytes = output.ranking.text.size()
@@ -210,11 +242,19 @@ cdef void run_plan(void* state) noexcept nogil:
     cdef Writer* writer = &plan.writer
     cdef Py_ssize_t size
     cdef Py_ssize_t i
+    if is_interrupted(plan.interruption):
+        plan.failure = INTERRUPTED
+        return
     if plan.ranked and rank_outputs(plan) < 0:
         return
     size = text_size(plan)
     if size < 0:
         return
+    if plan.count != NULL:
+        if not plan.count.reserve(size):
+            plan.failure = NO_MEMORY
+            return
+        plan.charged = size
     writer.begin = allocate_block(size)
     if writer.begin == NULL:
         plan.failure = NO_MEMORY
@@ -240,14 +280,17 @@ cdef void run_plan(void* state) noexcept nogil:
 
 # --- Plans: with the GIL ---------------------------------------------------------------------------------------------
 
-cdef int open_plan(Plan* plan, InferResponse response, int nonfinite) except -1:
+cdef int open_plan(Plan* plan, InferResponse response, int nonfinite, Budget budget,
+                   const Interrupt* interruption) except -1:
     cdef PlannedOutput* planned
     cdef Tensor tensor
     cdef Py_ssize_t i
     plan.writer.begin = NULL
     plan.outputs = NULL
     plan.failure = DONE
-    plan.loop_fd = -1
+    plan.interruption = interruption
+    plan.count = count_of(budget)
+    plan.charged = 0
     plan.nonfinite = nonfinite
     plan.model_name = PyUnicode_AsUTF8AndSize(response.model_name, &plan.model_name_size)
     plan.model_version = PyUnicode_AsUTF8AndSize(response.model_version, &plan.model_version_size)
@@ -272,11 +315,11 @@ cdef int open_plan(Plan* plan, InferResponse response, int nonfinite) except -1:
         planned.binary = bool(response.binary[i]) if response.binary else False
     plan.ranked = response.classes is not None
     if plan.ranked:
-        plan_classes(plan, response.classes)
+        plan_classes(plan, response.classes, budget)
     return 0
 
 
-cdef int plan_classes(Plan* plan, tuple classes) except -1:
+cdef int plan_classes(Plan* plan, tuple classes, Budget budget) except -1:
     cdef PlannedOutput* planned
     cdef Classification wanted
     cdef Py_ssize_t i
@@ -285,6 +328,7 @@ cdef int plan_classes(Plan* plan, tuple classes) except -1:
         planned.ranking = NULL
         wanted = classes[i]
         if wanted is not None:
+            wanted.budget = budget
             planned.ranking = &wanted.ranking
             planned.datatype_id = BYTES
             planned.rank = wanted.rank
@@ -297,17 +341,24 @@ cdef void close_plan(Plan* plan) noexcept:
     if plan.writer.begin != NULL:
         free_block(plan.writer.begin)
         plan.writer.begin = NULL
+    if plan.charged > 0:
+        plan.count.release(plan.charged)
+        plan.charged = 0
     if plan.outputs != plan.few_outputs:
         free(plan.outputs)
     plan.outputs = NULL
 
 
 # Takes the text over from the plan.
-cdef Encoded finish_plan(Plan* plan, InferResponse response):
+cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     cdef Encoded encoded
     cdef Py_ssize_t i
     if plan.failure == NO_MEMORY:
         raise ApiError(503, "out of memory for the answer's text", retry_after_s=1)
+    if plan.failure == INTERRUPTED:
+        raise ApiError(503, "the request was given up", retry_after_s=1)
+    if plan.failure == LONG_CLASSES:
+        raise ApiError(400, f"outputs[{plan.failed_output}]: its classes have more than {MAX_CLASSES_TEXT} bytes of text")
     if plan.failure == NOT_FINITE:
         raise ApiError(500, f"outputs[{plan.failed_output}].data[{plan.failed_element}]: the model answered with a "
                             "value that is not finite, which JSON cannot hold")
@@ -316,8 +367,12 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response):
     encoded = Encoded.__new__(Encoded)
     encoded.json_size = plan.writer.at - plan.writer.begin
     encoded.size = encoded.json_size
-    encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size)
+    if plan.charged > 0:        # what was not written to is not there
+        plan.count.release(plan.charged - encoded.json_size)
+        plan.charged = encoded.json_size
+    encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size, budget, plan.charged)
     plan.writer.begin = NULL
+    plan.charged = 0
     encoded._tensors = []
     for i in range(plan.output_count):
         if plan.outputs[i].binary:
@@ -351,16 +406,16 @@ cdef class Encoded:
         return [memoryview(self), *self._tensors]
 
 
-def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL):
-    return encode_response(response, nonfinite)
+def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Budget budget=None):
+    return encode_response(response, nonfinite, budget)
 
 
-cdef Encoded encode_response(InferResponse response, int nonfinite):
+cdef Encoded encode_response(InferResponse response, int nonfinite, Budget budget):
     cdef Plan plan
     cdef Py_ssize_t nbytes = 0
     cdef Tensor tensor
     try:
-        open_plan(&plan, response, nonfinite)
+        open_plan(&plan, response, nonfinite, budget, NULL)
         for tensor in response.outputs:
             nbytes += tensor.nbytes
         if plan.ranked:
@@ -370,17 +425,17 @@ cdef Encoded encode_response(InferResponse response, int nonfinite):
         else:
             with nogil:
                 run_plan(&plan)
-        return finish_plan(&plan, response)
+        return finish_plan(&plan, response, budget)
     finally:
         close_plan(&plan)
 
 
 @cython.final
 cdef class EncodeJob(Job):
-    def __cinit__(self, InferResponse response not None, int nonfinite=NONFINITE_LITERAL, int loop_fd=-1):
+    def __cinit__(self, InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Budget budget=None):
         self.response = response
-        open_plan(&self.plan, response, nonfinite)
-        self.plan.loop_fd = loop_fd
+        self.budget = budget
+        open_plan(&self.plan, response, nonfinite, budget, &self.interruption)
         self.work = run_plan
         self.state = &self.plan
 
@@ -388,4 +443,4 @@ cdef class EncodeJob(Job):
         close_plan(&self.plan)
 
     def result(self):
-        return finish_plan(&self.plan, self.response)
+        return finish_plan(&self.plan, self.response, self.budget)

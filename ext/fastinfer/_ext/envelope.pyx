@@ -11,6 +11,7 @@ from fastinfer._ext.decoder cimport (
     IN_INPUT,
     IN_OUTPUT,
     IN_REQUEST,
+    MAX_CLASSES,
     MAX_ID,
     MAX_INPUTS,
     MAX_KEY_TEXT,
@@ -40,6 +41,7 @@ from fastinfer._ext.decoder cimport (
     skip,
     take_null,
 )
+from fastinfer._ext.expected cimport cannot_fit
 from fastinfer._ext.payload cimport decode_base64, read_binary, read_data
 from fastinfer._ext.tensor cimport MAX_RANK, element_count
 
@@ -69,6 +71,7 @@ cdef enum:
     SEEN_BINARY = 1 << 15
     SEEN_CLASSIFICATION = 1 << 16
     SEEN_CONTENT_TYPE = 1 << 17
+    DESCRIBED = SEEN_NAME | SEEN_SHAPE | SEEN_DATATYPE
 
 cdef const char* CONTENT_TYPE_FIELD = ".parameters.content_type"
 
@@ -242,6 +245,8 @@ cdef ParsedInput* add_input(Decoder* decoder) noexcept nogil:
     added.binary_size = -1
     added.content_type = NO_CONTENT_TYPE
     added.block = NULL
+    added.charged = 0
+    added.refused = False
     added.view = NULL
     added.nbytes = 0
     decoder.input_count += 1
@@ -305,7 +310,7 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
                     continue
                 return fail(decoder, ".data", "must be an array")
             tensor.has_data = True
-            if tensor.seen & SEEN_SHAPE and tensor.seen & SEEN_DATATYPE:
+            if tensor.seen & DESCRIBED == DESCRIBED and not is_refused(decoder, tensor):
                 if read_data(decoder, tensor) < 0:
                     return -1
             else:
@@ -332,7 +337,9 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         return fail(decoder, "", "'data' and 'binary_data_size' are both given")
     elif decoder.binary == NULL:
         return fail(decoder, "", "'binary_data_size' needs the header Inference-Header-Content-Length")
-    if tensor.data_text != NULL:        # it came before shape and datatype: back to it
+    if is_refused(decoder, tensor):
+        return 0
+    if tensor.data_text != NULL:        # it came before name, shape or datatype: back to it
         after = cursor.at
         cursor.at = tensor.data_text
         if read_data(decoder, tensor) < 0:
@@ -341,6 +348,14 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     if tensor.content_type != NO_CONTENT_TYPE and tensor.datatype_id == BYTES:
         return apply_content_type(decoder, tensor)
     return 0
+
+
+# Whether the model cannot take the input, whatever its data: that is then skipped, and the signature says why.
+cdef bint is_refused(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    if decoder.expected != NULL and not tensor.name.escaped:
+        tensor.refused = cannot_fit(decoder.expected, decoder.index, tensor.name.at, tensor.name.size,
+                                    tensor.datatype_id, tensor.rank, tensor.dims)
+    return tensor.refused
 
 
 # Once all of the input has been read: its keys come in any order.
@@ -572,6 +587,8 @@ cdef int read_output_parameters(Decoder* decoder, ParsedOutput* output) noexcept
             if (see(decoder, &output.seen, SEEN_CLASSIFICATION, ".parameters.classification") < 0
                     or read_count(decoder, &output.classification, ".parameters.classification", 1) < 0):
                 return -1
+            if output.classification > MAX_CLASSES:
+                return fail(decoder, ".parameters.classification", "is larger than 10000")
         elif is_shared_memory(&key):
             if not take_null(decoder):
                 return fail(decoder, ".parameters", "shared memory is not supported")

@@ -9,10 +9,14 @@ from libc.stdint cimport int64_t
 from fastinfer._ext.job cimport Job
 
 cdef extern from "pool.h" namespace "fastinfer" nogil:
+    cdef cppclass PoolShare "fastinfer::Share":
+        int running
+
     cdef cppclass Task:
         void (*work)(void* state) noexcept
         void* state
         void* owner
+        PoolShare* share
         int64_t started_ns
         int64_t ended_ns
         Task* next
@@ -24,16 +28,28 @@ cdef extern from "pool.h" namespace "fastinfer" nogil:
         Task* take_done()
         int queued()
         int running()
+        int displaced()
+        void relieve(int64_t since_ns, int most)
         Task* close()
+
+
+# What competes for an executor's threads (pool.h): a model's runs, or data work of one kind.
+cdef class Share:
+    cdef PoolShare share
 
 
 cdef class Executor:
     cdef Pool* pool
     cdef readonly int threads
-    cdef readonly int loop_fd           # see give_way.h
-    # job -> what to call with it: keeps the job, and what it works on, until its end was told. In and out on the
-    # loop's thread only.
+    cdef int _loop_fd                   # see interrupt.h
+    cdef object _call_later             # the loop's; None: overlong jobs keep their places
+    cdef bint _watching
+    # Of data work: what takes about a millisecond, and what takes longer.
+    cdef readonly Share brief
+    cdef readonly Share bulk
+    # job -> (what to call with it, its share): keeps the job, and what it works on, until its end was told. In and out on
+    # the loop's thread only.
     cdef dict _jobs
 
-    cpdef int submit(self, Job job, object done=*) except -1
+    cpdef int submit(self, Job job, object done=*, Share share=*) except -1
     cpdef int drain(self) except -1

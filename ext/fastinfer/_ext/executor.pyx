@@ -6,10 +6,26 @@ import os
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
+from fastinfer._ext.job cimport Job, monotonic_ns
+
+
+cdef double LOOK_S = 0.02
+
+cdef enum:
+    OVERLONG_NS = 100_000_000
+    MOST_DISPLACED = 4      # threads without a place, for each with one
+
+
+@cython.final
+cdef class Share:
+    @property
+    def running(self):
+        return self.share.running
+
 
 @cython.final
 cdef class Executor:
-    def __cinit__(self, int threads, int loop_fd=-1):
+    def __cinit__(self, int threads, int loop_fd=-1, call_later=None):
         if threads < 1:
             raise ValueError("an executor has at least one thread")
         self._jobs = {}
@@ -19,7 +35,10 @@ cdef class Executor:
             self.pool.close()       # joins those that did start
             raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
         self.threads = threads
-        self.loop_fd = loop_fd
+        self._loop_fd = loop_fd
+        self._call_later = call_later
+        self.brief = Share()
+        self.bulk = Share()
         # Threads must be gone before the interpreter frees what they work on. This reference also means that an
         # executor is never collected while it is open.
         atexit.register(self._exit)
@@ -27,19 +46,33 @@ cdef class Executor:
     def __dealloc__(self):
         del self.pool
 
-    cpdef int submit(self, Job job, object done=None) except -1:
+    cpdef int submit(self, Job job, object done=None, Share share=None) except -1:
         if job.work == NULL or job in self._jobs:
             raise ValueError("a job is submitted once, when it is ready")
         cdef Task* task = new Task()
         task.work = job.work
         task.state = job.state
         task.owner = <void*>job
-        self._jobs[job] = done if done is not None else job.done
+        if share is None:
+            share = self.brief
+        task.share = &share.share
+        job.interruption.loop_fd = self._loop_fd
+        self._jobs[job] = (done if done is not None else job.done, share)
         if not self.pool.submit(task):
             del self._jobs[job]
             del task
             raise RuntimeError("the executor is closed")
+        if not self._watching and self._call_later is not None:
+            self._watching = True
+            self._call_later(LOOK_S, self._look)
         return 0
+
+    def _look(self):
+        # While jobs wait: has overlong jobs lose their places to shares of which nothing runs.
+        self.pool.relieve(monotonic_ns() - OVERLONG_NS, MOST_DISPLACED * self.threads)
+        self._watching = self.pool.queued() > 0
+        if self._watching:
+            self._call_later(LOOK_S, self._look)
 
     cpdef int drain(self) except -1:
         cdef Task* task
@@ -55,7 +88,7 @@ cdef class Executor:
             job.ended_ns = task.ended_ns
             del task
             task = following
-            done = self._jobs.pop(job)
+            done = (<tuple>self._jobs.pop(job))[0]
             if done is not None:
                 try:
                     done(job)
@@ -81,6 +114,10 @@ cdef class Executor:
     @property
     def running(self):
         return self.pool.running()
+
+    @property
+    def displaced(self):
+        return self.pool.displaced()
 
     def close(self):
         cdef Task* task

@@ -5,6 +5,7 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.encode cimport Encoded
 from fastinfer._ext.exchange cimport Exchange
 from fastinfer._ext.executor cimport Executor
@@ -31,9 +32,11 @@ cdef class InferHandler:
     cdef Executor executor
     cdef int64_t off_loop_bytes         # larger ones are decoded or encoded on a native thread
     cdef int nonfinite
+    cdef Budget budget                  # in which tensors and answers count, or None
     cdef bint nullable                  # null among floating-point data is NaN
 
     cdef Target target(self, tuple arguments)
+    cdef Inference inference(self, Exchange exchange)
 
 
 # Owned by its exchange (`abandoned`), its request (`complete`), the executor and its timer. `close` breaks the cycles
@@ -43,6 +46,7 @@ cdef class Inference(Life):
     cdef Exchange exchange              # None: it is answered, or nobody waits any more
     cdef tuple arguments
     cdef Target model
+    cdef object job                     # what works for it now, or None: it ends with it (`terminate`)
 
     cdef int begin(self, InferRequest request, int64_t now) except -1
     cdef int place(self, InferRequest request) except -1

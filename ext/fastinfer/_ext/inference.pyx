@@ -4,6 +4,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.decode cimport DecodeJob, decode_view
 from fastinfer._ext.encode cimport Encoded, EncodeJob, classes_effort, encode_response
 from fastinfer._ext.exchange cimport Exchange
@@ -20,7 +21,7 @@ from fastinfer.errors import ApiError
 
 cdef enum:
     BINARY_IS_QUICKER = 16      # times, at least, a byte
-    LONG_DECODING = 1 << 20     # bytes of JSON: some milliseconds
+    LONG_JOB = 1 << 20          # bytes of JSON, or of tensors that become text: some milliseconds
 
 cdef double LOOK_S = 0.005
 
@@ -42,27 +43,37 @@ cdef class Target:
 @cython.final
 cdef class InferHandler:
     def __init__(self, find not None, dict ready not None, Executor executor not None, int64_t off_loop_bytes,
-                 int nonfinite):
+                 int nonfinite, Budget budget=None):
         self.find = find
         self.ready = ready
         self.executor = executor
         self.off_loop_bytes = off_loop_bytes
         self.nonfinite = nonfinite
+        self.budget = budget
         self.nullable = nonfinite == encode.NULL        # what is written can be sent back
 
     cdef Target target(self, tuple arguments):
         found = self.ready.get(arguments)
         return found if found is not None else self.find(*arguments)
 
-    def __call__(self, Exchange exchange not None):
+    def waits(self, Exchange exchange not None):
+        # Of a body that is inflated first: the deadline runs meanwhile.
         cdef Inference inference = Inference.__new__(Inference)
+        inference.handler = self
+        inference.arguments = exchange.arguments
+        inference.arrived_ns = exchange.arrived_ns
+        inference.model = self.target(inference.arguments)
+        inference.exchange = exchange
+        exchange.abandoned = inference
+        inference.await_request(inference.model.scheduler.deadlines, exchange.handled_ns)
+        return inference
+
+    def __call__(self, Exchange exchange not None):
+        cdef Inference inference = self.inference(exchange)
         cdef Py_buffer view
         cdef Py_ssize_t json_size = -1
         cdef InferRequest request
         cdef bint stable
-        inference.handler = self
-        inference.arguments = exchange.arguments
-        inference.arrived_ns = exchange.arrived_ns
         inference.model = self.target(inference.arguments)      # 404 before the body is looked at
         body = exchange.body
         stable = exchange.body_is_stable
@@ -76,8 +87,11 @@ cdef class InferHandler:
                 request = None
             else:
                 request = decode_view(&view, body, json_size, stable, inference.model.name,
-                                      self.nullable, inference.model.own.takes_base64)
+                                      self.nullable, inference.model.own.takes_base64,
+                                      inference.model.own.expectation, self.budget)
         except ApiError as error:
+            inference.exchange = None
+            inference.close()
             inference.model.scheduler.count_refusal(error, exchange.arrived_ns)
             raise
         finally:
@@ -90,6 +104,21 @@ cdef class InferHandler:
             inference.begin(request, exchange.handled_ns)
         else:
             inference.decode(body, json_size, exchange.handled_ns)
+
+
+    cdef Inference inference(self, Exchange exchange):
+        # That which has waited for the body, or a new one.
+        cdef Inference inference
+        waiting = exchange.abandoned
+        if waiting is not None:
+            inference = <Inference?>waiting
+            inference.job = None
+            return inference
+        inference = Inference.__new__(Inference)
+        inference.handler = self
+        inference.arguments = exchange.arguments
+        inference.arrived_ns = exchange.arrived_ns
+        return inference
 
 
 # A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they
@@ -109,14 +138,26 @@ cdef Py_ssize_t read_length(bytes value, Py_ssize_t size) except? -1:
 cdef class Inference(Life):
     # --- In -----------------------------------------------------------------------------------------------------------
 
+    def work_on(self, job not None):
+        if self.exchange is not None:
+            self.job = job
+        else:
+            job.terminate()
+
+    def refuse(self, error not None):
+        self.fail(error)
+
     def decode(self, body, Py_ssize_t json_size, int64_t now):
         cdef Executor executor = self.handler.executor
         try:
-            self.await_request(self.model.scheduler.deadlines, now)
+            if self.deadlines is None:
+                self.await_request(self.model.scheduler.deadlines, now)
             job = DecodeJob(body, json_size, self.model.name, self.handler.nullable, self.model.own.takes_base64,
-                            executor.loop_fd)
-            executor.submit(job, self.decoded)
-            if decoding_bytes(len(body), json_size) > LONG_DECODING:
+                            self.model.own.expectation, self.handler.budget)
+            long_job = decoding_bytes(len(body), json_size) > LONG_JOB
+            executor.submit(job, self.decoded, executor.bulk if long_job else executor.brief)
+            self.job = job
+            if long_job:
                 self.look(job)
         except Exception as error:
             self.fail(error)
@@ -134,6 +175,7 @@ cdef class Inference(Life):
 
     def decoded(self, DecodeJob job not None):
         cdef InferRequest request
+        self.job = None
         if self.exchange is None:
             return
         try:
@@ -203,18 +245,22 @@ cdef class Inference(Life):
         cdef Py_ssize_t i
         signature = model.own if model.successor is None else (<object>model).signature
         response = signature.respond(request, outputs, model.name, model.version)
+        request.inputs = []             # their memory is needed no more
         for i in range(len(response.outputs)):
             if not response.binary or not response.binary[i]:
                 nbytes += (<Tensor>response.outputs[i]).nbytes
         if response.classes is not None:
             nbytes += classes_effort(response)
         if nbytes > handler.off_loop_bytes:
-            handler.executor.submit(EncodeJob(response, handler.nonfinite, handler.executor.loop_fd), self.encoded)
+            self.job = EncodeJob(response, handler.nonfinite, handler.budget)
+            handler.executor.submit(self.job, self.encoded,
+                                    handler.executor.bulk if nbytes > LONG_JOB else handler.executor.brief)
             return True
-        self.answer(encode_response(response, handler.nonfinite))
+        self.answer(encode_response(response, handler.nonfinite, handler.budget))
         return True
 
     def encoded(self, EncodeJob job not None):
+        self.job = None
         if self.exchange is not None:
             try:
                 self.answer(job.result())
@@ -251,5 +297,8 @@ cdef class Inference(Life):
         cdef Exchange exchange = self.exchange
         self.exchange = None
         self.request = None
+        if self.job is not None:
+            job, self.job = self.job, None
+            job.terminate()
         self.forget_deadline()
         return exchange

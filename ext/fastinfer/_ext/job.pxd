@@ -1,10 +1,21 @@
 # A piece of native work: runs once, without the GIL, on any thread; its end is told on the loop's thread.
 #
+# Nobody has to wait for a job: `terminate` has it end at the next of its pieces, or before it begins. A job that was
+# terminated has no result.
+#
 # A subclass sets `work` and `state` in its constructor; `state` points into C fields of the subclass itself, which must
 # not change and must own all the memory that the work touches until the job has ended. Whoever hands a job over keeps
 # a reference to it meanwhile (the executor does).
 
 from libc.stdint cimport int64_t
+
+cdef extern from "interrupt.h" namespace "fastinfer" nogil:
+    cdef struct Interrupt:
+        int loop_fd
+        int is_set
+    void interrupt(Interrupt* job) noexcept
+    bint is_interrupted(const Interrupt* job) noexcept
+    bint goes_on(const Interrupt* job) noexcept
 
 cdef int64_t monotonic_ns() noexcept nogil
 
@@ -19,6 +30,7 @@ cdef class Clock:
 cdef class Job:
     cdef void (*work)(void* state) noexcept nogil
     cdef void* state
+    cdef Interrupt interruption      # what long work looks at between pieces
     cdef readonly int64_t started_ns    # CLOCK_MONOTONIC; 0 before
     cdef readonly int64_t ended_ns
     cdef public object done             # Callable[[Job], None] or None; called on the loop's thread

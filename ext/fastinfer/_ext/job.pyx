@@ -17,6 +17,9 @@ cdef class Clock:
 
 
 cdef class Job:
+    def terminate(self):
+        interrupt(&self.interruption)
+
     def run(self):
         self.run_here()
 

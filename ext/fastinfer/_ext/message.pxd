@@ -29,6 +29,7 @@ cdef class InferRequest:
     cdef readonly bint binary_output    # parameters.binary_data_output
     cdef readonly bint raw              # the whole body is the only input's bytes (binary extension, N = 0)
     cdef readonly int64_t timeout_us    # parameters.timeout; 0: none
+    cdef readonly bint undecoded        # some input cannot fit the model: it has no data, and check refuses it
     cdef readonly int64_t priority      # parameters.priority; 0: the default
 
     # From the model's signature (Signature.check).

@@ -1,6 +1,7 @@
 # ONNX Runtime through its C API: the library, its environment, sessions.
 # Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.ort_run cimport Handle
 
 
@@ -9,4 +10,5 @@ cdef class Session:
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
     cdef readonly dict metadata         # dict[str, str]
+    cdef public Budget budget           # in which its outputs count; None: nowhere
     cdef list _names                    # the bytes that the handle's names lie in

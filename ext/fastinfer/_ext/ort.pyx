@@ -439,4 +439,5 @@ cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, 
 
 cdef Tensor _tensor(str name, Output* output, Session session):
     cdef char* data = output.data
-    return Tensor.wrap(name, output.datatype_id, output.rank, output.dims, data, output.nbytes, own(output, session))
+    return Tensor.wrap(name, output.datatype_id, output.rank, output.dims, data, output.nbytes,
+                       own(output, session, session.budget))

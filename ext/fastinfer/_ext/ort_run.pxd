@@ -6,6 +6,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.ort_table cimport OrtIoBinding, OrtRunOptions, OrtSession, OrtStatus, OrtValue
 from fastinfer._ext.tensor cimport MAX_RANK
 
@@ -76,9 +77,9 @@ cdef OrtRunOptions* create_run_options() except NULL
 cdef void release_run_options(OrtRunOptions* options) noexcept nogil
 cdef void terminate(OrtRunOptions* options) noexcept nogil
 
-# The owner of a received output's memory; to be called once for each output.
+# The owner of a received output's memory, which counts in `budget`; to be called once for each output.
 # session: kept with it, since its allocator made the value.
-cdef object own(Output* output, object session)
+cdef object own(Output* output, object session, Budget budget)
 cdef object error_of(const Failure* failure)
 # Raises what a status says, and releases it.
 cdef int check(OrtStatus* status) except -1

@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memmove, strlen
 
 from fastinfer._ext.datatype cimport BYTES, from_onnx, row
 from fastinfer._ext.ort_table cimport *
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.tensor cimport Memory, allocate_block, element_count, free_block
 
 cdef enum:
@@ -329,22 +330,33 @@ cdef void discard(Output* output) noexcept nogil:
     output.data = NULL
 
 
+@cython.no_gc_clear         # session and budget are needed at the end
 @cython.final
 cdef class Value:
     # The owner of one value of the runtime, and a reference to the session whose allocator made it.
     cdef OrtValue* value
     cdef object session
+    cdef Budget budget          # None: it does not count
+    cdef Py_ssize_t charged
 
     def __dealloc__(self):
         ort_release_value(self.value)
+        if self.charged > 0:
+            self.budget.count.release(self.charged)
 
 
-cdef object own(Output* output, object session):
+cdef object own(Output* output, object session, Budget budget):
+    # Counted whatever the limit: the memory is there. Who runs a model looks at the budget before.
+    cdef Py_ssize_t charged = 0 if budget is None else output.nbytes
+    if charged > 0:
+        budget.count.add(charged)
     if output.value == NULL:
-        memory = Memory.adopt(output.data, output.nbytes)
+        memory = Memory.adopt(output.data, output.nbytes, budget, charged)
         output.data = NULL
         return memory
     cdef Value value = Value.__new__(Value)
+    value.budget = budget
+    value.charged = charged
     value.value = output.value
     value.session = session
     output.value = NULL

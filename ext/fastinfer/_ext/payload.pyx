@@ -12,6 +12,7 @@ from fastinfer._ext.decoder cimport (
     COUNT,
     EXTRA,
     IN_INPUT,
+    INTERRUPTED,
     IN_REQUEST,
     MAX_QUOTE,
     MORE,
@@ -21,12 +22,14 @@ from fastinfer._ext.decoder cimport (
     QUOTE,
     ROW,
     SIZE,
+    STRINGS,
     Decoder,
     ParsedInput,
     fail,
     fail_quoting,
     fail_syntax,
 )
+from fastinfer._ext.job cimport goes_on
 from fastinfer._ext.tensor cimport MAX_RANK, allocate_block, are_truths, put_truths
 
 cdef extern from "number_table.h" namespace "fastinfer::number" nogil:
@@ -53,14 +56,33 @@ cdef extern from "base64.h" namespace "fastinfer::base64" nogil:
     bint decode_quanta "fastinfer::base64::decode"(const char* text, int64_t size, char* out) noexcept
     int decode_last "fastinfer::base64::decode_last"(const char* text, char* out) noexcept
 
-cdef extern from "give_way.h" namespace "fastinfer" nogil:
-    void give_way(int loop_fd) noexcept
-
 cdef enum:
     PIECE = 4096            # numbers read before the loop may go first: some 40 KB of text, 30 us
-    TEXT_PIECE = 32768      # characters of base64 text; a multiple of four
+    TEXT_PIECE = 32768      # characters of strings, of base64 text; a multiple of four
+    INTERRUPTION = -2
+    STRING_BYTES = 64       # limits.STRING_BYTES; of the runtime for each element, on the way in and out
+    AMPLIFICATION = 10      # limits.AMPLIFICATION; times the body
+    FREE_STRING_BYTES = 16 << 20        # limits.FREE_STRING_BYTES
 
 assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+# The block of a tensor, reserved before it is there.
+cdef int take_block(Decoder* decoder, ParsedInput* tensor, Py_ssize_t size) noexcept nogil:
+    if decoder.count != NULL:
+        if not decoder.count.reserve(size):
+            return fail(decoder, "", "", NO_MEMORY)
+        tensor.charged = size
+    tensor.block = allocate_block(size)
+    return 0 if tensor.block != NULL else fail(decoder, "", "", NO_MEMORY)
+
+
+# The runtime takes as much for an empty string as for one of 15 bytes. So many of them would take many times what their
+# client has sent.
+cdef bint are_too_many_strings(Decoder* decoder, int64_t count) noexcept nogil:
+    return count > (AMPLIFICATION * decoder.body_size + FREE_STRING_BYTES) // STRING_BYTES
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -82,6 +104,8 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         size = cursor.at - opening
         cursor.at = opening
         room = tensor.count if tensor.rank != 1 or tensor.count > 0 else 1      # AMD's form: see read_strings
+        if are_too_many_strings(decoder, min(room, size // 3 + 1)):
+            return fail(decoder, ".data", "", STRINGS, -1, min(room, size // 3 + 1))
         size += size // 3 + 8           # n bytes between quotes and a comma become 4 + n
     else:
         room = (end - opening) // 2 + 1         # an element has a byte and a comma
@@ -89,9 +113,8 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
             room = tensor.count
         size = room * itemsize
         open_reader(&reader, cursor.begin, tensor.datatype_id, decoder.width, decoder.nullable)
-    tensor.block = allocate_block(size)
-    if tensor.block == NULL:
-        return fail(decoder, "", "", NO_MEMORY)
+    if take_block(decoder, tensor, size) < 0:
+        return -1
     cursor.at += 1
     if peek(cursor) == OPEN_ARRAY and tensor.rank > 0:
         if read_nested(decoder, tensor, &reader, room, &done) < 0:
@@ -129,7 +152,8 @@ cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t
                 rest -= run.count
                 if run.error != TOO_MANY or rest == 0:
                     break
-                give_way(decoder.loop_fd)
+                if not goes_on(decoder.interruption):
+                    return fail(decoder, "", "", INTERRUPTED)
             if run.error != OK:
                 return fail_element(decoder, tensor, run.error, done[0])
     return fail_syntax(decoder) if take(cursor, CLOSE_ARRAY, "expected ',' or ']'") < 0 else 0
@@ -229,12 +253,17 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
 cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
+    cdef const char* piece = cursor.at
     cdef Text text
     cdef Py_ssize_t written
     cdef uint32_t size
     while True:
         if done[0] - start >= limit:
             return fail_element(decoder, tensor, TOO_MANY, done[0])
+        if cursor.at - piece >= TEXT_PIECE:
+            piece = cursor.at
+            if not goes_on(decoder.interruption):
+                return fail(decoder, "", "", INTERRUPTED)
         if peek(cursor) != QUOTE:
             return fail_element(decoder, tensor, -1, done[0])
         if take_string(cursor, &text) < 0:
@@ -269,6 +298,8 @@ cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         quoted = min(<Py_ssize_t>size, MAX_QUOTE + 1)
         memcpy(begin, block + at, quoted)
         written = decode_text(decoder, block + at, size, block + to + 4, &since)
+        if written == INTERRUPTION:
+            return fail(decoder, "", "", INTERRUPTED)
         if written < 0:
             fail(decoder, ".data", "is not base64 text", PLAIN, element)
             decoder.failure.quote = block + at - 2      # lives as long as the decoder
@@ -285,7 +316,7 @@ cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return 0
 
 
-# The number of bytes, or -1.
+# The number of bytes, -1, or INTERRUPTION.
 cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char* out,
                          Py_ssize_t* since) noexcept nogil:
     cdef int64_t done = 0
@@ -303,7 +334,8 @@ cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char*
         since[0] += piece + 4       # also of elements that are no longer than their last characters
         if since[0] >= TEXT_PIECE:
             since[0] = 0
-            give_way(decoder.loop_fd)
+            if not goes_on(decoder.interruption):
+                return INTERRUPTION
         if done == size - 4:
             break
     last = decode_last(text + done, out + done // 4 * 3)
@@ -327,9 +359,11 @@ cdef int read_binary(Decoder* decoder) noexcept nogil:
             continue
         if tensor.binary_size > decoder.binary_end - at:
             return fail(decoder, ".parameters.binary_data_size", "reaches past the end of the body")
-        tensor.view = at
+        at += tensor.binary_size
+        if tensor.refused:
+            continue
+        tensor.view = at - tensor.binary_size
         tensor.nbytes = tensor.binary_size
-        at += tensor.nbytes
         if check_binary(decoder, tensor) < 0:
             return -1
     decoder.place = IN_REQUEST
@@ -346,6 +380,8 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     # Kernels may expect elements at addresses that suit them; a body gives them any.
     cdef bint copied = not decoder.views or (itemsize > 1 and <uintptr_t>tensor.view % <uintptr_t>itemsize != 0)
     if tensor.datatype_id == BYTES:
+        if are_too_many_strings(decoder, min(tensor.count, tensor.nbytes // 4)):
+            return fail(decoder, "", "", STRINGS, -1, min(tensor.count, tensor.nbytes // 4))
         while at < tensor.nbytes:
             if tensor.nbytes - at < 4:
                 return fail(decoder, "", "the length of a BYTES element is cut off", PLAIN, count)
@@ -362,9 +398,8 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         copied = copied or not are_truths(tensor.view, tensor.nbytes)
     if not copied:
         return 0
-    tensor.block = allocate_block(tensor.nbytes)
-    if tensor.block == NULL:
-        return fail(decoder, "", "", NO_MEMORY)
+    if take_block(decoder, tensor, tensor.nbytes) < 0:
+        return -1
     if tensor.datatype_id == BOOL:
         put_truths(tensor.block, tensor.view, tensor.nbytes)
     else:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
-from fastinfer._ext.job cimport Job
+from fastinfer._ext.job cimport Interrupt, Job
 
 cdef extern from "shared_counters.h" namespace "fastinfer" nogil:
     cdef cppclass Key:
@@ -90,7 +90,7 @@ cdef struct State:
     const CStep* steps
     char* begin
     char* at
-    int loop_fd
+    const Interrupt* interruption       # of the job
 
 
 cdef class Template:

@@ -16,7 +16,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from fastinfer._ext.job cimport Job
+from fastinfer._ext.job cimport Job, goes_on
 from fastinfer._ext.stats cimport Counters
 
 from collections import namedtuple
@@ -27,9 +27,6 @@ cdef extern from "number_format.h" namespace "fastinfer::number" nogil:
     char* format_signed(int64_t number, char* out) noexcept
     char* run_fp64 "fastinfer::number::format_binary_run<fastinfer::number::Binary64>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-
-cdef extern from "give_way.h" namespace "fastinfer" nogil:
-    void give_way(int loop_fd) noexcept
 
 cdef extern from "shared_counters.h" namespace "fastinfer" nogil:
     enum BlockState "fastinfer::BlockState":
@@ -170,7 +167,7 @@ cdef class Entry:
 @cython.no_gc_clear
 @cython.final
 cdef class Report(Job):
-    def __cinit__(self, Template template not None, groups, shared=None, pids=(), latest=None, int loop_fd=-1):
+    def __cinit__(self, Template template not None, groups, shared=None, pids=(), latest=None):
         cdef State* report = &self.report
         cdef int place
         cdef Py_ssize_t size = SLACK
@@ -179,7 +176,7 @@ cdef class Report(Job):
         report.sections = template.sections
         report.section_count = template.section_count
         report.steps = template.steps
-        report.loop_fd = loop_fd
+        report.interruption = &self.interruption
         report.latest = -1
         if latest is not None and latest < template.cells:
             report.latest = latest
@@ -226,7 +223,7 @@ cdef class Report(Job):
     def step(self):
         cdef bint more = True
         for _ in range(SLICES):
-            more = go_on(&self.report)
+            more = do_piece(&self.report)
             if not more:
                 break
         return not more
@@ -356,12 +353,12 @@ cdef Py_ssize_t section_size(const State* report, const CSection* section) noexc
 
 cdef void run_report(void* state) noexcept nogil:
     cdef State* report = <State*>state
-    while go_on(report):
-        give_way(report.loop_fd)
+    while do_piece(report) and goes_on(report.interruption):
+        pass
 
 
 # Does a piece; whether there is more.
-cdef bint go_on(State* report) noexcept nogil:
+cdef bint do_piece(State* report) noexcept nogil:
     if report.stage == READ_PROCESSES:
         read_processes(report)
     elif report.stage == READ_OWN:

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding
-from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.executor cimport Executor, Share
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport BatchResult, BatchRunner, Keeper
 from fastinfer._ext.ort cimport Session
@@ -39,6 +39,7 @@ cdef class Runner(BatchRunner):
     cdef readonly Session session
     cdef bint batched
     cdef Executor executor
+    cdef Share share                # of its threads: what models compete with
     cdef int64_t inline_run_ns
     cdef readonly RunTimes times
     cdef readonly RunTimes apart    # of the requests of a batch, one after the other

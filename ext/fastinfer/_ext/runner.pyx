@@ -10,7 +10,7 @@ from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding, make_binding
 from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
-from fastinfer._ext.executor cimport Executor
+from fastinfer._ext.executor cimport Executor, Share
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
@@ -72,6 +72,7 @@ cdef class Runner(BatchRunner):
         self.session = session
         self.batched = batched
         self.executor = executor
+        self.share = Share()
         self.inline_run_ns = inline_run_us * 1000
         self.notes = notes
         self.times = RunTimes()
@@ -243,7 +244,7 @@ cdef class RunningBatch:
             if not runner.runs_inline(attempt.input_bytes):
                 attempt.make_terminable()
                 self.attempt = attempt
-                runner.executor.submit(attempt, self)
+                runner.executor.submit(attempt, self, runner.share)
                 return 0
             attempt.run_here()
             if not self.take(attempt):
@@ -255,7 +256,7 @@ cdef class RunningBatch:
         for i in range(len(members)):
             self.runner.open_note(<BatchRun>series.runs[i], members[i:i + 1])
         self.attempt = series
-        self.runner.executor.submit(series, self)
+        self.runner.executor.submit(series, self, self.runner.share)
         return 0
 
     cdef int end(self) except -1:

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.expected cimport Expectation
 from fastinfer._ext.message cimport InferRequest, InferResponse
 from fastinfer._ext.tensor cimport Tensor, TensorSpec
 
@@ -20,6 +21,7 @@ cdef class Signature:
     cdef readonly bint takes_base64         # the model reads base64 text itself: it is not decoded before
     cdef readonly str never_empty           # operators that cannot run on inputs without elements; "": none is known
     cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
+    cdef readonly Expectation expectation   # the inputs, for the decoder; None: it cannot know
     cdef dict _input_index                  # name -> position
     cdef dict _output_index
     cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
@@ -32,6 +34,7 @@ cdef class Signature:
     # Picks what the request asked for out of all outputs (in the model's order).
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
 
+    cdef int _check(self, InferRequest request, str model) except -1
     cdef int _order_inputs(self, InferRequest request, str model) except -1
     cdef int _check_outputs(self, InferRequest request, str model) except -1
     cdef tuple _classes(self, InferRequest request, list chosen)

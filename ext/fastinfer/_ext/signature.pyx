@@ -7,6 +7,7 @@ from libc.string cimport memcpy
 
 from fastinfer._ext.classify cimport Classification, check_rankable
 from fastinfer._ext.datatype cimport BOOL, BYTES, name_of, row
+from fastinfer._ext.expected cimport Expectation
 from fastinfer._ext.message cimport InferRequest, InferResponse, RequestedOutput
 from fastinfer._ext.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_truths, put_truths
 
@@ -57,6 +58,8 @@ cdef class Signature:
             item_form = max_batch_size_configured or all(
                 [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
         self.item_form = batched and item_form
+        if not anything:
+            self.expectation = Expectation.make(self.inputs, not positional, batched, self.item_form)
 
     def __str__(self):
         if self.anything:
@@ -65,6 +68,12 @@ cdef class Signature:
         return f"{_specs(self.inputs)} -> {_specs(self.outputs)}, {batches}"
 
     cpdef int check(self, InferRequest request, str model) except -1:
+        self._check(request, model)
+        if request.undecoded:
+            raise ApiError(400, f"the inputs do not fit model '{model}'")
+        return 0
+
+    cdef int _check(self, InferRequest request, str model) except -1:
         cdef TensorSpec spec
         cdef Tensor tensor
         cdef Py_ssize_t i

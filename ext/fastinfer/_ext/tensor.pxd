@@ -6,6 +6,8 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
+
 cdef enum:
     MAX_RANK = 16       # more than any published model has; numpy's own limit is 64
 
@@ -22,16 +24,19 @@ cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil
 
 
 cdef class Memory:
-    # The owner of one block. Frees it with its last reference; offers it through the buffer protocol (writable).
+    # The owner of one block. Frees it with its last reference, and gives back what counted for it; offers it through
+    # the buffer protocol (writable).
     cdef char* data
     cdef readonly Py_ssize_t nbytes
+    cdef Budget _budget             # None: it does not count
+    cdef Py_ssize_t _charged
 
     @staticmethod
     cdef Memory allocate(Py_ssize_t nbytes)
 
-    # Takes over a block of allocate_block.
+    # Takes over a block of allocate_block, and `charged` bytes that were reserved for it in `budget`.
     @staticmethod
-    cdef Memory adopt(char* block, Py_ssize_t nbytes)
+    cdef Memory adopt(char* block, Py_ssize_t nbytes, Budget budget=*, Py_ssize_t charged=*)
 
 
 cdef class TensorSpec:

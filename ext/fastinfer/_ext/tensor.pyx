@@ -10,6 +10,7 @@ from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.datatype cimport BYTES, from_str, name_of, row
 
 cdef extern from "Python.h":
@@ -90,11 +91,14 @@ cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
     return count
 
 
+@cython.no_gc
 @cython.freelist(64)
 @cython.final
 cdef class Memory:
     def __dealloc__(self):
         free_block(self.data)
+        if self._charged > 0:
+            self._budget.count.release(self._charged)
 
     @staticmethod
     cdef Memory allocate(Py_ssize_t nbytes):
@@ -104,10 +108,13 @@ cdef class Memory:
         return Memory.adopt(block, nbytes)
 
     @staticmethod
-    cdef Memory adopt(char* block, Py_ssize_t nbytes):
+    cdef Memory adopt(char* block, Py_ssize_t nbytes, Budget budget=None, Py_ssize_t charged=0):
         cdef Memory memory = Memory.__new__(Memory)
         memory.data = block
         memory.nbytes = nbytes
+        if budget is not None:
+            memory._budget = budget
+            memory._charged = charged
         return memory
 
     def __getbuffer__(self, Py_buffer* view, int flags):

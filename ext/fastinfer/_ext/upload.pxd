@@ -6,6 +6,7 @@
 
 from libc.stdint cimport int64_t
 
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.exchange cimport Head
 
 cdef enum:
@@ -35,18 +36,22 @@ cdef class Body:
     # bytes, writable; then the body, read-only. Its memory is given back with its last reference, and every view holds
     # one: no view ever shows another body.
     cdef BodyPool _pool
+    cdef Budget _budget             # in which the bytes that came count
     cdef Block _block
     cdef Py_ssize_t _before         # unused bytes before the body, for the alignment of what lies in it
-    cdef readonly Py_ssize_t size   # as announced
+    cdef readonly Py_ssize_t size   # as announced, or the most that there may be, until `end`
     cdef readonly Py_ssize_t received
 
     # `aligned_at`: the byte of the body that shall be aligned as tensors are.
     @staticmethod
-    cdef Body begin(BodyPool pool, Py_ssize_t size, Py_ssize_t aligned_at)
-    # Copies the next bytes to the room; no more than there are to come.
+    cdef Body begin(BodyPool pool, Budget budget, Py_ssize_t size, Py_ssize_t aligned_at)
+    # Copies the next bytes to the room; no more than there are to come. MemoryError where the budget or the system has
+    # none for them.
     cdef int append(self, const char* data, Py_ssize_t size) except -1
     # Whether there is memory for the next bytes; looking for it here spares the transport an exception.
     cdef bint has_room(self) noexcept
+    # So many bytes were written to the room: they are there, and count whatever the limit.
+    cdef void written(self, Py_ssize_t size) noexcept
     cdef int _reserve(self, Py_ssize_t received) except -1
 
 
@@ -68,6 +73,6 @@ cdef class SizedUpload(Upload):
     @staticmethod
     cdef SizedUpload begin(Head head, double now, int64_t arrived_ns)
     # The next bytes are elsewhere, or were written to the body's room.
-    cdef int append(self, BodyPool pool, const char* data, Py_ssize_t size) except -1
+    cdef int append(self, BodyPool pool, Budget budget, const char* data, Py_ssize_t size) except -1
     cdef void written(self, Py_ssize_t size) noexcept
     cdef void _count(self) noexcept

@@ -1,9 +1,11 @@
 # Request bodies on their way in: see upload.pxd.
 
 cimport cython
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memmove
+
+from fastinfer._ext.budget cimport Budget
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* at, size_t size, int protection, int flags, int file, Py_ssize_t offset)
@@ -82,20 +84,48 @@ cdef class Body:
     def __dealloc__(self):
         if self._block.at != NULL:
             self._pool.give(self._block)
+        if self._budget is not None:
+            self._budget.count.release(self.received)
 
     @staticmethod
-    cdef Body begin(BodyPool pool, Py_ssize_t size, Py_ssize_t aligned_at):
+    cdef Body begin(BodyPool pool, Budget budget, Py_ssize_t size, Py_ssize_t aligned_at):
         cdef Body body = Body.__new__(Body)
         body._pool = pool
+        body._budget = budget
         body.size = size
         body._before = -aligned_at & (ALIGNMENT - 1)
         return body
 
     cdef int append(self, const char* data, Py_ssize_t size) except -1:
-        self._reserve(self.received + size)
+        if not self._budget.count.reserve(size):
+            raise MemoryError("the budget for requests is spent")
+        try:
+            self._reserve(self.received + size)
+        except MemoryError:
+            self._budget.count.release(size)
+            raise
         memcpy(self._block.at + self._before + self.received, data, size)
         self.received += size
         return 0
+
+    cdef void written(self, Py_ssize_t size) noexcept:
+        self._budget.count.add(size)
+        self.received += size
+
+    def take(self, data):
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if view.len > self.size - self.received:
+                raise ValueError("a body of more bytes than it may have")
+            self.append(<const char*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def end(self):
+        self.size = self.received
+        if self._block.at == NULL:      # of no bytes: there is a place that a view can show all the same
+            self._reserve(0)
 
     cdef bint has_room(self) noexcept:
         try:
@@ -111,8 +141,9 @@ cdef class Body:
         cdef void* at
         if self._block.at == NULL:
             self._block = self._pool.take(whole)
-        if self._before + received <= self._block.size:
+        if self._block.at != NULL and self._before + received <= self._block.size:
             return 0
+        size = max(size, PAGE)
         if self._block.at == NULL:
             at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         else:
@@ -140,6 +171,10 @@ cdef Py_ssize_t whole_pages(Py_ssize_t size) noexcept:
     return (size + PAGE - 1) // PAGE * PAGE
 
 
+def new_body(BodyPool pool not None, Budget budget not None, Py_ssize_t most):
+    return Body.begin(pool, budget, most, 0)
+
+
 # --- Progress --------------------------------------------------------------------------------------------------------
 
 cdef class Upload:
@@ -161,15 +196,15 @@ cdef class SizedUpload(Upload):
         upload.window_started = now
         return upload
 
-    cdef int append(self, BodyPool pool, const char* data, Py_ssize_t size) except -1:
+    cdef int append(self, BodyPool pool, Budget budget, const char* data, Py_ssize_t size) except -1:
         if self.body is None:
-            self.body = Body.begin(pool, self.head.body_size, json_size(self.head))
+            self.body = Body.begin(pool, budget, self.head.body_size, json_size(self.head))
         self.body.append(data, size)
         self._count()
         return 0
 
     cdef void written(self, Py_ssize_t size) noexcept:
-        self.body.received += size
+        self.body.written(size)
         self._count()
 
     cdef void _count(self) noexcept:

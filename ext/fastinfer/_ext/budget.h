@@ -1,0 +1,40 @@
+// Bytes that requests hold in a process, against a limit. No Python; any thread.
+//
+// Counted before the memory is there, so that what many threads take together stays inside of the limit.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace fastinfer {
+
+class Count {
+   public:
+    void set_limit(int64_t limit) { limit_ = limit; }
+
+    int64_t used() const { return used_.load(std::memory_order_relaxed); }
+
+    // False, and nothing is counted, if that would be over the limit.
+    bool reserve(int64_t nbytes) {
+        if (used_.fetch_add(nbytes, std::memory_order_relaxed) <= limit_ - nbytes)
+            return true;
+        used_.fetch_sub(nbytes, std::memory_order_relaxed);
+        refused_.fetch_add(1, std::memory_order_relaxed);
+        return false;
+    }
+
+    // Counts what is there already, limit or not.
+    void add(int64_t nbytes) { used_.fetch_add(nbytes, std::memory_order_relaxed); }
+    void release(int64_t nbytes) { used_.fetch_sub(nbytes, std::memory_order_relaxed); }
+
+    bool spent() const { return used() > limit_; }
+    // How often something was refused.
+    int64_t refused() const { return refused_.load(std::memory_order_relaxed); }
+
+   private:
+    std::atomic<int64_t> used_{0};
+    std::atomic<int64_t> refused_{0};
+    int64_t limit_ = INT64_MAX;
+};
+
+}  // namespace fastinfer

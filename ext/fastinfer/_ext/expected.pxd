@@ -1,0 +1,32 @@
+# What a model takes, as plain structs: the decoder compares with it before it decodes data that cannot fit.
+
+from libc.stdint cimport int64_t
+
+cdef struct ExpectedInput:
+    const char* name        # UTF-8
+    Py_ssize_t name_size
+    int datatype_id
+    bint open_rank
+    int rank
+    const int64_t* dims     # -1: any
+
+cdef struct Expected:
+    int count
+    ExpectedInput* inputs
+    bint by_name            # else by position, and names are free
+    bint batched            # the first dimension is free, and ...
+    bint item_form          # ... may be left out
+
+# Whether an input of this name, type and shape is certain to be refused by the signature. What is not clear is decoded,
+# and the signature judges. `index`: its position in the request.
+cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_ssize_t name_size, int datatype_id,
+                     int rank, const int64_t* dims) noexcept nogil
+
+
+# Owns the structs, and the specifications that they point into.
+cdef class Expectation:
+    cdef Expected expected
+    cdef tuple specs
+
+    @staticmethod
+    cdef Expectation make(tuple specs, bint by_name, bint batched, bint item_form)

@@ -1,0 +1,134 @@
+"""Threads for work that is done a piece at a time: who has had the fewest pieces goes next.
+
+So a small body never waits for a large one to be inflated, only for the pieces of it that are under way, however many
+large ones there are. Work that nobody waits for any more ends with its piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from fastinfer.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+_IDLE_S: Final = 10.0  # then a thread ends
+
+
+class Task:
+    """Steps under way. ``terminate`` ends them: ``done`` is not called any more."""
+
+    __slots__ = ("_done", "_error", "_number", "_pieces", "_steps", "terminated")
+
+    def __init__(self, steps: Iterator[None], done: Callable[[ApiError | None], None], number: int) -> None:
+        self._steps = steps
+        self._done = done
+        self._error: ApiError | None = None
+        self._number = number
+        self._pieces = 0
+        self.terminated = False
+
+    def __lt__(self, other: Task) -> bool:
+        return (self._pieces, self._number) < (other._pieces, other._number)
+
+    def terminate(self) -> None:
+        """Nobody waits any more."""
+        self.terminated = True
+
+    def step(self) -> bool:
+        """One piece, on a thread; whether there are more. Never raises."""
+        if self.terminated:
+            return False
+        try:
+            next(self._steps)
+        except StopIteration:
+            return False
+        except ApiError as error:
+            # Without the frames of the steps, which hold memory.
+            self._error = error.with_traceback(None)
+            return False
+        except MemoryError:
+            self._error = ApiError(503, "out of memory for the request", retry_after_s=1)
+            return False
+        except Exception:
+            log.exception("a piece of work has failed")
+            self._error = ApiError(500, "internal error")
+            return False
+        self._pieces += 1
+        return True
+
+    def tell(self) -> None:
+        """On the loop's thread."""
+        if not self.terminated:
+            self._done(self._error)
+
+
+class Pieces:
+    """Threads that do one piece after the other.
+
+    Args:
+        loop: on whose thread the ends are told; all methods belong to it.
+        threads: at most; they are started when they are needed, and end when they are not.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: int) -> None:
+        self._loop = loop
+        self._most = threads
+        self._change = threading.Condition()  # guards what follows
+        self._waiting: list[Task] = []  # a heap
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+        self._submitted = 0
+
+    def submit(self, steps: Iterator[None], done: Callable[[ApiError | None], None]) -> Task:
+        """Does the steps; ``done`` is called with None, or with what a step has raised."""
+        self._submitted += 1
+        task = Task(steps, done, self._submitted)
+        with self._change:
+            heapq.heappush(self._waiting, task)
+            if self._idle:
+                self._change.notify()
+            elif self._threads < self._most:
+                self._threads += 1
+                threading.Thread(target=self._work, name="fastinfer-pieces", daemon=True).start()
+        return task
+
+    def close(self) -> None:
+        """Ends the threads after the pieces that are under way; what waits is given up."""
+        with self._change:
+            self._closed = True
+            self._waiting.clear()
+            self._change.notify_all()
+
+    def _work(self) -> None:
+        while (task := self._next()) is not None:
+            more = task.step()
+            with self._change:
+                if self._closed:
+                    return
+                if more:
+                    heapq.heappush(self._waiting, task)
+                    continue
+                if not task.terminated:
+                    self._loop.call_soon_threadsafe(task.tell)
+            del task  # and its memory, before the next one is waited for
+
+    def _next(self) -> Task | None:
+        with self._change:
+            self._idle += 1
+            try:
+                while not self._waiting and not self._closed:
+                    if not self._change.wait(_IDLE_S) and not self._waiting:
+                        break
+                task = None if self._closed or not self._waiting else heapq.heappop(self._waiting)
+            finally:
+                self._idle -= 1
+            if task is None:
+                self._threads -= 1
+            return task
