@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from fastinfer._ext.budget import Budget
+
 class Memory(Buffer):
     """One block of native memory, 64-byte aligned; freed with its last reference."""
 
@@ -50,8 +52,15 @@ class Tensor(Buffer):
         array's dtype does not fit.
         """
     @staticmethod
-    def empty(name: str, datatype: str, shape: Sequence[int]) -> Tensor:
-        """A tensor over new memory that is not initialised; BYTES only without elements. ValueError, MemoryError."""
+    def empty(name: str, datatype: str, shape: Sequence[int], budget: Budget | None = None) -> Tensor:
+        """A tensor over new memory that is not initialised, and counts in ``budget``; BYTES only without elements.
+
+        Raises:
+            MemoryError: there is none, or the budget is spent.
+            ValueError: there are no such tensors.
+        """
+    def fill(self) -> NDArray[Any]:
+        """A writable array over the memory of :meth:`empty`, for who has just made it. ValueError for other memory."""
     @property
     def datatype(self) -> str: ...
     @property

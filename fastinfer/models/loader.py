@@ -73,7 +73,7 @@ class Loader:
         self._budget = budget
         self._loop = loop
         self._counters = counters
-        self._workers = WorkerContext(loop)
+        self._workers = WorkerContext(loop, budget)
         self._trials = TrialRuns()
         self._threads: ThreadPoolExecutor | None = None
         self._calls = 0  # on the threads now

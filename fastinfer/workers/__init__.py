@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fastinfer._ext.budget import Budget
 from fastinfer.errors import ApiError
 from fastinfer.machine import usable_cores
 from fastinfer.workers.base import Implementation
@@ -58,9 +59,13 @@ class WorkerKind:
     instances: int
 
 
-def _item(name: str, description: str, computation: Callable[[], Computation], instances: int) -> WorkerKind:
+def _item(name: str, description: str, computation: Callable[[Budget], Computation], instances: int) -> WorkerKind:
     return WorkerKind(
-        name, description, Parameters, lambda _parameters, context: ItemWorker(computation(), context), instances
+        name,
+        description,
+        Parameters,
+        lambda _parameters, context: ItemWorker(computation(context.budget), context),
+        instances,
     )
 
 
@@ -75,8 +80,8 @@ def _fake(parameters: FakeParameters, context: WorkerContext) -> Implementation:
 KINDS: Mapping[str, WorkerKind] = {
     kind.name: kind
     for kind in (
-        _item("echo", "Adds one to a number.", Echo, 1),
-        _item("echo_multi", "Repeats three numbers over three outputs.", EchoMulti, 1),
+        _item("echo", "Adds one to a number.", lambda _: Echo(), 1),
+        _item("echo_multi", "Repeats three numbers over three outputs.", lambda _: EchoMulti(), 1),
         _item("invert_image", "Turns each colour of an image into its opposite.", InvertImage, usable_cores()),
         _item("base64_decode", "Makes pixels of the base64 text of a JPEG or PNG file.", Base64Decode, usable_cores()),
         WorkerKind(

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor, TensorSpec
+from fastinfer.workers.item import Item
 
 
 class Echo:
@@ -15,7 +16,7 @@ class Echo:
     inline = True
     signature = Signature([TensorSpec("input", "UINT32", [1])], [TensorSpec("output", "UINT32", [1])], positional=True)
 
-    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+    def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:  # noqa: ARG002
         return [Tensor.from_numpy("output", inputs[0].numpy() + np.uint32(1))]
 
 
@@ -34,7 +35,7 @@ class EchoMulti:
         positional=True,
     )
 
-    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+    def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:  # noqa: ARG002
         values = np.resize(np.concatenate([tensor.numpy() for tensor in inputs]), 8)
         parts = np.split(values, [1, 5])
         return [Tensor.from_numpy(spec.name, part) for spec, part in zip(self.signature.outputs, parts, strict=True)]

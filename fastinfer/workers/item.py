@@ -14,6 +14,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import Protocol
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.signature import Signature
 from fastinfer._ext.tensor import Tensor
@@ -25,9 +26,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What all workers share: the loop, on which results are told, and whose default executor has the threads."""
+    """What all workers share: the loop, on which results are told and whose default executor has the threads, and the
+    budget in which their memory counts."""
 
     loop: asyncio.AbstractEventLoop
+    budget: Budget
+
+
+class GivenUpError(Exception):
+    """Nobody waits for an item any more."""
+
+
+class Item:
+    """The work on one item. What takes long calls :meth:`check` every now and then."""
+
+    __slots__ = ("terminated",)
+
+    def __init__(self) -> None:
+        self.terminated = False
+
+    def check(self) -> None:
+        """Raises GivenUpError where nobody waits any more. Any thread."""
+        if self.terminated:
+            raise GivenUpError
 
 
 class Computation(Protocol):
@@ -38,7 +59,7 @@ class Computation(Protocol):
     inline: bool
     """So cheap that it runs on the loop's thread."""
 
-    def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+    def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:
         """All outputs, in the signature's order. An ApiError is told to the client as it is, anything else is a 500."""
 
 
@@ -56,21 +77,24 @@ class ItemWorker:
         if not self._computation.inline:
             return _Batch(self._loop, items, self._outcome, done)
         began_ns = monotonic_ns()
-        outcomes = [self._outcome(inputs) for inputs in items]
+        outcomes = [self._outcome(inputs, Item()) for inputs in items]
         done(BatchResult(outcomes, compute_infer_ns=monotonic_ns() - began_ns))
         return None
 
     def close(self) -> None:
         pass  # the threads are the loop's
 
-    def _outcome(self, inputs: list[Tensor]) -> Outcome:
+    def _outcome(self, inputs: list[Tensor], item: Item) -> Outcome:
         """On any thread; never raises."""
         try:
-            return self._computation.compute(inputs)
+            item.check()
+            return self._computation.compute(inputs, item)
         except ApiError as error:
-            return error
+            return error.with_traceback(None)
+        except GivenUpError:
+            return ApiError(503, "the request was given up", retry_after_s=1)
         except MemoryError:
-            return ApiError(500, "the worker failed: out of memory")
+            return ApiError(503, "out of memory for the request's tensors", retry_after_s=1)
         except Exception as error:
             log.exception("a worker failed")
             return ApiError(500, f"the worker failed: {without_paths(str(error)) or 'no reason was given'}")
@@ -83,25 +107,26 @@ class _Batch:
         self,
         loop: asyncio.AbstractEventLoop,
         items: list[list[Tensor]],
-        compute: Callable[[list[Tensor]], Outcome],
+        compute: Callable[[list[Tensor], Item], Outcome],
         done: Callable[[BatchResult], None],
     ) -> None:
         self._done = done
         self._outcomes: list[Outcome] = [ApiError(500, "the worker was stopped")] * len(items)
         self._left = len(items)
         self._began_ns = monotonic_ns()
-        self._futures = [loop.run_in_executor(None, compute, inputs) for inputs in items]
+        self._items = [Item() for _ in items]
+        pairs = zip(items, self._items, strict=True)
+        self._futures = [loop.run_in_executor(None, compute, inputs, item) for inputs, item in pairs]
         for position, future in enumerate(self._futures):
             future.add_done_callback(partial(self._take, position))
 
     def terminate(self) -> None:
-        """An item that has not begun is left out; the result of one that has is not waited for."""
-        for future in self._futures:
-            future.cancel()
+        """An item that has not begun is left out; one that has ends soon."""
+        for item in self._items:
+            item.terminated = True
 
     def _take(self, position: int, future: asyncio.Future[Outcome]) -> None:
-        if not future.cancelled():
-            self._outcomes[position] = future.result()
+        self._outcomes[position] = future.result()
         self._left -= 1
         if not self._left:
             self._futures.clear()  # they know this batch

@@ -8,6 +8,7 @@ import io
 import random
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 from fastinfer import workers
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
@@ -24,7 +26,7 @@ from fastinfer.models.run import Outcome
 from fastinfer.workers.echo import Echo, EchoMulti
 from fastinfer.workers.fake import MAX_DELAY_MS, Delay
 from fastinfer.workers.image import MAX_PIXELS, Base64Decode, Base64Encode, InvertImage
-from fastinfer.workers.item import ItemWorker, WorkerContext
+from fastinfer.workers.item import GivenUpError, Item, ItemWorker, WorkerContext
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -55,7 +57,7 @@ def load(name: str, parameters: Mapping[str, object], *items: list[Tensor]) -> l
 
     async def main() -> list[Outcome]:
         kind, parsed = workers.resolve(name, parameters)
-        worker = kind.factory(parsed, WorkerContext(asyncio.get_running_loop()))
+        worker = kind.factory(parsed, WorkerContext(asyncio.get_running_loop(), Budget()))
         result = await run(worker, *items)
         worker.close()
         return list(result.outputs)
@@ -187,7 +189,7 @@ class Broken(Echo):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def compute(self, inputs: list[Tensor]) -> list[Tensor]:  # noqa: ARG002
+    def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:  # noqa: ARG002
         raise self.error
 
 
@@ -196,12 +198,11 @@ class Broken(Echo):
     [
         (ValueError("cannot read /etc/secret/file.txt"), "the worker failed: cannot read file.txt"),
         (KeyError(), "the worker failed: no reason was given"),
-        (MemoryError(), "the worker failed: out of memory"),
     ],
 )
 def test_a_bug_is_a_500_without_paths(error: Exception, sentence: str) -> None:
     async def main() -> BatchResult:
-        return await run(ItemWorker(Broken(error), WorkerContext(asyncio.get_running_loop())), [u32(1)])
+        return await run(ItemWorker(Broken(error), WorkerContext(asyncio.get_running_loop(), Budget())), [u32(1)])
 
     (outcome,) = asyncio.run(main()).outputs
     assert isinstance(outcome, ApiError)
@@ -209,28 +210,29 @@ def test_a_bug_is_a_500_without_paths(error: Exception, sentence: str) -> None:
 
 
 def test_a_batch_that_nobody_waits_for_is_cut_short() -> None:
-    begun, go = threading.Event(), threading.Event()
+    begun = threading.Event()
 
     class Slow(Echo):
         inline = False
 
-        def compute(self, inputs: list[Tensor]) -> list[Tensor]:
+        def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:
+            assert item is not None
             begun.set()
-            go.wait(30)
-            return super().compute(inputs)
+            while True:  # until it is given up
+                item.check()
+                time.sleep(0.001)
 
     async def main() -> BatchResult:
         loop = asyncio.get_running_loop()
         result: asyncio.Future[BatchResult] = loop.create_future()
-        batch = ItemWorker(Slow(), WorkerContext(loop)).start([InferRequest([u32(1)])] * 2, result.set_result)
+        worker = ItemWorker(Slow(), WorkerContext(loop, Budget()))
+        batch = worker.start([InferRequest([u32(1)])] * 2, result.set_result)
         assert batch is not None
         await asyncio.to_thread(begun.wait, 30)
         batch.terminate()
-        done = await result  # before the item has ended
-        go.set()
-        return done
+        return await asyncio.wait_for(result, 30)
 
-    assert [outcome.status for outcome in asyncio.run(main()).outputs if isinstance(outcome, ApiError)] == [500, 500]
+    assert [outcome.status for outcome in asyncio.run(main()).outputs if isinstance(outcome, ApiError)] == [503, 503]
 
 
 # --- The fake ---------------------------------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ def test_a_fake_that_nobody_waits_for_ends_at_once() -> None:
         loop = asyncio.get_running_loop()
         kind, parsed = workers.resolve("fake", {"delay_ms": 60_000})
         result: asyncio.Future[BatchResult] = loop.create_future()
-        waiting = kind.factory(parsed, WorkerContext(loop)).start([InferRequest([u32(1)])], result.set_result)
+        waiting = kind.factory(parsed, WorkerContext(loop, Budget())).start([InferRequest([u32(1)])], result.set_result)
         assert waiting is not None
         waiting.terminate()
         waiting.terminate()
@@ -350,3 +352,54 @@ def test_refused_loads(worker: str, parameters: Mapping[str, object], sentence: 
     error = refusal(workers.resolve, worker, parameters)
     assert error.status == 400
     assert error.message.startswith(sentence)
+
+
+def progressive(scans: int) -> bytes:
+    """A JPEG file of 256 x 256 pixels whose last scan comes again and again."""
+    file = io.BytesIO()
+    Image.new("RGB", (256, 256)).save(file, "jpeg", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    before = content.count(b"\xff\xda") - 1
+    return content[:last] + content[last:-2] * (scans - before) + content[-2:]
+
+
+def test_a_jpeg_image_may_have_a_hundred_scans() -> None:
+    assert decode(progressive(100)).shape == (256, 256, 3)
+    with pytest.raises(ApiError, match="a JPEG image of more than 100 scans"):
+        decode(progressive(101))
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_an_image_that_nobody_waits_for_is_given_up(after: int) -> None:
+    class Impatient(Item):
+        checks = 0
+
+        def check(self) -> None:
+            self.checks += 1
+            self.terminated = self.checks > after
+            super().check()
+
+    file = io.BytesIO()
+    Image.effect_noise((256, 256), 90).save(file, "jpeg", quality=95)
+    budget = Budget(16 << 20)
+    with pytest.raises(GivenUpError):
+        Base64Decode(budget).compute([texts(base64.b64encode(file.getvalue()))], Impatient())
+    with pytest.raises(GivenUpError):
+        Base64Encode("png").compute([Tensor.from_numpy("x", PIXELS)], Impatient())
+    assert budget.used == 0
+
+
+def test_pixels_are_reserved_before_they_are_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(file, "png")
+    text = texts(base64.b64encode(file.getvalue()))
+    budget = Budget(12_000_000)
+    with pytest.raises(MemoryError):
+        Base64Decode(budget).compute([text])
+    assert (budget.used, budget.refused) == (0, 1)
+    budget = Budget(13_000_000)
+    (pixels,) = Base64Decode(budget).compute([text])
+    assert budget.used == 3_000_000
+    del pixels
+    assert budget.used == 0

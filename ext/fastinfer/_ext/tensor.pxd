@@ -32,7 +32,7 @@ cdef class Memory:
     cdef Py_ssize_t _charged
 
     @staticmethod
-    cdef Memory allocate(Py_ssize_t nbytes)
+    cdef Memory allocate(Py_ssize_t nbytes, Budget budget=*)
 
     # Takes over a block of allocate_block, and `charged` bytes that were reserved for it in `budget`.
     @staticmethod

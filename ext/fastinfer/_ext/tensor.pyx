@@ -101,11 +101,16 @@ cdef class Memory:
             self._budget.count.release(self._charged)
 
     @staticmethod
-    cdef Memory allocate(Py_ssize_t nbytes):
-        cdef char* block = allocate_block(nbytes)
+    cdef Memory allocate(Py_ssize_t nbytes, Budget budget=None):
+        cdef char* block
+        if budget is not None and not budget.count.reserve(nbytes):
+            raise MemoryError("the budget for requests is spent")
+        block = allocate_block(nbytes)
         if block == NULL:
+            if budget is not None:
+                budget.count.release(nbytes)
             raise MemoryError(f"no memory for {nbytes} bytes")
-        return Memory.adopt(block, nbytes)
+        return Memory.adopt(block, nbytes, budget, nbytes)
 
     @staticmethod
     cdef Memory adopt(char* block, Py_ssize_t nbytes, Budget budget=None, Py_ssize_t charged=0):
@@ -189,7 +194,7 @@ cdef class Tensor:
         return Tensor.wrap(name, datatype_id, array.ndim, dims, <char*>cnp.PyArray_DATA(array), array.nbytes, array)
 
     @staticmethod
-    def empty(str name not None, str datatype not None, shape):
+    def empty(str name not None, str datatype not None, shape, Budget budget=None):
         cdef int64_t[MAX_RANK] dims
         cdef int rank = <int>len(shape)
         cdef int i
@@ -199,8 +204,13 @@ cdef class Tensor:
         cdef int datatype_id = from_str(datatype)
         if count < 0 or (datatype_id == BYTES and count > 0):
             raise ValueError(f"no empty {datatype} tensor of shape {list(shape)}")
-        cdef Memory memory = Memory.allocate(count * row(datatype_id).itemsize)
+        cdef Memory memory = Memory.allocate(count * row(datatype_id).itemsize, budget)
         return Tensor.wrap(name, datatype_id, rank, dims, memory.data, memory.nbytes, memory)
+
+    def fill(self):
+        if not isinstance(self.owner, Memory) or self.datatype_id == BYTES:
+            raise ValueError("only numbers in memory of their own can be filled in")
+        return np.frombuffer(self.owner, row(self.datatype_id).numpy.decode()).reshape(self.shape)
 
     @property
     def datatype(self):
