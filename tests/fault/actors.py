@@ -1,4 +1,4 @@
-"""Those who make the chaos: hostile clients, operators, disks. Each is a class with a name, and runs in its own process.
+"""What makes the chaos: hostile clients, operators, disks. Each is a class with a name, and runs in its own process.
 
 Each actor is hostile or honest. The honest form sends as many requests of as many bytes, at the same times, and reads
 its answers: what the machine and the server need for that is fair, and a healthy client's latency beside it is what
@@ -114,7 +114,7 @@ class Actor:
     name: ClassVar[str]
     pause_s: ClassVar[float] = 1.0
     first_s: ClassVar[float] = 0.0
-    """Before the first step."""
+    """The pause before the first step."""
 
     def hostile(self) -> str:
         """One step; returns what came of it."""
@@ -164,9 +164,6 @@ class Actor:
         """A good model is loaded, used by nobody, or unloaded."""
         action = self.source.choice(("load", "load", "unload"))
         return f"{action} {self.request('POST', f'/v2/models/{self.spare()}/{action}').status}"
-
-    def everyone(self) -> list[socket.socket]:
-        return []
 
 
 # --- Loads ------------------------------------------------------------------------------------------------------------
@@ -359,7 +356,7 @@ class Hangups(Actor):
 
     name = "SIGHUP"
     pause_s = 25.0
-    first_s = 3.0
+    first_s = 1.0
 
     def hostile(self) -> str:
         os.kill(self.arena.supervisor, signal.SIGHUP)
@@ -463,7 +460,7 @@ class Disks(Actor):
         kinds: dict[str, Callable[[Path], None]] = {
             "a loop of links": lambda path: path.symlink_to(path),
             "a file": lambda path: path.write_bytes(b"no directory"),
-            "nothing": lambda path: None,
+            "nothing": lambda _: None,
             "empty": lambda path: path.mkdir(),
             "a link to nothing": lambda path: path.symlink_to(path.parent / "nowhere"),
         }
@@ -551,7 +548,7 @@ def honest_like(made: Bomb) -> Bomb:
 
 
 class Images(Actor):
-    """JPEGs and PNGs of one colour, which are small and decode for seconds; the honest ones are photographs of noise."""
+    """JPEGs and PNGs of one colour, which are small and decode for seconds; the honest ones are noise."""
 
     name = "images"
     pause_s = 2.5
@@ -695,7 +692,7 @@ BY_NAME = {each.name: each for each in (*ACTORS, *OPTIONAL)}
 
 def bodies(full: bool) -> list[Bomb]:
     """The bombs of a run, made before its start, and the honest requests like them."""
-    made = [bombs.bomb(kind, "gzip", (64 if full else 16) * MIB) for kind in bombs.KINDS if kind != "unknown fields"]
+    made = [bombs.bomb(kind, "gzip", (64 if full else 8) * MIB) for kind in bombs.KINDS if kind != "unknown fields"]
     made += [bombs.bomb(kind, "deflate", 8 * MIB) for kind in ("zeros", "classes", "empty strings")]
     made += [bombs.bomb(kind, "", 2 * MIB) for kind in ("classes", "classes of rows", "empty strings", "a long number",
              "nested numbers", "unknown fields", "data before its datatype")]  # fmt: skip
@@ -709,5 +706,3 @@ def lines(events: dict[str, list[tuple[float, str, float]]]) -> Iterator[str]:
     for at, name, what, took in sorted((at, name, what, took) for name, all_of in events.items()
                                        for at, what, took in all_of):  # fmt: skip
         yield f"{at:8.2f} s  {name}: {what} ({took:.3f} s)"
-
-

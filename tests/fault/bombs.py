@@ -199,12 +199,9 @@ def bomb(kind: str, encoding: str, size: int) -> Bomb:
 
 
 @cache
-def honest(encoding: str, size: int, ratio_is_fair: bool = True) -> Bomb:
-    """No bomb: numbers that the model gives back. With a ratio that is fair, for its encoding, they differ."""
-    if encoding and ratio_is_fair:
-        text = _varied_numbers(size)
-    else:
-        text = _honest_numbers(size)[1]
+def honest(encoding: str, size: int) -> Bomb:
+    """No bomb: numbers that the model gives back. Those of a compressed body differ, so that its ratio is fair."""
+    text = _varied_numbers(size) if encoding else _honest_numbers(size)[1]
     return _bomb(f"honest, {encoding or 'plain'}, {size // KIB} KiB", "same_fp32", text, encoding)
 
 

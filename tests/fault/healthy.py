@@ -1,9 +1,9 @@
 """A client that does nothing wrong: `python -m tests.fault.healthy PORT SECONDS SEED`.
 
-It asks at a constant rate whatever happens (an open loop), so a server that stands still delays every request that falls
-due meanwhile: a latency counts from the moment that the request was due. Each request has values of its own, and each
-answer is compared with them bit for bit. The kinds take the ways that requests can take through the server: decoded on
-the event loop or on a native thread, inflated, binary, text, run on a native thread.
+It asks at a constant rate whatever happens (an open loop), so a server that stands still delays every request that
+falls due meanwhile: a latency counts from the moment that the request was due. Each request has values of its own, and
+each answer is compared with them bit for bit. The kinds take the ways that requests can take through the server:
+decoded on the event loop or on a native thread, inflated, binary, text, run on a native thread.
 
 It is a process of its own with a normal priority and little to do, since attackers and server share the machine.
 """
@@ -81,9 +81,8 @@ def _binary(source: random.Random) -> tuple[bytes, Check]:
 
 def _strings(source: random.Random) -> tuple[bytes, Check]:
     words = [f'é "{source.getrandbits(64):x}"\n😀' for _ in range(8)]
-    body = json.dumps(
-        {"inputs": [{"name": "x", "shape": [1, 8], "datatype": "BYTES", "data": words}]}, ensure_ascii=source.random() < 0.5
-    ).encode()
+    inputs = [{"name": "x", "shape": [1, 8], "datatype": "BYTES", "data": words}]
+    body = json.dumps({"inputs": inputs}, ensure_ascii=source.random() < 0.5).encode()
     return head("/v2/models/same_bytes/infer", len(body)) + body, lambda answer, _: _output(answer) == words
 
 
@@ -321,11 +320,10 @@ class Client:
 
     def report(self) -> dict[str, Any]:
         worst = sorted(((ms, at, kind) for kind, ms, at in self._all()), reverse=True)
+        together = Seen([ms for ms, _, _ in worst], [], [text for seen in self.seen.values() for text in seen.failures])
         return {
             "kinds": {kind: _figures(seen) for kind, seen in self.seen.items()},
-            "all": _figures(
-                Seen([ms for _, ms, _ in self._all()], [], [text for each in self.seen.values() for text in each.failures])
-            ),
+            "all": _figures(together),
             "worst": [{"ms": round(ms, 1), "at_s": round(at, 2), "kind": kind} for ms, at, kind in worst[:WORST]],
             "client_late_p99_ms": round(1000 * float(np.percentile(self._late, 99)), 2),
         }

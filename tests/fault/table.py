@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import clients, connections, ending, models, overload, surroundings, work
+from tests.fault import chaos, clients, connections, ending, models, overload, surroundings, work
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -63,4 +63,6 @@ FAULTS = [
           work.images, 20, 10),
     Fault("endless", "runs without end, on all native threads", "p99 of another model at most twice that beside busy "
           "processes; 0 failed", work.endless_runs, 75, 18),
+    Fault("chaos", "loads, signals, disks, bombs, departures, all at once", "all answers of others right, their p99 at "
+          "most twice the control's; no process lost; memory inside the budget", chaos.row, 130, 30),
 ]  # fmt: skip

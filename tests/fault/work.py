@@ -300,4 +300,3 @@ def endless_runs(trial: Trial) -> None:
                 reset(sock)
             trial.most(f"endless runs {kind}: seconds until they end", seconds_until(
                 lambda: server.metric("fastinfer_batches_running") == 0), 1, timed=True)  # fmt: skip
-
