@@ -36,7 +36,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,7 @@ def arena(processes: int, fillers: int, full: bool) -> Iterator[tuple[Chaos, Are
         server = Chaos(*options, repository=repository, processes=processes, env=env)
         try:
             server.load("base64_decode")
-            yield server, Arena(server.port, server.pid, repository, control, HEALTHY, actors.bodies(full))
+            yield server, Arena(server.port, server.pid, repository, control, HEALTHY, actors.bodies(full), full)
         finally:
             LOGS.mkdir(parents=True, exist_ok=True)
             (LOGS / f"processes-{processes}.log").write_text(server.whole_log())
@@ -172,7 +171,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self._server = server
         self._ended = threading.Event()
-        self.largest = self.largest_total = self.killed = self.missing = 0
+        self.largest = self.largest_total = self.killed = 0
 
     def run(self) -> None:
         while not self._ended.wait(0.1):
@@ -182,7 +181,6 @@ class Watch(threading.Thread):
     def _look(self) -> None:
         children = self._server.children()
         sizes = {pid: rss(pid) for pid in [self._server.pid, *children]}
-        self.missing += not children
         self.largest = max(self.largest, *(sizes[pid] for pid in children), 0)
         self.largest_total = max(self.largest_total, sum(sizes.values()))
         if sum(sizes.values()) > CONTAINER_BYTES:
@@ -228,8 +226,8 @@ def chaos(
             control = ask_healthily(server.port, control_s, seed + 2)
         _wait_idle(server)
         before = _gauges(server)
-        base = max(map(rss, server.children()))
-        deaths = _deaths(server)
+        base = max(map(rss, server.children()), default=0)
+        deaths, withdrawn = _deaths(server), _withdrawn(server)
         say(f"chaos, {chaos_s:g} s")
         with acting(kinds, where, False, seed, chaos_s) as hostile:
             watch = Watch(server)
@@ -240,12 +238,14 @@ def chaos(
         details |= {"alone": alone, "control": control, "chaos": beside, "honest": honest, "hostile": hostile}
         _judge_clients(trial, alone, control, beside)
         trial.equal("serving processes that were lost", _deaths(server) - deaths, 0)
+        trial.tell("processes that were withdrawn since they differed", _withdrawn(server) - withdrawn)
         trial.equal("times that the container's memory was used up", watch.killed, 0)
         trial.most("MiB that a process took above its base, at most", (watch.largest - base) / MIB,
                    (BUDGET_BYTES + ALLOWANCE_BYTES) / MIB)  # fmt: skip
         trial.tell("MiB of all processes together, at most", watch.largest_total / MIB)
         trial.equal("actors that failed by themselves", sum(bool(each["error"]) for each in hostile.values()), 0)
         _judge_loads(trial, hostile)
+        _judge_answers(trial, hostile)
         if server.process.poll() is not None:
             trial.equal("exit status of a server that was not ended", server.process.returncode, 0)
             raise AssertionError(f"the server has ended in the chaos: {server.whole_log()[-800:]}")
@@ -256,7 +256,7 @@ def chaos(
 
 
 def say(what: str) -> None:
-    if sys.stderr.isatty() or __name__ == "__main__":
+    if __name__ == "__main__":
         print(time.strftime("%H:%M:%S"), what, file=sys.stderr)
 
 
@@ -285,6 +285,18 @@ def _judge_loads(trial: Trial, hostile: dict[str, Any]) -> None:
         count for what, count in seen.items() if not what.endswith("load 200")), 0)  # fmt: skip
     trial.tell("worker loads and unloads", sum(seen.values()))
     trial.tell("seconds of a load and unload, the longest", max((took for _, _, took in events), default=0))
+
+
+def _judge_answers(trial: Trial, hostile: dict[str, Any]) -> None:
+    """Those who wait for an answer get one, however bad their request is, and it is no internal error."""
+    words = [
+        (word, count)
+        for kind in (actors.Bombs, actors.BombBursts, actors.Images, actors.ControlBodies, actors.ModelLoads)
+        for what, count in hostile.get(kind.name, {}).get("seen", {}).items()
+        for word in what.split()
+    ]
+    trial.equal("requests of actors without an answer", sum(count for word, count in words if word == "0"), 0)
+    trial.equal("those answered with 500", sum(count for word, count in words if word == "500"), 0)
 
 
 def _judge_recovery(trial: Trial, server: Chaos, where: Arena, seed: int) -> None:
@@ -351,7 +363,13 @@ def _serves(server: Chaos, old: set[int], count: int) -> bool:
 
 def _deaths(server: Chaos) -> int:
     """How often the log says that a process has ended by itself, or was killed because it stood still."""
-    return server.whole_log().count("another one takes its place")
+    log = server.whole_log()
+    return log.count(" has ended: ") + log.count(" has not started in ")
+
+
+def _withdrawn(server: Chaos) -> int:
+    """How often a process served something else than the others."""
+    return server.whole_log().count(" does not serve the same models as the others")
 
 
 def _gauges(server: Chaos) -> dict[str, int]:
@@ -360,8 +378,8 @@ def _gauges(server: Chaos) -> dict[str, int]:
     return {
         "open files of the supervisor": fds(server.pid),
         "threads of the supervisor": threads(server.pid),
-        "open files of a process": max(map(fds, server.children())),
-        "threads of a process": max(map(threads, server.children())),
+        "open files of a process": max(map(fds, server.children()), default=0),
+        "threads of a process": max(map(threads, server.children()), default=0),
     }
 
 
@@ -484,16 +502,16 @@ def main() -> int:
     stamp = result["time"].replace(":", "").split("+")[0] + "-chaos" + ("-quick" if quick else "")
     output = options.output or RESULTS / f"{stamp}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1, default=asdict) + "\n")
+    for each in result["servers"]:
+        for phase in {"honest", "hostile"} & each.keys():
+            events = {name: seen.pop("events", []) for name, seen in each[phase].items()}
+            file = LOGS / f"processes-{each['processes']}.{phase}"
+            file.write_text("\n".join(actors.lines(events)) + "\n")
+    output.write_text(json.dumps(result, indent=1) + "\n")
     text = report(result)
     output.with_suffix(".md").write_text(text + "\n")
     print(text)
-    for each in result["servers"]:
-        if "hostile" in each:
-            events = {name: seen.get("events", []) for name, seen in each["hostile"].items()}
-            file = LOGS / f"processes-{each['processes']}.events"
-            file.write_text("\n".join(actors.lines(events)) + "\n")
-            print(f"\n{file}", file=sys.stderr)
+    print(f"\nlogs and events: {LOGS}", file=sys.stderr)
     print(f"\n{output}", file=sys.stderr)
     return int(any(each["verdict"] == "failed" for each in result["servers"]))
 

@@ -31,33 +31,45 @@ from tests.support import inference, tensor
 
 THREADS = 2 * CORES  # the server's default
 MOST = 10  # times what is fair, of memory and of processor time
-TIME_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 
 
 def ask(port: int, message: bytes) -> int:
     """Sends a request and reads its answer without keeping it: the status, 0 if there is no answer."""
-    with connect(port) as sock:
-        sock.settimeout(TIME_PATIENCE_S)
-        with contextlib.suppress(OSError):  # a refusal may come before the body is sent
-            sock.sendall(message)
-        try:
-            start = sock.recv(64 * KIB)
-            while b"\r\n\r\n" not in start:
-                more = sock.recv(64 * KIB)
-                if not more:
-                    return 0
-                start += more
-            text, _, body = start.partition(b"\r\n\r\n")
-            size = next((int(line[15:]) for line in text.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0)
-            left, buffer = size - len(body), bytearray(MIB)
-            while left > 0:
-                count = sock.recv_into(buffer, min(left, MIB))
-                if not count:
-                    return 0
-                left -= count
-            return int(start[9:12])
-        except OSError:
-            return 0
+    return ask_all(port, [message])[0]
+
+
+def ask_all(port: int, messages: Sequence[bytes]) -> list[int]:
+    """The same of several requests, which are all sent before the first answer is read."""
+    with contextlib.ExitStack() as stack:
+        socks = []
+        for message in messages:
+            socks.append(stack.enter_context(connect(port)))
+            socks[-1].settimeout(PATIENCE_S)
+            with contextlib.suppress(OSError):  # a refusal may come before the body is sent
+                socks[-1].sendall(message)
+        return [_status(sock) for sock in socks]
+
+
+def _status(sock: socket.socket) -> int:
+    try:
+        start = sock.recv(64 * KIB)
+        while b"\r\n\r\n" not in start:
+            more = sock.recv(64 * KIB)
+            if not more:
+                return 0
+            start += more
+        text, _, body = start.partition(b"\r\n\r\n")
+        size = next((int(line[15:]) for line in text.lower().split(b"\r\n") if line[:15] == b"content-length:"), 0)
+        left, buffer = size - len(body), bytearray(MIB)
+        while left > 0:
+            count = sock.recv_into(buffer, min(left, MIB))
+            if not count:
+                return 0
+            left -= count
+        return int(start[9:12])
+    except OSError:
+        return 0
 
 
 def process_s(pid: int) -> float:
@@ -65,7 +77,7 @@ def process_s(pid: int) -> float:
     return time.clock_gettime(~pid << 3 | 2)  # CPUCLOCK_SCHED of <linux/posix-timers.h>
 
 
-def wait_idle(pid: int, patience_s: float = TIME_PATIENCE_S) -> float:
+def wait_idle(pid: int, patience_s: float = PATIENCE_S) -> float:
     """Waits until a process computes nothing for 0.1 s; how long that took. Infinite if it goes on."""
     began = time.monotonic()
     while time.monotonic() - began < patience_s:
