@@ -35,7 +35,7 @@ from tests.fault import bombs
 from tests.fault.bombs import Bomb
 from tests.fault.clients import connect, head, large_answer, post, reset
 from tests.fault.trial import CORES, KIB, MIB
-from tests.fault.work import ask, ask_all, leave
+from tests.fault.work import ask, ask_all, leave, stays
 from tests.support import Answer, exchange, inference, tensor
 
 THREADS = 2 * CORES
@@ -535,7 +535,7 @@ class FleeingBombs(Bombs):
     pause_s = 4.0
 
     def hostile(self) -> str:
-        leave(self.arena.port, [self.pick() for _ in range(20)], self.source.choice((0, 0.05, 0.5)))
+        leave(self.arena.port, [self.pick() for _ in range(20)], stays(self.source.choice((0, 0.05, 0.5))))
         return "left"
 
     def fair(self) -> str:
@@ -571,7 +571,7 @@ class Images(Actor):
     def hostile(self) -> str:
         message = self.source.choice(self._hostile)
         if self.source.random() < 0.3:
-            leave(self.arena.port, [message] * 4, 0.1)
+            leave(self.arena.port, [message] * 4, stays(0.1))
             return "left"
         return f"{ask(self.arena.port, message)}"
 

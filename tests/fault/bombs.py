@@ -38,12 +38,14 @@ class Bomb:
 
     Attributes:
         kind: what is wrong with it.
+        model: who is asked.
         message: head and body, as sent.
         received: bytes of its body.
         inflated: the same, once inflated.
     """
 
     kind: str
+    model: str
     message: bytes
     received: int
     inflated: int
@@ -221,7 +223,7 @@ def _varied_numbers(size: int) -> bytes:
 def _bomb(kind: str, model: str, text: bytes, encoding: str) -> Bomb:
     body = ENCODINGS[encoding](text)
     fields = [f"Content-Encoding: {encoding.split()[0]}"] if encoding else []
-    return Bomb(kind, head(f"/v2/models/{model}/infer", len(body), *fields) + body, len(body), len(text))
+    return Bomb(kind, model, head(f"/v2/models/{model}/infer", len(body), *fields) + body, len(body), len(text))
 
 
 # --- Images -----------------------------------------------------------------------------------------------------------
@@ -253,4 +255,5 @@ def image(kind: str, file: bytes, *, timeout_us: int = 0) -> Bomb:
         f'{{"inputs":[{{"name":"x","shape":[1],"datatype":"BYTES","data":["{text}"]}}]{more},'
         '"outputs":[{"name":"output","parameters":{"binary_data":true}}]}'
     ).encode()
-    return Bomb(kind, head("/v2/models/base64_decode/infer", len(body)) + body, len(body), len(body))
+    message = head("/v2/models/base64_decode/infer", len(body)) + body
+    return Bomb(kind, "base64_decode", message, len(body), len(body))
