@@ -116,8 +116,7 @@ def target(*options: str) -> Iterator[Subject]:
 
 
 def cost(server: Subject, message: bytes) -> tuple[int, float, float]:
-    """A request's status, the most bytes that it took, and its processor time."""
-    wait_idle(server.pid)
+    """A request's status, the most bytes that it took, and its processor time, of a server that is idle."""
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # forgets the peak
     before, before_s = rss(server.pid), process_s(server.pid)
     status = ask(server.port, message)
@@ -151,6 +150,7 @@ def _set_of_bombs(trial: Trial) -> Iterator[Bomb]:
 def bomb_costs(trial: Trial) -> None:
     """Each kind of bomb by itself: memory and processor time, against what is fair."""
     with target() as server:
+        wait_idle(server.pid)
         honest_s = {encoding: _honest_s(server, encoding) for encoding in ("", "gzip")}
         memory: list[tuple[float, str]] = []
         cpu: list[tuple[float, str]] = []
