@@ -311,6 +311,7 @@ def _judge_recovery(trial: Trial, server: Chaos, where: Arena, seed: int) -> Non
     os.kill(victim, signal.SIGKILL)
     trial.most("seconds until a killed process is replaced", seconds_until(
         lambda: _loads(server) > told and _serves(server, {victim}, count), patience_s), patience_s)  # fmt: skip
+    time.sleep(1)  # it has loaded its models, and takes part a moment later: until then SIGHUP takes it for a new one
     old = set(server.children())
     server.process.send_signal(signal.SIGHUP)
     trial.most("seconds until SIGHUP has replaced all", seconds_until(
