@@ -109,7 +109,7 @@ def _preloaded(directory: Path) -> tuple[Path | None, dict[str, str]]:
 # --- The actors' processes --------------------------------------------------------------------------------------------
 
 
-def _act(kind: type[Actor], where: Arena, honest: bool, seed: str, seconds: float, told: Connection) -> None:
+def _act(kind: type[Actor], where: Arena, honest: bool, seed: str, seconds: float, results: Connection) -> None:
     """Runs in a process of its own."""
     os.nice(19)
     actor = kind(where, honest, random.Random(seed))
@@ -127,8 +127,8 @@ def _act(kind: type[Actor], where: Arena, honest: bool, seed: str, seconds: floa
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    told.send({"seen": dict(actor.seen), "events": actor.events, "error": error})
-    told.close()
+    results.send({"seen": dict(actor.seen), "events": actor.events, "error": error})
+    results.close()
     os._exit(0)  # what the parent has prepared is the parent's to end
 
 
@@ -150,12 +150,12 @@ def acting(
         yield seen
     finally:
         end = time.monotonic() + GRACE_S
-        for kind, process, told in running:
+        for kind, process, results in running:
             # Read before the process is waited for: its report may be larger than the pipe.
-            if not told.poll(max(0.0, end - time.monotonic())):
+            if not results.poll(max(0.0, end - time.monotonic())):
                 process.terminate()
             try:
-                seen[kind.name] = told.recv() if told.poll(5) else {"error": "it did not end"}
+                seen[kind.name] = results.recv() if results.poll(5) else {"error": "it did not end"}
             except EOFError:
                 seen[kind.name] = {"error": "it has ended without a report"}
             process.join(5)
@@ -307,10 +307,10 @@ def _judge_recovery(trial: Trial, server: Chaos, where: Arena, seed: int) -> Non
         status = _status(server, f"/v2/{path}", patience_s)
         trial.equal(f"status of {path} in {patience_s} s", status, 200)
     victim, *others = server.children()
-    count, told = len(others) + 1, _loads(server)
+    count, loads = len(others) + 1, _loads(server)
     os.kill(victim, signal.SIGKILL)
     trial.most("seconds until a killed process is replaced", seconds_until(
-        lambda: _loads(server) > told and _serves(server, {victim}, count), patience_s), patience_s)  # fmt: skip
+        lambda: _loads(server) > loads and _serves(server, {victim}, count), patience_s), patience_s)  # fmt: skip
     time.sleep(1)  # it has loaded its models, and takes part a moment later: until then SIGHUP takes it for a new one
     old = set(server.children())
     server.process.send_signal(signal.SIGHUP)
@@ -349,7 +349,7 @@ def _status(server: Chaos, path: str, patience_s: float) -> int:
 
 
 def _loads(server: Chaos) -> int:
-    """How often a process has told that it serves one of the models that are always there."""
+    """How often a process has logged that it serves one of the models that are always there."""
     return server.whole_log().count("'simple' version 1: ")
 
 

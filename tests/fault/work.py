@@ -159,9 +159,11 @@ def bomb_costs(trial: Trial) -> None:
             base_s, per_byte_s = honest_s["" if each.received == each.inflated else "gzip"]
             status, peak, took_s = cost(server, each.message)
             unanswered += status == 0
-            told = f"{each.kind} ({each.received // KIB} KiB sent, status {status}, {peak // MIB} MiB, {took_s:.2g} s)"
-            memory.append((max(0, peak - MIB) / each.fair_bytes, told))
-            cpu.append((took_s / (base_s + per_byte_s * each.fair_bytes), told))
+            described = (
+                f"{each.kind} ({each.received // KIB} KiB sent, status {status}, {peak // MIB} MiB, {took_s:.2g} s)"
+            )
+            memory.append((max(0, peak - MIB) / each.fair_bytes, described))
+            cpu.append((took_s / (base_s + per_byte_s * each.fair_bytes), described))
         _worst(trial, "memory beyond 1 MiB, times the bytes that are fair to inflate", memory)
         _worst(trial, "processor time, times an honest request of as many bytes", cpu)
         trial.equal("bombs without an answer", unanswered, 0)
@@ -172,9 +174,9 @@ def bomb_costs(trial: Trial) -> None:
 
 def _worst(trial: Trial, what: str, ratios: Sequence[tuple[float, str]]) -> None:
     """Judges the worst, and each other one that is too much."""
-    for place, (ratio, told) in enumerate(sorted(ratios, reverse=True)):
+    for place, (ratio, described) in enumerate(sorted(ratios, reverse=True)):
         if place == 0 or ratio > MOST:
-            trial.most(f"{what}: {told}", ratio, MOST)
+            trial.most(f"{what}: {described}", ratio, MOST)
 
 
 # --- Clients that have gone -------------------------------------------------------------------------------------------
