@@ -2,14 +2,17 @@
 #
 #   make serve ARGS="--port 9000"      ARGS: more arguments for the verb's command (serve, test, fuzz, fault, bench)
 #   make serve PYTHON=python3.12       PYTHON: the interpreter that .venv is made with
+#   make chaos MINUTES=1 PROCESSES=2   how long, and how many serving processes (one server for each number)
 #   FASTINFER_DEBUG=1 make serve       the switches of setup.py; changing one builds everything again
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick chaos bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
+MINUTES ?= 10
+PROCESSES ?= 1 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DONE := .venv/done
@@ -82,11 +85,14 @@ guided-run: $(BUILT) $(DONE)/dev build/coverage.so
 build/coverage.so: tests/fuzz/coverage.cpp
 	@mkdir -p build && $(CXX) -O2 -shared -fPIC $< -o $@
 
-fault: $(BUILT) $(DONE)/dev  ## twelve minutes: try what may happen to a server, show a figure for each (bench/results/)
+fault: $(BUILT) $(DONE)/dev  ## eighteen minutes: try what may happen to a server, show a figure for each (bench/results/)
 	@$(BIN)/python -m tests.fault.run $(ARGS)
 
 fault-quick: $(BUILT) $(DONE)/dev  ## the same with small counts, in a few minutes; ARGS="SIGTERM idle" tries these only
 	@$(BIN)/python -m tests.fault.run --quick $(ARGS)
+
+chaos: $(BUILT) $(DONE)/dev  ## everything at once for MINUTES=10 and each of PROCESSES="1 2", beside a client that checks each answer
+	@$(BIN)/python -m tests.fault.chaos --minutes $(MINUTES) --processes $(PROCESSES) $(ARGS)
 
 bench: $(BUILT) $(DONE)/dev  ## nine minutes: measure against the servers that are installed, say which goals are met (bench/results/)
 	@$(BIN)/python bench/load/run.py $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import clients, connections, ending, models, overload, surroundings
+from tests.fault import chaos, clients, connections, ending, models, overload, surroundings, work
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -53,4 +53,16 @@ FAULTS = [
           surroundings.clock_jumps, 27, 10),
     Fault("swapped", "files replaced while they are loaded", "wholly the old or wholly the new model",
           models.swapped, 10, 4),
+    Fault("bombs", "small bodies that make much of themselves", "memory beyond 1 MiB and processor time at most 10 "
+          "times what is fair", work.bomb_costs, 60, 20),
+    Fault("gone bombs", "clients of compressed bodies leave at once", "honest requests within 1 s; idle 1 s later",
+          work.gone_bombs, 20, 8),
+    Fault("gone work", "clients leave while decoded, classified, encoded", "honest requests within 1 s; idle 1 s later",
+          work.gone_work, 60, 20),
+    Fault("images", "images of a few KiB that take seconds to decode", "504 at the deadline; idle 1 s later",
+          work.images, 20, 10),
+    Fault("endless", "runs without end, on all native threads", "p99 of another model at most twice that beside busy "
+          "processes; 0 failed", work.endless_runs, 75, 18),
+    Fault("chaos", "loads, signals, disks, bombs, departures, all at once", "all answers of others right, their p99 at "
+          "most twice the control's; no process lost; memory inside the budget", chaos.row, 130, 30),
 ]  # fmt: skip
