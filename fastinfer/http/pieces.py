@@ -107,17 +107,23 @@ class Pieces:
             self._change.notify_all()
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            more = task.step()
-            with self._change:
-                if self._closed:
-                    return
-                if more:
-                    heapq.heappush(self._waiting, task)
-                    continue
-                if not task.terminated:
-                    self._loop.call_soon_threadsafe(task.tell)
-            del task  # and its memory, before the next one is waited for
+        while self._do_piece():
+            pass
+
+    def _do_piece(self) -> bool:
+        """Of the task whose turn it is; False: this thread ends. A function, so that no thread that waits holds a task."""
+        task = self._next()
+        if task is None:
+            return False
+        more = task.step()
+        with self._change:
+            if self._closed:
+                return False
+            if more:
+                heapq.heappush(self._waiting, task)
+            elif not task.terminated:
+                self._loop.call_soon_threadsafe(task.tell)
+        return True
 
     def _next(self) -> Task | None:
         with self._change:
