@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import fastinfer
 from fastinfer.config.server import ServerConfig
+from fastinfer.signals import held_back
 from fastinfer.supervisor.assignment import Assignment
 from fastinfer.supervisor.channel import Channel, Handlers
 
@@ -43,7 +45,6 @@ class Child:
         self.ended = loop.create_task(process.wait())
         self.impatient = False
         self.ready_at: float | None = None
-        self._process = process
 
     @classmethod
     async def start(
@@ -74,12 +75,13 @@ class Child:
         descriptors = [*(each.fileno() for group in listeners for each in group), counters[0], *inherited.values()]
         with theirs:
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *_command(theirs.fileno()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno(), *descriptors],
-                    process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
-                )
+                with held_back():
+                    process = await asyncio.create_subprocess_exec(
+                        *_command(theirs.fileno()),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno(), *descriptors],
+                        process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
+                    )
             except BaseException:
                 ours.close()
                 raise
@@ -104,8 +106,13 @@ class Child:
 
     def kill(self) -> None:
         """Ends it without asking."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal; from its start on it keeps SIGUSR1 and SIGUSR2 until it can answer them."""
         if not self.ended.done():
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)  # Popen's own method would collect its status first, which asyncio waits for
 
 
 class _Bound:
