@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ from fastinfer.supervisor.channel import Channel, ChannelClosedError
 log = logging.getLogger(__name__)
 
 _LOG_S = 0.2  # for the log's last line
+_NOWHERE = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def serve(config: ServerConfig) -> int:
@@ -142,6 +144,8 @@ def _end_after(seconds: float) -> None:
     overdue = threading.Timer(seconds - _LOG_S, _end)
     overdue.daemon = True
     overdue.start()
+    # A thread of C, which needs no GIL.
+    faulthandler.dump_traceback_later(seconds + _LOG_S, file=_NOWHERE, exit=True)
 
 
 def _end() -> None:
