@@ -103,7 +103,7 @@ def _serve(arguments: Sequence[str]) -> int:
     # Until the server has handlers of its own: it has begun nothing that needs an end. The first process of a container
     # is not ended by a signal without a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    signals.ignore()
+    signals.hold()
     parser = serve_parser()
     given = vars(parser.parse(arguments))
     for alias, (option, value) in _ALIASES.items():

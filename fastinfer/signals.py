@@ -1,94 +1,121 @@
 """Signals of a server besides those that end it: its state to the log, debug logging, and processes that end.
 
-SIGUSR1 has two parts. The stacks of all threads are written by a handler in C, straight to the standard error, so that
-they come even if the event loop stands still. Whatever else there is to say is written to the log by the loop.
+SIGUSR1 and SIGUSR2 are blocked in all threads, from the process's first line on (see :func:`hold`), so that they never
+end it; one thread waits for them. It writes the stacks of all threads itself, so that they come even if the event loop
+stands still, and has the loop write everything else. A handler in C that reads the stacks (faulthandler) would come
+through even if a thread keeps the interpreter's lock; but it reads them while other threads change them, and crashes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import inspect
 import logging
 import os
 import signal
-import stat
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
 _STATE, _DEBUG = signal.SIGUSR1, signal.SIGUSR2
+_BOTH: Final = (_STATE, _DEBUG)
+_STANDS_STILL_S: Final = 1.0
+_FRAMES: Final = 50  # of a thread
 _TASKS: Final = 50
-_FAILED: Final = "the state could not be told"
 
 
-def ignore() -> None:
-    """Before a server can answer these signals they do nothing; by default they would end the process."""
-    for number in (_STATE, _DEBUG):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """A process that is started inside keeps them until it can answer them; see :class:`Inspection`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (_STATE, _DEBUG))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def hold() -> None:
+    """Has this thread, those that it starts, and processes that it starts keep the signals until they can answer."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BOTH)
 
 
 class Inspection:
-    """Answers SIGUSR1 and SIGUSR2 until :meth:`close`. Made on the main thread, which runs the loop.
+    """Answers SIGUSR1 and SIGUSR2 until :meth:`close`. Made by the loop's thread.
 
     Args:
         loop: of this process.
-        tell: called for SIGUSR1, after the stacks: the lines for the log.
-        toggle: called for SIGUSR2.
+        tell: called on the loop for SIGUSR1: lines for the log.
+        toggle: called on the loop for SIGUSR2.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, tell: Callable[[], Iterable[str]], toggle: Callable[[], None]
     ) -> None:
+        hold()
         self._loop = loop
         self._tell = tell
-        loop.add_signal_handler(_STATE, self._told)
-        loop.add_signal_handler(_DEBUG, toggle)
-        self._descriptor = _never_waiting(2)
-        # After the loop's handler, which it calls.
-        faulthandler.register(_STATE, self._descriptor, all_threads=True, chain=True)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (_STATE, _DEBUG))
+        self._toggle = toggle
+        self._closed = False
+        self._thread = threading.Thread(target=self._wait, name="fastinfer-signals", daemon=True)
+        self._thread.start()
 
-    def _told(self) -> None:
+    def _wait(self) -> None:
+        while True:
+            number = signal.sigwait(_BOTH)
+            if self._closed:
+                return
+            try:
+                if number == _DEBUG:
+                    self._loop.call_soon_threadsafe(self._toggle)
+                else:
+                    self._write_state()
+            except RuntimeError:  # the loop has ended
+                return
+            except Exception:
+                log.exception("a signal could not be answered")
+
+    def _write_state(self) -> None:
+        _say(f"stacks of the threads of process {os.getpid()}")
+        for line in stacks():
+            _say(line)
+        told = threading.Event()
+        self._loop.call_soon_threadsafe(self._told, told)
+        if not told.wait(_STANDS_STILL_S):
+            _say(f"the event loop has stood still for {_STANDS_STILL_S:g} s; the rest comes when it goes on")
+
+    def _told(self, told: threading.Event) -> None:
+        told.set()
         try:
             for line in self._tell():
-                log.info("%s", line)
+                _say(line)
         except Exception:
-            log.exception(_FAILED)
+            log.exception("the state could not be told")
 
     def close(self) -> None:
-        """Ignores them from now on."""
-        faulthandler.unregister(_STATE)
-        for number in (_STATE, _DEBUG):
-            self._loop.remove_signal_handler(number)
-        ignore()
-        os.close(self._descriptor)
+        """Leaves them unanswered from now on."""
+        self._closed = True
+        with contextlib.suppress(ProcessLookupError):
+            signal.pthread_kill(self._thread.ident or 0, _STATE)
+        self._thread.join()
 
 
-def _never_waiting(descriptor: int) -> int:
-    """A descriptor for the same file. A write to a full pipe fails at once: a signal handler must not wait for a reader.
+def _say(text: str) -> None:
+    """Logs it whatever the level: somebody has asked."""
+    log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None))
 
-    A pipe is opened again for that, so that nobody else's descriptor changes. A file must not be, since its position is
-    shared by all who write to it. A socket cannot be: there the handler waits.
-    """
-    with contextlib.suppress(OSError):
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-            return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return os.dup(descriptor)
+
+def stacks() -> Iterator[str]:
+    """What each thread is in, a line each, the innermost call first. Reads no source file: a disk may hang."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        yield f"thread '{names.get(ident, ident)}': {' < '.join(_calls(frame))}"
+
+
+def _calls(frame: FrameType | None) -> Iterator[str]:
+    for _ in range(_FRAMES):
+        if frame is None:
+            return
+        path = Path(frame.f_code.co_filename)
+        yield f"{frame.f_code.co_qualname} ({path.parent.name}/{path.name}:{frame.f_lineno})"
+        frame = frame.f_back
+    yield "..."
 
 
 def waits(tasks: Iterable[asyncio.Task[Any]]) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from heapq import nsmallest
@@ -45,7 +44,6 @@ def lines(service: Service, server: Server) -> Iterator[str]:
     yield f"native threads: {executor.running} of {executor.threads} busy, {executor.queued} jobs wait for one"
     for text in waits(asyncio.all_tasks(service.loop)):
         yield f"task: {text}"
-    yield f"Python threads: {', '.join(sorted(thread.name for thread in threading.enumerate()))}"
 
 
 def _models(service: Service) -> Iterator[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import fastinfer
 from fastinfer.config.server import ServerConfig
-from fastinfer.signals import held_back
 from fastinfer.supervisor.assignment import Assignment
 from fastinfer.supervisor.channel import Channel, Handlers
 
@@ -75,13 +74,12 @@ class Child:
         descriptors = [*(each.fileno() for group in listeners for each in group), counters[0], *inherited.values()]
         with theirs:
             try:
-                with held_back():
-                    process = await asyncio.create_subprocess_exec(
-                        *_command(theirs.fileno()),
-                        stdin=asyncio.subprocess.DEVNULL,
-                        pass_fds=[theirs.fileno(), *descriptors],
-                        process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
-                    )
+                process = await asyncio.create_subprocess_exec(
+                    *_command(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *descriptors],
+                    process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
+                )
             except BaseException:
                 ours.close()
                 raise

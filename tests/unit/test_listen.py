@@ -82,8 +82,8 @@ def test_a_process_without_privileges_may_refuse_too() -> None:
     code = (
         "import os\n"
         "from fastinfer.http import listen\n"
-        "if not os.getuid(): os.setuid(65534)\n"
         "((listener,),) = listen.bind('127.0.0.1', 0)\n"
+        "if not os.getuid(): os.setuid(65534)\n"
         "print(listen.refuse_newcomers(listener), listen.refuse_newcomers(listener))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

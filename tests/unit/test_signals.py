@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -41,6 +42,7 @@ async def main():
     print("closed", flush=True)
     time.sleep(0.2)
 
+signals.hold()
 written = logs.start()
 asyncio.run(main())
 written.stop()
@@ -67,7 +69,7 @@ def test_stacks_come_while_the_loop_stands_still(tmp_path):
         assert child.stdout is not None
         child.send_signal(signal.SIGUSR1)
         line = log.readline()
-        while "in stands_still" not in line:
+        while not ("thread 'MainThread': " in line and "stands_still (" in line):
             assert line
             line = log.readline()
         child.send_signal(signal.SIGUSR2)
@@ -138,8 +140,42 @@ def test_children_that_nobody_waits_for_are_collected() -> None:
 
 
 def test_a_process_keeps_signals_until_it_can_answer() -> None:
-    code = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
-    with signals.held_back():
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "SIGUSR1" in done.stdout and "SIGUSR2" in done.stdout
-    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    code = (
+        "import os, signal, subprocess, sys, threading\n"
+        "from fastinfer import signals\n"
+        "signals.hold()\n"
+        "for number in (signal.SIGUSR1, signal.SIGUSR2): os.kill(os.getpid(), number)\n"
+        "print(signal.sigpending() == {signal.SIGUSR1, signal.SIGUSR2}, flush=True)\n"
+        "child = 'import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())))'\n"
+        "subprocess.run([sys.executable, '-c', child], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, inherited = done.stdout.splitlines()
+    assert kept == "True"
+    assert "SIGUSR1" in inherited and "SIGUSR2" in inherited
+
+
+def test_stacks_of_threads_that_work() -> None:
+    """As often as anybody asks: stacks are read while their threads stand."""
+
+    def work(depth: int) -> None:
+        if depth:
+            work(depth - 1)
+
+    def works() -> None:
+        while not ended.is_set():
+            work(100)
+
+    ended = threading.Event()
+    threads = [threading.Thread(target=works, name=f"works-{number}") for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(300):
+            told = list(signals.stacks())
+            assert sum("thread 'works-" in line and "works (unit/test_signals.py:" in line or "..." in line
+                       for line in told) >= 3  # fmt: skip
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
