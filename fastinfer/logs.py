@@ -221,6 +221,8 @@ class Debug:
         root = logging.getLogger()
         root.setLevel(logging.DEBUG)
         usual = self._level if self._level > logging.DEBUG else logging.INFO
-        log.info("debug logging is on" if on else f"debug logging is off; the level is {logging.getLevelName(usual).lower()}")
-        if not on:
+        if on:
+            log.info("debug logging is on")
+        else:
+            log.info("debug logging is off; the level is %s", logging.getLevelName(usual).lower())
             root.setLevel(usual)

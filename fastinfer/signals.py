@@ -131,7 +131,8 @@ def _steps(step: Any) -> Iterator[str]:
             if not inspect.iscoroutine(step):
                 return  # a future, which is what all wait for in the end
         else:
-            of = " ".join(str(frame.f_locals[name])[:80] for name in ("operation", "name", "call") if name in frame.f_locals)
+            known = frame.f_locals
+            of = " ".join(str(known[name])[:80] for name in ("operation", "name", "call") if name in known)
             yield f"{frame.f_code.co_qualname}:{frame.f_lineno}" + (f" [{of}]" if of else "")
         step = getattr(step, "cr_await", None)
 
@@ -166,14 +167,12 @@ def _ended_children() -> list[int]:
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return []
         parent, found = str(os.getpid()), []
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
                 with contextlib.suppress(OSError):
                     # The second field is a name in brackets, with anything in it.
-                    state, ppid = Path("/proc", entry, "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[:2]
+                    state, ppid, *_ = (entry / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
                     if state == "Z" and ppid == parent:
-                        found.append(int(entry))
+                        found.append(int(entry.name))
         return found
     return []
-
-

@@ -38,7 +38,7 @@ def lines(service: Service, server: Server) -> Iterator[str]:
     if len(requests) > _REQUESTS:
         yield f"{len(requests) - _REQUESTS} requests are younger"
     limit = hub.limits.in_flight_bytes
-    yield f"memory: {hub.in_flight_bytes} of {limit} bytes for requests in flight, {hub.bodies.kept_bytes} kept for others"
+    yield f"memory: {hub.in_flight_bytes} of {limit} bytes for requests in flight, {hub.bodies.kept_bytes} kept besides"
     yield from _models(service)
     executor = service.executor
     yield f"native threads: {executor.running} of {executor.threads} busy, {executor.queued} jobs wait for one"

@@ -75,9 +75,9 @@ def close(groups: Iterable[Iterable[socket.socket]]) -> None:
 def refuse_newcomers(listener: socket.socket) -> bool:
     """Lets no further connect reach a listener; connections of the accept queue stay, handshakes go on.
 
-    A listener that is closed resets what waits in its accept queue, and handshakes that have begun. So connects are kept
-    away first: the listener is bound to a network interface that does not exist, so that the kernel finds no listener for
-    a new connect and refuses it. A handshake belongs to the listener that it began with, and ends there all the same.
+    A listener that is closed resets what waits in its accept queue, and handshakes that have begun. So connects are
+    kept away first: the listener is bound to a network interface that does not exist, so that the kernel finds no
+    listener for a new connect and refuses it. A handshake belongs to the listener that it began with, and ends there.
 
     Any process that has the listener may call it, also repeatedly.
 

@@ -65,7 +65,8 @@ def _unsound(raw: bytes) -> Head:
 
 
 def _described(head: Head) -> str:
-    return " ".join([head.method, getattr(head.handler, "__name__", type(head.handler).__name__), *map(str, head.arguments)])
+    handler = getattr(head.handler, "__name__", type(head.handler).__name__)
+    return " ".join([head.method, handler, *map(str, head.arguments)])
 
 
 def _abandon(exchange: HttpExchange) -> None:
@@ -400,9 +401,10 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return "writing" if exchange.reply is None else "answered, after others of its connection"
         if exchange.packed:
             return "compressing"
-        if isinstance(exchange.abandoned, Life):
-            return exchange.abandoned.stage
-        return "inflating" if exchange.head.coding is not None and not len(exchange.body) else "in its handler"
+        waiter: object = exchange.abandoned
+        if isinstance(waiter, Life):
+            return waiter.stage
+        return "inflating" if exchange.head.coding is not None and exchange.body == b"" else "in its handler"
 
     # --- The end ------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Server:
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
         counters: memory for the counters of the connections (see :class:`fastinfer._ext.connection.Shared`).
-        on_drain: called once when the end is announced or draining starts, so that readiness can turn; not where another
+        on_drain: called once when the end is announced or draining starts, so that readiness can turn; not if another
             process goes on.
         shutdown_delay_s: how long a signal announces the end before it drains.
     """
@@ -270,7 +270,8 @@ class Server:
         accepted_from = self._accepted_from
         if not accepted_from:
             return
-        if all([listen.refuse_newcomers(listener) for listener in accepted_from]):  # each of them
+        refused = [listen.refuse_newcomers(listener) for listener in accepted_from]
+        if all(refused):
             await asyncio.sleep(_LAST_HANDSHAKES_S)
         else:
             end, quiet = self.hub.loop.time() + _FILTERED_S, 0

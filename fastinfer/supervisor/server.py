@@ -431,8 +431,8 @@ class Supervisor:
             stage = "started" if child.up.done() else "starting"
             accepts = self._accepting.get(child, [])
             lines.append(
-                f"process {child.pid} in slot {child.slot}: {stage}, {place}, {child.lived_s():.1f} s since it was ready, "
-                f"accepts for slots {accepts}"
+                f"process {child.pid} in slot {child.slot}: {stage}, {place}, accepts for slots {accepts}, "
+                f"{child.lived_s():.1f} s since it was ready"
             )
         record = self._operations.record
         lines.append(f"readiness: {record['not_ready'] or 'ready'}; {len(record['endpoints'])} endpoints")

@@ -102,7 +102,9 @@ class Storm:
 
 
 @contextlib.contextmanager
-def storm(port: int, host: str = "127.0.0.1", at_once: int = 500, seconds: float = 20) -> Iterator[list[dict[str, Any]]]:
+def storm(
+    port: int, host: str = "127.0.0.1", at_once: int = 500, seconds: float = 20
+) -> Iterator[list[dict[str, Any]]]:
     """Two such processes during a block; afterwards the list has what each has counted."""
     words = [sys.executable, "-m", "tests.fault.storm", host, str(port), str(at_once), str(seconds)]
     clients = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -274,7 +274,9 @@ def test_the_state_is_written_to_the_log(processes):
         assert log.count("state of process") == count
         assert log.count("state of the supervisor") == (processes > 0)
         assert log.count("thread 'MainThread': ") == count + (processes > 0)
-        assert log.count("< serve_for (fastinfer/process.py:" if processes else "< serve (fastinfer/process.py:") == count
+        assert (
+            log.count("< serve_for (fastinfer/process.py:" if processes else "< serve (fastinfer/process.py:") == count
+        )
         stages = re.findall(r"request: POST \w+ (\w+): (\w+)", log)
         assert sorted(stages) == [("fake", "queued")] * (4 - count) + [("fake", "running")] * count + [
             ("simple", "receiving")
@@ -334,7 +336,7 @@ def test_signals_at_any_moment_of_a_start_end_nothing(processes):
         try:
             lines: list[str] = []
             reading = threading.Thread(target=lambda: lines.extend(iter(server.stderr.readline, "")))
-            wait_until(lambda: int(re.search(r"SigBlk:\s+(\w+)", status(server.pid))[1], 16) >> signal.SIGUSR1 - 1 & 1)
+            wait_until(lambda: holds_signals(server.pid))
             reading.start()
             children: set[int] = set()
             while not any("ready: 1 models" in line for line in lines):
@@ -354,8 +356,9 @@ def test_signals_at_any_moment_of_a_start_end_nothing(processes):
             server.kill()
 
 
-def status(pid: int) -> str:
-    return Path(f"/proc/{pid}/status").read_text()
+def holds_signals(pid: int) -> bool:
+    blocked = re.search(r"SigBlk:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(blocked[1], 16) >> signal.SIGUSR1 - 1 & 1)
 
 
 def children_of(pid: int) -> Iterator[int]:
@@ -377,9 +380,7 @@ def test_a_supervisor_collects_processes_that_were_left_to_it():
     """Those of a shell that it took over from, and orphans; its own children's ends are still known to it."""
     serve = f"exec {sys.executable} -m fastinfer serve --load simple --processes 2 --port 0 --model-repository"
     script = f"for i in 1 2 3 4 5; do (sleep 2.$i & sleep 3.$i &); sleep 1.$i & done; {serve} {REPOSITORY}"
-    with subprocess.Popen(
-        ["sh", "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=become_reaper
-    ) as server:
+    with subprocess.Popen(["sh", "-c", script], stderr=subprocess.PIPE, text=True, preexec_fn=become_reaper) as server:
         try:
             lines: list[str] = []
             reading = threading.Thread(target=lambda: lines.extend(iter(server.stderr.readline, "")))

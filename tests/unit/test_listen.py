@@ -64,7 +64,8 @@ def test_who_comes_too_late_is_refused(host: str, count: int) -> None:
         early = [stack.enter_context(socket.create_connection(address[:2])) for _ in range(8)]
         assert sum(map(listen.waiting, listeners)) == 8
         for _ in range(2):  # each process that has them may do it
-            assert all([listen.refuse_newcomers(listener) for listener in listeners])
+            refused = [listen.refuse_newcomers(listener) for listener in listeners]
+            assert all(refused)
         for _ in range(8):
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(address[:2], timeout=5)

@@ -1,4 +1,4 @@
-"""Signals that tell the state and toggle debug logging, and children that nobody waits for; in processes of their own."""
+"""Signals that tell the state and toggle debug logging, and children that nobody waits for."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def program(seconds: float, file: str, stderr: int) -> Iterator[subprocess.Popen
 def test_stacks_come_while_the_loop_stands_still(tmp_path):
     """And the rest when it goes on."""
     reading, writing = os.pipe()
-    with open(reading) as log, program(5, str(tmp_path / "end"), writing) as child:
+    with os.fdopen(reading) as log, program(5, str(tmp_path / "end"), writing) as child:
         os.close(writing)
         assert child.stdout is not None
         child.send_signal(signal.SIGUSR1)
@@ -164,7 +164,7 @@ def test_stacks_of_threads_that_work() -> None:
 
     def works() -> None:
         while not ended.is_set():
-            work(100)
+            work(10)
 
     ended = threading.Event()
     threads = [threading.Thread(target=works, name=f"works-{number}") for number in range(3)]
@@ -173,8 +173,7 @@ def test_stacks_of_threads_that_work() -> None:
     try:
         for _ in range(300):
             told = list(signals.stacks())
-            assert sum("thread 'works-" in line and "works (unit/test_signals.py:" in line or "..." in line
-                       for line in told) >= 3  # fmt: skip
+            assert sum("thread 'works-" in line and "works (unit/test_signals.py:" in line for line in told) == 3
     finally:
         ended.set()
         for thread in threads:
