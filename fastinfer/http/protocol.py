@@ -371,6 +371,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def _send_continue(self, upload: Upload) -> None:
         """Asks for the body, when that is the next thing that the client waits for."""
         upload.wants_continue = False
+        upload.started = upload.window_started = self._hub.now
         if not upload.received:
             self._out.append(_CONTINUE)
 
@@ -455,10 +456,11 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._stuck_size = 0
         if self._queue and not transport.is_reading():
             self._look_whether_closed()
-        if self._queue or self._deaf:
+        if self._deaf:
             return
         upload = self._upload
-        if upload is not None:
+        asked = upload is not None and not (upload.wants_continue and self._queue and not upload.received)
+        if upload is not None and asked:
             if now - upload.started > limits.upload_timeout_s:
                 self._time_out("the body took too long", upload.head)
             elif now - upload.window_started > limits.body_idle_timeout_s:
@@ -467,6 +469,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
                     self._time_out("the body came too slowly", upload.head)
                 upload.window_started = now
                 upload.window_received = upload.received
+        elif self._queue:
+            return
         elif self._skip:
             if now - self._since > limits.body_idle_timeout_s:
                 self._close()
