@@ -242,10 +242,10 @@ class Server:
         if not clean:
             hub.give_up_all()
             await asyncio.wait((ended,), timeout=constants.GIVE_UP_S)
-        if not ended.done():
-            closing.cancel()
-            hub.abort_all()
-            await ended
+        closing.cancel()
+        while not ended.done():
+            hub.abort_all()  # again and again: sockets that are being opened become connections meanwhile
+            await asyncio.wait((ended,), timeout=_ACCEPT_PAUSE_S)
         hub.close()
         return clean
 
