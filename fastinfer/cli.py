@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,6 +98,12 @@ def _safe(text: str) -> str:
 
 
 def _serve(arguments: Sequence[str]) -> int:
+    # Until the server has handlers of its own: it has begun nothing that needs an end. The first process of a container
+    # is not ended by a signal without a handler. Before any import, which may take as long as the rest of the start.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from fastinfer import signals
+
+    signals.hold()
     parser = serve_parser()
     given = vars(parser.parse(arguments))
     for alias, (option, value) in _ALIASES.items():

@@ -64,9 +64,10 @@ FREE_STRING_BYTES = 16 * MIB
 # --- Inference --------------------------------------------------------------------------------------------------------
 MAX_QUEUE_SIZE = 10_000  # requests waiting, a model
 REQUEST_TIMEOUT_S = 30.0  # 504
-DRAIN_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 20.0  # with the rest of the end less than Kubernetes' terminationGracePeriodSeconds, 30
+GIVE_UP_S = 1.0  # after the drain: requests that are left get 503, and their clients this long to read it
 HANG_TIMEOUT_S = 30.0  # gunicorn's timeout
-END_TIMEOUT_S = 5.0  # after the drain; then the process ends with what cannot be ended
+END_TIMEOUT_S = 1.5  # after that; then the process ends with what cannot be ended
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same

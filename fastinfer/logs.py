@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 import orjson
 
+log = logging.getLogger(__name__)
+
 MAX_QUEUED = 10_000
-_STOP_S = 2.0  # how long a stop waits for a slow sink
+_STOP_S = 1.0  # how long a stop waits for a slow sink
 _POLL_MS = 1000
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -198,3 +200,29 @@ def start(
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     return handler
+
+
+class Debug:
+    """Debug logging, which a signal turns on and off."""
+
+    def __init__(self) -> None:
+        self._level = logging.getLogger().level
+        self.on = self._level <= logging.DEBUG
+
+    def toggle(self) -> None:
+        """Turns it on if it is off, and off if it is on."""
+        self.set(on=not self.on)
+
+    def set(self, *, on: bool) -> None:
+        """Turns it on or off, and says so if it was not. Off, the level is the configured one, or info."""
+        if on == self.on:
+            return
+        self.on = on
+        root = logging.getLogger()
+        root.setLevel(logging.DEBUG)
+        usual = self._level if self._level > logging.DEBUG else logging.INFO
+        if on:
+            log.info("debug logging is on")
+        else:
+            log.info("debug logging is off; the level is %s", logging.getLevelName(usual).lower())
+            root.setLevel(usual)

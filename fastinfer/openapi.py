@@ -7,7 +7,7 @@ it equal to the file, to the routes, and its examples to what the bundled models
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -412,28 +412,28 @@ def other_paths() -> dict[str, Schema]:
     """Hardware, metrics, and the description itself."""
     enough = operation(
         "hasHardware", "Observation", "Is there enough hardware?",
-        answer("There is.", media(schema("HardwareAnswer"))), 400, 404,
+        answer("There is.", media(schema("HardwareAnswer"))), 400, 404, 504,
         body=body(media(schema("HardwareRequest"), one_core={"name": "CPU", "num": 1},
                         a_provider={"name": "CPUExecutionProvider"})),
         description="404 tells how many there are.",
     )  # fmt: skip
     listed = operation(
         "hardware", "Observation", "What hardware is there?",
-        answer("Cores, GPUs, GPU models and execution providers.", media(schema("HardwareList"))),
+        answer("Cores, GPUs, GPU models and execution providers.", media(schema("HardwareList"))), 504,
     )  # fmt: skip
 
-    def page(identifier: str, tag: str, summary: str, *content_types: str) -> Schema:
+    def page(identifier: str, tag: str, summary: str, *content_types: str, errors: Sequence[int] = ()) -> Schema:
         content: Schema = {}
         for content_type in content_types:
             content |= media({"type": "object"} if content_type == "application/json" else text(), content_type)
-        return operation(identifier, tag, summary, answer("The text.", content))
+        return operation(identifier, tag, summary, answer("The text.", content), *errors)
 
     asset = page("docsAsset", "Description", "What the page is made of", "text/css", "text/javascript")
     asset["responses"]["200"]["content"] |= media(text(format="binary"), "image/png")
     asset["responses"]["404"] = ref("responses", "NotFound")
     return {
         "/v2/hardware": {"get": listed, "post": enough},
-        "/metrics": {"get": page("metrics", "Observation", "Counters for Prometheus", "text/plain")},
+        "/metrics": {"get": page("metrics", "Observation", "Counters for Prometheus", "text/plain", errors=(504,))},
         "/openapi.json": {"get": page("description", "Description", "This description", "application/json")},
         "/docs": {"get": page("docs", "Description", "A page to read and try it", "text/html")},
         "/docs/{asset}": {

@@ -116,11 +116,13 @@ def model_paths() -> dict[str, Schema]:
     )  # fmt: skip
     counted = media(record({"model_stats": array(schema("ModelStatistics"))}))
     one = answer("An entry for each ready version, or for the one.", counted)
-    statistics = operation("modelStatistics", "Observation", "What has it done?", one, 404, 503)
+    statistics = operation("modelStatistics", "Observation", "What has it done?", one, 404, 503, 504)
     every = answer("An entry for each ready version of each.", counted)
     return {
         **versioned("/v2/models/{model}/config", "get", config),
-        "/v2/models/stats": {"get": operation("statistics", "Observation", "What have all models done?", every, 503)},
+        "/v2/models/stats": {
+            "get": operation("statistics", "Observation", "What have all models done?", every, 503, 504)
+        },
         **versioned("/v2/models/{model}/stats", "get", statistics),
     }
 
@@ -134,7 +136,7 @@ def index_paths() -> dict[str, Schema]:
     listed = answer("By name and version.", media(array(schema("RepositoryIndexEntry")), bundled=entries))
     asked = body(media(schema("RepositoryIndexRequest"), everything={}, only_ready={"ready": True}), required=False)
     made = operation(
-        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, body=asked,
+        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, 504, body=asked,
         description="Each version that is served or being loaded or unloaded, and each model of the repository that "
         "is not served.",
     )  # fmt: skip

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from fastinfer import __version__, logs, routes
+from fastinfer import __version__, logs, routes, state
 from fastinfer._ext import ort
 from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
@@ -21,10 +24,14 @@ from fastinfer.models.banks import Banks
 from fastinfer.models.crashes import Crashes
 from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
+from fastinfer.signals import Inspection
 from fastinfer.supervisor.assignment import Assignment, end_with
 from fastinfer.supervisor.channel import Channel, ChannelClosedError
 
 log = logging.getLogger(__name__)
+
+_LOG_S = 0.2  # for the log's last line
+_NOWHERE = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def serve(config: ServerConfig) -> int:
@@ -73,9 +80,12 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, server.port, ort.version())
     log.info("threads: 1 for the loop, %d native, %d of ONNX Runtime's pool", config.threads, config.intra_op_threads)
+    debug = logs.Debug()
+    inspection = Inspection(service.loop, lambda: state.lines(service, server), debug.toggle)
     service.start()
-    clean = await server.serve(config.drain_timeout_s)
+    clean = await server.serve(config.drain_timeout_s, overdue=_end_after)
     await service.close()
+    inspection.close()
     log.info("ended" if clean else "ended; some requests were given up")
     return 0
 
@@ -92,6 +102,8 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
     service.metrics.http, service.metrics.logs = server.hub, written
     repository = service.repository
     rounds = Rounds(repository)
+    debug = logs.Debug()
+    inspection = Inspection(loop, lambda: state.lines(service, server), debug.toggle)
     channel = await Channel.open(
         end,
         {
@@ -106,6 +118,8 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
             "gauges": service.metrics.gauges,
             "pulse": lambda: None,
             "accept_from": lambda slots: server.accept_from([each for slot in slots for each in groups[slot]]),
+            "debug": debug.set,
+            "announce": server.announce,
             "hand_over": server.hand_over,
             "drain": server.drain_soon,
             "end": server.end,
@@ -116,12 +130,28 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
     channel.closed.add_done_callback(lambda _: server.drain_soon())  # the supervisor is gone
     loop.add_signal_handler(signal.SIGTERM, channel.tell, "leave")
     channel.tell("up", runtime=ort.version())
-    clean = await server.serve(config.drain_timeout_s, signals=())
+    clean = await server.serve(config.drain_timeout_s, signals=(), overdue=_end_after)
     channel.close()
     await service.close()
+    inspection.close()
     if not clean:
         log.warning("some requests were given up")
     return 0
+
+
+def _end_after(seconds: float) -> None:
+    """Ends the process then at the latest: a run cannot be ended inside of an operator, nor a load that hangs."""
+    overdue = threading.Timer(seconds - _LOG_S, _end)
+    overdue.daemon = True
+    overdue.start()
+    # A thread of C, which needs no GIL.
+    faulthandler.dump_traceback_later(seconds + _LOG_S, file=_NOWHERE, exit=True)
+
+
+def _end() -> None:
+    log.error("ended with work that could not be ended by itself: a run inside of an operator, or a load")
+    time.sleep(_LOG_S)
+    os._exit(0)
 
 
 def _prepare(config: ServerConfig) -> None:
@@ -141,6 +171,7 @@ def _server(service: Service, **where: Any) -> Server:
         counters=service.counters.http,
         budget=service.budget,
         on_drain=service.drain,
+        shutdown_delay_s=config.shutdown_delay_s,
     )
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fastinfer import limits
 from fastinfer._ext import encode
 from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
@@ -28,7 +25,6 @@ from fastinfer.models.replica import Replica
 
 log = logging.getLogger(__name__)
 
-_LOG_S = 0.2  # for the log's last line
 _NONFINITE = {"literal": encode.LITERAL, "null": encode.NULL, "error": encode.ERROR}
 
 
@@ -39,12 +35,6 @@ def _rules(config: ServerConfig) -> Rules:
         allow_empty=config.allow_empty or nothing,
         scan=not nothing or config.model_control == "poll",
     )
-
-
-def _end_process() -> None:
-    log.error("ended inside of a run, which could not be ended by itself")
-    time.sleep(_LOG_S)
-    os._exit(0)
 
 
 class Control(Protocol):
@@ -154,19 +144,7 @@ class Service:
             await upkeep.follow(self.repository, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
 
     async def close(self) -> None:
-        """Ends everything; requests in flight have been answered or given up.
-
-        A run cannot be ended inside of an operator: where one goes on for long, the process ends with it.
-        """
-        overdue = threading.Timer(limits.END_TIMEOUT_S, _end_process)
-        overdue.daemon = True
-        overdue.start()
-        try:
-            await self._close()
-        finally:
-            overdue.cancel()
-
-    async def _close(self) -> None:
+        """Ends everything; requests in flight have been answered or given up."""
         for task in list(self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

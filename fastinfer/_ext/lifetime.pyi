@@ -29,6 +29,9 @@ class Deadlines:
 class Life(Waiter):
     """The wait of one client, from the first byte of its request to the encoded answer."""
 
+    stage: str
+    """For people: ``decoding``, ``queued``, ``running`` or ``encoding``."""
+
 class Parent:
     """Holds a request whose work is done by child requests.
 

@@ -272,6 +272,14 @@ class ServerConfig(BaseSettings):
     drain_timeout_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = _option(
         limits.DRAIN_TIMEOUT_S, "Seconds that requests in flight get to finish after SIGTERM.", _INFERENCE
     )
+    shutdown_delay_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = (
+        _option(
+            0.0,
+            "Seconds from SIGTERM to the drain: the server is not ready, and still accepts connections, until a load "
+            "balancer has noticed.",
+            _INFERENCE,
+        )
+    )
     compress_answers: Annotated[int | None, BeforeValidator(_size_or_off), Field(ge=1, le=1 << 50)] = _option(
         None,
         "Compress answers to inference from this size on, for clients that accept gzip or deflate; off: none. Many "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
@@ -42,6 +42,15 @@ class Sweepable(Protocol):
     def socket_error(self) -> int:
         """The error that the system has noted for the socket, 0 for none."""
 
+    def state(self) -> str:
+        """What it does, for people."""
+
+    def requests(self) -> Iterable[tuple[int, str, str]]:
+        """Its requests without an answer, for people: arrival in ns, stage, description."""
+
+    def give_up(self) -> None:
+        """Answers what is not answered with 503, and ends."""
+
     def abort(self) -> None:
         """Ends at once."""
 
@@ -54,7 +63,8 @@ class Hub(Shared):
     Attributes:
         opening: accepted sockets that have no transport yet.
         connections: open now.
-        draining_since: when the server began to end.
+        ending: no more connections are accepted, and idle ones end; ``draining``: each answer ends its connection.
+        draining_since: when that began.
         pieces: threads that inflate bodies and compress answers.
         half_closed: connections whose client has closed its side and waits for answers, and since when.
     """
@@ -69,6 +79,7 @@ class Hub(Shared):
         "_when_empty",
         "connections",
         "draining_since",
+        "ending",
         "half_closed",
         "opening",
         "pieces",
@@ -88,6 +99,7 @@ class Hub(Shared):
         self.router = router
         self.opening = 0
         self.connections = 0
+        self.ending = False
         self.draining_since = 0.0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
         self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
@@ -121,6 +133,11 @@ class Hub(Shared):
         if not self.connections:
             self._wake_waiters()
 
+    def each(self) -> Iterator[Sweepable]:
+        """The connections that are open."""
+        for slot in self._slots:
+            yield from list(slot)
+
     async def empty(self) -> None:
         """Returns when no connection is open."""
         if self.connections:
@@ -133,6 +150,12 @@ class Hub(Shared):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def give_up_all(self) -> None:
+        """Answers with 503 what is not answered yet, and ends every connection so that its client can read that."""
+        for slot in self._slots:
+            for connection in list(slot):
+                connection.give_up()
 
     def abort_all(self) -> None:
         """Ends every connection at once."""
@@ -153,7 +176,7 @@ class Hub(Shared):
         draining, every now and then at all."""
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
-        if not self.draining:
+        if not self.ending:
             for connection in self.restless(self._slots[self._ticks % _SLOTS]):
                 connection.check(now)
         elif self._ticks % (_SLOTS // 16) == 0:

@@ -16,6 +16,9 @@ from typing import Final
 BACKLOG: Final = 4096
 _SO_ATTACH_FILTER: Final = 26
 _FLAGS_AT, _SYN = 13, 0x02  # in a TCP header
+_SO_BINDTOIFINDEX: Final = 62  # Linux 5.1; an unprivileged process may use it once
+_NO_INTERFACE: Final = 0x7FFF_FFFF  # no interface has this number
+_UNACKED_AT: Final = 24  # in Linux's struct tcp_info: of a listener, how many connections wait
 
 
 def bind(host: str, port: int, count: int = 1) -> list[list[socket.socket]]:
@@ -69,16 +72,43 @@ def close(groups: Iterable[Iterable[socket.socket]]) -> None:
             listener.close()
 
 
+def refuse_newcomers(listener: socket.socket) -> bool:
+    """Lets no further connect reach a listener; connections of the accept queue stay, handshakes go on.
+
+    A listener that is closed resets what waits in its accept queue, and handshakes that have begun. So connects are
+    kept away first: the listener is bound to a network interface that does not exist, so that the kernel finds no
+    listener for a new connect and refuses it. A handshake belongs to the listener that it began with, and ends there.
+
+    Any process that has the listener may call it, also repeatedly.
+
+    Returns:
+        Whether connects are refused. Otherwise (an old kernel, a listener that is bound to an interface already) the
+        kernel drops them: clients ask again after a second, so the listener has to be closed within a moment.
+    """
+    with contextlib.suppress(OSError):
+        if listener.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX) != _NO_INTERFACE:
+            listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+        return True
+    _drop_newcomers(listener)
+    return False
+
+
+def waiting(listener: socket.socket) -> int:
+    """How many connections wait in the accept queue."""
+    with contextlib.suppress(OSError):
+        information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_AT + 4)
+        if len(information) == _UNACKED_AT + 4:
+            (count,) = struct.unpack_from("@I", information, _UNACKED_AT)
+            return int(count)
+    return 0  # no TCP
+
+
 class _Instruction(ctypes.Structure):
     _fields_ = (("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32))
 
 
-def refuse_newcomers(listener: socket.socket) -> None:
-    """No new connection comes into the accept queue any more; those that are in it stay.
-
-    A listener that is closed resets what came since its last accept. The kernel drops requests for connections from
-    here on, so that one can accept what is left and close. Clients ask again after a second, and are refused then.
-    """
+def _drop_newcomers(listener: socket.socket) -> None:
+    """Has the kernel drop requests for connections before they reach the listener."""
     program = (_Instruction * 4)(
         _Instruction(0x30, 0, 0, _FLAGS_AT),  # load a byte
         _Instruction(0x45, 0, 1, _SYN),  # has it the bit? if not, skip one

@@ -24,13 +24,14 @@ import fcntl
 import logging
 import socket
 import termios
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from time import monotonic_ns
 from typing import Any, Final, cast
 
 from fastinfer import limits as constants
 from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
 from fastinfer._ext.exchange import Head
+from fastinfer._ext.lifetime import Life
 from fastinfer._ext.reply import reply_head
 from fastinfer._ext.upload import Upload, new_body
 from fastinfer.errors import ApiError
@@ -78,6 +79,21 @@ def _unsound(raw: bytes) -> Head:
     return _UNSOUND_HEAD if raw.startswith(b"HEAD ") else _UNSOUND
 
 
+def _described(head: Head) -> str:
+    handler = getattr(head.handler, "__name__", type(head.handler).__name__)
+    return " ".join([head.method, handler, *map(str, head.arguments)])
+
+
+def _abandon(exchange: HttpExchange) -> None:
+    """Ends the work for a request that is answered without it, or never."""
+    abandoned, exchange.abandoned = exchange.abandoned, None
+    if abandoned is not None:
+        try:
+            abandoned()
+        except Exception:
+            log.exception("a request could not be abandoned")
+
+
 class HttpProtocol(Connection, asyncio.BufferedProtocol):
     """One connection; see the head of the file. The state of the common path is the base's."""
 
@@ -118,14 +134,9 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         queue, self._queue = self._queue, []
         for exchange in queue:
             exchange.body = b""
-            abandoned, exchange.abandoned = exchange.abandoned, None
             exchange.answered = True
             exchange.reply = None
-            if abandoned is not None:
-                try:
-                    abandoned()
-                except Exception:
-                    log.exception("a request could not be abandoned")
+            _abandon(exchange)
         self._hub.disconnected(self, self._slot)
 
     def eof_received(self) -> bool:
@@ -277,6 +288,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
 
     def _refuse(self, error: ApiError, head: Head = _UNSOUND) -> None:
         """Answers a message whose end is uncertain: the connection's last answer."""
+        log.debug("a connection ends with %d: %s", error.status, error.message)
         self._deaf = True
         self._pending = b""
         self._upload = None
@@ -376,8 +388,41 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def _send_continue(self, upload: Upload) -> None:
         """Asks for the body, when that is the next thing that the client waits for."""
         upload.wants_continue = False
+        upload.started = upload.window_started = self._hub.now
         if not upload.received:
             self._out.append(_CONTINUE)
+
+    # --- For people ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """What the connection does, in a few words."""
+        if self._queue:
+            return "waits for answers" if not self._pieces else "writes in pieces"
+        if self._deaf:
+            return "ends"
+        if self._upload is not None or self._skip:
+            return "receives a body"
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            return "writes"
+        return "receives a head" if self._pending else "idle"
+
+    def requests(self) -> Iterator[tuple[int, str, str]]:
+        """What is not answered yet: when its first byte came, its stage, and what it is."""
+        for exchange in self._queue:
+            yield exchange.arrived_ns, self._stage(exchange), _described(exchange.head)
+        if self._upload is not None:
+            upload = self._upload
+            yield upload.arrived_ns, f"receiving, {upload.received} bytes so far", _described(upload.head)
+
+    def _stage(self, exchange: HttpExchange) -> str:
+        if exchange.answered:
+            return "writing" if exchange.reply is None else "answered, after others of its connection"
+        if exchange.packed:
+            return "compressing"
+        waiter: object = exchange.abandoned
+        if isinstance(waiter, Life):
+            return waiter.stage
+        return "inflating" if exchange.head.coding is not None and exchange.body == b"" else "in its handler"
 
     # --- The end ------------------------------------------------------------------------------------------------------
 
@@ -422,15 +467,17 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
                 self._stuck_size = size
                 self._stuck_since = now
             elif now - self._stuck_since > limits.write_timeout_s:
+                log.debug("a connection is closed: its client has read nothing for %g s", limits.write_timeout_s)
                 transport.abort()
             return
         self._stuck_size = 0
         if self._queue and not transport.is_reading():
             self._look_whether_closed()
-        if self._queue or self._deaf:
+        if self._deaf:
             return
         upload = self._upload
-        if upload is not None:
+        asked = upload is not None and not (upload.wants_continue and self._queue and not upload.received)
+        if upload is not None and asked:
             if now - upload.started > limits.upload_timeout_s:
                 self._time_out("the body took too long", upload.head)
             elif now - upload.window_started > limits.body_idle_timeout_s:
@@ -439,6 +486,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
                     self._time_out("the body came too slowly", upload.head)
                 upload.window_started = now
                 upload.window_received = upload.received
+        elif self._queue:
+            return
         elif self._skip:
             if now - self._since > limits.body_idle_timeout_s:
                 self._close()
@@ -460,7 +509,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
 
     def _idle_for_too_long(self, now: float) -> bool:
         hub = self._hub
-        if hub.draining:  # who was idle before gets its moment, too: it may be asking just now
+        if hub.ending:  # who was idle before gets its moment, too: it may be asking just now
             return now - max(self._since, hub.draining_since) > constants.DRAIN_IDLE_S
         return now - self._since > hub.limits.keep_alive_timeout_s
 
@@ -478,6 +527,22 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return 0
         error: int = self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return error
+
+    def give_up(self) -> None:
+        """The server's end is near: whatever is not answered is 503, and the connection's end follows."""
+        if self._transport is None or (self._deaf and not self._queue):
+            return  # it ends already
+        error = ApiError(503, "the server is ending", retry_after_s=1)
+        upload, started = self._upload, self._pending.strip(b"\r\n") if not self._blocked() else b""
+        open_ended = not self._deaf and (upload is not None or started)
+        self._deaf = not open_ended
+        for exchange in self._queue[:]:
+            _abandon(exchange)
+            exchange.fail(error)
+        if open_ended:
+            self._refuse(error, _unsound(started) if upload is None else upload.head)
+        elif not self._queue:
+            self._flush()
 
     def abort(self) -> None:
         """Ends at once."""

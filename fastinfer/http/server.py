@@ -1,12 +1,15 @@
 """Lifecycle: accepting within limits, draining, signals.
 
-A server is started once and drained once. Draining: what is in the accept queue is still accepted, then the listeners
-close; every answer ends its connection; idle connections may send one more request for a moment; then all is over.
+A server is started once and drained once. Before that it may *announce* its end: it is not ready, every answer ends its
+connection, and all goes on otherwise. Draining: connects are refused, what the kernel has accepted by then is still
+accepted, then the listeners close; every answer ends its connection; idle connections may send one more request for a
+moment. After its time what is left is answered with 503.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -36,6 +39,9 @@ T = TypeVar("T")
 _ACCEPTED_AT_ONCE: Final = 64  # then the connections that exist have their turn
 _ACCEPT_PAUSE_S: Final = 0.02  # where there are no files: costs nothing to speak of, and a long queue moves on
 _REFUSED_AT_ONCE: Final = 128  # connections above the limit that are told so; further ones wait in the queue
+_LAST_HANDSHAKES_S: Final = 0.25  # after connects are refused: round trips of clients whose handshake had begun
+_FILTERED_S: Final = 0.05  # the same where connects are dropped instead, most; a client asks again after a second
+_LOOK_S: Final = 0.005
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -51,7 +57,9 @@ class Server:
         poller: how the loop waits for requests; by default it sleeps.
         counters: memory for the counters of the connections (see :class:`fastinfer._ext.connection.Shared`).
         budget: of the memory that requests hold; by default one of ``limits.in_flight_bytes``.
-        on_drain: called once when draining starts, so that readiness can turn; not where another process goes on.
+        on_drain: called once when the end is announced or draining starts, so that readiness can turn; not if another
+            process goes on.
+        shutdown_delay_s: how long a signal announces the end before it drains.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Server:
         counters: Buffer | None = None,
         budget: Budget | None = None,
         on_drain: Callable[[], None] | None = None,
+        shutdown_delay_s: float = 0.0,
     ) -> None:
         self._router = router
         self._host = host
@@ -78,9 +87,11 @@ class Server:
         self._counters = counters
         self._budget = budget
         self._on_drain = on_drain
+        self._shutdown_delay_s = shutdown_delay_s
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
         self._listeners_live_on = False
+        self._stopping = asyncio.Event()  # the end is to be announced, or has begun
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._hub: Hub | None = None
@@ -100,8 +111,8 @@ class Server:
 
     @property
     def draining(self) -> bool:
-        """Whether the server is about to end."""
-        return self._hub is not None and self._hub.draining
+        """Whether the server takes no more connections, because it ends."""
+        return self._hub is not None and self._hub.ending
 
     async def start(self) -> None:
         """Listens and accepts.
@@ -131,12 +142,15 @@ class Server:
         self,
         drain_timeout_s: float = constants.DRAIN_TIMEOUT_S,
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
+        overdue: Callable[[float], None] | None = None,
     ) -> bool:
         """Serves until :meth:`stop`, or what is like it, then drains.
 
         Args:
             drain_timeout_s: what requests in flight get to finish.
             signals: which of them call :meth:`stop`.
+            overdue: called when draining starts, when a signal ends that, and at its end, with the seconds after which
+                nothing may be left of the server.
 
         Returns:
             Whether every request that was accepted is answered.
@@ -151,71 +165,125 @@ class Server:
         gc.collect()
         gc.freeze()
         gc.set_threshold(constants.COLLECTED_OBJECTS)
+        at_once = None
         try:
-            await self._stop.wait()
-            return await self.drain(drain_timeout_s)
+            await self._stopping.wait()
+            if not self._stop.is_set():
+                log.info("the server ends in %g s; it still takes connections", self._shutdown_delay_s)
+                self.announce()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), self._shutdown_delay_s)
+                self._stop.set()
+            if overdue is not None:
+                overdue(drain_timeout_s + constants.GIVE_UP_S + constants.END_TIMEOUT_S)
+                at_once = loop.create_task(self._overdue_at_once(overdue))
+            clean = await self.drain(drain_timeout_s)
+            if overdue is not None:
+                overdue(constants.END_TIMEOUT_S)
+            return clean
         finally:
+            if at_once is not None:
+                at_once.cancel()
             for number in signals:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # the rest of the end is short, and has a status of its own
+
+    async def _overdue_at_once(self, overdue: Callable[[float], None]) -> None:
+        await self._stop_now.wait()
+        overdue(constants.GIVE_UP_S + constants.END_TIMEOUT_S)
 
     def stop(self) -> None:
-        """What a signal does: the first one lets :meth:`serve` drain, the second one ends it."""
+        """What a signal does: it announces the end, or lets :meth:`serve` drain, or ends that; each one does the next
+        of these. Without a delay nothing is announced."""
         if self._stop.is_set():
             self._stop_now.set()
-        self._stop.set()
+        elif self._stopping.is_set() or not self._shutdown_delay_s:
+            self.drain_soon()
+        else:
+            self._stopping.set()
+
+    def announce(self) -> None:
+        """Is not ready any more, and ends the connection with every answer; goes on accepting."""
+        if not self.hub.draining:
+            self.hub.draining = True
+            if self._on_drain is not None:
+                self._on_drain()
 
     def drain_soon(self) -> None:
         """Lets :meth:`serve` drain; no more than that, however often it is called."""
         self._stop.set()
+        self._stopping.set()
 
     def hand_over(self) -> None:
         """Lets :meth:`serve` drain and leave its listeners, with what waits in them, to another process."""
         self._listeners_live_on = True
-        self._stop.set()
+        self.drain_soon()
 
     def end(self) -> None:
         """Ends at once."""
-        self._stop.set()
+        self.drain_soon()
         self._stop_now.set()
 
     async def drain(self, timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
-        """Stops accepting, lets requests in flight finish, and ends.
+        """Stops accepting, lets requests in flight finish, and ends. What is left after the time gets 503.
 
         Returns:
             Whether all connections ended by themselves within the time.
         """
         hub = self.hub
-        if hub.draining:
+        if hub.ending:
             raise RuntimeError("the server is draining already")
-        hub.draining = True
-        hub.draining_since = hub.loop.time()
-        self._pause_accepting()
         if not self._listeners_live_on:
-            if self._on_drain is not None:
-                self._on_drain()
-            for listener in self._accepted_from:
-                listen.refuse_newcomers(listener)
-            for listener in self._accepted_from:
-                while self._accept(listener):
-                    pass
-        listen.close([self._listeners])
-        ended = asyncio.ensure_future(self._ended())
+            self.announce()
+        hub.draining = hub.ending = True
+        hub.draining_since = hub.loop.time()
+        closing = hub.loop.create_task(self._close_listeners())
+        ended = asyncio.ensure_future(self._ended(closing))
         stopped = asyncio.ensure_future(self._stop_now.wait())
         await asyncio.wait((ended, stopped), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         clean = ended.done()
         if not clean:
-            hub.abort_all()
-            await ended
+            hub.give_up_all()
+            await asyncio.wait((ended,), timeout=constants.GIVE_UP_S)
+        closing.cancel()
+        while not ended.done():
+            hub.abort_all()  # again and again: sockets that are being opened become connections meanwhile
+            await asyncio.wait((ended,), timeout=_ACCEPT_PAUSE_S)
         hub.close()
         return clean
 
-    async def _ended(self) -> None:
+    async def _ended(self, closing: asyncio.Task[None]) -> None:
+        await asyncio.wait((closing,))
         while self._accepting:
             await asyncio.wait(self._accepting)
         await self.hub.empty()
 
     # --- Accepting ----------------------------------------------------------------------------------------------------
+
+    async def _close_listeners(self) -> None:
+        """Closes the listeners; connections that the kernel has accepted, or is about to, are accepted before."""
+        try:
+            if not self._listeners_live_on:
+                await self._accept_the_last()
+        finally:
+            self._pause_accepting()
+            listen.close([self._listeners])
+
+    async def _accept_the_last(self) -> None:
+        accepted_from = self._accepted_from
+        if not accepted_from:
+            return
+        refused = [listen.refuse_newcomers(listener) for listener in accepted_from]
+        if all(refused):
+            await asyncio.sleep(_LAST_HANDSHAKES_S)
+        else:
+            end, quiet = self.hub.loop.time() + _FILTERED_S, 0
+            while quiet < 2 and self.hub.loop.time() < end:
+                await asyncio.sleep(_LOOK_S)
+                quiet = 0 if any(map(listen.waiting, accepted_from)) else quiet + 1
+        while any(map(listen.waiting, accepted_from)):  # there are no files, or too many connections: some end
+            await asyncio.sleep(_ACCEPT_PAUSE_S)
 
     def _resume_accepting(self) -> None:
         self._pause = None
@@ -244,8 +312,7 @@ class Server:
         hub = self.hub
         open_now = hub.connections + hub.opening
         if open_now >= self._limits.max_connections + _REFUSED_AT_ONCE:
-            if not hub.draining:
-                self._pause_accepting(_ACCEPT_PAUSE_S)
+            self._pause_accepting(_ACCEPT_PAUSE_S)
             return False
         try:
             accepted, _ = listener.accept()
@@ -254,8 +321,7 @@ class Server:
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 return True  # that connection was gone before it was accepted
-            if not hub.draining:
-                self._pause_accepting(_ACCEPT_PAUSE_S)
+            self._pause_accepting(_ACCEPT_PAUSE_S)
             return False
         accepted.setblocking(False)
         refusal = None

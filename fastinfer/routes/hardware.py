@@ -13,7 +13,7 @@ from fastinfer.config.validation import place, reason, shown
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.routes.body import read_object
-from fastinfer.routes.router import Route
+from fastinfer.routes.router import Route, in_time
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
@@ -33,8 +33,9 @@ class Wanted(BaseModel):
     num: Annotated[int, Field(ge=1)] = 1
 
 
-def routes(service: Service) -> list[Route]:  # noqa: ARG001
+def routes(service: Service) -> list[Route]:
     """List and question."""
+    timeout_s = service.config.request_timeout_s
 
     async def everything(exchange: Exchange) -> None:
         found = await asyncio.to_thread(hardware.available)
@@ -49,8 +50,8 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
         exchange.respond(200, orjson.dumps({"name": wanted.name, "num": wanted.num, "available": number}))
 
     return [
-        Route(("GET",), "/v2/hardware", everything),
-        Route(("POST",), "/v2/hardware", enough),
+        Route(("GET",), "/v2/hardware", in_time(timeout_s, everything)),
+        Route(("POST",), "/v2/hardware", in_time(timeout_s, enough)),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastinfer import limits
 from fastinfer.http.exchange import Exchange
 from fastinfer.metrics import CONTENT_TYPE
-from fastinfer.routes.router import Route
+from fastinfer.routes.router import Route, in_time
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
@@ -28,4 +28,11 @@ def routes(service: Service) -> list[Route]:
             exchange.packed = True
             exchange.respond(200, packed, CONTENT_TYPE, fields)
 
-    return [Route(("GET",), "/metrics", metrics, compress_from=limits.MIN_COMPRESSED_BYTES)]
+    return [
+        Route(
+            ("GET",),
+            "/metrics",
+            in_time(service.config.request_timeout_s, metrics),
+            compress_from=limits.MIN_COMPRESSED_BYTES,
+        )
+    ]

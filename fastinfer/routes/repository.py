@@ -10,7 +10,7 @@ from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.origin import why_foreign
 from fastinfer.routes.body import read_object, without_nulls
-from fastinfer.routes.router import Route
+from fastinfer.routes.router import Route, in_time
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
@@ -54,7 +54,7 @@ def routes(service: Service) -> list[Route]:
             Route(("POST",), target + "/unload", unload_model),
         )
     ] + [
-        Route(("POST",), "/v2/repository/index", index),
+        Route(("POST",), "/v2/repository/index", in_time(service.config.request_timeout_s, index)),
         Route(("POST",), "/v2/workers/{worker}/load", load_worker),
         Route(("POST",), "/v2/workers/{worker}/unload", unload_model),
     ]

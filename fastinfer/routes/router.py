@@ -7,9 +7,11 @@ without leading zero), before any file is touched. One trailing slash is accepte
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic_ns
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -61,6 +63,24 @@ class _Node:
     literal: dict[bytes, _Node] = field(default_factory=dict)
     captured: tuple[str, _Node] | None = None
     methods: dict[str, Route] = field(default_factory=dict)
+
+
+def in_time(timeout_s: float, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> Handler:
+    """A handler for a route that only reads: 504 if its answer is not there so many seconds after the first byte.
+
+    What it waits for (a disk, another process, the turn of a report) may never come, and the client would wait as long.
+    """
+
+    async def timed(exchange: Exchange) -> None:
+        left_s = timeout_s - (monotonic_ns() - exchange.arrived_ns) / 1e9
+        try:
+            async with asyncio.timeout(left_s):
+                await handler(exchange)
+        except TimeoutError:
+            raise ApiError(504, "Request timeout expired") from None
+
+    timed.__name__ = handler.__name__
+    return timed
 
 
 class Router:

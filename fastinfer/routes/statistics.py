@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastinfer.http.exchange import Exchange
-from fastinfer.routes.router import Route
+from fastinfer.routes.router import Route, in_time
 
 if TYPE_CHECKING:
     from fastinfer.service import Service
@@ -18,8 +18,9 @@ def routes(service: Service) -> list[Route]:
         exchange.in_pieces = True
         exchange.respond(200, await service.statistics(*exchange.arguments))
 
+    handler = in_time(service.config.request_timeout_s, statistics)
     return [
-        Route(("GET",), "/v2/models/stats", statistics),
-        Route(("GET",), "/v2/models/{model}/stats", statistics),
-        Route(("GET",), "/v2/models/{model}/versions/{version}/stats", statistics),
+        Route(("GET",), "/v2/models/stats", handler),
+        Route(("GET",), "/v2/models/{model}/stats", handler),
+        Route(("GET",), "/v2/models/{model}/versions/{version}/stats", handler),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -43,7 +44,6 @@ class Child:
         self.ended = loop.create_task(process.wait())
         self.impatient = False
         self.ready_at: float | None = None
-        self._process = process
 
     @classmethod
     async def start(
@@ -104,8 +104,13 @@ class Child:
 
     def kill(self) -> None:
         """Ends it without asking."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal; from its start on it keeps SIGUSR1 and SIGUSR2 until it can answer them."""
         if not self.ended.done():
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)  # Popen's own method would collect its status first, which asyncio waits for
 
 
 class _Bound:

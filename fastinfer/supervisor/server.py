@@ -7,15 +7,17 @@ serving processes: they drain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
-from fastinfer import __version__, logs
+from fastinfer import __version__, limits, logs, signals
 from fastinfer.config.server import OptionError, ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.http import listen
@@ -29,16 +31,28 @@ from fastinfer.supervisor.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PATIENCE_S: Final = 10.0  # what a process may load before it accepts, if no other one does
 _START_S: Final = 120.0  # what a process may take until it can be talked to, before it loads
 _FIRST_S: Final = 10.0  # what the first processes may take until those that are there begin to load
-_AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
+# What a process may take to end when its time to drain is over: a little more than it allows itself.
+_AFTER_DRAIN_S: Final = limits.GIVE_UP_S + limits.END_TIMEOUT_S + 0.3
+_KILLED_S: Final = 0.5  # what it takes the system to end a process
+_OVERDUE_S: Final = 4.5  # after the drain: then the supervisor itself ends, whatever it is waiting for
+_LAST_HANDSHAKES_S: Final = 0.25  # as in the serving processes
+_CONFIGURATION_S: Final = 30.0  # what it may take to read the configuration file again
 _AGAIN_S: Final = 1.0  # after a task has failed
 _LOOK_S: Final = 0.1
 _GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
-_AT_ONCE_S: Final = 1.0  # the same after a second signal
+_AT_ONCE_S: Final = 1.0
 _DRAINED: Final = 8  # processes that may still be drained while their successors are replaced
 _FORGET_S: Final = 60.0  # between two looks for suspects that are none any more
+_TURNED_AWAY_BODY: Final = ApiError(503, "the server is ending").body()
+_TURNED_AWAY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_TURNED_AWAY_BODY), _TURNED_AWAY_BODY)
+)
 _FIXED: Final = ("host", "port", "processes")  # what another configuration cannot change while the server runs
 
 
@@ -104,6 +118,10 @@ class Supervisor:
         self._accepting: dict[Child, list[int]] = {}  # which slots' connections each was told to accept
         self._told = False
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._starting = 0  # processes that are not among the children yet
+        self._debug = logs.Debug()
+        self._debug_on: bool | None = None  # None: as configured
+        self._stopping = asyncio.Event()  # the end is announced, or has begun
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
         self._renewing = False
@@ -115,13 +133,24 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._renew)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        inspection = signals.Inspection(loop, self._tell_state, self._toggle_debug)
         keeping = [self._spawn(self._insist(slot.keep)) for slot in self._slots]
         keeping.append(self._spawn(self._insist(self._keep_models)))
         keeping.append(self._spawn(self._insist(self._forget_suspects)))
-        await self._ending.wait()
+        await self._stopping.wait()
+        if not self._ending.is_set():
+            await self._announce_end()
+        overdue = threading.Timer(self._config.drain_timeout_s + _OVERDUE_S, lambda: os._exit(self._status))
+        overdue.daemon = True
+        overdue.start()
         for task in keeping:
             task.cancel()
         await self._end()
+        inspection.close()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # the rest is short, and the status is known
         return self._status
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -178,6 +207,7 @@ class Supervisor:
         while (bank := self._free_bank(slot)) is None:  # until a process that was replaced has ended
             await asyncio.sleep(_LOOK_S)
         memory = (self._counters, bank)
+        self._starting += 1
         try:
             crash_slot = self._suspects.free_slot()
             child = await Child.start(slot.number, crash_slot, share, self._groups, memory, self._inherited, handlers)
@@ -185,8 +215,16 @@ class Supervisor:
             self._suspects.after_death(crash_slot, 0)
             log.error("a process cannot be started: %s", error.strerror)
             return None
-        self._children.add(child)
+        else:
+            self._children.add(child)
+        finally:
+            self._starting -= 1
         child.ended.add_done_callback(lambda _: self._gone(child))
+        self._reap()
+        if self._debug_on is not None:
+            child.channel.tell("debug", on=self._debug_on)
+        if self._stopping.is_set():
+            child.channel.tell("announce")
         await asyncio.wait((child.up, child.ended), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
         if not child.up.done():
             if not child.ended.done():
@@ -318,6 +356,7 @@ class Supervisor:
                 wanted[helper].append(slot.number)
         for child, numbers in wanted.items():
             if self._accepting.get(child) != numbers:
+                log.debug("process %d accepts for slots %s", child.pid, numbers)
                 child.channel.tell("accept_from", slots=numbers)
                 self._accepting[child] = numbers
 
@@ -342,33 +381,70 @@ class Supervisor:
     async def _leave(self, caller: Child) -> None:
         """A process was sent SIGTERM: another one takes over, unless the whole server ends."""
         slot = self._slots[caller.slot]
-        if slot.child is caller and not self._ending.is_set():
+        if slot.child is caller and not self._stopping.is_set():
             await slot.renew()
 
     # --- Signals ------------------------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
+        """A signal: announces the end, or begins it, or ends at once; each one does the next of these."""
         if self._ending.is_set():
             self._at_once.set()
-        self._ending.set()
+        elif self._stopping.is_set() or not self._config.shutdown_delay_s:
+            self._stopping.set()
+            self._ending.set()
+        else:
+            self._stopping.set()
 
     def _give_up(self, status: int) -> None:
         if not self._ending.is_set():
             self._status = status
             self._at_once.set()
+            self._stopping.set()
             self._ending.set()
 
     def _renew(self) -> None:
-        if self._renewing or self._ending.is_set():
+        if self._renewing or self._stopping.is_set():
             log.warning("SIGHUP is ignored: the server is being restarted already, or ends")
         else:
             self._renewing = True
             self._spawn(self._renew_all())
 
+    def _reap(self) -> None:
+        """A process has ended: if nobody waits for it, its entry in the system's table is released here."""
+        if not self._starting:  # or it may be one that is about to become a child
+            for pid in signals.reap({child.pid for child in self._children}):
+                log.debug("process %d, left to this one by its parent, has ended", pid)
+
+    def _toggle_debug(self) -> None:
+        self._debug.toggle()
+        self._debug_on = self._debug.on
+        for child in self._children:
+            child.channel.tell("debug", on=self._debug_on)
+
+    def _tell_state(self) -> list[str]:
+        """This process's state as lines; has the serving processes write theirs."""
+        stage = "ending" if self._ending.is_set() else "about to drain" if self._stopping.is_set() else "serving"
+        lines = [f"state of the supervisor, process {os.getpid()}: {stage}{', restarting' if self._renewing else ''}"]
+        for child in sorted(self._children, key=lambda child: (child.slot, child.pid)):
+            place = "serves" if self._slots[child.slot].child is child else "does not serve"
+            stage = "started" if child.up.done() else "starting"
+            accepts = self._accepting.get(child, [])
+            lines.append(
+                f"process {child.pid} in slot {child.slot}: {stage}, {place}, accepts for slots {accepts}, "
+                f"{child.lived_s():.1f} s since it was ready"
+            )
+        record = self._operations.record
+        lines.append(f"readiness: {record['not_ready'] or 'ready'}; {len(record['endpoints'])} endpoints")
+        lines += [f"task: {text}" for text in signals.waits(asyncio.all_tasks())]
+        for child in self._children:
+            child.signal(signal.SIGUSR1)
+        return lines
+
     async def _renew_all(self) -> None:
         """Replaces one process after the other; stops where a new one is not fit."""
         try:
-            self._read_again()
+            await self._read_again()
             for slot in self._slots:
                 if not await slot.renew():
                     log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
@@ -376,11 +452,14 @@ class Supervisor:
             log.info("restarted: %d processes, one after the other", len(self._slots))
         except OptionError as error:
             log.error("nothing is restarted, because the configuration cannot be used: %s", error)
+        except TimeoutError:
+            log.error("nothing is restarted: the configuration file has not been read in %g s", _CONFIGURATION_S)
         finally:
             self._renewing = False
 
-    def _read_again(self) -> None:
-        before, config = self._config, self._again()
+    async def _read_again(self) -> None:
+        before = self._config
+        config = await asyncio.wait_for(_on_thread(self._again), _CONFIGURATION_S)
         changed = [name for name in _FIXED if getattr(config, name) != getattr(before, name)]
         if changed:
             log.warning("%s cannot change while the server runs; the old values stay", ", ".join(changed))
@@ -388,10 +467,22 @@ class Supervisor:
 
     # --- The end ------------------------------------------------------------------------------------------------------
 
+    async def _announce_end(self) -> None:
+        """Is not ready any more, and otherwise goes on, until the delay or another signal."""
+        delay_s = self._config.shutdown_delay_s
+        log.info("the server ends in %g s; it still takes connections", delay_s)
+        for child in self._children:
+            child.channel.tell("announce")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), delay_s)
+        self._ending.set()
+
     async def _end(self) -> None:
-        for group in self._groups:
-            for listener in group:
-                listen.refuse_newcomers(listener)
+        listeners = [listener for group in self._groups for listener in group]
+        for listener in listeners:
+            listen.refuse_newcomers(listener)
+        if not any(self._accepting.values()):
+            await self._answer_who_waits(listeners)
         for child in self._children:
             self._operations.retire(child.channel)
             child.channel.tell("drain")
@@ -399,14 +490,28 @@ class Supervisor:
         listen.close(self._groups)
         if not self._at_once.is_set():
             await self._all_ended(self._config.drain_timeout_s + _AFTER_DRAIN_S, or_until=self._at_once)
-        for child in self._children:
-            child.channel.tell("end")
-        await self._all_ended(_AT_ONCE_S)
+        if self._at_once.is_set():
+            for child in self._children:
+                child.channel.tell("end")
+            await self._all_ended(_AFTER_DRAIN_S)
         for child in self._children:
             child.kill()
-        await self._all_ended(None)
+        await self._all_ended(_KILLED_S)
+        for child in self._children:
+            log.error("process %d cannot be killed; it is left to the system", child.pid)
         if not self._status:
             log.info("ended")
+
+    async def _answer_who_waits(self, listeners: Sequence[socket.socket]) -> None:
+        """No process accepts yet: one that is loading does, or if there is none, this one answers with 503."""
+        loading = next((child for child in self._children if child.up.done() and not child.ended.done()), None)
+        if loading is not None:
+            loading.channel.tell("accept_from", slots=list(range(len(self._groups))))
+        else:
+            servers = [await asyncio.start_server(_turn_away, sock=each.dup()) for each in listeners]
+            await asyncio.sleep(_LAST_HANDSHAKES_S)
+            for server in servers:
+                server.close()
 
     async def _all_ended(self, timeout_s: float | None, or_until: asyncio.Event | None = None) -> None:
         """Waits until no process lives, at most so long, or until something else happens."""
@@ -420,3 +525,45 @@ class Supervisor:
     async def _none_lives(self) -> None:
         while self._children:
             await asyncio.wait([child.ended for child in self._children])
+
+
+async def _on_thread(work: Callable[[], T]) -> T:
+    """Calls something that may hang, on a thread for which nobody waits at the end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def end(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            return  # nobody waits any more
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(end, result, error)
+
+    threading.Thread(target=run, name="configuration", daemon=True).start()
+    return await done
+
+
+async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers a client of a server that ends before it has started."""
+    with contextlib.suppress(OSError, EOFError, ValueError, TimeoutError):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _LAST_HANDSHAKES_S)
+        writer.write(_TURNED_AWAY)
+        writer.write_eof()
+        await asyncio.wait_for(_until_closed(reader), _AT_ONCE_S)
+    writer.close()
+
+
+async def _until_closed(reader: asyncio.StreamReader) -> None:
+    while await reader.read(1 << 16):
+        pass

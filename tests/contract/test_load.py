@@ -166,7 +166,7 @@ def test_load_threads_end_when_nothing_is_loaded(repository):
 
     with serving("--load", "simple", "--threads", "2", "--intra-op-threads", "1", repository=repository) as server:
         deadline = time.monotonic() + 30
-        while len(threads()) > 5:  # the loop, the log, two native ones, one of ONNX Runtime
+        while len(threads()) > 6:  # the loop, the log, the one for signals, two native ones, one of ONNX Runtime
             assert time.monotonic() < deadline, threads()
             time.sleep(0.05)
         assert server.post("/v2/models/slow/load").status == 200  # they come again

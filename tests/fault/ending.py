@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from functools import partial
 from http.client import HTTPException
@@ -18,9 +19,10 @@ from onnx import helper, numpy_helper
 from tests import onnx_models
 from tests.fault.clients import answers, connect, post
 from tests.fault.load import CONNECTIONS, failed, half_of_peak, load, neighbours
+from tests.fault.storm import storm
 from tests.fault.subject import Subject, repository_of, seconds_until, subject, wait_for
 from tests.fault.trial import AbsentError, Trial
-from tests.support import REPOSITORY, inference, tensor
+from tests.support import REPOSITORY, Server, inference, tensor
 
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: a\r\n\r\n"
 PROCESSES = 2
@@ -73,6 +75,96 @@ def _refuses(server: Subject) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def connects(trial: Trial) -> None:
+    """SIGTERM while clients connect without pause: of one process and of two, IPv4 and IPv6."""
+    counts = dict.fromkeys(("connected", "answered", "reset", "unanswered", "slow", "other", "refused"), 0)
+    refusals: list[float] = []
+    status = 0
+    for processes, host in ((0, "127.0.0.1"), (1, "127.0.0.1"), (2, "127.0.0.1"), (2, "::1")):
+        for _ in range(trial.count(5, 1)):
+            options = ("--load", "none", "--host", host, "--processes", str(processes))
+            server = Server(*options, wait=False)
+            try:
+                seconds_until(lambda: _answers(host, server.port))  # noqa: B023
+                with storm(server.port, host) as counted:
+                    time.sleep(1)
+                    server.process.terminate()
+                status |= server.process.wait(60)
+            finally:
+                server.kill()
+            for each in counted:
+                refusals.append(each["refusal_s"])
+                for what in counts:
+                    counts[what] += each[what]
+    trial.least("connections", counts["connected"], trial.count(50_000, 1000))
+    trial.equal("of these without an answer of 200", counts["connected"] - counts["answered"], 0)
+    trial.equal("connections that were reset", counts["reset"], 0)
+    trial.equal("connects that waited for half a second", counts["slow"], 0)
+    trial.equal("other failures", counts["other"] + counts["unanswered"], 0)
+    trial.least("connects that were refused", counts["refused"], 1)
+    trial.most("ms until a connect was refused, median", 1000 * median(refusals), 1, timed=True)
+    trial.equal("exit status", status, 0)
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection((host, port), timeout=5).close()
+        return True
+    return False
+
+
+def given_up(trial: Trial) -> None:
+    """A run inside of an operator, requests that wait for it, and an upload, at the end of a drain."""
+    drain_s = trial.count(3, 1)
+    body = json.dumps(inference(tensor("x", [1], "FP32", [0.0]))).encode()
+    right, slowest, status = 0, 0.0, 0
+    configs = {"long": "max_batch_size = 0\n"}
+    with repository_of({"long": onnx_models.one_long_operator()}, configs) as repository:
+        for processes in (0, 1, 2):
+            with subject("--drain-timeout-s", str(drain_s), repository=repository, processes=processes) as server:
+                with contextlib.ExitStack() as stack:
+                    asking = [stack.enter_context(connect(server.port)) for _ in range(20)]
+                    for sock in asking[1:]:
+                        sock.sendall(post("long", body))
+                    asking[0].sendall(post("long", body)[:-1])
+                    wait_for(lambda: server.metric("fastinfer_requests_in_flight") == len(asking) - 1, "requests")  # noqa: B023
+                    began = time.monotonic()
+                    server.process.terminate()
+                    for sock in asking:
+                        code, fields, _ = next(answers(sock), (0, {}, b""))
+                        right += code == 503 and "retry-after" in fields and fields.get("connection") == "close"
+                status |= server.process.wait(60)
+                slowest = max(slowest, time.monotonic() - began)
+    trial.equal("answers of 503 with Retry-After and `Connection: close`", right, 60)
+    trial.equal("exit status", status, 0)
+    trial.most("seconds from the end of the drain to the end, the longest", slowest - drain_s, 5, timed=True)
+
+
+def inspected(trial: Trial) -> None:
+    """SIGUSR1 and SIGUSR2 to a supervisor and its processes, again and again, while they are asked."""
+    rounds = trial.count(200, 20)
+    with subject("--load", "simple", processes=PROCESSES) as server:
+        before = server.children()
+        with neighbours(server.port, half_of_peak(server.port), slice_s=2) as beside:
+            for _ in range(rounds):
+                server.process.send_signal(signal.SIGUSR1)
+                server.process.send_signal(signal.SIGUSR2)
+                for pid in before:
+                    os.kill(pid, signal.SIGUSR1)
+                time.sleep(0.05)
+        told = seconds_until(lambda: _told(server.log) >= 1)
+        trial.equal("failed requests", beside["failed"], 0)
+        trial.least("requests", beside["answered"], trial.count(20_000, 1000))
+        trial.equal("processes that ended", len(set(before) - set(server.children())), 0)
+        trial.equal("times that nothing was written", float(told == float("inf")), 0)
+        trial.equal("exit status", server.stop(), 0)
+
+
+def _told(log: str) -> int:
+    """How often a process has written all of its state."""
+    return min(log.count(what) for what in ("thread 'MainThread': ", "requests in flight: ", "native threads: "))
 
 
 # --- A supervisor and its processes -----------------------------------------------------------------------------------

@@ -30,6 +30,12 @@ FAULTS = [
           "+5 % at most", models.load_storm, 60, 6),
     Fault("SIGTERM", "SIGTERM under load", "0 failed; not ready at once; `Connection: close`; exit 0",
           ending.terminate, 55, 8),
+    Fault("connects", "SIGTERM under a storm of connects", "no accepted connection reset or unanswered, no connect "
+          "waits, refused at once", ending.connects, 120, 10),
+    Fault("given up", "requests that do not end within the drain", "503 with Retry-After for each; over in 5 s more",
+          ending.given_up, 25, 12),
+    Fault("SIGUSR1", "SIGUSR1 and SIGUSR2 under load", "0 failed; state and stacks in the log each time; nobody ends",
+          ending.inspected, 30, 8),
     Fault("SIGHUP", "rolling restart under load", "0 failed, 0 refused; all processes replaced",
           ending.restart, 60, 10),
     Fault("SIGKILL", "kill -9 of a serving process", "failed at most what was in flight there; a replacement in 1 s "

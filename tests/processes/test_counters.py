@@ -163,3 +163,14 @@ def test_pages_are_the_same_alone():
         with serving("--load", "simple", "--processes", processes) as server:
             names.append(re.findall(r"^# TYPE (\S+ \S+)", server.get("/metrics").body.decode(), re.M))
     assert names[0] == names[1]
+
+
+def test_a_supervisor_that_stands_still_keeps_no_scrape_waiting():
+    with serving("--load", "simple", "--processes", "2", "--request-timeout-s", "1") as server:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            assert server.get("/metrics").status == 504
+            assert server.get("/v2/health/live").status == 200
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: server.get("/metrics").status == 200)

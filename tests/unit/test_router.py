@@ -1,9 +1,12 @@
 """Paths to handlers: names are decoded once and checked before anything looks at the disk."""
 
+import asyncio
+
 import pytest
 
 from fastinfer.errors import ApiError
-from fastinfer.routes.router import Route, Router
+from fastinfer.http.exchange import Exchange
+from fastinfer.routes.router import Route, Router, in_time
 
 
 def handler(exchange):
@@ -92,3 +95,35 @@ def test_the_cache_does_not_grow_without_bound():
 def test_two_routes_at_one_place_are_refused():
     with pytest.raises(ValueError, match="two routes"):
         Router([Route(("GET",), "/a", handler), Route(("GET",), "/a", handler)])
+
+
+def test_an_answer_that_does_not_come_is_504():
+    """The time runs from the request's first byte."""
+
+    async def never(exchange):
+        del exchange
+        await asyncio.Event().wait()
+
+    async def at_once(exchange):
+        exchange.respond(200)
+
+    class Connection:
+        def __init__(self):
+            self.statuses = []
+
+        def answer(self, exchange, status, *rest):  # noqa: ARG002
+            self.statuses.append(status)
+
+    async def ask(handler, timeout_s, age_s=0.0):
+        connection = Connection()
+        exchange = Exchange(connection, "GET", (), {}, b"", True)
+        exchange.arrived_ns -= int(age_s * 1e9)
+        await in_time(timeout_s, handler)(exchange)
+        return connection.statuses
+
+    assert asyncio.run(ask(at_once, 60)) == [200]
+    for timeout_s, age_s in ((0.02, 0.0), (60.0, 61.0)):
+        with pytest.raises(ApiError) as caught:
+            asyncio.run(ask(never, timeout_s, age_s))
+        assert caught.value.status == 504
+    assert in_time(1, never).__name__ == "never"

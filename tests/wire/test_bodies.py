@@ -66,6 +66,33 @@ def test_a_body_that_never_begins_is_not_waited_for(start):
     assert [answer.status for answer in client.answers()] == [408]
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 9\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n9\r\n"])
+def test_a_body_that_stops_has_its_time_also_if_earlier_requests_take_long(start, framing):
+    """Its memory is given back, though its answer has to wait for theirs."""
+    wire = start(body_idle_timeout_s=0.2)
+    client = wire.known_client()
+    client.send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\nPOST /echo HTTP/1.1\r\nHost: a\r\n" + framing + b"stops")
+    wire.until(lambda: len(wire.handlers.held) == 1 and wire.server.hub.in_flight_bytes == 5)
+    wire.until(lambda: wire.server.hub.in_flight_bytes == 0)
+    wire.call(wire.handlers.held[0].respond, 200, b"first")
+    first, second = client.answer(), client.answer()
+    assert (first.status, second.status, second.headers["connection"]) == (200, 408, "close")
+
+
+def test_a_client_that_waits_to_be_asked_for_a_body_has_its_time_from_then_on(start):
+    wire = start(body_idle_timeout_s=1.0, upload_timeout_s=1.0)
+    client = wire.known_client()
+    expecting = b"POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    client.send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n" + expecting)
+    wire.until(lambda: len(wire.handlers.held) == 1)
+    time.sleep(2)  # longer than either limit
+    wire.call(wire.handlers.held[0].respond, 200, b"first")
+    assert client.answer().body == b"first"
+    assert client.answer().status == 100
+    time.sleep(0.3)  # some ticks of the clock that ends connections
+    assert client.send(b"ok").answer().body == b"ok"
+
+
 def test_draining_waits_for_a_body_whose_head_is_here(start):
     wire = start()
     client = apart(wire.client(), head(b"echo", 5))

@@ -198,6 +198,16 @@ cdef double seconds(int64_t ns) noexcept:
 
 
 cdef class Life(Waiter):
+    @property
+    def stage(self):
+        if self.request is None:
+            return "decoding"
+        if self.request.state == ENDED:
+            return "encoding"
+        if self.request.state == RUNNING:
+            return "running"
+        return "queued"
+
     cdef int await_request(self, Deadlines deadlines, int64_t now) except -1:
         self.deadline_ns = self.arrived_ns + deadlines.timeout_ns
         if not self.is_late(now):
