@@ -74,8 +74,8 @@ class HttpExchange(Exchange):
 
     head: Head
     """The request's."""
-    counted: int
-    """Bytes of its body that count towards the process's budget."""
+    inflating: bool
+    """Its body is not there yet."""
     reply: tuple[int, bytes, Buffer | Sequence[Buffer], Sequence[tuple[bytes, bytes]]] | None
     """Its answer, if that came before its turn: status, content type, body, fields."""
     def __init__(self, connection: Connection, head: Head, body: Buffer, stable: bool) -> None: ...

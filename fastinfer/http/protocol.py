@@ -256,11 +256,13 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         hub, limit = self._hub, cast(int, head.max_body_bytes)
         exchange = HttpExchange(self, head, b"", True)
         self._enqueue(exchange)
+        exchange.inflating = True
         body = new_body(hub.bodies, hub.budget, limit)
         inference = hasattr(head.handler, "waits")  # has a deadline, and is counted
         steps = inflating(cast(bytes, head.coding), data, body, limit, hub.limits.max_inflation)
 
         def inflated() -> None:
+            exchange.inflating = False
             if not exchange.answered:
                 if not inference:
                     exchange.abandoned = None
@@ -419,10 +421,10 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return "writing" if exchange.reply is None else "answered, after others of its connection"
         if exchange.packed:
             return "compressing"
+        if exchange.inflating:
+            return "inflating"
         waiter: object = exchange.abandoned
-        if isinstance(waiter, Life):
-            return waiter.stage
-        return "inflating" if exchange.head.coding is not None and exchange.body == b"" else "in its handler"
+        return waiter.stage if isinstance(waiter, Life) else "in its handler"
 
     # --- The end ------------------------------------------------------------------------------------------------------
 

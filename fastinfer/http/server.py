@@ -123,7 +123,9 @@ class Server:
         raise_file_limit()
         if not self._listeners:
             self._listeners += listen.bind(self._host, self._port)[0]
-        self._hub = Hub(self._router, self._limits, asyncio.get_running_loop(), self._poller, self._counters, self._budget)
+        self._hub = Hub(
+            self._router, self._limits, asyncio.get_running_loop(), self._poller, self._counters, self._budget
+        )
         for listener in self._listeners:
             listener.setblocking(False)
             # Accepted sockets inherit it.

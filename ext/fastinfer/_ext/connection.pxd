@@ -35,6 +35,7 @@ cdef class Shared:
 
 cdef class HttpExchange(Exchange):
     cdef readonly Head head
+    cdef public bint inflating          # its body is not there yet
     cdef public tuple reply             # (status, content_type, body, fields) if that came before its turn
 
 

@@ -350,9 +350,9 @@ cdef class DecodeJob(Job):
         body = <object>self.body.obj
         if self.raw:
             return build_raw(&self.body, body, True)
-        if self.decoder.failure.is_set:
-            raise worded(&self.decoder, self.model)
         try:
+            if self.decoder.failure.is_set:
+                raise worded(&self.decoder, self.model)
             return build(&self.decoder, owner_of(body), self.budget)
         except MemoryError:
             raise no_memory() from None
