@@ -170,7 +170,7 @@ class Connection:
     def _feed(self, upload: Any, start: int, end: int) -> int:
         """Takes what belongs to a chunked body; returns where to go on."""
     @abstractmethod
-    def _inflate(self, head: Head, data: memoryview, counted: int) -> None:
+    def _inflate(self, head: Head, data: memoryview) -> None:
         """A request whose body is compressed."""
     @abstractmethod
     def _spawn(self, exchange: HttpExchange, coroutine: Coroutine[Any, Any, None]) -> None:

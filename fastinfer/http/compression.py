@@ -42,7 +42,7 @@ def inflating(coding: bytes, data: memoryview, body: Body, limit: int, ratio: in
     stream = zlib.decompressobj(wbits)
     given, made = 0, 0
     while not stream.eof:
-        rest: Buffer = stream.unconsumed_tail
+        rest: bytes | memoryview = stream.unconsumed_tail
         if not rest:
             rest = data[given : given + _INPUT_BYTES]
             given += len(rest)

@@ -111,7 +111,10 @@ class Pieces:
             pass
 
     def _do_piece(self) -> bool:
-        """Of the task whose turn it is; False: this thread ends. A function, so that no thread that waits holds a task."""
+        """Of the task whose turn it is; False: this thread ends.
+
+        A function of its own: no thread that waits holds a task, and the memory of its steps.
+        """
         task = self._next()
         if task is None:
             return False

@@ -31,6 +31,7 @@ from typing import Any, Final, cast
 from fastinfer import limits as constants
 from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
 from fastinfer._ext.exchange import Head
+from fastinfer._ext.inference import InferHandler
 from fastinfer._ext.lifetime import Life
 from fastinfer._ext.reply import reply_head
 from fastinfer._ext.upload import Upload, new_body
@@ -209,7 +210,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         if hub.in_flight_bytes > hub.budget.limit:
             self._refuse_for_memory(head)
             return end
-        body = new_body(hub.bodies, hub.budget, cast(int, head.max_body_bytes))
+        body = new_body(hub.bodies, hub.budget, head.max_body_bytes)
         upload = ChunkedUpload(head, hub.now, self._began_ns, hub.limits, body)
         self._upload = upload
         if head.expects_continue and start == end:
@@ -253,18 +254,19 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
 
     def _inflate(self, head: Head, data: memoryview) -> None:
         """Inflates a body, then handles its request; its place in the order of answers is taken at once."""
-        hub, limit = self._hub, cast(int, head.max_body_bytes)
+        hub, limit = self._hub, head.max_body_bytes
         exchange = HttpExchange(self, head, b"", True)
         self._enqueue(exchange)
         exchange.inflating = True
         body = new_body(hub.bodies, hub.budget, limit)
-        inference = hasattr(head.handler, "waits")  # has a deadline, and is counted
+        # An inference has a deadline meanwhile, and is counted.
+        inference = head.handler if isinstance(head.handler, InferHandler) else None
         steps = inflating(cast(bytes, head.coding), data, body, limit, hub.limits.max_inflation)
 
         def inflated() -> None:
             exchange.inflating = False
             if not exchange.answered:
-                if not inference:
+                if inference is None:
                     exchange.abandoned = None
                 exchange.body = body
                 exchange.handled_ns = monotonic_ns()
@@ -274,7 +276,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             if next(steps, _END) is _END:  # a small body, in its first piece
                 inflated()
                 return
-            waiter = head.handler.waits(exchange) if inference else _Waiter(exchange)
+            waiter = _Waiter(exchange) if inference is None else inference.waits(exchange)
             waiter.work_on(hub.pieces.submit(steps, lambda error: waiter.refuse(error) if error else inflated()))
 
         exchange.guard(begin)

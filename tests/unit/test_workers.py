@@ -215,7 +215,7 @@ def test_a_batch_that_nobody_waits_for_is_cut_short() -> None:
     class Slow(Echo):
         inline = False
 
-        def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:
+        def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:  # noqa: ARG002
             assert item is not None
             begun.set()
             while True:  # until it is given up

@@ -3,7 +3,6 @@
 cimport cython
 from libc.string cimport memchr
 
-from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.datatype cimport BYTES, DATATYPE_COUNT, name_of
 from fastinfer._ext.job cimport Interrupt
 from fastinfer._ext.tensor cimport Tensor, element_count

@@ -215,7 +215,8 @@ cdef object worded(const Decoder* decoder, str model):
         return ApiError(400, f"{place}: {plural(failure.got)}, but the shape {shape_text(tensor)} "
                              f"holds {failure.wanted}")
     if failure.kind == STRINGS:
-        return ApiError(413, f"{place}: {failure.got} strings in a body of {decoder.body_size} bytes, too many short ones")
+        return ApiError(413, f"{place}: {failure.got} strings in a body of {decoder.body_size} bytes, too many short "
+                             "ones")
     if failure.kind == MORE:
         return ApiError(400, f"{place}: more elements than the {failure.wanted} of the shape {shape_text(tensor)}")
     if failure.kind == ROW:

@@ -358,7 +358,8 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     if plan.failure == INTERRUPTED:
         raise ApiError(503, "the request was given up", retry_after_s=1)
     if plan.failure == LONG_CLASSES:
-        raise ApiError(400, f"outputs[{plan.failed_output}]: its classes have more than {MAX_CLASSES_TEXT} bytes of text")
+        raise ApiError(400, f"outputs[{plan.failed_output}]: its classes have more than {MAX_CLASSES_TEXT} bytes of "
+                            "text")
     if plan.failure == NOT_FINITE:
         raise ApiError(500, f"outputs[{plan.failed_output}].data[{plan.failed_element}]: the model answered with a "
                             "value that is not finite, which JSON cannot hold")

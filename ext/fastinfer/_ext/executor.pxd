@@ -47,8 +47,8 @@ cdef class Executor:
     # Of data work: what takes about a millisecond, and what takes longer.
     cdef readonly Share brief
     cdef readonly Share bulk
-    # job -> (what to call with it, its share): keeps the job, and what it works on, until its end was told. In and out on
-    # the loop's thread only.
+    # job -> (what to call with it, its share): keeps both, and what the job works on, until its end was told. In and
+    # out on the loop's thread only.
     cdef dict _jobs
 
     cpdef int submit(self, Job job, object done=*, Share share=*) except -1

@@ -105,7 +105,6 @@ cdef class InferHandler:
         else:
             inference.decode(body, json_size, exchange.handled_ns)
 
-
     cdef Inference inference(self, Exchange exchange):
         # That which has waited for the body, or a new one.
         cdef Inference inference
