@@ -24,6 +24,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from fastinfer import __version__
 from fastinfer._ext import ort
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
 from fastinfer._ext.stats import HISTOGRAMS
@@ -58,6 +59,7 @@ class HttpCounters(Protocol):
     connections_total: int
     answers: list[int]
     in_flight_bytes: int
+    budget: Budget
 
 
 class LogCounters(Protocol):
@@ -68,7 +70,7 @@ class LogCounters(Protocol):
 
 
 Gauges = dict[str, Any]
-"""What is so now in one process: ``pid``, ``connections``, ``in_flight_bytes``, and ``models``: name, version and the
+"""What is so now in one process: ``pid``, the server's gauges by their names, and ``models``: name, version and the
 values of :data:`_GAUGES` of those models that are not idle."""
 
 
@@ -92,9 +94,10 @@ _CLASSES: Final = range(2, 6)  # of an answer's status
 
 # The cells that are given of the server: first what processes use, which the report finds out by itself.
 _VIRTUAL, _RESIDENT, _START, _CPU, _OPEN_FILES, _MAX_FILES = range(USAGE_CELLS)
-_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _CULPRITS, _LOST_LINES, _ANSWERS = range(
-    USAGE_CELLS, USAGE_CELLS + 8
+_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _BYTES_LIMIT, _DISPLACED, _CULPRITS, _LOST_LINES = range(
+    USAGE_CELLS, USAGE_CELLS + 9
 )
+_ANSWERS: Final = _LOST_LINES + 1
 _SERVER_CELLS: Final = _ANSWERS + len(_CLASSES)
 
 
@@ -179,11 +182,13 @@ def _of_models() -> Iterator[_Family]:
 
 
 def _of_http() -> Iterator[_Family]:
-    waiting = "Bytes of request bodies that are received and not answered yet."
+    held = "Bytes that requests hold: bodies, tensors, outputs, answers."
     for name, kind, text, cell in (
         ("connections", "gauge", "Connections that are open.", _CONNECTIONS),
         ("connections_accepted_total", "counter", "Connections so far.", _ACCEPTED),
-        ("in_flight_bytes", "gauge", waiting, _IN_FLIGHT_BYTES),
+        ("in_flight_bytes", "gauge", held, _IN_FLIGHT_BYTES),
+        ("in_flight_bytes_limit", "gauge", "What they may hold; further requests get 503.", _BYTES_LIMIT),
+        ("displaced_runs", "gauge", "Runs that last so long that another thread has their place.", _DISPLACED),
     ):
         yield _Family(_SERVER, f"fastinfer_{name}", kind, text, [_Sample([cell])])
     answers = [_Sample([_ANSWERS + place], labels=f'status="{of}xx"') for place, of in enumerate(_CLASSES)]
@@ -291,6 +296,8 @@ class Metrics:
             "pid": os.getpid(),
             "connections": http.connections if http else 0,
             "in_flight_bytes": http.in_flight_bytes if http else 0,
+            "in_flight_bytes_limit": http.budget.limit if http else 0,
+            "displaced_runs": self._executor.displaced if self._executor else 0,
             "models": busy,
         }
 
@@ -355,8 +362,13 @@ class Metrics:
             *answers, accepted = everybodys[0] if everybodys else [*self.http.answers, self.http.connections_total]
             cells[_ACCEPTED] = accepted
             cells[_ANSWERS:] = array("q", answers[_CLASSES.start : _CLASSES.stop])
-            cells[_CONNECTIONS] = sum(gauges.get("connections", 0) for gauges in all_gauges)
-            cells[_IN_FLIGHT_BYTES] = sum(gauges.get("in_flight_bytes", 0) for gauges in all_gauges)
+            for cell, gauge in (
+                (_CONNECTIONS, "connections"),
+                (_IN_FLIGHT_BYTES, "in_flight_bytes"),
+                (_BYTES_LIMIT, "in_flight_bytes_limit"),
+                (_DISPLACED, "displaced_runs"),
+            ):
+                cells[cell] = sum(gauges.get(gauge, 0) for gauges in all_gauges)
         if self.logs is not None:
             cells[_LOST_LINES] = everybodys[1] if everybodys else self.logs.dropped
         return cells

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fastinfer._ext.budget import Budget
 from fastinfer._ext.encode import EncodeJob
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import InferResponse
@@ -96,12 +97,15 @@ def test_models_and_versions_are_kept_apart() -> None:
 def test_the_counters_of_server_and_log() -> None:
     metrics = Metrics(list, Alone())
     assert "fastinfer_connections" not in page(metrics)  # there is no server
-    hub: Any = SimpleNamespace(connections=3, connections_total=9, answers=[0, 0, 100, 0, 5, 1], in_flight_bytes=77)
+    hub: Any = SimpleNamespace(
+        connections=3, connections_total=9, answers=[0, 0, 100, 0, 5, 1], in_flight_bytes=77, budget=Budget(99)
+    )
     metrics.http, metrics.logs = hub, SimpleNamespace(dropped=2)
     samples = read(metrics)
     assert samples["fastinfer_connections", ()] == 3
     assert samples["fastinfer_connections_accepted_total", ()] == 9
     assert samples["fastinfer_in_flight_bytes", ()] == 77
+    assert samples["fastinfer_in_flight_bytes_limit", ()] == 99
     assert samples["fastinfer_answers_total", (("status", "2xx"),)] == 100
     assert samples["fastinfer_answers_total", (("status", "4xx"),)] == 5
     assert samples["fastinfer_log_lines_dropped_total", ()] == 2
