@@ -337,7 +337,7 @@ cdef int read_input(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         return fail(decoder, "", "'data' and 'binary_data_size' are both given")
     elif decoder.binary == NULL:
         return fail(decoder, "", "'binary_data_size' needs the header Inference-Header-Content-Length")
-    if is_refused(decoder, tensor):
+    if tensor.block == NULL and is_refused(decoder, tensor):
         return 0
     if tensor.data_text != NULL:        # it came before name, shape or datatype: back to it
         after = cursor.at
