@@ -169,6 +169,10 @@ class Hub(Shared):
             self._timer.cancel()
         self.pieces.close()
 
+    def is_short_of_memory(self) -> bool:
+        """Whether requests hold most of what they may; clients that hold memory and do not get on have to go then."""
+        return self.budget.used > constants.PRESSED_SHARE * self.budget.limit
+
     # --- The clock ----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:

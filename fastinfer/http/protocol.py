@@ -467,7 +467,10 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         limits = self._hub.limits
         size = transport.get_write_buffer_size() + sum(map(len, self._pieces))
         if size:
-            if size < self._stuck_size or not self._stuck_size:
+            if size > JOINED_BYTES and 4 * size > 3 * self._stuck_size > 0 and self._hub.is_short_of_memory():
+                log.debug("a connection is closed: memory is short, and its client reads too slowly")
+                transport.abort()
+            elif size < self._stuck_size or not self._stuck_size:
                 self._stuck_size = size
                 self._stuck_since = now
             elif now - self._stuck_since > limits.write_timeout_s:
@@ -484,8 +487,11 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         if upload is not None and asked:
             if now - upload.started > limits.upload_timeout_s:
                 self._time_out("the body took too long", upload.head)
-            elif now - upload.window_started > limits.body_idle_timeout_s:
-                wanted = limits.body_min_bytes_per_s * (now - upload.window_started)
+            elif now - upload.window_started > (window_s := self._window_s(upload)):
+                least = limits.body_min_bytes_per_s
+                if window_s < limits.body_idle_timeout_s:
+                    least = max(least, constants.PRESSED_BYTES_PER_S)
+                wanted = least * (now - upload.window_started)
                 if upload.received - upload.window_received < wanted:
                     self._time_out("the body came too slowly", upload.head)
                 upload.window_started = now
@@ -501,6 +507,13 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         elif self._idle_for_too_long(now):
             self._deaf = True
             self._linger()
+
+    def _window_s(self, upload: Upload) -> float:
+        """How long a body may make no progress: not for long while memory is short, if it has some of it."""
+        idle_s: float = self._hub.limits.body_idle_timeout_s
+        if upload.received > JOINED_BYTES and self._hub.is_short_of_memory():
+            return min(idle_s, constants.PRESSED_IDLE_S)
+        return idle_s
 
     def _look_whether_closed(self) -> None:
         """Whether the client went away while nothing is read from it, so that the transport does not notice."""
