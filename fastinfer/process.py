@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from fastinfer import __version__, logs, routes
+from fastinfer import __version__, limits, logs, routes
 from fastinfer._ext import ort
 from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
@@ -126,6 +127,8 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
 
 def _prepare(config: ServerConfig) -> None:
     """Settles what holds for the whole process, before there is a session."""
+    # A load thread that runs Python gives way to the loop's thread after this long.
+    sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)

@@ -67,8 +67,6 @@ class Session:
     inputs: tuple[TensorSpec, ...]
     """In the order in which the model takes them."""
     outputs: tuple[TensorSpec, ...]
-    metadata: dict[str, str]
-    """The model's own metadata, with ``producer``, ``graph``, ``description`` and ``version`` added."""
     def __init__(
         self,
         path: str | PathLike[str] | None = None,

@@ -24,8 +24,9 @@ from fastinfer.config.model import ConfigError, ModelConfig, read_labels
 from fastinfer.config.model_schema import TensorConfig, WarmupInput
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.onnx.facts import Facts, read_facts
+from fastinfer.onnx.facts import MAX_INLINED, Facts, read_facts
 from fastinfer.onnx.rows import Proof, prove
+from fastinfer.onnx.visits import collector
 from fastinfer.workers.onnx_trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
 
 log = logging.getLogger(__name__)
@@ -81,14 +82,19 @@ def load(
         labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
         model = _read(path) if content is None else content
         exact = (config.batching or server.batching) == "exact"
+        with collector.paused():
+            facts = read_facts(model)
+        if facts.inlined > MAX_INLINED:  # the runtime would, for hours
+            raise OrtError(f"the calls of its functions come to more than {MAX_INLINED} operators")
         session = Session(path, model=model, **options)
-        facts = read_facts(model)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
-        loading = _Loading(name, runs, facts, prove(model), server.default_max_batch_size, exact)
+        with collector.paused():
+            proof = prove(model)
+        loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact)
         loaded = loading.model(config, labels)
         loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:

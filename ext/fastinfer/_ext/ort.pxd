@@ -8,5 +8,4 @@ cdef class Session:
     cdef Handle handle
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
-    cdef readonly dict metadata         # dict[str, str]
     cdef list _names                    # the bytes that the handle's names lie in
