@@ -76,8 +76,9 @@ LOAD_TIMEOUT_S = 600.0  # one step of a load; Kubernetes' progressDeadlineSecond
 MAX_STUCK_LOADS = 8  # steps of loads that were given up and go on all the same: threads that cannot be ended
 MAX_ENDPOINTS = 1_000  # loaded at a time; requests make some of them (AMD's worker loads: name-0, name-1, ...)
 MAX_CONFIG_BYTES = 256 * KIB  # a model's configuration in a file: 1,024 inputs and outputs take 150 KiB
-MAX_LABELS = 1_000_000
-MAX_LABEL_BYTES = 1 * KIB  # of one label: ImageNet's longest has 130
+MAX_CONFIG_OVERRIDE_BYTES = 1 * MIB  # one given with a load, in Triton's JSON, which is wordier
+MAX_LABELS = 1_000_000  # lines of a label file
+MAX_LABEL_BYTES = 1 * KIB  # of one of them (mirrored by classify.pyx); ImageNet's longest has 130
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 

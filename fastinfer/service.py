@@ -170,5 +170,9 @@ class Service:
                 await task
         await self.repository.close()
         self._loader.close()
+        if self._loader.stuck:  # inside of the runtime, perhaps, which would not survive the end of its library
+            log.warning("ended beside %d calls that have not returned", self._loader.stuck)
+            time.sleep(_LOG_S)
+            os._exit(0)
         self.loop.remove_reader(self.executor.fileno())
         self.executor.close()

@@ -31,6 +31,9 @@ FLOORS: list[dict[str, str]] = [
         "errors": "",
         "limits": "",
         "machine": "",
+        "disk": "",
+        "waits": "",
+        "_ext.jsoncount": "",
         "onnx.__init__": "",
         "onnx.contents": "onnx.dims onnx.proto onnx.values",
         "onnx.dims": "",
@@ -83,6 +86,7 @@ FLOORS: list[dict[str, str]] = [
         "process_usage.h": "",
     },
     {
+        "bounded": "",
         "config.server": "",
         "http.exchange": "_ext.exchange",
         "http.head": "http.exchange _ext.exchange",

@@ -190,6 +190,15 @@ class ServerConfig(BaseSettings):
     load_run_timeout_s: Seconds = _option(
         limits.LOAD_RUN_TIMEOUT_S, "Seconds that one trial or warm-up run may take while a model is loaded.", _MODELS
     )
+    load_timeout_s: Seconds = _option(
+        limits.LOAD_TIMEOUT_S,
+        "Seconds that one version of a model may take to load, once it is its turn; then the load is given up and "
+        "answered with 504. Give more if the runtime needs more for large models, or the disk is slow.",
+        _MODELS,
+    )
+    max_endpoints: Count = _option(
+        limits.MAX_ENDPOINTS, "Models and workers that may be loaded at a time; further loads get 503.", _MODELS
+    )
 
     # Network
     host: Annotated[str, Field(min_length=1, max_length=253)] = _option(

@@ -24,7 +24,7 @@ from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from fastinfer import limits
+from fastinfer import disk, limits
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
@@ -72,12 +72,20 @@ class ModelFiles:
         directory: where it is.
         versions: the stamp of each version directory's files, by version.
         shared: the stamp of the files beside them: the configuration, label files, warm-up data.
+        marks: a fingerprint of each version's stamp, and under 0 that of the shared one. They are made with the
+            stamps, on the thread that walks the directory: a stamp may have thousands of entries.
     """
 
     name: str
     directory: Path
     versions: dict[int, Stamp]
     shared: Stamp
+    marks: dict[int, str]
+
+    @property
+    def mark(self) -> str:
+        """A fingerprint of all files."""
+        return fingerprint((self.name, self.directory, self.marks))
 
     def read_config(self) -> ModelConfig:
         """The model's configuration, all defaults where it has none. ApiError 400 with the reason."""
@@ -118,7 +126,7 @@ class ModelFiles:
             ApiError: 400 where it cannot be read.
         """
         try:
-            with path.open("rb") as file:
+            with disk.regular_file(path) as file:
                 before = _entry(path.name, os.fstat(file.fileno()))
                 content = file.read()
                 after = _entry(path.name, os.fstat(file.fileno()))
@@ -211,7 +219,8 @@ def _look_at(path: Path, name: str) -> ModelFiles:
     walk = _Walk(path, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
-    return ModelFiles(name, path, stamps, shared)
+    marks = {0: fingerprint(shared), **{version: fingerprint(stamp) for version, stamp in stamps.items()}}
+    return ModelFiles(name, path, stamps, shared, marks)
 
 
 def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, ModelFiles | ApiError]:

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ONNX = "onnx"
 _WITHDRAWN = "this process of the server is being replaced"
+_HANGS = 504  # of what has not ended in time: nobody asks the same disk again
 _ATTEMPTS = 3  # a load whose files change meanwhile is begun again
 _Versions = Mapping[int, tuple[Model, object]]  # each with what it was made from
 
@@ -128,7 +129,7 @@ class Repository:
     async def index(self) -> list[Entry]:
         """Every version of every endpoint, and the models of the repository that are not served."""
         # Not on a load thread: those are busy just when somebody wants to see what is loading.
-        on_disk = await asyncio.to_thread(model_files.find_all, self.directories)
+        on_disk = await self._loader.index(model_files.find_all, self.directories)
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
         unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.wanted is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
@@ -150,12 +151,12 @@ class Repository:
     async def look(self, *, tell: bool = False) -> Look:
         """What lies on the disk; ``tell``: log what cannot be read."""
 
-        def find_all() -> tuple[dict[str, ModelFiles | ApiError], str | None]:
+        def find_all() -> Look:
             found = model_files.find_all(self.directories, tell=tell)
-            return found, model_files.unreadable(self.directories)
+            models = {name: _seen(files) for name, files in found.items()}
+            return {"models": models, "unreadable": model_files.unreadable(self.directories)}
 
-        found, unreadable = await self._loader.in_thread(find_all)
-        return {"models": {name: _seen(files) for name, files in found.items()}, "unreadable": unreadable}
+        return await self._loader.look(find_all)
 
     async def expect(self, names: Iterable[str], unreadable: str | None = None) -> None:
         """The repository has been read.
@@ -320,9 +321,12 @@ class Repository:
             worker = endpoint.versions.get(1) or self._loader.worker(endpoint.name, made_of, parameters, successor, by)
             return {1: (worker, None)}, ""
         for _ in range(_ATTEMPTS):
-            files = await self._loader.in_thread(model_files.find, self.directories, made_of)
-            config = await self._loader.in_thread(_configuration, files, override)
-            sources = {number: (files.shared, override, files.versions[number]) for number in selection(files, config)}
+            looking = f"looking at the files of model '{made_of}'"
+            files = await self._loader.in_thread(looking, model_files.find, self.directories, made_of)
+            reading = f"reading the configuration of model '{made_of}'"
+            config = await self._loader.in_thread(reading, _configuration, files, override)
+            given = fingerprint(override)
+            sources = {number: (files.marks[0], given, files.marks[number]) for number in selection(files, config)}
             versions: dict[int, tuple[Model, object]] = {
                 number: (endpoint.versions[number], source)
                 for number, source in sources.items()
@@ -334,11 +338,11 @@ class Repository:
                     model = await self._loader.model(endpoint.name, files, number, config, parameters, successor, by)
                     versions[number] = (model, sources[number])
                 if await self._unchanged(files):
-                    return versions, fingerprint(files)
+                    return versions, files.mark
             except FilesChangedError:
                 pass
-            except ApiError:  # perhaps because of files that were replaced one after the other
-                if await self._unchanged(files):
+            except ApiError as error:  # perhaps because of files that were replaced one after the other
+                if error.status == _HANGS or await self._unchanged(files):
                     self._discard(endpoint, versions)
                     raise
             except BaseException:
@@ -350,9 +354,13 @@ class Repository:
     async def _unchanged(self, files: ModelFiles) -> bool:
         """Whether a model's files are still those that were found."""
         try:
-            return await self._loader.in_thread(model_files.find, self.directories, files.name) == files
+            looking = f"looking again at the files of model '{files.name}'"
+            return await self._loader.in_thread(looking, self._are_still, files)
         except ApiError:
             return False
+
+    def _are_still(self, files: ModelFiles) -> bool:
+        return model_files.find(self.directories, files.name) == files
 
     @contextmanager
     def _shown_as_loading(self, name: str) -> Iterator[None]:
@@ -502,7 +510,7 @@ def _seen(files: ModelFiles | ApiError) -> str | None:
     """A model on the disk as :meth:`Repository.look` tells it."""
     if isinstance(files, NoVersionError):
         return None
-    return fingerprint(files.message if isinstance(files, ApiError) else files)
+    return fingerprint(files.message) if isinstance(files, ApiError) else files.mark
 
 
 def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, config: ModelConfig) -> set[int]:

@@ -6,6 +6,7 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfer import disk, limits
 from fastinfer._ext.classify import Labels
 from fastinfer._ext.datatype import numpy_dtype
 from fastinfer._ext.ort import OrtError, Session
@@ -79,7 +81,7 @@ def load(
     """
     directory = path.parent.parent
     try:
-        labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
+        labels = _labels(directory, config)
         model = _read(path) if content is None else content
         exact = (config.batching or server.batching) == "exact"
         with collector.paused():
@@ -110,9 +112,23 @@ def _read(path: Path) -> bytes:
     (It is not mapped: a file that is cut short under a mapping kills the process.)
     """
     try:
-        return path.read_bytes()
+        with disk.regular_file(path) as file:
+            return file.read()
     except OSError as error:
         raise OrtError(f"the model cannot be read: {error.strerror}") from None
+
+
+def _labels(directory: Path, config: ModelConfig) -> dict[str, Labels]:
+    """The labels of outputs; several may share a file. ConfigError."""
+    made: dict[str, Labels] = {}
+    files = {output.name: output.label_filename for output in config.outputs}
+    for output, text in read_labels(directory, config).items():
+        try:
+            if files[output] not in made:
+                made[files[output]] = Labels(text)
+        except ValueError as error:
+            raise ConfigError(f"the labels of output '{output[:60]}': {files[output]}, {error}") from None
+    return {output: made[name] for output, name in files.items() if name}
 
 
 class _Loading:
@@ -247,7 +263,12 @@ class _Loading:
             values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
             return values if given.random_data else _zeros_like(values)
         try:
-            data = (directory / given.input_data_file).read_bytes()
+            most_bytes = limits.MAX_BODY_BYTES
+            if spec.datatype != "BYTES":
+                most_bytes = math.prod(shape) * np.dtype(numpy_dtype(spec.datatype)).itemsize
+            data = disk.read(directory / given.input_data_file, most_bytes)
+            if len(data) > most_bytes:
+                raise ValueError("it is too large")
             if spec.datatype == "BYTES":
                 return np.full(shape, data, dtype=object)
             return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)

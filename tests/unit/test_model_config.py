@@ -342,7 +342,7 @@ def test_refusals_of_protobuf_text(tmp_path: Path, text: str, sentence: str) -> 
         (b"a = " + b"[" * 3000, "config.toml: is nested too deeply"),
         (b".".join([b"a"] * 100_000) + b" = 1", "config.toml, line 1: is longer than 4 KiB"),
         (b"max_batch_size = " + b"9" * 4000 + b"9" * 50, "config.toml: max_batch_size: "),
-        (b"#" * (1 << 20) + b"\n", "config.toml: is larger than 1 MiB"),
+        (b"#" * (1 << 18) + b"\n", "config.toml: is larger than 256 KiB"),
         (b"\0", "config.toml, line 1: "),
     ],
 )
