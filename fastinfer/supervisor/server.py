@@ -15,7 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from fastinfer import __version__, logs
+from fastinfer import __version__, logs, waits
+from fastinfer.bounded import BoundedThreads
 from fastinfer.config.server import OptionError, ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.http import listen
@@ -35,6 +36,7 @@ _FIRST_S: Final = 10.0  # what the first processes may take until those that are
 _AFTER_DRAIN_S: Final = 5.0  # what a process may take to end when its time to drain is over
 _AGAIN_S: Final = 1.0  # after a task has failed
 _LOOK_S: Final = 0.1
+_CONFIG_S: Final = 30.0  # what the configuration may take to be read again
 _GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
 _AT_ONCE_S: Final = 1.0  # the same after a second signal
 _DRAINED: Final = 8  # processes that may still be drained while their successors are replaced
@@ -107,6 +109,7 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
         self._renewing = False
+        self._reading = BoundedThreads("fastinfer-config", 1, _CONFIG_S, 1)  # its file may be on a dead disk, too
         self._status = 0
 
     async def run(self) -> int:
@@ -175,8 +178,9 @@ class Supervisor:
         """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
         handlers: Handlers = {"operate": self._operate, "leave": self._leave, "gauges": self._gauges}
         share = self._config.share()
-        while (bank := self._free_bank(slot)) is None:  # until a process that was replaced has ended
-            await asyncio.sleep(_LOOK_S)
+        with waits.logged(lambda: f"place {slot.number} waits for the end of processes that were replaced"):
+            while (bank := self._free_bank(slot)) is None:
+                await asyncio.sleep(_LOOK_S)
         memory = (self._counters, bank)
         try:
             crash_slot = self._suspects.free_slot()
@@ -368,19 +372,24 @@ class Supervisor:
     async def _renew_all(self) -> None:
         """Replaces one process after the other; stops where a new one is not fit."""
         try:
-            self._read_again()
+            await self._read_again()
             for slot in self._slots:
-                if not await slot.renew():
-                    log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
+                with waits.logged(lambda: f"the restart waits for a new process in place {slot.number}"):  # noqa: B023
+                    renewed = await slot.renew()
+                if not renewed:
+                    why = "cannot serve" if slot.child is None else "cannot serve what the old one does"
+                    log.error("the rolling restart has stopped: a new process %s", why)
                     return
             log.info("restarted: %d processes, one after the other", len(self._slots))
         except OptionError as error:
             log.error("nothing is restarted, because the configuration cannot be used: %s", error)
+        except ApiError as error:
+            log.error("nothing is restarted: %s", error.message)
         finally:
             self._renewing = False
 
-    def _read_again(self) -> None:
-        before, config = self._config, self._again()
+    async def _read_again(self) -> None:
+        before, config = self._config, await self._reading.call("reading the configuration", self._again)
         changed = [name for name in _FIXED if getattr(config, name) != getattr(before, name)]
         if changed:
             log.warning("%s cannot change while the server runs; the old values stay", ", ".join(changed))

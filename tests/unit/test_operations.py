@@ -48,7 +48,7 @@ class Process:
             case "state":
                 return self.state()
             case "begin":
-                if self.waiting is not None:
+                if self.waiting is not None and arguments["name"] != "unload":
                     await self.waiting.wait()
                 if arguments["name"] == "unload":
                     self.models.remove(arguments["arguments"]["name"])
@@ -383,20 +383,78 @@ def test_a_newcomer_has_what_the_others_have() -> None:
     run(test)
 
 
-def test_a_newcomer_waits_for_what_is_under_way_and_has_it_too() -> None:
+def test_a_newcomer_takes_part_in_what_is_being_prepared() -> None:
     async def test(operations: Operations) -> None:
         first, second = Process(), Process()
         await joined(operations, first)
-        first.waiting = asyncio.Event()
+        first.waiting = asyncio.Event()  # the load hangs there
         loading = asyncio.ensure_future(load(operations))
         await asyncio.sleep(0.01)
-        joining = asyncio.ensure_future(operations.join(second))
-        await asyncio.sleep(0.01)
+        assert await operations.join(second)
+        assert "begin load_model" not in second.calls  # the first one has not survived it yet
         later = asyncio.ensure_future(load(operations, "later"))
-        assert not joining.done()
         first.waiting.set()
-        await asyncio.gather(loading, joining, later)
+        await asyncio.gather(loading, later)
         assert first.models == second.models == ["m", "later"]
+
+    run(test)
+
+
+def test_a_newcomer_that_joins_after_the_preparations_prepares_before_anybody_changes() -> None:
+    async def test(operations: Operations) -> None:
+        first, second, third = Process(), Process(), Process()
+        await joined(operations, first, second)
+        second.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        joining = asyncio.ensure_future(operations.join(third))
+        await asyncio.sleep(0.01)
+        third.waiting = asyncio.Event()
+        second.waiting.set()
+        await asyncio.sleep(0.01)
+        assert await joining
+        assert "begin load_model" in third.calls
+        assert first.models == second.models == []
+        third.waiting.set()
+        await loading
+        assert first.models == second.models == third.models == ["m"]
+
+    run(test)
+
+
+def test_a_dead_process_is_replaced_while_a_load_hangs_in_another() -> None:
+    async def test(operations: Operations) -> None:
+        dead, hanging, newcomer = Process(), Process(), Process()
+        await joined(operations, dead, hanging)
+        await load(operations, "old")
+        hanging.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        operations.ended(dead)
+        assert await operations.join(newcomer)
+        assert newcomer.models == ["old"]
+        unloaded = operations.run("unload", name="old")  # nobody waits for the load that hangs
+        await asyncio.wait_for(unloaded, 5)
+        assert newcomer.models == hanging.models == []
+        hanging.waiting.set()
+        await loading
+        assert newcomer.models == hanging.models == ["m"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("status", [503, 504])
+def test_what_hangs_in_one_process_is_not_tried_in_the_others(status: int) -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        failure = ApiError(status, "loading model 'm' has not ended in 1 s").told()
+        await joined(operations, first, second)
+        first.script["begin"] = {"failed": failure, "state": first.state()}
+        with pytest.raises(ApiError, match="has not ended") as caught:
+            await load(operations)
+        assert caught.value.status == status
+        assert "begin load_model" not in second.calls
+        assert await load(operations) == "m"
 
     run(test)
 
