@@ -20,7 +20,9 @@ MAX_LEADING_EMPTY_LINES = 2  # RFC 9112 §2.2 asks for at least one
 
 # --- HTTP body --------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = 64 * MIB  # also after inflating; MLServer and Triton (from 24.12 on) default to the same
-MAX_CONTROL_BODY_BYTES = 1 * MIB  # load, unload, index, hardware: small objects (nginx's default body limit)
+MAX_CONTROL_BODY_BYTES = 64 * KIB  # unload, index, hardware, a load without its configuration: small objects
+MAX_LOAD_BODY_BYTES = 1 * MIB  # a load that brings a model's configuration along (nginx's default body limit)
+MAX_CONTROL_VALUES = 10_000  # of such a body; a configuration in it is one value, a text
 MAX_CHUNKS = 65_536
 CHUNK_FRAMING_BYTES = 16 * KIB  # framing a chunked body may add, plus ...
 CHUNK_FRAMING_BYTES_PER_CHUNK = 16

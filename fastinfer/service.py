@@ -87,7 +87,7 @@ class Service:
         self.executor = Executor(config.threads, loop_fd)
         self.counters = counters or Alone()
         self._loader = Loader(config, self.executor, loop, self.counters, self.crashes)
-        self.repository = Replica(config.model_repository, self._loader, _rules(config))
+        self.repository = Replica(config.model_repository, self._loader, _rules(config), config.max_endpoints)
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters, self.executor)

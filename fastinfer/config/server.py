@@ -301,7 +301,10 @@ class ServerConfig(BaseSettings):
         limits.MAX_BODY_BYTES, "The largest body of a request, also after decompression; larger ones get 413.", _HTTP
     )
     max_control_body_bytes: Size = _option(
-        limits.MAX_CONTROL_BODY_BYTES, "The largest body of a request that is not an inference.", _HTTP
+        limits.MAX_CONTROL_BODY_BYTES,
+        "The largest body of a request that is not an inference. The configuration that a load of a model may give "
+        "does not count; such a body may have 1 MiB in all.",
+        _HTTP,
     )
     max_head_bytes: Size = _option(
         limits.MAX_HEAD_BYTES, "The largest head (request line and header fields); larger ones get 431.", _HTTP

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastinfer import workers
+from fastinfer import limits, workers
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
@@ -58,9 +58,16 @@ class Repository:
         directories: where models lie; the first that has a name wins.
         loader: makes models out of files and parameters.
         rules: when the server is ready.
+        max_endpoints: how many may be loaded at a time.
     """
 
-    def __init__(self, directories: Sequence[Path], loader: Loader, rules: Rules) -> None:
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        loader: Loader,
+        rules: Rules,
+        max_endpoints: int = limits.MAX_ENDPOINTS,
+    ) -> None:
         self.directories = tuple(directories)
         self._loader = loader
         self._table = EndpointTable()
@@ -70,6 +77,7 @@ class Repository:
         self._retiring: set[Model] = set()
         self._numbers = count(1)
         self._withdrawn = False
+        self._max_endpoints = max_endpoints
 
     # --- Looking up ---------------------------------------------------------------------------------------------------
 
@@ -273,6 +281,7 @@ class Repository:
         endpoint = self._table.same(wanted)
         new = endpoint is None
         if endpoint is None:
+            self._check_room()
             endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
         name = endpoint.name
         successor = self._successor(parameters.next)
@@ -301,6 +310,14 @@ class Repository:
         endpoint.override = override
         self._publish(endpoint, versions)
         return name
+
+    def _check_room(self) -> None:
+        """Before one more endpoint is made. ApiError 503."""
+        made = sum(self._table.get(name) is None for name in self._loading)
+        if len(self._table) + made >= self._max_endpoints:
+            raise ApiError(
+                503, f"{self._max_endpoints} models and workers are loaded, and no more may be (--max-endpoints)"
+            )
 
     async def _prepare(
         self,
