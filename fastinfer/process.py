@@ -92,6 +92,7 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
     await server.start()
     service.metrics.http, service.metrics.logs = server.hub, written
     repository = service.repository
+    repository.override_of = asked.override
     rounds = Rounds(repository)
     channel = await Channel.open(
         end,
@@ -159,6 +160,13 @@ class _Asked:
 
     async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
         await self._ask("unload", name=name, version=version, dependents=dependents)
+
+    async def override(self, mark: str) -> str:
+        """A configuration that a load has given to the other processes."""
+        try:
+            return str(await self.channel.call("override", mark=mark))
+        except ChannelClosedError:
+            raise ApiError(503, "the server is ending") from None
 
     async def gauges(self) -> list[Gauges]:
         """What is so now in each process."""

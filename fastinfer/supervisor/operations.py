@@ -11,14 +11,15 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from fastinfer import waits
 from fastinfer.errors import ApiError
+from fastinfer.models.operation import text_mark
 from fastinfer.models.upkeep import Look
 from fastinfer.supervisor.channel import ChannelClosedError
 
@@ -26,13 +27,15 @@ log = logging.getLogger(__name__)
 
 _NUMBER: Final = re.compile(r"(?:-\d+)+$")
 _NOT_TRIED: Final = 503  # from this status on a failed preparation is not tried in further processes
+_MODEL: Final = "model"  # the kind of an endpoint of a model of the repository
 _TRIES: Final = 4  # of a load that nobody asks for again, where processes end meanwhile
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
 _NOTHING: Final[dict[str, Any]] = {
     "not_ready": "the model repository has not been read yet",
     "start": {"wanted": None, "failures": {}, "unreadable": None, "served": False, "found": False},
-    "files": {},
+    "digest": "",
+    "mark": "",
     "endpoints": [],
 }
 
@@ -83,6 +86,8 @@ class Operations:
         self._changing = asyncio.Lock()  # held while processes change
         self._admitting = asyncio.Lock()  # held while a process joins
         self._lost: set[str] = set()  # models that no process could load again after the last one had ended
+        self._overrides: dict[str, str] = {}  # configurations that loads have given, by their marks, and how many ...
+        self._asked: Counter[str] = Counter()  # ... operations that are under way give each
         self._newcomer: Member | None = None  # takes part in operations, and does not serve yet
         self._founder: tuple[Member, asyncio.Event] | None = None  # set when it is one no more
         self._one_by_one = asyncio.Lock()
@@ -277,7 +282,8 @@ class Operations:
             LostError: a process has ended of it, or meanwhile.
         """
         async with self._in_order(str(arguments.get("name", ""))):
-            result = await self._tried(operation, all_at_once=all_at_once, **arguments)
+            with self._override_kept(arguments):
+                result = await self._tried(operation, all_at_once=all_at_once, **arguments)
         self._tell_readiness()
         return result
 
@@ -371,10 +377,49 @@ class Operations:
             for member, serves in told.items()
         }
         right = max(told, key=ranks.__getitem__)
-        self.record = reports[right]["state"]
+        equal = [member for member, serves in told.items() if serves == told[right]]
+        await self._record(sorted(equal, key=lambda member: member is not right), reports)
         wrong = [member for member, serves in told.items() if serves != told[right]]
         await self._end_those(wrong)
         return {member: report for member, report in reports.items() if member not in wrong}
+
+    async def _record(self, equal: Iterable[Member], reports: Mapping[Member, Report]) -> None:
+        """Makes the record what the first of some equal processes holds: the old one with its changes, or, if those
+        are of another state than the old one, all of it."""
+        for member in equal:
+            state = reports[member]["state"]
+            if "base" in state and state["base"] == self.record["mark"]:
+                state = _merged(self.record, state)
+            elif "base" in state:
+                try:
+                    state = await member.call("state")
+                except ChannelClosedError:
+                    continue
+            self.record = state
+            break
+        used = {told["override"] for told in self.record["endpoints"] if told["override"]}
+        self._overrides = {mark: self._overrides[mark] for mark in used | self._asked.keys() if mark in self._overrides}
+
+    def override(self, mark: str) -> str:
+        """A configuration that a load has given, and that is in use. ApiError 503 where it is not any more."""
+        if mark not in self._overrides:
+            raise ApiError(503, "the configuration of a load is not in use any more", retry_after_s=1)
+        return self._overrides[mark]
+
+    @contextmanager
+    def _override_kept(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps the configuration that an operation gives, as long as the operation lasts; then the record does."""
+        text = (arguments.get("parameters") or {}).get("config")
+        if not isinstance(text, str):
+            yield
+            return
+        mark = text_mark(text)
+        self._overrides[mark] = text
+        self._asked[mark] += 1
+        try:
+            yield
+        finally:
+            self._asked -= Counter((mark,))
 
     # --- As the repository of all (see fastinfer.models.upkeep.Models) ------------------------------------------------
 
@@ -390,7 +435,11 @@ class Operations:
                         self.leave(member)  # that it has ended may not be known otherwise yet
 
     def loaded(self) -> Mapping[str, str]:
-        files: Mapping[str, str] = self.record["files"]
+        states: dict[str, set[str]] = {}
+        for told in self.record["endpoints"]:
+            if told["kind"] == _MODEL:
+                states.setdefault(told["base"], set()).add(told["files"])
+        files = {base: seen.pop() if len(seen) == 1 else "" for base, seen in states.items()}
         self._lost -= files.keys()
         return {**dict.fromkeys(self._lost, ""), **files}
 
@@ -477,7 +526,17 @@ def _without_lost(reports: Mapping[Member, Report]) -> dict[Member, Report]:
 def _served(state: Report) -> Any:
     """What two processes have to have in common. (Not their failures: those are texts, and may say the same in other
     words.)"""
-    return state["endpoints"]
+    return state["digest"]
+
+
+def _merged(record: Report, changes: Mapping[str, Any]) -> Report:
+    """The record with what has changed since (see :meth:`fastinfer.models.replica.Replica.changes`)."""
+    told = {each["name"]: each for each in record["endpoints"]}
+    for name in changes["removed"]:
+        told.pop(name, None)
+    told |= {each["name"]: each for each in changes["changed"]}
+    kept = {key: changes[key] for key in ("not_ready", "digest", "mark")}
+    return {**kept, "start": changes.get("start", record["start"]), "endpoints": list(told.values())}
 
 
 def _has_failed(reports: Mapping[Member, Report]) -> bool:

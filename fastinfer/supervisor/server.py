@@ -176,7 +176,7 @@ class Supervisor:
 
     async def _launch(self, slot: Slot) -> Child | None:
         """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
-        handlers: Handlers = {"operate": self._operate, "leave": self._leave, "gauges": self._gauges}
+        handlers: Handlers = {"operate": self._operate, "override": self._override, "leave": self._leave, "gauges": self._gauges}
         share = self._config.share()
         with waits.logged(lambda: f"place {slot.number} waits for the end of processes that were replaced"):
             while (bank := self._free_bank(slot)) is None:
@@ -329,6 +329,9 @@ class Supervisor:
 
     async def _operate(self, caller: Child, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ARG002
         return await self._operations.ask(operation, arguments)
+
+    def _override(self, caller: Child, mark: str) -> str:  # noqa: ARG002
+        return self._operations.override(mark)
 
     async def _gauges(self, caller: Child) -> list[Any]:  # noqa: ARG002
         """What is so now in each process; of one that does not answer only its number, since it has used CPU time."""

@@ -9,10 +9,24 @@ from typing import Any
 import pytest
 
 from fastinfer.errors import ApiError
+from fastinfer.models.operation import text_mark
 from fastinfer.supervisor.channel import ChannelClosedError
 from fastinfer.supervisor.operations import LostError, Operations
 
 SENTENCE = ApiError(400, "no such model").told()
+
+
+def state_of(names: list[Any]) -> dict[str, Any]:
+    """What a process holds; an endpoint is a name, a name and what it was made of, or what is told of it."""
+    endpoints = []
+    for each in names:
+        told = each if isinstance(each, dict) else {"name": each if isinstance(each, str) else each[0]}
+        endpoints.append({"kind": "worker", "base": "w", "override": None, "files": "", **told, "of": each})
+    return {"not_ready": None, "start": {}, "endpoints": endpoints, "digest": repr(names), "mark": repr(names)}
+
+
+def held(state: dict[str, Any]) -> list[Any]:
+    return [each["of"] for each in state["endpoints"]]
 
 
 class Process:
@@ -31,7 +45,7 @@ class Process:
         self.waiting: asyncio.Event | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"not_ready": None, "start": {}, "files": {}, "endpoints": list(self.models)}
+        return state_of(list(self.models))
 
     async def call(self, call: str, **arguments: Any) -> Any:
         self.calls.append(f"{call} {arguments.get('name', '')}".strip())
@@ -43,7 +57,7 @@ class Process:
             return scripted
         match call:
             case "restore":
-                self.models = list(arguments["state"]["endpoints"])
+                self.models = held(arguments["state"])
                 return {}
             case "state":
                 return self.state()
@@ -76,18 +90,18 @@ class Reader(Process):
         self.serves: dict[str, str] = {}
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "endpoints": [list(each) for each in self.serves.items()]}
+        return state_of([list(each) for each in self.serves.items()])
 
     async def call(self, call: str, **arguments: Any) -> Any:
         await asyncio.sleep(0)
         scripted = call in self.script
         if call == "restore" and not scripted:
             self.calls.append(call)
-            told = [name for name, _ in arguments["state"]["endpoints"]]
+            told = [name for name, _ in held(arguments["state"])]
             self.serves = {name: self.disk[name] for name in told if name in self.disk}
             return {name: "gone" for name in told if name not in self.disk}
         if call == "changed" and not scripted:
-            return [name for name, content in arguments["state"]["endpoints"] if self.serves.get(name) != content]
+            return [name for name, content in held(arguments["state"]) if self.serves.get(name) != content]
         if call == "begin" and not scripted:
             self.calls.append(f"{call} {arguments['name']}")
             name = arguments["arguments"]["name"]
@@ -137,7 +151,7 @@ def test_all_change_and_the_first_goes_ahead() -> None:
         assert "begin load_model" not in second.calls  # it might end its process
         first.waiting.set()
         assert await loading == "m"
-        assert first.models == second.models == operations.record["endpoints"] == ["m"]
+        assert first.models == second.models == held(operations.record) == ["m"]
         assert first.told[-1] == second.told[-1] == ("readiness", {"reason": None})
 
     run(test)
@@ -221,7 +235,7 @@ def test_what_needs_no_preparation_is_done_where_processes_live() -> None:
         await load(operations)
         ended.script["begin"] = ChannelClosedError()
         await operations.run("unload", name="m")
-        assert (operations.members, living.models, operations.record["endpoints"]) == ([living], [], [])
+        assert (operations.members, living.models, held(operations.record)) == ([living], [], [])
 
     run(test)
 
@@ -493,6 +507,81 @@ def test_a_newcomer_that_cannot_have_the_same_stays_outside() -> None:
     run(test)
 
 
+class Changing(Process):
+    """Reports what has changed since it reported last."""
+
+    def __init__(self, **script: Any) -> None:
+        super().__init__(**script)
+        self.base = ""
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        report = await super().call(call, **arguments)
+        if call == "state":
+            self.base = report["mark"]
+        if isinstance(report, dict) and "state" in report:
+            report = {**report, "state": self.changes()}
+        return report
+
+    def changes(self) -> dict[str, Any]:
+        state = self.state()
+        changes = {**state, "base": self.base, "changed": state.pop("endpoints"), "removed": ["gone"]}
+        self.base = state["mark"]
+        del changes["endpoints"], changes["start"]
+        return changes
+
+
+def test_the_record_is_what_it_was_with_what_has_changed() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Changing(), Changing()
+        await joined(operations, first, second)
+        states = first.calls.count("state")
+        await load(operations, "gone")
+        first.models.remove("gone")
+        second.models.remove("gone")
+        await load(operations, "m")
+        assert held(operations.record) == ["m"]
+        assert operations.record["start"] == {}
+        assert first.calls.count("state") == states  # nobody had to tell all
+
+    run(test)
+
+
+def test_changes_of_another_state_than_the_record_are_not_merged() -> None:
+    async def test(operations: Operations) -> None:
+        first = Changing()
+        await joined(operations, first)
+        first.models.append("unknown")
+        first.base = "another"
+        await load(operations, "m")
+        assert held(operations.record) == ["unknown", "m"]
+        assert first.calls[-1] == "state"
+
+    run(test)
+
+
+def test_a_configuration_is_kept_once_and_as_long_as_it_is_used() -> None:
+    async def test(operations: Operations) -> None:
+        class Overridden(Process):
+            def state(self) -> dict[str, Any]:
+                return state_of([{"name": name, "override": text_mark(OVERRIDE)} for name in self.models])
+
+        await joined(operations, Overridden())
+        given = {"config": OVERRIDE}
+        for name in ("a", "b"):
+            assert await operations.ask("load_model", {"name": name, "parameters": given}) == name
+        assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
+        for name in ("a", "b"):
+            assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
+            await operations.ask("unload", {"name": name})
+        with pytest.raises(ApiError, match="not in use any more"):
+            operations.override(text_mark(OVERRIDE))
+
+    run(test)
+
+
+OVERRIDE = '{"max_batch_size": 3}'
+
+
 def test_clients_may_not_ask_for_everything() -> None:
     async def test(operations: Operations) -> None:
         with pytest.raises(ApiError):
@@ -514,7 +603,7 @@ def test_before_a_newcomer_takes_part_all_have_what_lies_on_the_disk() -> None:
         disk["m"] = "new"
         await joined(operations, newcomer)
         assert first.serves == second.serves == newcomer.serves == {"m": "new", "other": "same"}
-        assert operations.record["endpoints"] == [["m", "new"], ["other", "same"]]
+        assert held(operations.record) == [["m", "new"], ["other", "same"]]
         assert first.calls.count("begin refresh") == 1
 
     run(test)
@@ -533,7 +622,7 @@ def test_a_newcomer_that_serves_something_else_stays_outside() -> None:
         assert not await operations.join(newcomer)
         assert operations.members == [first, second]
         assert first.serves == second.serves == {"m": "old"}
-        assert operations.record["endpoints"] == [["m", "old"]]
+        assert held(operations.record) == [["m", "old"]]
         assert ENDED == []
 
     run(test)
@@ -648,7 +737,7 @@ def test_who_serves_something_else_after_an_operation_is_ended_before_it_is_answ
         assert await load(operations) == "m"
         assert [processes[1]] == ENDED
         assert operations.members == [processes[0], processes[2]]
-        assert operations.record["endpoints"] == [["m", "new"]]
+        assert held(operations.record) == [["m", "new"]]
 
     run(test)
 
