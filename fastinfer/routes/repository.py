@@ -46,14 +46,13 @@ def routes(service: Service) -> list[Route]:
         endpoint = await control.load_worker(exchange.arguments[0], parameters)
         exchange.respond(200, endpoint.encode(), b"text/html")
 
-    largest = max(service.config.max_control_body_bytes, limits.MAX_LOAD_BODY_BYTES)
     # "Identical to model unload": both families unload any endpoint.
     return [
         route
         for family in ("/v2/models/{model}", "/v2/repository/models/{model}")
         for target in (family, family + "/versions/{version}")
         for route in (
-            Route(("POST",), target + "/load", load_model, max_body_bytes=largest),
+            Route(("POST",), target + "/load", load_model, max_body_bytes=limits.MAX_LOAD_BODY_BYTES),
             Route(("POST",), target + "/unload", unload_model),
         )
     ] + [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import clients, connections, ending, models, overload, surroundings
+from tests.fault import clients, connections, disks, ending, models, overload, surroundings
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -53,4 +53,12 @@ FAULTS = [
           surroundings.clock_jumps, 27, 10),
     Fault("swapped", "files replaced while they are loaded", "wholly the old or wholly the new model",
           models.swapped, 10, 4),
+    Fault("stat", "a stat() that fails below one model's directory", "that model refused, others unharmed, no task "
+          "fails", disks.stat_fails, 30, 12),
+    Fault("vanished", "the repository vanishes and comes back", "nothing unloaded, others unharmed",
+          disks.repository_vanishes, 25, 8),
+    Fault("hanging load", "loads that hang", "given up with 504; a dead process replaced, a restart ended meanwhile; "
+          "others unharmed", disks.load_hangs, 45, 30),
+    Fault("large loads", "60 loads with large configurations, control requests of 1 MiB", "others wait 100 ms at most; "
+          "1.5 MiB a load in the supervisor", disks.large_configurations, 30, 10),
 ]  # fmt: skip

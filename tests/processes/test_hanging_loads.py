@@ -1,8 +1,4 @@
-"""A load that hangs: it is given up, and nobody else waits for it.
-
-A disk that does not answer is played by the functions with which Python asks it, in the server's processes: they wait
-as long as a file exists.
-"""
+"""A load that hangs: it is given up, and nobody else waits for it."""
 
 from __future__ import annotations
 
@@ -17,39 +13,16 @@ from typing import Any
 
 import pytest
 from support import REPOSITORY, Answer, serving, wait_for
+from unreliable_disk import UnreliableDisk
 
-CUSTOMIZE = """
-import os, sys, time
-def hanging(function):
-    def asked(path, *args, **kwargs):
-        while HUNG in str(path) and os.access(str(GATE), os.F_OK):
-            time.sleep(0.01)
-        return function(path, *args, **kwargs)
-    return asked
-HUNG, GATE = {hung!r}, {gate!r}
-for name in ("open", "stat", "lstat", "listdir", "scandir"):
-    setattr(os, name, hanging(getattr(os, name)))
-"""
-
-
-class Mount:
-    """A repository with two models, of which ``bad`` may be on a disk that does not answer."""
+class Mount(UnreliableDisk):
+    """A repository of which the model ``bad`` is on a disk that may not answer."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path, "/bad/1/")
         self.repository = path / "models"
-        self.gate = path / "gate"
-        code = path / "code"
-        code.mkdir()
-        (code / "sitecustomize.py").write_text(CUSTOMIZE.format(hung="/bad/1/", gate=str(self.gate)))
-        self.env = {"PYTHONPATH": str(code)}
         for name, source in (("simple", "simple"), ("bad", "identity_fp32"), ("worse", "identity_fp32")):
             shutil.copytree(REPOSITORY / source, self.repository / name)
-
-    def hang(self) -> None:
-        self.gate.touch()
-
-    def answer(self) -> None:
-        self.gate.unlink(missing_ok=True)
 
 
 @pytest.fixture
