@@ -23,6 +23,7 @@ def logged(what: Callable[[], str], first_s: float = FIRST_S) -> Iterator[None]:
         first_s: until the first line; each further one comes after twice the time.
     """
     loop, began = asyncio.get_running_loop(), time.monotonic()
+    handle: asyncio.TimerHandle
     logs = 0
 
     def tell() -> None:

@@ -5,7 +5,6 @@ It is played by the functions with which Python asks the disk: while a file says
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 _CODE = """
@@ -58,7 +57,7 @@ class UnreliableDisk:
     def _say(self, text: str) -> None:
         fresh = self._gate.with_name("fresh")
         fresh.write_text(text)
-        os.rename(fresh, self._gate)
+        fresh.rename(self._gate)
 
     def answer(self) -> None:
         """It is well again."""

@@ -52,7 +52,7 @@ _MAX_TOML_LINE_BYTES = 4 * limits.KIB  # the parser's time for a dotted key is q
 _MAX_KEY_PARTS = 16  # of a dotted key: each is a table to the parser; the fields here are nested in five
 # The lookbehind and the possessive quantifiers keep the search linear.
 _LONG_KEY = re.compile(
-    r"(?<![\w\"'-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}" % _MAX_KEY_PARTS, re.ASCII
+    r"(?<![\w\"'-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)" + f"{{{_MAX_KEY_PARTS}}}", re.ASCII
 )
 _MAX_ENTRIES = 1024  # of one list or table, and ...
 _MAX_VALUES = 50_000  # ... of all together
@@ -387,7 +387,8 @@ def _validated(values: Any, name: str, where: str) -> ModelConfig:
 
 def _check_size(values: dict[str, Any], where: str) -> None:
     """Bounds what the schema looks at: it finds a fault in each entry of a list, before it counts them. ConfigError."""
-    count, left = 0, [("", values)]
+    count = 0
+    left: list[tuple[str, dict[str, Any] | list[Any]]] = [("", values)]
     while left:
         at, inner = left.pop()
         if len(inner) > _MAX_ENTRIES:

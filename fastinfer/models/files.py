@@ -171,7 +171,8 @@ def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
                 log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
             continue
         for entry in entries:
-            if _is_dir(entry) and _NAME.fullmatch(entry.name):
+            # What cannot be looked at may be a model: it has not gone, and to look for it tells why it is refused.
+            if _NAME.fullmatch(entry.name) and _may_be_dir(entry):
                 found.add(entry.name)
             elif tell and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
                 log.warning(
@@ -197,7 +198,7 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     for directory in directories:
         path = directory / name
         try:
-            if _is_dir(path):
+            if S_ISDIR(_mode(path)):
                 return _look_at(path, name)
             problem = unreadable([directory])
         except OSError as error:
@@ -210,11 +211,9 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
 def _look_at(path: Path, name: str) -> ModelFiles:
     """The files of the model in a directory. ApiError 400, OSError."""
     entries = list(path.iterdir())
-    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and _is_dir(entry)]
+    # Raises where it cannot be known whether something is a version: one that is served has not gone.
+    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
     if not versions:
-        for entry in entries:
-            if _VERSION.fullmatch(entry.name):
-                _mode(entry)  # raises where it cannot be known whether this is a version
         raise NoVersionError(name)
     walk = _Walk(path, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
@@ -242,6 +241,13 @@ def _is_dir(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _may_be_dir(path: Path) -> bool:
+    try:
+        return S_ISDIR(_mode(path))
+    except OSError:
+        return True
 
 
 def _mode(path: Path) -> int:

@@ -9,7 +9,8 @@ Only what the graph reader needs is declared; ``tests/unit/test_onnx_proto.py`` 
 ``onnx`` package's. Source of the numbers: ``onnx.proto`` (ONNX, Apache-2.0 license), the wire format: protobuf's
 "Encoding" page.
 
-Pure: no files, no numpy; of threads only the turns that long walks give others. Whoever holds a message keeps the model's bytes alive.
+Pure: no files, no numpy; of threads only the turns that long walks give others. Whoever holds a message keeps the
+model's bytes alive.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ M = TypeVar("M", bound="Message")
 T = TypeVar("T")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# Fields that are kept: a hostile file has as many empty ones as bytes, and to free a list of a million stops all threads.
+# Fields that are kept: a hostile file has as many empty ones as bytes. To free a list of a million stops all threads.
 _MAX_FIELDS = 200_000  # of one message; a graph of 20,000 nodes with their weights and types has 100,000
 _MAX_FIELDS_IN_ALL = 1_000_000  # of a message and all in it
 _FIELDS_A_TURN = 4096  # walked in one go; then other threads may have the interpreter

@@ -176,7 +176,12 @@ class Supervisor:
 
     async def _launch(self, slot: Slot) -> Child | None:
         """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
-        handlers: Handlers = {"operate": self._operate, "override": self._override, "leave": self._leave, "gauges": self._gauges}
+        handlers: Handlers = {
+            "operate": self._operate,
+            "override": self._override,
+            "leave": self._leave,
+            "gauges": self._gauges,
+        }
         share = self._config.share()
         with waits.logged(lambda: f"place {slot.number} waits for the end of processes that were replaced"):
             while (bank := self._free_bank(slot)) is None:

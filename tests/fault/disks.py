@@ -135,7 +135,7 @@ def large_configurations(trial: Trial) -> None:
         _others(trial, server, beside)
         trial.equal("loads and refusals answered otherwise", wrong, 0)
         trial.most("ms, the longest wait of others", beside["max_us"] / 1000, 100, timed=True)
-        trial.most("MiB more in the supervisor", (rss(server.pid) - before) / MIB, 1.5 * loads)
+        trial.most("MiB more in the supervisor", (rss(server.pid) - before) / MIB, 20 + 1.5 * loads)
 
 
 def _came_about(condition: object) -> int:

@@ -60,5 +60,5 @@ FAULTS = [
     Fault("hanging load", "loads that hang", "given up with 504; a dead process replaced, a restart ended meanwhile; "
           "others unharmed", disks.load_hangs, 45, 30),
     Fault("large loads", "60 loads with large configurations, control requests of 1 MiB", "others wait 100 ms at most; "
-          "1.5 MiB a load in the supervisor", disks.large_configurations, 30, 10),
+          "20 MiB and 1.5 a load in the supervisor", disks.large_configurations, 30, 10),
 ]  # fmt: skip

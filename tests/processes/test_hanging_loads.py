@@ -15,6 +15,7 @@ import pytest
 from support import REPOSITORY, Answer, serving, wait_for
 from unreliable_disk import UnreliableDisk
 
+
 class Mount(UnreliableDisk):
     """A repository of which the model ``bad`` is on a disk that may not answer."""
 

@@ -31,7 +31,7 @@ def test_results_and_errors_are_the_callers() -> None:
         assert await threads.call("adding", sum, [1, 2]) == 3
         with pytest.raises(ValueError, match="invalid literal"):
             await threads.call("reading", int, "x")
-        assert await asyncio.gather(*(threads.call("doubling", lambda n=n: 2 * n) for n in range(9))) == [*range(0, 18, 2)]
+        assert await asyncio.gather(*(threads.call("adding", sum, [n, n]) for n in range(9))) == [*range(0, 18, 2)]
 
     run(test, timeout_s=20)
 
@@ -39,7 +39,12 @@ def test_results_and_errors_are_the_callers() -> None:
 def test_so_many_at_a_time() -> None:
     async def test(threads: BoundedThreads) -> None:
         gate, begun = threading.Event(), []
-        calls = [asyncio.ensure_future(threads.call("waiting", lambda: begun.append(1) or gate.wait())) for _ in range(5)]
+
+        def wait() -> None:
+            begun.append(1)
+            gate.wait()
+
+        calls = [asyncio.ensure_future(threads.call("waiting", wait)) for _ in range(5)]
         await until(lambda: len(begun) == 2)
         await asyncio.sleep(0.02)
         assert len(begun) == 2

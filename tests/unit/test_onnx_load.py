@@ -224,7 +224,7 @@ def test_exact_batching_lets_requests_of_a_configured_model_run_alone(tmp_path):
         assert loaded.combines is combines
 
 
-# --- Files that would take the interpreter for long --------------------------------------------------------------------
+# --- Files that would take the interpreter for long ------------------------------------------------------------------
 
 
 def doubling(levels):
