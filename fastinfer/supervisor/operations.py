@@ -158,6 +158,8 @@ class Operations:
         Returns:
             Whether it is fit; None: not yet, since files or the record have changed.
         """
+        if self.record is not record:
+            return None
         state = await member.call("state")
         if not self._others(member):
             told = {each["name"]: each for each in record["endpoints"]} if failed else {}
@@ -165,8 +167,6 @@ class Operations:
                 await self._end_those(self.members)
             self.record = state
             self._lost |= {told[name]["base"] for name in failed}
-        elif self.record is not record:
-            return None
         elif failed:
             return False
         elif _served(state) != _served(self.record):
@@ -310,6 +310,9 @@ class Operations:
                 async with self._changing:
                     if self._unprepared(reports) and not _has_failed(reports):
                         continue  # a process takes part since
+                    for report in reports.values():  # who has failed has held that then; others have changed since
+                        if report.pop("record", None) is not self.record:
+                            report.pop("state", None)
                     reports = await self._keep(await self._decide(operation, number, reports))
                     break
         return _outcome(operation, reports)
@@ -323,6 +326,8 @@ class Operations:
             name = call["arguments"].get("name", "")
             with waits.logged(lambda: f"'{operation}' of '{name}' is prepared"):  # noqa: B023
                 begun = self._drop_lost(await _all(group, "begin", **call))
+            for report in begun.values():
+                report["record"] = self.record
             # One that has gone on before has not died of it: then others' ends have other reasons.
             reports |= _without_lost(begun) if reports else begun
             if _has_failed(reports):

@@ -582,6 +582,47 @@ def test_a_configuration_is_kept_once_and_as_long_as_it_is_used() -> None:
 OVERRIDE = '{"max_batch_size": 3}'
 
 
+def test_who_failed_before_others_changed_is_not_taken_for_different() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first, second)
+        first.script["begin"] = {"failed": SENTENCE, "state": first.state()}
+        second.waiting = asyncio.Event()
+        failing = asyncio.ensure_future(load(operations, "bad"))
+        await asyncio.sleep(0.01)
+        waiting, second.waiting = second.waiting, None
+        assert await load(operations, "good") == "good"
+        waiting.set()
+        with pytest.raises(ApiError, match="no such model"):
+            await failing
+        assert (ENDED, operations.members) == ([], [first, second])
+        assert held(operations.record) == first.models == second.models == ["good"]
+
+    run(test)
+
+
+def test_a_newcomer_whose_others_end_after_a_change_has_that_change() -> None:
+    async def test(operations: Operations) -> None:
+        first, newcomer = Process(), Process()
+        await joined(operations, first)
+        restored = asyncio.Event()
+
+        class Slow(Process):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                result = await super().call(call, **arguments)
+                if call == "restore" and not restored.is_set():
+                    restored.set()
+                    await load(operations)
+                    operations.ended(first)
+                return result
+
+        newcomer = Slow()
+        assert await operations.join(newcomer)
+        assert held(operations.record) == newcomer.models == ["m"]
+
+    run(test)
+
+
 def test_clients_may_not_ask_for_everything() -> None:
     async def test(operations: Operations) -> None:
         with pytest.raises(ApiError):
