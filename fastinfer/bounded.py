@@ -103,7 +103,10 @@ class BoundedThreads:
             self._running.add(call)
             # A daemon: the process's end does not wait for it.
             call.thread = threading.Thread(target=self._run, args=(call,), name=self._name, daemon=True)
-            call.thread.start()
+            try:
+                call.thread.start()
+            except RuntimeError:  # the system has no room for another thread
+                self._ended(call, None, ApiError(503, f"{call.what}: there is no thread for it", retry_after_s=1))
 
     def _run(self, call: _Call) -> None:
         """On the thread."""

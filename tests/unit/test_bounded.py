@@ -61,27 +61,63 @@ def test_what_hangs_is_given_up_and_another_takes_its_place(caplog: pytest.LogCa
             await threads.call("reading 'a'", gate.wait)
         assert caught.value.status == 504
         assert threads.stuck == 1
+        threads._timeout_s = 20  # of what does not hang: the machine may be busy
         assert await threads.call("adding", sum, [1, 2]) == 3
-        waiting = [asyncio.ensure_future(threads.call(f"reading '{name}'", gate.wait)) for name in "bc"]
-        third = asyncio.ensure_future(threads.call("adding", sum, [1, 2]))
+        threads._timeout_s = 0.05
+        hanging = asyncio.ensure_future(threads.call("reading 'b'", gate.wait))
+        waiting = asyncio.ensure_future(threads.call("adding", sum, [1, 2]))
         with pytest.raises(ApiError, match="reading 'b' has not ended"):
-            await waiting[0]
+            await hanging
         # There is a most of them; what waited, and what comes later, is refused with the reason.
-        with pytest.raises(ApiError, match=r"2 calls have not returned, the first of them reading '[ab]'") as refused:
-            await third
+        reason = r"2 calls have not returned, the first of them reading '[ab]'"
+        with pytest.raises(ApiError, match=reason) as refused:
+            await waiting
         assert refused.value.status == 503
-        with pytest.raises(ApiError, match="2 calls have not returned"):
+        with pytest.raises(ApiError, match=reason):
             await threads.call("adding", sum, [1, 2])
         gate.set()  # the mount answers again
         await until(lambda: threads.stuck == 0)
+        threads._timeout_s = 20
         assert await threads.call("adding", sum, [1, 2]) == 3
-        await asyncio.gather(*waiting, return_exceptions=True)
 
     run(test, threads=1)
     assert "reading 'a' has not ended in 0.05 s: it is given up, at Event.wait" in caplog.text or (
         "it is given up, at Condition.wait" in caplog.text
     )
     assert "reading 'a': has returned after all" in caplog.text
+
+
+def test_where_there_is_no_thread_the_call_fails_and_the_next_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(threads: BoundedThreads) -> None:
+        def fail(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            calls = [asyncio.ensure_future(threads.call("adding", sum, [1, 2])) for _ in range(3)]
+            for call in calls:
+                with pytest.raises(ApiError, match="adding: there is no thread for it") as caught:
+                    await call
+                assert caught.value.status == 503
+        assert await threads.call("adding", sum, [1, 2]) == 3
+
+    run(test, timeout_s=20)
+
+
+def test_a_caller_that_goes_away_leaves_nothing_behind() -> None:
+    async def test(threads: BoundedThreads) -> None:
+        gate = threading.Event()
+        running = asyncio.ensure_future(threads.call("waiting", gate.wait))
+        waiting = asyncio.ensure_future(threads.call("waiting", gate.wait))
+        await asyncio.sleep(0.01)
+        running.cancel()
+        waiting.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
+        gate.set()
+        assert await threads.call("adding", sum, [1, 2]) == 3
+        assert threads.stuck == 0
+
+    run(test, threads=1, timeout_s=20)
 
 
 def test_waiting_is_logged_once_and_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:
