@@ -16,6 +16,9 @@ from support import REPOSITORY, Answer, serving, wait_for
 from unreliable_disk import UnreliableDisk
 
 
+LIMIT_S = "3"  # what does not hang takes less, also on a busy machine
+
+
 class Mount(UnreliableDisk):
     """A repository of which the model ``bad`` is on a disk that may not answer."""
 
@@ -47,26 +50,28 @@ def in_background(function: Any, *args: Any) -> tuple[threading.Thread, list[Ans
 
 @pytest.mark.parametrize("processes", ["0", "1", "2"])
 def test_it_is_given_up_with_its_reason_and_the_name_is_free_again(mount: Mount, processes: str) -> None:
-    options = ("--processes", processes, "--load", "simple", "--load-timeout-s", "1")
+    options = ("--processes", processes, "--load", "simple", "--load-timeout-s", LIMIT_S)
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         mount.hang()
         thread, answers = in_background(server.post, "/v2/models/bad/load")
         server.load("models/worse")  # others are loaded meanwhile
         thread.join(30)
         assert answers[0].status == 504
-        assert answers[0].error == "looking at the files of model 'bad' has not ended in 1 s"
-        assert "looking at the files of model 'bad' has not ended in 1 s: it is given up, at" in server.log
+        assert answers[0].error == "looking at the files of model 'bad' has not ended in 3 s"
+        assert "looking at the files of model 'bad' has not ended in 3 s: it is given up, at" in server.log
         mount.answer()
         server.load("models/bad")
         wait_for(lambda: "looking at the files of model 'bad': has returned after all" in server.log)
 
 
 def test_so_many_hang_and_no_further_load_is_begun_before_one_returns(mount: Mount) -> None:
-    options = ("--load", "simple", "--load-timeout-s", "0.2")
+    options = ("--load", "simple", "--load-timeout-s", LIMIT_S)
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         mount.hang()
-        statuses = [server.post("/v2/models/bad/load").status for _ in range(9)]
-        assert statuses == [504] * 8 + [503]
+        hanging = [in_background(server.post, f"/v2/models/bad/versions/{n}/load") for n in range(1, 9)]
+        for thread, answers in hanging:
+            thread.join(60)
+            assert [answer.status for answer in answers] == [504]
         refused = server.post("/v2/models/worse/load")
         assert (refused.status, refused.headers["retry-after"]) == (503, "10")
         assert refused.error == "8 calls have not returned, the first of them looking at the files of model 'bad'"
@@ -108,18 +113,18 @@ def test_the_log_says_what_waits(mount: Mount) -> None:
 
 
 def test_who_looks_at_the_repository_is_answered(mount: Mount) -> None:
-    options = ("--load", "simple", "--request-timeout-s", "0.5")
+    options = ("--load", "simple", "--request-timeout-s", LIMIT_S)
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         mount.hang()
         index = server.post("/v2/repository/index")
-        assert (index.status, index.error) == (504, "reading the model repository has not ended in 0.5 s")
+        assert (index.status, index.error) == (504, "reading the model repository has not ended in 3 s")
         assert server.get("/v2/models/simple/ready").status == 200
         mount.answer()
         wait_for(lambda: server.post("/v2/repository/index").status == 200)
 
 
 def test_the_end_does_not_wait_for_it(mount: Mount) -> None:
-    options = ("--load", "simple", "--load-timeout-s", "0.2", "--drain-timeout-s", "1")
+    options = ("--load", "simple", "--load-timeout-s", LIMIT_S, "--drain-timeout-s", "1")
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         mount.hang()
         assert server.post("/v2/models/bad/load").status == 504
@@ -127,11 +132,11 @@ def test_the_end_does_not_wait_for_it(mount: Mount) -> None:
 
 
 def test_a_poll_does_not_try_it_again_and_again(mount: Mount) -> None:
-    options = ("--model-control", "poll", "--poll-interval-s", "0.1", "--load-timeout-s", "0.2")
+    options = ("--model-control", "poll", "--poll-interval-s", "0.1", "--load-timeout-s", LIMIT_S)
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         (mount.repository / "bad" / "1" / "model.onnx").touch()
         mount.hang()
-        wait_for(lambda: "has not ended in 0.2 s" in server.log)
+        wait_for(lambda: "has not ended in 3 s" in server.log)
         assert server.get("/v2/models/bad/ready").status == 200  # as it was
         mount.answer()
         loads = server.log.count("'bad' version 1")
