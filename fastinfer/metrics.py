@@ -92,8 +92,8 @@ _CLASSES: Final = range(2, 6)  # of an answer's status
 
 # The cells that are given of the server: first what processes use, which the report finds out by itself.
 _VIRTUAL, _RESIDENT, _START, _CPU, _OPEN_FILES, _MAX_FILES = range(USAGE_CELLS)
-_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _CULPRITS, _LOST_LINES, _ANSWERS = range(
-    USAGE_CELLS, USAGE_CELLS + 8
+_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _STUCK_LOADS, _CULPRITS, _LOST_LINES, _ANSWERS = range(
+    USAGE_CELLS, USAGE_CELLS + 9
 )
 _SERVER_CELLS: Final = _ANSWERS + len(_CLASSES)
 
@@ -180,10 +180,12 @@ def _of_models() -> Iterator[_Family]:
 
 def _of_http() -> Iterator[_Family]:
     waiting = "Bytes of request bodies that are received and not answered yet."
+    stuck = "Steps of loads, and looks at the repository, that were given up and have not returned."
     for name, kind, text, cell in (
         ("connections", "gauge", "Connections that are open.", _CONNECTIONS),
         ("connections_accepted_total", "counter", "Connections so far.", _ACCEPTED),
         ("in_flight_bytes", "gauge", waiting, _IN_FLIGHT_BYTES),
+        ("stuck_loads", "gauge", stuck, _STUCK_LOADS),
     ):
         yield _Family(_SERVER, f"fastinfer_{name}", kind, text, [_Sample([cell])])
     answers = [_Sample([_ANSWERS + place], labels=f'status="{of}xx"') for place, of in enumerate(_CLASSES)]
@@ -246,6 +248,7 @@ class Metrics:
         crashes: what is known of crashes, where they are recorded.
         http: the HTTP server's counters, where there is a server.
         logs: the log's counters, where there is a log.
+        stuck_loads: tells how many calls of loads were given up and have not returned.
         everywhere: tells the gauges of all processes, where there are several.
     """
 
@@ -258,6 +261,7 @@ class Metrics:
         self.crashes = Crashes()
         self.http: HttpCounters | None = None
         self.logs: LogCounters | None = None
+        self.stuck_loads: Callable[[], int] = lambda: 0
         self.everywhere: Callable[[], Awaitable[list[Gauges]]] | None = None
         self._boot_ticks = _boot_ticks()
         self._templates: dict[tuple[bool, bool], Template] = {}  # by what the page has
@@ -291,6 +295,7 @@ class Metrics:
             "pid": os.getpid(),
             "connections": http.connections if http else 0,
             "in_flight_bytes": http.in_flight_bytes if http else 0,
+            "stuck_loads": self.stuck_loads(),
             "models": busy,
         }
 
@@ -358,6 +363,7 @@ class Metrics:
             cells[_ANSWERS:] = array("q", answers[_CLASSES.start : _CLASSES.stop])
             cells[_CONNECTIONS] = sum(gauges.get("connections", 0) for gauges in all_gauges)
             cells[_IN_FLIGHT_BYTES] = sum(gauges.get("in_flight_bytes", 0) for gauges in all_gauges)
+            cells[_STUCK_LOADS] = sum(gauges.get("stuck_loads", 0) for gauges in all_gauges)
         if self.logs is not None:
             cells[_LOST_LINES] = everybodys[1] if everybodys else self.logs.dropped
         return cells

@@ -92,6 +92,7 @@ class Service:
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters, self.executor)
         self.metrics.crashes = self.crashes
+        self.metrics.stuck_loads = lambda: self._loader.stuck
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()

@@ -76,7 +76,7 @@ def repository_vanishes(trial: Trial) -> None:
                 away.rename(repository)
                 time.sleep(0.5)
         _others(trial, server, beside)
-        trial.equal("models that were unloaded", server.log.count("is unloaded"), 0)
+        trial.equal("models that were unloaded", server.log.count("' is unloaded"), 0)
 
 
 def load_hangs(trial: Trial) -> None:
