@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from hashlib import blake2b
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fastinfer import limits, waits
@@ -21,7 +22,7 @@ from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
-from fastinfer.models.files import ModelFiles
+from fastinfer.models.files import ModelFiles, fingerprint
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.operation import Operation
 from fastinfer.models.policy import BatchingPolicy
@@ -113,10 +114,14 @@ class Loader:
         given = parameters.model_dump(exclude_unset=True)
         parameters = parse(OnnxParameters, {**config.worker_parameters, **given})
         config = _with_parameters(config, parameters)
-        path = await self.in_thread(f"looking for the file of {what}", files.model_file, version, config)
+
+        def look() -> tuple[Path, str]:
+            return files.model_file(version, config), fingerprint((config, parameters))
+
+        path, configured = await self.in_thread(f"looking for the file of {what}", look)
         options = parameters.session_options()
-        made_of = (files.marks[0], files.marks[version], config, parameters)
-        digest = blake2b(repr((config, parameters)).encode(), digest_size=16)
+        made_of = (files.marks[0], files.marks[version], configured)
+        digest = blake2b(configured.encode(), digest_size=16)
         recorded = self._crashes.load(files.name, version, made_of)
 
         def load() -> LoadedModel:

@@ -27,7 +27,7 @@ from fastinfer.models.files import FilesChangedError, ModelFiles, NoVersionError
 from fastinfer.models.index import NO_VERSION, Entry, entries
 from fastinfer.models.loader import Loader
 from fastinfer.models.model import Model
-from fastinfer.models.operation import Operation
+from fastinfer.models.operation import Operation, text_mark
 from fastinfer.models.readiness import NOT_READ, Readiness, Rules
 from fastinfer.models.upkeep import Look
 from fastinfer.workers import WorkerKind
@@ -342,7 +342,7 @@ class Repository:
             files = await self._loader.in_thread(looking, model_files.find, self.directories, made_of)
             reading = f"reading the configuration of model '{made_of}'"
             config = await self._loader.in_thread(reading, _configuration, files, override)
-            given = fingerprint(override)
+            given = text_mark(override) if isinstance(override, str) else ""
             sources = {number: (files.marks[0], given, files.marks[number]) for number in selection(files, config)}
             versions: dict[int, tuple[Model, object]] = {
                 number: (endpoint.versions[number], source)
