@@ -75,10 +75,10 @@ def test_so_many_hang_and_no_further_load_is_begun_before_one_returns(mount: Mou
         assert (refused.status, refused.headers["retry-after"]) == (503, "10")
         assert refused.error == "8 calls have not returned, the first of them looking at the files of model 'bad'"
         assert server.get("/v2/models/simple/ready").status == 200
-        assert "\nfastinfer_stuck_loads 8\n" in server.metrics()
+        assert "\nfastinfer_stuck_loads 8.0\n" in server.metrics()
         mount.answer()
         wait_for(lambda: server.log.count("has returned after all") == 8)
-        assert "\nfastinfer_stuck_loads 0\n" in server.metrics()
+        assert "\nfastinfer_stuck_loads 0.0\n" in server.metrics()
         server.load("models/worse")
 
 
