@@ -20,7 +20,9 @@ MAX_LEADING_EMPTY_LINES = 2  # RFC 9112 §2.2 asks for at least one
 
 # --- HTTP body --------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = 64 * MIB  # also after inflating; MLServer and Triton (from 24.12 on) default to the same
-MAX_CONTROL_BODY_BYTES = 1 * MIB  # load, unload, index, hardware: small objects (nginx's default body limit)
+MAX_CONTROL_BODY_BYTES = 64 * KIB  # unload, index, hardware, a load without its configuration: small objects
+MAX_LOAD_BODY_BYTES = 1 * MIB  # a load that brings a model's configuration along (nginx's default body limit)
+MAX_CONTROL_VALUES = 10_000  # of such a body; a configuration in it is one value, a text
 MAX_INFLATION = 100  # times the compressed size, beyond the first mebibyte; JSON of random numbers has 3, of text 10
 FREE_INFLATED_BYTES = 1 * MIB
 MAX_CHUNKS = 65_536
@@ -81,6 +83,14 @@ SUSPECT_S = 600.0  # a request that was running when a process died runs alone f
 CULPRIT_S = 86_400.0  # a request or load that ends processes is refused for so long; then it may cost one more
 CROWD_S = 60.0  # a model runs each request alone for so long after a death with more in a run than are noted
 STRIKES = 3  # deaths with a request alone in its run that do not tell who did it: so many are no accident
+SWITCH_INTERVAL_S = 0.0005  # a thread that runs Python gives way after this long (Python's default: ten times that)
+LOAD_TIMEOUT_S = 600.0  # one step of a load; Kubernetes' progressDeadlineSeconds
+MAX_STUCK_LOADS = 8  # steps of loads that were given up and go on all the same: threads that cannot be ended
+MAX_ENDPOINTS = 1_000  # loaded at a time; requests make some of them (AMD's worker loads: name-0, name-1, ...)
+MAX_CONFIG_BYTES = 256 * KIB  # a model's configuration in a file: 1,024 inputs and outputs take 150 KiB
+MAX_CONFIG_OVERRIDE_BYTES = 1 * MIB  # one given with a load, in Triton's JSON, which is wordier
+MAX_LABELS = 1_000_000  # lines of a label file
+MAX_LABEL_BYTES = 1 * KIB  # of one of them (mirrored by classify.pyx); ImageNet's longest has 130
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 

@@ -94,9 +94,10 @@ _CLASSES: Final = range(2, 6)  # of an answer's status
 
 # The cells that are given of the server: first what processes use, which the report finds out by itself.
 _VIRTUAL, _RESIDENT, _START, _CPU, _OPEN_FILES, _MAX_FILES = range(USAGE_CELLS)
-_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _BYTES_LIMIT, _DISPLACED, _CULPRITS, _LOST_LINES = range(
+_BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _BYTES_LIMIT, _DISPLACED, _STUCK_LOADS, _CULPRITS = range(
     USAGE_CELLS, USAGE_CELLS + 9
 )
+_LOST_LINES: Final = _CULPRITS + 1
 _ANSWERS: Final = _LOST_LINES + 1
 _SERVER_CELLS: Final = _ANSWERS + len(_CLASSES)
 
@@ -183,12 +184,14 @@ def _of_models() -> Iterator[_Family]:
 
 def _of_http() -> Iterator[_Family]:
     held = "Bytes that requests hold: bodies, tensors, outputs, answers."
+    stuck = "Steps of loads, and looks at the repository, that were given up and have not returned."
     for name, kind, text, cell in (
         ("connections", "gauge", "Connections that are open.", _CONNECTIONS),
         ("connections_accepted_total", "counter", "Connections so far.", _ACCEPTED),
         ("in_flight_bytes", "gauge", held, _IN_FLIGHT_BYTES),
         ("in_flight_bytes_limit", "gauge", "What they may hold; further requests get 503.", _BYTES_LIMIT),
         ("displaced_runs", "gauge", "Runs that last so long that another thread has their place.", _DISPLACED),
+        ("stuck_loads", "gauge", stuck, _STUCK_LOADS),
     ):
         yield _Family(_SERVER, f"fastinfer_{name}", kind, text, [_Sample([cell])])
     answers = [_Sample([_ANSWERS + place], labels=f'status="{of}xx"') for place, of in enumerate(_CLASSES)]
@@ -251,6 +254,7 @@ class Metrics:
         crashes: what is known of crashes, where they are recorded.
         http: the HTTP server's counters, where there is a server.
         logs: the log's counters, where there is a log.
+        stuck_loads: tells how many calls of loads were given up and have not returned.
         everywhere: tells the gauges of all processes, where there are several.
     """
 
@@ -263,6 +267,7 @@ class Metrics:
         self.crashes = Crashes()
         self.http: HttpCounters | None = None
         self.logs: LogCounters | None = None
+        self.stuck_loads: Callable[[], int] = lambda: 0
         self.everywhere: Callable[[], Awaitable[list[Gauges]]] | None = None
         self._boot_ticks = _boot_ticks()
         self._templates: dict[tuple[bool, bool], Template] = {}  # by what the page has
@@ -298,6 +303,7 @@ class Metrics:
             "in_flight_bytes": http.in_flight_bytes if http else 0,
             "in_flight_bytes_limit": http.budget.limit if http else 0,
             "displaced_runs": self._executor.displaced if self._executor else 0,
+            "stuck_loads": self.stuck_loads(),
             "models": busy,
         }
 
@@ -367,6 +373,7 @@ class Metrics:
                 (_IN_FLIGHT_BYTES, "in_flight_bytes"),
                 (_BYTES_LIMIT, "in_flight_bytes_limit"),
                 (_DISPLACED, "displaced_runs"),
+                (_STUCK_LOADS, "stuck_loads"),
             ):
                 cells[cell] = sum(gauges.get(gauge, 0) for gauges in all_gauges)
         if self.logs is not None:

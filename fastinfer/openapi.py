@@ -386,7 +386,10 @@ def control_paths() -> dict[str, Schema]:
     parameters = media(schema("LoadBody"), nothing={}, smaller_batches={"batch_size": 4})
 
     def control(identifier: str, verb: str, what: str, ok: Schema, accepted: Schema = parameters) -> Schema:
-        summary, errors = f"{verb.capitalize()} a {what}", (400, 403, 404, 503) if verb == "load" else (400, 403, 404)
+        summary, errors = (
+            f"{verb.capitalize()} a {what}",
+            (400, 403, 404, 503, 504) if verb == "load" else (400, 403, 404),
+        )
         description = "" if verb == "load" else "Takes one load away; a name that is not loaded is no error."
         optional = body(accepted, required=False)
         return operation(identifier, "Control", summary, ok, *errors, body=optional, description=description)

@@ -136,7 +136,7 @@ def index_paths() -> dict[str, Schema]:
     listed = answer("By name and version.", media(array(schema("RepositoryIndexEntry")), bundled=entries))
     asked = body(media(schema("RepositoryIndexRequest"), everything={}, only_ready={"ready": True}), required=False)
     made = operation(
-        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, 504, body=asked,
+        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, 503, 504, body=asked,
         description="Each version that is served or being loaded or unloaded, and each model of the repository that "
         "is not served.",
     )  # fmt: skip

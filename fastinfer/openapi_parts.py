@@ -32,7 +32,11 @@ ERRORS: Mapping[int, tuple[str, str, str]] = {
         "of memory.",
         "Exceeds maximum queue size",
     ),
-    504: ("DeadlinePassed", "The request's deadline has passed.", "Request timeout expired"),
+    504: (
+        "DeadlinePassed",
+        "The request's deadline has passed, or a load has not ended in time.",
+        "Request timeout expired",
+    ),
 }
 """The documented failures: status, name of the response, meaning, an example of a sentence."""
 

@@ -8,12 +8,13 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from fastinfer import __version__, logs, routes, state
+from fastinfer import __version__, limits, logs, routes, state
 from fastinfer._ext import ort
 from fastinfer._ext.poller import Poller
 from fastinfer.config.server import ServerConfig
@@ -101,6 +102,7 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
     await server.start()
     service.metrics.http, service.metrics.logs = server.hub, written
     repository = service.repository
+    repository.override_of = asked.override
     rounds = Rounds(repository)
     debug = logs.Debug()
     inspection = Inspection(loop, lambda: state.lines(service, server), debug.toggle)
@@ -156,6 +158,8 @@ def _end() -> None:
 
 def _prepare(config: ServerConfig) -> None:
     """Settles what holds for the whole process, before there is a session."""
+    # A load thread that runs Python gives way to the loop's thread after this long.
+    sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
     ort.configure(config.intra_op_threads)
@@ -188,6 +192,13 @@ class _Asked:
 
     async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
         await self._ask("unload", name=name, version=version, dependents=dependents)
+
+    async def override(self, mark: str) -> str:
+        """A configuration that a load has given to the other processes."""
+        try:
+            return str(await self.channel.call("override", mark=mark))
+        except ChannelClosedError:
+            raise ApiError(503, "the server is ending") from None
 
     async def gauges(self) -> list[Gauges]:
         """What is so now in each process."""

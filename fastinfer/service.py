@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from fastinfer.models.replica import Replica
 
 log = logging.getLogger(__name__)
 
+_LOG_S = 0.2  # for the log's last line
 _NONFINITE = {"literal": encode.LITERAL, "null": encode.NULL, "error": encode.ERROR}
 
 
@@ -80,11 +82,12 @@ class Service:
         self.budget = Budget(config.in_flight_bytes)
         self.counters = counters or Alone()
         self._loader = Loader(config, self.executor, self.budget, loop, self.counters, self.crashes)
-        self.repository = Replica(config.model_repository, self._loader, _rules(config))
+        self.repository = Replica(config.model_repository, self._loader, _rules(config), config.max_endpoints)
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters, self.executor)
         self.metrics.crashes = self.crashes
+        self.metrics.stuck_loads = lambda: self._loader.stuck
         self.nonfinite = _NONFINITE[config.json_nonfinite]
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -151,5 +154,9 @@ class Service:
                 await task
         await self.repository.close()
         self._loader.close()
+        if self._loader.stuck:  # inside of the runtime, perhaps, which would not survive the end of its library
+            log.warning("ended beside %d calls that have not returned", self._loader.stuck)
+            time.sleep(_LOG_S)
+            os._exit(0)
         self.loop.remove_reader(self.executor.fileno())
         self.executor.close()

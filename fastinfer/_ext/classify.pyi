@@ -7,6 +7,9 @@ class Labels:
 
     Args:
         text: a label a line; an empty line is a class without a label.
+
+    Raises:
+        ValueError: a line is longer than 1 KiB, or there are more than a million; it names the line.
     """
 
     def __init__(self, text: str) -> None: ...

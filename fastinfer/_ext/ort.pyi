@@ -70,8 +70,6 @@ class Session:
     outputs: tuple[TensorSpec, ...]
     budget: Budget | None
     """Where the memory of outputs counts; None: nowhere."""
-    metadata: dict[str, str]
-    """The model's own metadata, with ``producer``, ``graph``, ``description`` and ``version`` added."""
     def __init__(
         self,
         path: str | PathLike[str] | None = None,

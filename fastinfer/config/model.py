@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import orjson
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
-from fastinfer import limits
+from fastinfer import disk, limits
+from fastinfer._ext.jsoncount import values_and_depth
 from fastinfer.config import pbtxt
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
@@ -48,8 +48,14 @@ from fastinfer.errors import ApiError, clip
 
 __all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
 
-MAX_FILE_BYTES = limits.MIB
 _MAX_TOML_LINE_BYTES = 4 * limits.KIB  # the parser's time for a dotted key is quadratic in its length
+_MAX_KEY_PARTS = 16  # of a dotted key: each is a table to the parser; the fields here are nested in five
+# The lookbehind and the possessive quantifiers keep the search linear.
+_LONG_KEY = re.compile(
+    r"(?<![\w\"'-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)" + f"{{{_MAX_KEY_PARTS}}}", re.ASCII
+)
+_MAX_ENTRIES = 1024  # of one list or table, and ...
+_MAX_VALUES = 50_000  # ... of all together
 FILES = ("config.toml", "config.pbtxt")
 PLATFORMS = ("onnxruntime_onnx", "onnx_onnxv1", "onnx")
 BACKENDS = ("onnxruntime", "onnx")
@@ -255,10 +261,13 @@ class ModelConfig(Table):
             ConfigError: with the field that is wrong.
         """
         where = "config"
-        if len(text) > MAX_FILE_BYTES:
-            raise ConfigError(f"{where}: is larger than 1 MiB")
+        content = text.encode("utf-8", "surrogatepass")
+        if len(content) > limits.MAX_CONFIG_OVERRIDE_BYTES:
+            raise ConfigError(f"{where}: is larger than {_size(limits.MAX_CONFIG_OVERRIDE_BYTES)}")
+        if values_and_depth(content)[0] > _MAX_VALUES:
+            raise ConfigError(f"{where}: has more than {_MAX_VALUES} values")
         try:
-            values = orjson.loads(text)
+            values = orjson.loads(content)
         except orjson.JSONDecodeError as error:
             raise ConfigError(f"{where}, line {error.lineno}: is not JSON: {error.msg}") from None
         return _validated(values, name, where)
@@ -279,7 +288,7 @@ def load(directory: Path, name: str) -> ModelConfig | None:
         return None
     if len(found) > 1:
         raise ConfigError(f"{found[0]}: there is a {found[1]} as well; keep one of them")
-    text = _read(directory / found[0], MAX_FILE_BYTES)
+    text = _read(directory / found[0], limits.MAX_CONFIG_BYTES)
     values = _parse_toml(text) if found[0] == FILES[0] else _parse_pbtxt(text)
     return _validated(values, name, found[0])
 
@@ -310,20 +319,13 @@ def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
 def _read(path: Path, most_bytes: int) -> str:
     """The file's text; a symbolic link is followed, what is no regular file is refused and never waited for."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        content = disk.read(path, most_bytes)
+    except disk.NotRegularError as error:
+        raise ConfigError(f"{path.name}: {error.strerror}") from None
     except OSError as error:
         raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigError(f"{path.name}: is not a regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(most_bytes + 1)
-    except OSError as error:
-        raise ConfigError(f"{path.name}: cannot be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
     if len(content) > most_bytes:
-        raise ConfigError(f"{path.name}: is larger than {most_bytes // limits.MIB} MiB")
+        raise ConfigError(f"{path.name}: is larger than {_size(most_bytes)}")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -331,11 +333,17 @@ def _read(path: Path, most_bytes: int) -> str:
         raise ConfigError(f"{path.name}, line {line}: is not UTF-8 text") from None
 
 
+def _size(size: int) -> str:
+    return f"{size // limits.MIB} MiB" if size >= limits.MIB else f"{size // limits.KIB} KiB"
+
+
 def _parse_toml(text: str) -> dict[str, Any]:
     name = FILES[0]
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > _MAX_TOML_LINE_BYTES:
             raise ConfigError(f"{name}, line {number}: is longer than 4 KiB")
+        if _LONG_KEY.search(line):
+            raise ConfigError(f"{name}, line {number}: a key has more than {_MAX_KEY_PARTS} parts")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -363,6 +371,7 @@ def _validated(values: Any, name: str, where: str) -> ModelConfig:
         given = values.get(kind)
         if given and given not in known:
             raise ConfigError(f"{where}: {kind}: {shown(given)} is not served here; use {known[0]}")
+    _check_size(values, where)
     if values.get("name") not in (None, "", name):
         raise ConfigError(f"{where}: name: {shown(values['name'])} is not the name of the model's directory, '{name}'")
     try:
@@ -374,6 +383,22 @@ def _validated(values: Any, name: str, where: str) -> ModelConfig:
     if details["type"] == "extra_forbidden":
         raise ConfigError(f"{where}: {_unknown(path)}{_suggestion(location)}")
     raise ConfigError(f"{where}: {path[:120]}{': ' if path else ''}{reason(details)}")
+
+
+def _check_size(values: dict[str, Any], where: str) -> None:
+    """Bounds what the schema looks at: it finds a fault in each entry of a list, before it counts them. ConfigError."""
+    count = 0
+    left: list[tuple[str, dict[str, Any] | list[Any]]] = [("", values)]
+    while left:
+        at, inner = left.pop()
+        if len(inner) > _MAX_ENTRIES:
+            most = f"has {len(inner)} entries, at most {_MAX_ENTRIES} are allowed"
+            raise ConfigError(f"{where}: {f'{at[:120]}: ' if at else ''}{most}")
+        count += len(inner)
+        if count > _MAX_VALUES:
+            raise ConfigError(f"{where}: has more than {_MAX_VALUES} values")
+        parts = inner.items() if isinstance(inner, dict) else enumerate(inner)
+        left += [(place((at, key)) if at else str(key), each) for key, each in parts if isinstance(each, dict | list)]
 
 
 def _unknown(path: str) -> str:

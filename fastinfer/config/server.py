@@ -190,6 +190,15 @@ class ServerConfig(BaseSettings):
     load_run_timeout_s: Seconds = _option(
         limits.LOAD_RUN_TIMEOUT_S, "Seconds that one trial or warm-up run may take while a model is loaded.", _MODELS
     )
+    load_timeout_s: Seconds = _option(
+        limits.LOAD_TIMEOUT_S,
+        "Seconds that one version of a model may take to load, once it is its turn; then the load is given up and "
+        "answered with 504. Give more if the runtime needs more for large models, or the disk is slow.",
+        _MODELS,
+    )
+    max_endpoints: Count = _option(
+        limits.MAX_ENDPOINTS, "Models and workers that may be loaded at a time; further loads get 503.", _MODELS
+    )
 
     # Network
     host: Annotated[str, Field(min_length=1, max_length=253)] = _option(
@@ -300,7 +309,10 @@ class ServerConfig(BaseSettings):
         limits.MAX_BODY_BYTES, "The largest body of a request, also after decompression; larger ones get 413.", _HTTP
     )
     max_control_body_bytes: Size = _option(
-        limits.MAX_CONTROL_BODY_BYTES, "The largest body of a request that is not an inference.", _HTTP
+        limits.MAX_CONTROL_BODY_BYTES,
+        "The largest body of a request that is not an inference. The configuration that a load of a model may give "
+        "does not count; such a body may have 1 MiB in all.",
+        _HTTP,
     )
     max_head_bytes: Size = _option(
         limits.MAX_HEAD_BYTES, "The largest head (request line and header fields); larger ones get 431.", _HTTP

@@ -82,6 +82,9 @@ class EndpointTable:
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_name.values())
 
+    def __len__(self) -> int:
+        return len(self._by_name)
+
     def get(self, name: str) -> Endpoint | None:
         return self._by_name.get(name)
 

@@ -24,7 +24,7 @@ from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from fastinfer import limits
+from fastinfer import disk, limits
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
@@ -72,12 +72,20 @@ class ModelFiles:
         directory: where it is.
         versions: the stamp of each version directory's files, by version.
         shared: the stamp of the files beside them: the configuration, label files, warm-up data.
+        marks: a fingerprint of each version's stamp, and under 0 that of the shared one. They are made with the
+            stamps, on the thread that walks the directory: a stamp may have thousands of entries.
     """
 
     name: str
     directory: Path
     versions: dict[int, Stamp]
     shared: Stamp
+    marks: dict[int, str]
+
+    @property
+    def mark(self) -> str:
+        """A fingerprint of all files."""
+        return fingerprint((self.name, self.directory, self.marks))
 
     def read_config(self) -> ModelConfig:
         """The model's configuration, all defaults where it has none. ApiError 400 with the reason."""
@@ -118,7 +126,7 @@ class ModelFiles:
             ApiError: 400 where it cannot be read.
         """
         try:
-            with path.open("rb") as file:
+            with disk.regular_file(path) as file:
                 before = _entry(path.name, os.fstat(file.fileno()))
                 content = file.read()
                 after = _entry(path.name, os.fstat(file.fileno()))
@@ -163,7 +171,8 @@ def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
                 log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
             continue
         for entry in entries:
-            if _is_dir(entry) and _NAME.fullmatch(entry.name):
+            # What cannot be looked at may be a model: it has not gone, and to look for it tells why it is refused.
+            if _NAME.fullmatch(entry.name) and _may_be_dir(entry):
                 found.add(entry.name)
             elif tell and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
                 log.warning(
@@ -189,7 +198,7 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     for directory in directories:
         path = directory / name
         try:
-            if _is_dir(path):
+            if S_ISDIR(_mode(path)):
                 return _look_at(path, name)
             problem = unreadable([directory])
         except OSError as error:
@@ -202,16 +211,15 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
 def _look_at(path: Path, name: str) -> ModelFiles:
     """The files of the model in a directory. ApiError 400, OSError."""
     entries = list(path.iterdir())
-    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and _is_dir(entry)]
+    # Raises where it cannot be known whether something is a version: one that is served has not gone.
+    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
     if not versions:
-        for entry in entries:
-            if _VERSION.fullmatch(entry.name):
-                _mode(entry)  # raises where it cannot be known whether this is a version
         raise NoVersionError(name)
     walk = _Walk(path, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
-    return ModelFiles(name, path, stamps, shared)
+    marks = {0: fingerprint(shared), **{version: fingerprint(stamp) for version, stamp in stamps.items()}}
+    return ModelFiles(name, path, stamps, shared, marks)
 
 
 def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, ModelFiles | ApiError]:
@@ -233,6 +241,13 @@ def _is_dir(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def _may_be_dir(path: Path) -> bool:
+    try:
+        return S_ISDIR(_mode(path))
+    except OSError:
+        return True
 
 
 def _mode(path: Path) -> int:

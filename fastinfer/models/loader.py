@@ -7,23 +7,23 @@ load never delays inference; what belongs to the loop (queue, statistics) is mad
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fastinfer import limits, waits
 from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
+from fastinfer.bounded import BoundedThreads
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.models.banks import Alone
 from fastinfer.models.crashes import Crashes
-from fastinfer.models.files import ModelFiles
+from fastinfer.models.files import ModelFiles, fingerprint
 from fastinfer.models.model import Model, why_not_chained
 from fastinfer.models.operation import Operation
 from fastinfer.models.policy import BatchingPolicy
@@ -39,9 +39,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOAD_THREADS = 2
-_IDLE_S = 0.5  # then the load threads end: most servers load once
+_MAX_STUCK_LOOKS = 2
+_LASTS_S = 30.0  # a load that takes longer is worth a line in the log
 _IN_OTHER_FIELDS = {"share", "batch_size", "timeout", "instances"}  # parameters that a configuration tells elsewhere
-_NICENESS = 10  # of load threads; the kernel then prefers the loop's and the executor's
 
 Successor = Callable[[], Model] | None
 
@@ -75,28 +75,28 @@ class Loader:
         self._counters = counters
         self._workers = WorkerContext(loop, budget)
         self._trials = TrialRuns()
-        self._threads: ThreadPoolExecutor | None = None
-        self._calls = 0  # on the threads now
-        self._rest: asyncio.TimerHandle | None = None
+        limit_s = config.load_timeout_s
+        self._threads = BoundedThreads("fastinfer-load", _LOAD_THREADS, limit_s, limits.MAX_STUCK_LOADS)
+        self._looks = BoundedThreads("fastinfer-look", 1, limit_s, _MAX_STUCK_LOOKS)
+        self._indices = BoundedThreads("fastinfer-index", 1, config.request_timeout_s, _MAX_STUCK_LOOKS)
 
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function on a load thread."""
-        if self._rest is not None:
-            self._rest.cancel()
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_LOAD_THREADS, "fastinfer-load", initializer=_lower_priority)
-        self._calls += 1
-        try:
-            return await self._loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._rest = self._loop.call_later(_IDLE_S, self._end_threads)
+    async def in_thread(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function on a load thread; see :meth:`BoundedThreads.call`."""
+        with waits.logged(lambda: what, _LASTS_S):
+            return await self._threads.call(what, function, *args, **kwargs)
 
-    def _end_threads(self, wait: bool = False) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=wait, cancel_futures=wait)
-            self._threads = None
+    async def look(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, of something that only looks at the repository, on a thread apart from loads."""
+        return await self._looks.call("looking at the model repository", function, *args, **kwargs)
+
+    async def index(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same, for a client who waits."""
+        return await self._indices.call("reading the model repository", function, *args, **kwargs)
+
+    @property
+    def stuck(self) -> int:
+        """How many threads there are whose calls have been given up and have not returned."""
+        return self._threads.stuck + self._looks.stuck + self._indices.stuck
 
     async def model(
         self,
@@ -114,13 +114,18 @@ class Loader:
             FilesChangedError: the model file is not that of ``files`` any more.
             ApiError: 400 with the reason.
         """
+        what = f"model '{files.name}' version {version}"
         given = parameters.model_dump(exclude_unset=True)
         parameters = parse(OnnxParameters, {**config.worker_parameters, **given})
         config = _with_parameters(config, parameters)
-        path = await self.in_thread(files.model_file, version, config)
+
+        def look() -> tuple[Path, str]:
+            return files.model_file(version, config), fingerprint((config, parameters))
+
+        path, configured = await self.in_thread(f"looking for the file of {what}", look)
         options = parameters.session_options()
-        made_of = (files.shared, files.versions[version], config, parameters)
-        digest = blake2b(repr((config, parameters)).encode(), digest_size=16)
+        made_of = (files.marks[0], files.marks[version], configured)
+        digest = blake2b(configured.encode(), digest_size=16)
         recorded = self._crashes.load(files.name, version, made_of)
 
         def load() -> LoadedModel:
@@ -130,7 +135,7 @@ class Loader:
                 return onnx_load.load(path, config, files.name, options, self._config, self._trials, content)
 
         async with recorded.turn():
-            loaded = await self.in_thread(load)
+            loaded = await self.in_thread(f"loading {what}", load)
         session, signature = loaded.session, loaded.signature
         session.budget = self._budget
         notes = recorded.run_notes
@@ -199,11 +204,9 @@ class Loader:
         self._counters.release(model.stats)
 
     def close(self) -> None:
-        """Ends the load threads, and the trial runs on them; a session that is being made is finished first."""
-        if self._rest is not None:
-            self._rest.cancel()
+        """Ends trial runs, and waits for what is on a load thread: a session that is being made is finished first."""
         self._trials.end()
-        self._end_threads(wait=True)
+        self._threads.join()
 
 
 def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig:
@@ -217,7 +220,3 @@ def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig
         batching = {"max_queue_delay_microseconds": int(parameters.timeout * 1000)}
         config = config.model_copy(update={"dynamic_batching": config.dynamic_batching.model_copy(update=batching)})
     return config
-
-
-def _lower_priority() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
+
+def text_mark(text: str) -> str:
+    """Stands for a configuration that a load has given: the texts are sent and kept once."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
 
 class Operation:
     """A change that a process makes by itself; where several do the same, :mod:`fastinfer.models.replica` has another.

@@ -9,36 +9,89 @@ as the files are now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from fastinfer.errors import ApiError
 from fastinfer.models.endpoints import Endpoint
-from fastinfer.models.files import ModelFiles
-from fastinfer.models.operation import Operation
+from fastinfer.models.files import ModelFiles, fingerprint
+from fastinfer.models.operation import Operation, text_mark
 from fastinfer.models.repository import Repository, made_of, served
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An endpoint as it was reported.
+
+    Attributes:
+        seen: what of the endpoint may change; the rest follows from it.
+        told: see :func:`_told`.
+        digest: a fingerprint of what replicas must have in common.
+    """
+
+    seen: tuple[object, ...]
+    told: dict[str, Any]
+    digest: str
+
+
 class Replica(Repository):
-    """A repository whose contents can be told and made again."""
+    """A repository whose contents can be told and made again.
+
+    Attributes:
+        override_of: gets the configuration that a load has given, by its mark. ApiError.
+    """
+
+    override_of: Callable[[str], Awaitable[str]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reported: dict[str, _Entry] = {}
+        self._start = b""
+        self._mark = ""
 
     def state(self) -> dict[str, Any]:
-        """What is loaded, and what is asked for and is not: all that :meth:`restore` needs, as JSON."""
-        return {
-            "not_ready": self.why_not_ready(),
-            "start": self._readiness.told(),
-            "files": self.loaded(),
-            "endpoints": [_told(endpoint) for endpoint in sorted(self._table, key=self._place)],
-        }
+        """What is loaded, and what is asked for and is not: all that :meth:`restore` needs, as JSON.
 
-    def _place(self, endpoint: Endpoint) -> tuple[int, str]:
-        """Orders endpoints, in all processes alike: successors come first, since they must be there before."""
-        following, length = endpoint.parameters.next, 0
-        while following is not None and (held := self._table.get(following)) is not None:
-            following, length = held.parameters.next, length + 1
-        return length, endpoint.name
+        ``digest`` is equal where the same is served, ``mark`` where everything is equal.
+        """
+        self._reported, self._mark = {}, ""
+        state = self.changes()
+        state["endpoints"] = state.pop("changed")
+        del state["removed"], state["base"]
+        return state
+
+    def changes(self) -> dict[str, Any]:
+        """The same as changes since it was told last, the state of that ``mark`` being the ``base``."""
+        before, base, start_before = self._reported, self._mark, self._start
+        entries = {endpoint.name: self._entry(endpoint) for endpoint in self._table}
+        start = self._readiness.told()
+        self._start = orjson.dumps(start, option=orjson.OPT_SORT_KEYS)
+        reason = self.why_not_ready()
+        digest = fingerprint(sorted((name, entry.digest) for name, entry in entries.items()))
+        files = sorted((name, entry.told["files"]) for name, entry in entries.items())
+        self._mark = fingerprint((digest, files, self._start, reason))
+        self._reported = entries
+        changes = {
+            "base": base,
+            "mark": self._mark,
+            "digest": digest,
+            "not_ready": reason,
+            "changed": [entry.told for name, entry in sorted(entries.items()) if before.get(name) is not entry],
+            "removed": sorted(before.keys() - entries.keys()),
+        }
+        return changes if base and self._start == start_before else {**changes, "start": start}
+
+    def _entry(self, endpoint: Endpoint) -> _Entry:
+        versions = tuple(endpoint.versions.items())
+        seen = (endpoint.loads, endpoint.override, frozenset(endpoint.chosen), versions, endpoint.files)
+        known = self._reported.get(endpoint.name)
+        if known is not None and known.seen == seen:
+            return known
+        told = _told(endpoint)
+        return _Entry(seen, told, fingerprint([told[key] for key in sorted(told.keys() - {"files"})]))
 
     async def restore(self, state: Mapping[str, Any]) -> dict[str, str]:
         """Makes the endpoints what another process told, as far as they are not already.
@@ -47,7 +100,7 @@ class Replica(Repository):
             What could not be loaded as it was, with the reason. Where its files have gone or do not load any more, an
             endpoint is missing, and the server is not ready before it is loaded or unloaded.
         """
-        told = {each["name"]: each for each in state["endpoints"]}
+        told = _in_order(state["endpoints"])
         for endpoint in reversed(list(self._table)):
             there = self._table.get(endpoint.name) is endpoint  # not removed with the one that it came after
             if there and told.get(endpoint.name, {}).get("versions") != _told(endpoint)["versions"]:
@@ -60,7 +113,7 @@ class Replica(Repository):
         kept = {endpoint.name: endpoint for endpoint in self._table}
 
         def restored(each: Mapping[str, Any]) -> Coroutine[Any, Any, None]:
-            return self._restore(each, state["files"].get(each["base"], ""), kept.get(each["name"]), failed)
+            return self._restore(each, kept.get(each["name"]), failed)
 
         # Successors first, as they were loaded; what has none waits for nobody.
         alone = [each for each in told.values() if "next" not in orjson.loads(each["key"])]
@@ -70,13 +123,12 @@ class Replica(Repository):
                 await restored(each)
         return failed
 
-    async def _restore(
-        self, told: Mapping[str, Any], files: str, endpoint: Endpoint | None, failed: dict[str, str]
-    ) -> None:
+    async def _restore(self, told: Mapping[str, Any], endpoint: Endpoint | None, failed: dict[str, str]) -> None:
         name, wanted = told["name"], (told["kind"], told["base"], told["key"].encode())
         async with self._exclusive(told["base"]):
             try:
                 made, parameters = made_of(told["kind"], told["base"], orjson.loads(told["key"]))
+                override = await self._override(told["override"], endpoint)
                 new = endpoint is None
                 endpoint = endpoint or Endpoint(name, wanted, parameters)
                 with self._shown_as_loading(name):
@@ -84,7 +136,7 @@ class Replica(Repository):
                         endpoint,
                         made,
                         parameters,
-                        told["override"],
+                        override,
                         lambda files, _: _still_there(told, files),
                         self._successor(parameters.next),
                         _Again({int(version): each["number"] for version, each in told["versions"].items()}),
@@ -94,11 +146,20 @@ class Replica(Repository):
                 return
             if new and parameters.next is not None:
                 self._hold(parameters.next, versions)
-            endpoint.loads, endpoint.override, endpoint.chosen = told["loads"], told["override"], set(told["chosen"])
+            endpoint.loads, endpoint.override, endpoint.chosen = told["loads"], override, set(told["chosen"])
             self._publish(endpoint, versions)
-            endpoint.files = files if _told(endpoint)["versions"] == told["versions"] else ""
+            endpoint.files = told["files"] if _told(endpoint)["versions"] == told["versions"] else ""
             if self._readiness.wanted is not None:
                 self._readiness.wanted.discard(name)
+
+    async def _override(self, mark: str | None, endpoint: Endpoint | None) -> str | None:
+        """The configuration that a load has given; an endpoint that there is may have it already. ApiError."""
+        if mark is None:
+            return None
+        held = None if endpoint is None else endpoint.override
+        if isinstance(held, str) and text_mark(held) == mark:
+            return held
+        return await self.override_of(mark)
 
     async def refresh(self, name: str, by: Operation) -> None:
         """Loads the versions of an endpoint again, from the files as they are now. ApiError 400."""
@@ -130,7 +191,7 @@ class Replica(Repository):
 
     def changed(self, state: Mapping[str, Any]) -> list[str]:
         """The endpoints that are made of other files than in another process."""
-        mine = {each["name"]: each["versions"] for each in self.state()["endpoints"]}
+        mine = {endpoint.name: _told(endpoint)["versions"] for endpoint in self._table}
         return [each["name"] for each in state["endpoints"] if mine.get(each["name"], {}) != each["versions"]]
 
 
@@ -153,13 +214,28 @@ def _told(endpoint: Endpoint) -> dict[str, Any]:
         "base": base,
         "key": key.decode(),
         "loads": endpoint.loads,
-        "override": endpoint.override,
+        "override": text_mark(endpoint.override) if isinstance(endpoint.override, str) else None,
+        "files": endpoint.files,
         "chosen": sorted(endpoint.chosen),
         "versions": {
             str(version): {"number": model.number, "files": served(model, endpoint.sources[version])}
             for version, model in sorted(endpoint.versions.items())
         },
     }
+
+
+def _in_order(told: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Endpoints by name, those first that others have as their successor, since they must be there before."""
+    by_name = {each["name"]: each for each in told}
+    following = {name: orjson.loads(each["key"]).get("next") for name, each in by_name.items()}
+
+    def place(name: str) -> tuple[int, str]:
+        length, at = 0, following[name]
+        while at in following and length < len(following):
+            length, at = length + 1, following[at]
+        return length, name
+
+    return {name: by_name[name] for name in sorted(by_name, key=place)}
 
 
 def _still_there(told: Mapping[str, Any], files: ModelFiles) -> set[int]:

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastinfer import workers
+from fastinfer import limits, workers
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.errors import ApiError
 from fastinfer.models import files as model_files
@@ -27,7 +27,7 @@ from fastinfer.models.files import FilesChangedError, ModelFiles, NoVersionError
 from fastinfer.models.index import NO_VERSION, Entry, entries
 from fastinfer.models.loader import Loader
 from fastinfer.models.model import Model
-from fastinfer.models.operation import Operation
+from fastinfer.models.operation import Operation, text_mark
 from fastinfer.models.readiness import NOT_READ, Readiness, Rules
 from fastinfer.models.upkeep import Look
 from fastinfer.workers import WorkerKind
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 ONNX = "onnx"
 _WITHDRAWN = "this process of the server is being replaced"
+_HANGS = 504  # of what has not ended in time: nobody asks the same disk again
 _ATTEMPTS = 3  # a load whose files change meanwhile is begun again
 _Versions = Mapping[int, tuple[Model, object]]  # each with what it was made from
 
@@ -57,9 +58,16 @@ class Repository:
         directories: where models lie; the first that has a name wins.
         loader: makes models out of files and parameters.
         rules: when the server is ready.
+        max_endpoints: how many may be loaded at a time.
     """
 
-    def __init__(self, directories: Sequence[Path], loader: Loader, rules: Rules) -> None:
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        loader: Loader,
+        rules: Rules,
+        max_endpoints: int = limits.MAX_ENDPOINTS,
+    ) -> None:
         self.directories = tuple(directories)
         self._loader = loader
         self._table = EndpointTable()
@@ -69,6 +77,7 @@ class Repository:
         self._retiring: set[Model] = set()
         self._numbers = count(1)
         self._withdrawn = False
+        self._max_endpoints = max_endpoints
 
     # --- Looking up ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +137,7 @@ class Repository:
     async def index(self) -> list[Entry]:
         """Every version of every endpoint, and the models of the repository that are not served."""
         # Not on a load thread: those are busy just when somebody wants to see what is loading.
-        on_disk = await asyncio.to_thread(model_files.find_all, self.directories)
+        on_disk = await self._loader.index(model_files.find_all, self.directories)
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
         unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.wanted is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
@@ -150,12 +159,12 @@ class Repository:
     async def look(self, *, tell: bool = False) -> Look:
         """What lies on the disk; ``tell``: log what cannot be read."""
 
-        def find_all() -> tuple[dict[str, ModelFiles | ApiError], str | None]:
+        def find_all() -> Look:
             found = model_files.find_all(self.directories, tell=tell)
-            return found, model_files.unreadable(self.directories)
+            models = {name: _seen(files) for name, files in found.items()}
+            return {"models": models, "unreadable": model_files.unreadable(self.directories)}
 
-        found, unreadable = await self._loader.in_thread(find_all)
-        return {"models": {name: _seen(files) for name, files in found.items()}, "unreadable": unreadable}
+        return await self._loader.look(find_all)
 
     async def expect(self, names: Iterable[str], unreadable: str | None = None) -> None:
         """The repository has been read.
@@ -272,6 +281,7 @@ class Repository:
         endpoint = self._table.same(wanted)
         new = endpoint is None
         if endpoint is None:
+            self._check_room()
             endpoint = Endpoint(self._table.free_name(wanted, self._loading), wanted, parameters)
         name = endpoint.name
         successor = self._successor(parameters.next)
@@ -301,6 +311,14 @@ class Repository:
         self._publish(endpoint, versions)
         return name
 
+    def _check_room(self) -> None:
+        """Before one more endpoint is made. ApiError 503."""
+        made = sum(self._table.get(name) is None for name in self._loading)
+        if len(self._table) + made >= self._max_endpoints:
+            raise ApiError(
+                503, f"{self._max_endpoints} models and workers are loaded, and no more may be (--max-endpoints)"
+            )
+
     async def _prepare(
         self,
         endpoint: Endpoint,
@@ -320,9 +338,12 @@ class Repository:
             worker = endpoint.versions.get(1) or self._loader.worker(endpoint.name, made_of, parameters, successor, by)
             return {1: (worker, None)}, ""
         for _ in range(_ATTEMPTS):
-            files = await self._loader.in_thread(model_files.find, self.directories, made_of)
-            config = await self._loader.in_thread(_configuration, files, override)
-            sources = {number: (files.shared, override, files.versions[number]) for number in selection(files, config)}
+            looking = f"looking at the files of model '{made_of}'"
+            files = await self._loader.in_thread(looking, model_files.find, self.directories, made_of)
+            reading = f"reading the configuration of model '{made_of}'"
+            config = await self._loader.in_thread(reading, _configuration, files, override)
+            given = text_mark(override) if isinstance(override, str) else ""
+            sources = {number: (files.marks[0], given, files.marks[number]) for number in selection(files, config)}
             versions: dict[int, tuple[Model, object]] = {
                 number: (endpoint.versions[number], source)
                 for number, source in sources.items()
@@ -334,11 +355,11 @@ class Repository:
                     model = await self._loader.model(endpoint.name, files, number, config, parameters, successor, by)
                     versions[number] = (model, sources[number])
                 if await self._unchanged(files):
-                    return versions, fingerprint(files)
+                    return versions, files.mark
             except FilesChangedError:
                 pass
-            except ApiError:  # perhaps because of files that were replaced one after the other
-                if await self._unchanged(files):
+            except ApiError as error:  # perhaps because of files that were replaced one after the other
+                if error.status == _HANGS or await self._unchanged(files):
                     self._discard(endpoint, versions)
                     raise
             except BaseException:
@@ -350,9 +371,13 @@ class Repository:
     async def _unchanged(self, files: ModelFiles) -> bool:
         """Whether a model's files are still those that were found."""
         try:
-            return await self._loader.in_thread(model_files.find, self.directories, files.name) == files
+            looking = f"looking again at the files of model '{files.name}'"
+            return await self._loader.in_thread(looking, self._are_still, files)
         except ApiError:
             return False
+
+    def _are_still(self, files: ModelFiles) -> bool:
+        return model_files.find(self.directories, files.name) == files
 
     @contextmanager
     def _shown_as_loading(self, name: str) -> Iterator[None]:
@@ -502,7 +527,7 @@ def _seen(files: ModelFiles | ApiError) -> str | None:
     """A model on the disk as :meth:`Repository.look` tells it."""
     if isinstance(files, NoVersionError):
         return None
-    return fingerprint(files.message if isinstance(files, ApiError) else files)
+    return fingerprint(files.message) if isinstance(files, ApiError) else files.mark
 
 
 def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, config: ModelConfig) -> set[int]:

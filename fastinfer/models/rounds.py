@@ -20,7 +20,8 @@ _PREPARED: Final = frozenset({"follow", "load_model", "load_worker", "refresh"})
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # there is nothing to prepare
 
 Report = dict[str, Any]
-"""``{"prepared": what}``; at the end ``{"done": result, "state"}`` or ``{"failed": error, "state"}``."""
+"""``{"prepared": what}``; at the end ``{"done": result, "state"}`` or ``{"failed": error, "state"}``, the state as
+:meth:`Replica.changes` tells it."""
 
 
 class Rounds:
@@ -56,7 +57,7 @@ class Rounds:
             log.exception("operation '%s' has failed", name)
             report = {"failed": ApiError(500, "internal error").told()}
         del self._running[running.number]
-        running.reports.put_nowait({**report, "state": self._replica.state()})
+        running.reports.put_nowait({**report, "state": self._replica.changes()})
 
 
 class _Running(Operation):

@@ -119,6 +119,7 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
     """
     done = seen = _with_versions(at_start)
     refused: dict[str, str | None] = {}
+    problems: dict[str, str] = {}  # by name, what was logged last
     readable = there = True
     while True:
         await asyncio.sleep(interval_s)
@@ -137,12 +138,13 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
                 log.info("the models are in the repository again")
             else:
                 log.error("all models have vanished from the repository at once: none is unloaded")
-        if not (readable and there):
-            now = {**seen, **now}
+        blink = not (readable and there)
         loaded = models.loaded()
         for name in sorted(now.keys() | done.keys()):
             files = now.get(name)
             known = name in done
+            if blink and files is None:
+                continue
             if files != loaded.get(name, done.get(name)):
                 if files != seen.get(name) or files == refused.get(name, ""):
                     continue
@@ -150,16 +152,22 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
                 try:
                     await models.follow(name, known=known, gone=files is None)
                 except ApiError as error:
-                    log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
-                    # What failed for another reason than its files, or was not what was seen, is tried again.
-                    if error.status < 500 and (await _look(models))["models"].get(name) == files:
+                    if problems.get(name) != error.message:
+                        log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+                    problems[name] = error.message
+                    # What failed for another reason than its files, or was not what was seen, is tried again. What
+                    # has not ended in time is not: each try may leave a thread that does not end.
+                    if (error.status < 500 or error.status == 504) and (await _look(models))["models"].get(
+                        name
+                    ) == files:
                         refused[name] = files
                     continue
                 except Exception:
                     log.exception("model '%s' is not served as it lies on the disk", name)
                     continue
+            problems.pop(name, None)
             done = _with_versions({"models": {**done, name: files}, "unreadable": None})
-        seen = now
+        seen = {**done, **now} if blink else now  # what vanishes must be gone in two looks without a blink
 
 
 async def _look(models: Models, *, tell: bool = False) -> Look:

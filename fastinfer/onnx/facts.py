@@ -12,13 +12,15 @@ Pure, but for the turns that :mod:`fastinfer.onnx.visits` gives other threads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastinfer.onnx.operators import ONNX, RULES
 from fastinfer.onnx.proto import Graph, Model, Node, ProtoError
-from fastinfer.onnx.visits import TooLargeError, Visits
+from fastinfer.onnx.visits import MAX_NODES, TooLargeError, Visits
 
+MAX_INLINED = MAX_NODES
 _MAX_DEPTH = 32  # of subgraphs in each other
 
 # Inputs that decide the sizes of outputs.
@@ -53,11 +55,14 @@ class Facts:
         operators: the types of all operators, those of functions and subgraphs included.
         sized_by_values: why the work may depend on what inputs hold, as a sentence's end; None: it does not.
         sparse_outputs: outputs that are sparse tensors.
+        inlined: how many operators there are when the calls of the model's functions are replaced by their bodies,
+            as the runtime does at load; at most a little above :data:`MAX_INLINED`.
     """
 
     operators: frozenset[str] = frozenset()
     sized_by_values: str | None = "its graph is not read"
     sparse_outputs: tuple[str, ...] = ()
+    inlined: int = 0
 
 
 def read_facts(model: bytes | memoryview) -> Facts:
@@ -66,6 +71,9 @@ def read_facts(model: bytes | memoryview) -> Facts:
         return _Reader(Model(model)).facts()
     except (ProtoError, RecursionError, TooLargeError):
         return Facts()
+
+
+_Function = tuple[str, str, str]  # domain, name, overload
 
 
 class _Reader:
@@ -77,6 +85,8 @@ class _Reader:
         self.sparse: set[str] = set()  # values that are sparse tensors
         self.reason: str | None = None
         self._visits = Visits()
+        self._bodies: dict[_Function | None, list[_Function]] = {}  # the operators of each function; None: the graph
+        self._body: list[_Function] = []
         self.functions = {(each.domain, each.name) for each in model.functions}
 
     def facts(self) -> Facts:
@@ -84,14 +94,34 @@ class _Reader:
         if graph is None:
             return Facts()
         for function in self.model.functions:
+            self._body = self._bodies[function.domain, function.name, function.overload] = []
             self._follow(function.node, set(function.input), 0)
+        self._body = self._bodies[None] = []
         constants = {tensor.name for tensor in graph.initializer}
         self._follow(graph.node, {info.name for info in graph.input} - constants, 0)
         for sparse in graph.sparse_initializer:
             if sparse.values is not None:
                 self.sparse.add(sparse.values.name)
         outputs = tuple(info.name for info in graph.output if info.name in self.sparse)
-        return Facts(frozenset(self.operators), self.reason, outputs)
+        return Facts(frozenset(self.operators), self.reason, outputs, self._inlined())
+
+    def _inlined(self) -> int:
+        """See :attr:`Facts.inlined`. A function that calls itself has no end, and counts as too many."""
+        sizes: dict[_Function | None, int] = {}
+        open_: list[_Function | None] = [None]
+        while open_:
+            of = open_[-1]
+            called = [each for each in self._bodies[of] if each in self._bodies]
+            unknown = {each for each in called if each not in sizes}
+            if unknown and of not in sizes:
+                sizes[of] = MAX_INLINED + 1  # as long as it is open: what it calls must not call it
+                open_ += unknown
+                continue
+            open_.pop()
+            calls = Counter(called)
+            size = len(self._bodies[of]) + sum(sizes[each] * count for each, count in calls.items())
+            sizes[of] = min(size, MAX_INLINED + 1)
+        return sizes[None]
 
     def _follow(self, nodes: Sequence[Node], given: set[str], depth: int) -> None:
         """Adds to ``given``, the names of values that depend on what inputs hold."""
@@ -101,6 +131,7 @@ class _Reader:
             self._visits.next()
             op_type, inputs, outputs = node.op_type, node.input, node.output
             self.operators.add(op_type)
+            self._body.append((node.domain, op_type, node.overload))
             if op_type == "Constant" and any(attribute.name == "sparse_value" for attribute in node.attribute):
                 self.sparse |= set(outputs)
             for graph in _subgraphs(node):

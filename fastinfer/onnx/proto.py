@@ -9,12 +9,14 @@ Only what the graph reader needs is declared; ``tests/unit/test_onnx_proto.py`` 
 ``onnx`` package's. Source of the numbers: ``onnx.proto`` (ONNX, Apache-2.0 license), the wire format: protobuf's
 "Encoding" page.
 
-Pure: no files, no threads, no numpy. Whoever holds a message keeps the model's bytes alive.
+Pure: no files, no numpy; of threads only the turns that long walks give others. Whoever holds a message keeps the
+model's bytes alive.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, Self, TypeVar, overload
@@ -23,7 +25,10 @@ M = TypeVar("M", bound="Message")
 T = TypeVar("T")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_FIELDS = 4_000_000  # of one message: a hostile file has as many empty fields as bytes
+# Fields that are kept: a hostile file has as many empty ones as bytes. To free a list of a million stops all threads.
+_MAX_FIELDS = 200_000  # of one message; a graph of 20,000 nodes with their weights and types has 100,000
+_MAX_FIELDS_IN_ALL = 1_000_000  # of a message and all in it
+_FIELDS_A_TURN = 4096  # walked in one go; then other threads may have the interpreter
 _SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 
@@ -62,12 +67,19 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_Entry = tuple[int, int, Any]  # a field's number, its wire type, and a number or the bytes of its value
+_Entry = tuple[int, int, Any]
+"""A field's number, its wire type, and its value: a number, the bytes that were assigned, or the place of its bytes.
+
+A place is ``start << 64 | size``: unlike a view it is nothing that Python's collector would have to look at.
+"""
 
 
 def _walk(view: memoryview) -> Iterator[_Entry]:
-    at, end = 0, len(view)
+    at, end, turn = 0, len(view), 0
     while at < end:
+        turn += 1
+        if turn % _FIELDS_A_TURN == 0:
+            time.sleep(0)
         tag, at = _read_varint(view, at)
         number, kind = tag >> 3, tag & 7
         if kind == _VARINT:
@@ -82,18 +94,28 @@ def _walk(view: memoryview) -> Iterator[_Entry]:
                 raise ProtoError(f"a field has the unknown wire type {kind}")
             if size > end - at:
                 raise ProtoError("a field is longer than its message")
-            value = view[at : at + size]
+            value = at << 64 | size
             at += size
         if number == 0:
             raise ProtoError("a field has the number 0")
         yield number, kind, value
 
 
-def _split(view: memoryview) -> list[_Entry]:
-    entries = list(islice(_walk(view), _MAX_FIELDS + 1))
-    if len(entries) > _MAX_FIELDS:
-        raise ProtoError(f"a message has more than {_MAX_FIELDS} fields")
-    return entries
+class _Budget:
+    """How many fields may still be kept, for a message and all that are in it."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = _MAX_FIELDS_IN_ALL
+
+    def split(self, view: memoryview) -> list[_Entry]:
+        entries = list(islice(_walk(view), _MAX_FIELDS + 1))
+        self.left -= len(entries)
+        if len(entries) > _MAX_FIELDS or self.left < 0:
+            most = f"{_MAX_FIELDS} fields in a message, or {_MAX_FIELDS_IN_ALL} in all"
+            raise ProtoError(f"it has more than {most}")
+        return entries
 
 
 # --- Messages and their fields ----------------------------------------------------------------------------------------
@@ -108,10 +130,11 @@ class Message:
     Each access to a field raises ProtoError if the bytes are not a message that has it.
     """
 
-    __slots__ = ("_entries", "_view")
+    __slots__ = ("_budget", "_entries", "_view")
 
     def __init__(self, data: bytes | memoryview = b"") -> None:
         self._view = memoryview(data)
+        self._budget = _Budget()  # a part gets that of the message which it is in
         self._entries: list[_Entry] | None = None  # None: not split yet
 
     def __eq__(self, other: object) -> bool:
@@ -129,9 +152,10 @@ class Message:
             if kind == _VARINT:
                 parts.append(_varint(value))
             else:
+                held = self._value(kind, value)
                 if kind == _BYTES:
-                    parts.append(_varint(len(value)))
-                parts.append(value)
+                    parts.append(_varint(len(held)))
+                parts.append(held)
         return b"".join(parts)
 
     def copy(self) -> Self:
@@ -142,12 +166,22 @@ class Message:
 
     def entries(self, number: int) -> list[tuple[int, Any]]:
         """The wire type and the value of each field with a number, in order."""
-        return [(kind, value) for each, kind, value in self._all() if each == number]
+        return [(kind, self._value(kind, value)) for each, kind, value in self._all() if each == number]
 
     def first(self, number: int) -> list[tuple[int, Any]]:
         """The first field with a number, or nothing; the fields after it are not walked."""
         among = _walk(self._view) if self._entries is None else self._entries
-        return [(kind, value) for each, kind, value in islice((e for e in among if e[0] == number), 1)]
+        found = islice((entry for entry in among if entry[0] == number), 1)
+        return [(kind, self._value(kind, value)) for _, kind, value in found]
+
+    def last(self, number: int) -> list[tuple[int, Any]]:
+        """The last field with a number, or nothing; the others are not kept."""
+        among = _walk(self._view) if self._entries is None else self._entries
+        found: _Entry | None = None
+        for entry in among:
+            if entry[0] == number:
+                found = entry
+        return [] if found is None else [(found[1], self._value(found[1], found[2]))]
 
     def replace(self, number: int, entries: Iterable[tuple[int, Any]]) -> None:
         """Puts fields in place of those with a number."""
@@ -156,8 +190,14 @@ class Message:
 
     def _all(self) -> list[_Entry]:
         if self._entries is None:
-            self._entries = _split(self._view)
+            self._entries = self._budget.split(self._view)
         return self._entries
+
+    def _value(self, kind: int, value: Any) -> Any:
+        if kind == _VARINT or not isinstance(value, int):
+            return value
+        start = value >> 64
+        return self._view[start : start + (value & 0xFFFF_FFFF_FFFF_FFFF)]
 
 
 class _Field(Generic[T]):
@@ -197,6 +237,17 @@ class _Integers(_Field[list[int]]):
 
     def write(self, value: list[int]) -> Iterable[tuple[int, Any]]:
         return [(_VARINT, each) for each in value]
+
+
+class _LastInteger(_Integer):
+    """A number that is looked for without keeping the fields before it, which may be long lists."""
+
+    @overload
+    def __get__(self, owner: None, of: type) -> Self: ...
+    @overload
+    def __get__(self, owner: Message, of: type) -> int: ...
+    def __get__(self, owner: Message | None, of: type) -> Self | int:
+        return self if owner is None else self.read(owner.last(self.number))
 
 
 class _Float(_Field[float]):
@@ -261,6 +312,18 @@ class _Texts(_Field[list[str]]):
 class _Part(_Field[M | None]):
     """A message in a message; None: it is absent."""
 
+    @overload
+    def __get__(self, owner: None, of: type) -> Self: ...
+    @overload
+    def __get__(self, owner: Message, of: type) -> M | None: ...
+    def __get__(self, owner: Message | None, of: type) -> Self | M | None:
+        if owner is None:
+            return self
+        part = self.read(owner.entries(self.number))
+        if part is not None:
+            part._budget = owner._budget
+        return part
+
     def read(self, entries: list[tuple[int, Any]]) -> M | None:
         if len(entries) > 1:  # the fields of all of them count
             entries = [(_BYTES, memoryview(b"".join(_blobs(entries))))]
@@ -272,6 +335,18 @@ class _Part(_Field[M | None]):
 
 
 class _Parts(_Field[list[M]]):
+    @overload
+    def __get__(self, owner: None, of: type) -> Self: ...
+    @overload
+    def __get__(self, owner: Message, of: type) -> list[M]: ...
+    def __get__(self, owner: Message | None, of: type) -> Self | list[M]:
+        if owner is None:
+            return self
+        parts = self.read(owner.entries(self.number))
+        for part in parts:
+            part._budget = owner._budget
+        return parts
+
     def read(self, entries: list[tuple[int, Any]]) -> list[M]:
         return _parts(self, entries)
 
@@ -422,7 +497,7 @@ class Attribute(Message):
     ints = _Integers(8, "int64")
     strings = _Blobs(9, "bytes")
     graphs = _Parts["Graph"](11, "message", lambda: Graph)
-    type = _Integer(20, "int32")
+    type = _LastInteger(20, "int32")
     ref_attr_name = _Text(21, "string")
 
 

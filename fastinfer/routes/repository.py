@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from fastinfer import limits
 from fastinfer.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.origin import why_foreign
@@ -28,6 +29,7 @@ def routes(service: Service) -> list[Route]:
         _check_allowed(service, exchange)
         name, version = _target(exchange)
         parameters = _parameters(exchange)
+        _check_size(parameters, service.config.max_control_body_bytes)
         endpoint = await control.load_model(name, version, parameters)
         exchange.respond(200, orjson.dumps({"name": endpoint, "load": True}))
 
@@ -50,7 +52,7 @@ def routes(service: Service) -> list[Route]:
         for family in ("/v2/models/{model}", "/v2/repository/models/{model}")
         for target in (family, family + "/versions/{version}")
         for route in (
-            Route(("POST",), target + "/load", load_model),
+            Route(("POST",), target + "/load", load_model, max_body_bytes=limits.MAX_LOAD_BODY_BYTES),
             Route(("POST",), target + "/unload", unload_model),
         )
     ] + [
@@ -88,6 +90,13 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ApiError(400, "'parameters' must be an object")
     return without_nulls(parameters)
+
+
+def _check_size(parameters: dict[str, Any], most_bytes: int) -> None:
+    """What a load gives beside a configuration is kept, compared and sent to all processes. ApiError 413."""
+    rest = {key: value for key, value in parameters.items() if key != "config"}
+    if len(orjson.dumps(rest)) > most_bytes:
+        raise ApiError(413, f"the parameters beside 'config' are larger than {most_bytes} bytes")
 
 
 def _object(exchange: Exchange, example: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import fastinfer
 from fastinfer.config.server import ServerConfig
@@ -134,8 +134,15 @@ def how_it_ended(status: int) -> str:
         return f"signal {-status}"
 
 
-def _command(descriptor: int) -> list[str]:
+def _python() -> list[str]:
     # The module is found where this one was: in the working directory only if that is where this one came from.
     here = Path(fastinfer.__file__).parents[1]
     flags = [] if here == Path.cwd() else ["-P"]
-    return [sys.executable, *flags, "-m", "fastinfer", "process", str(descriptor)]
+    return [sys.executable, *flags, "-m", "fastinfer", "process"]
+
+
+_COMMAND: Final = _python()  # found once: the working directory may have vanished when a process has to be replaced
+
+
+def _command(descriptor: int) -> list[str]:
+    return [*_COMMAND, str(descriptor)]

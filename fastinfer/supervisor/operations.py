@@ -11,26 +11,31 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from fastinfer import waits
 from fastinfer.errors import ApiError
+from fastinfer.models.operation import text_mark
 from fastinfer.models.upkeep import Look
 from fastinfer.supervisor.channel import ChannelClosedError
 
 log = logging.getLogger(__name__)
 
 _NUMBER: Final = re.compile(r"(?:-\d+)+$")
+_NOT_TRIED: Final = 503  # from this status on a failed preparation is not tried in further processes
+_MODEL: Final = "model"  # the kind of an endpoint of a model of the repository
 _TRIES: Final = 4  # of a load that nobody asks for again, where processes end meanwhile
 _CLIENTS: Final = frozenset({"load_model", "load_worker", "unload"})  # what may be asked for over HTTP
 _AT_ONCE: Final = frozenset({"expect", "refuse", "unload"})  # changes that need no preparation
 _NOTHING: Final[dict[str, Any]] = {
     "not_ready": "the model repository has not been read yet",
     "start": {"wanted": None, "failures": {}, "unreadable": None, "served": False, "found": False},
-    "files": {},
+    "digest": "",
+    "mark": "",
     "endpoints": [],
 }
 
@@ -81,13 +86,13 @@ class Operations:
         self._changing = asyncio.Lock()  # held while processes change
         self._admitting = asyncio.Lock()  # held while a process joins
         self._lost: set[str] = set()  # models that no process could load again after the last one had ended
+        self._overrides: dict[str, str] = {}  # configurations that loads have given, by their marks, and how many ...
+        self._asked: Counter[str] = Counter()  # ... operations that are under way give each
         self._newcomer: Member | None = None  # takes part in operations, and does not serve yet
         self._founder: tuple[Member, asyncio.Event] | None = None  # set when it is one no more
         self._one_by_one = asyncio.Lock()
-        self._in_flight = 0
-        self._joining = 0
         self._side_by_side = 0  # loads at start
-        self._settled = asyncio.Condition()  # of the last three, and the members
+        self._settled = asyncio.Condition()  # of that, and the members
 
     # --- Taking part --------------------------------------------------------------------------------------------------
 
@@ -107,50 +112,81 @@ class Operations:
         Raises:
             ChannelClosedError: it has ended.
         """
-        made_of = self.record
-        failed = await member.call("restore", state=made_of)
-        await self._after_the_founder(member)
-        async with self._admitting, self._nothing_in_flight():
-            if self.record is not made_of:  # an operation has ended meanwhile
-                failed = await member.call("restore", state=self.record)
-            for name, reason in failed.items():
-                log.error("'%s' is not served as it was: %s", name, reason)
-            told = {each["name"]: each for each in self.record["endpoints"]} if failed else {}
-            if not await self._admit(member, failed):
-                return False
-            self._lost |= {told[name]["base"] for name in failed}
-        self._tell_readiness()
-        return True
+        with waits.logged(lambda: "a new process waits until it can take part"):
+            fit = await self._join(member)
+        if fit:
+            self._tell_readiness()
+        return fit
 
-    async def _admit(self, member: Member, failed: Mapping[str, str]) -> bool:
-        """Compares a process with the record, and takes it in where they are equal, or where there is nobody else."""
-        for _ in range(_TRIES):
-            state = await member.call("state")
-            if not self._others(member):
-                if _served(state) != _served(self.record):  # those who drain answer what they have yet to answer
-                    await self._end_those(self.members)
-                self.record = state
-            elif failed:
-                return False
-            elif _served(state) != _served(self.record):
-                if not await self._refresh(member):
+    async def _join(self, member: Member) -> bool:
+        record = self.record
+        failed = await self._restored(member, record)
+        await self._after_the_founder(member)
+        async with self._admitting:
+            for left in reversed(range(_TRIES + 1)):
+                if left and self.record is not record:  # operations have ended meanwhile
+                    record = self.record
+                    failed = await self._restored(member, record)
+                async with self._changing:
+                    if not left and self.record is not record:  # they go on ending; now they wait
+                        record = self.record
+                        failed = await self._restored(member, record)
+                    fit = await self._admit(member, failed, record)
+                if fit is not None:
+                    return fit
+                if self.record is record and not await self._refresh(member):
                     return False
-                continue
-            self.members.append(member)
-            self._forget_founder(member)
-            return True
         log.error("a new process does not become equal to the others: the files on the disk keep changing")
         return False
 
+    async def _restored(self, member: Member, record: Report) -> dict[str, str]:
+        failed: dict[str, str] = await member.call("restore", state=record)
+        for name, reason in failed.items():
+            log.error("'%s' is not served as it was: %s", name, reason)
+        return failed
+
+    async def _admit(self, member: Member, failed: Mapping[str, str], record: Report) -> bool | None:
+        """Takes a process in if it is equal to the record, or if there is nobody else. Nothing changes meanwhile.
+
+        Operations that are being prepared go on: who has begun them finds the new member before deciding.
+
+        Args:
+            member: the process.
+            failed: what it could not restore.
+            record: from which it was restored.
+
+        Returns:
+            Whether it is fit; None: not yet, since files or the record have changed.
+        """
+        if self.record is not record:
+            return None
+        state = await member.call("state")
+        if not self._others(member):
+            told = {each["name"]: each for each in record["endpoints"]} if failed else {}
+            if _served(state) != _served(self.record):  # those who drain answer what they have yet to answer
+                await self._end_those(self.members)
+            self.record = state
+            self._lost |= {told[name]["base"] for name in failed}
+        elif failed:
+            return False
+        elif _served(state) != _served(self.record):
+            return None
+        self.members.append(member)
+        self._forget_founder(member)
+        await self._notify()
+        return True
+
     async def _refresh(self, member: Member) -> bool:
         """All processes, and one that is not among them yet, load again what has changed on the disk since."""
-        changed = await member.call("changed", state=self.record)
+        record = self.record
+        changed = await member.call("changed", state=record)
         self.members.insert(0, member)  # it has loaded the files alive
         self._newcomer = member
         try:
             for name in changed:
                 log.warning("the files of '%s' have changed since it was loaded: all processes load it again", name)
-                await self._tried("refresh", name=name)
+                async with self._in_order(name):
+                    await self._tried("refresh", name=name)
         except LostError:
             pass  # it is compared again, where it lives, with whoever is left
         except ApiError as error:
@@ -160,7 +196,7 @@ class Operations:
             self._newcomer = None
             self.leave(member)
         if not changed:
-            await member.call("restore", state=self.record)
+            await member.call("restore", state=record)
         return True
 
     async def _end_those(self, members: Iterable[Member]) -> None:
@@ -205,29 +241,13 @@ class Operations:
         self._forget_founder(member)
 
     @asynccontextmanager
-    async def _nothing_in_flight(self) -> AsyncIterator[None]:
-        """Holds operations up."""
-        self._joining += 1
-        try:
-            async with self._settled:
-                await self._settled.wait_for(lambda: not self._in_flight)
-            yield
-        finally:
-            self._joining -= 1
-            await self._notify()
-
-    @asynccontextmanager
     async def _in_order(self, name: str) -> AsyncIterator[None]:
-        """An operation's turn: there are members, nobody joins, and it is the only one of its name."""
+        """An operation's turn: there are members, and it is the only one of its name."""
         async with self._settled:
-            await self._settled.wait_for(lambda: bool(self.members) and not self._joining)
-            self._in_flight += 1
-        try:
-            async with self._names.hold(_NUMBER.sub("", name)):  # "a-0" may be another endpoint of "a"
-                yield
-        finally:
-            self._in_flight -= 1
-            await self._notify()
+            with waits.logged(lambda: f"an operation on '{name}' waits for a process that serves"):
+                await self._settled.wait_for(lambda: bool(self.members))
+        async with self._names.hold(_NUMBER.sub("", name)):  # "a-0" may be another endpoint of "a"
+            yield
 
     async def _notify(self) -> None:
         async with self._settled:
@@ -262,7 +282,8 @@ class Operations:
             LostError: a process has ended of it, or meanwhile.
         """
         async with self._in_order(str(arguments.get("name", ""))):
-            result = await self._tried(operation, all_at_once=all_at_once, **arguments)
+            with self._override_kept(arguments):
+                result = await self._tried(operation, all_at_once=all_at_once, **arguments)
         self._tell_readiness()
         return result
 
@@ -283,19 +304,38 @@ class Operations:
                 begun = self._drop_lost(await _all(self.members, "begin", **call))
                 reports = await self._keep(_without_lost(begun) or begun)
         else:
-            members = sorted(self.members, key=self._retired.__contains__)
-            groups = [members] if all_at_once else [members[:1], members[1:]]
             reports = {}
-            for group in groups:
-                begun = await _all([member for member in group if member in self.members], "begin", **call)
-                begun = self._drop_lost(begun)
-                # One that has gone on before has not died of it: then others' ends have other reasons.
-                reports |= _without_lost(begun) if reports else begun
-                if any("lost" in report for report in reports.values()):
+            while True:
+                await self._prepare(operation, all_at_once, call, reports)
+                async with self._changing:
+                    if self._unprepared(reports) and not _has_failed(reports):
+                        continue  # a process takes part since
+                    for report in reports.values():  # who has failed has held that then; others have changed since
+                        if report.pop("record", None) is not self.record:
+                            report.pop("state", None)
+                    reports = await self._keep(await self._decide(operation, number, reports))
                     break
-            async with self._changing:
-                reports = await self._keep(await self._decide(operation, number, reports))
         return _outcome(operation, reports)
+
+    async def _prepare(
+        self, operation: str, all_at_once: bool, call: Mapping[str, Any], reports: dict[Member, Report]
+    ) -> None:
+        """Has each process prepare an operation, those too that take part only since it has begun; adds to reports."""
+        while unprepared := self._unprepared(reports):
+            group = unprepared if all_at_once or reports else unprepared[:1]
+            name = call["arguments"].get("name", "")
+            with waits.logged(lambda: f"'{operation}' of '{name}' is prepared"):  # noqa: B023
+                begun = self._drop_lost(await _all(group, "begin", **call))
+            for report in begun.values():
+                report["record"] = self.record
+            # One that has gone on before has not died of it: then others' ends have other reasons.
+            reports |= _without_lost(begun) if reports else begun
+            if _has_failed(reports):
+                break
+
+    def _unprepared(self, reports: Mapping[Member, Report]) -> list[Member]:
+        members = [member for member in self.members if member not in reports]
+        return sorted(members, key=self._retired.__contains__)
 
     async def _decide(self, operation: str, number: int, reports: dict[Member, Report]) -> dict[Member, Report]:
         """Lets processes go on until all have ended the operation."""
@@ -342,10 +382,49 @@ class Operations:
             for member, serves in told.items()
         }
         right = max(told, key=ranks.__getitem__)
-        self.record = reports[right]["state"]
+        equal = [member for member, serves in told.items() if serves == told[right]]
+        await self._record(sorted(equal, key=lambda member: member is not right), reports)
         wrong = [member for member, serves in told.items() if serves != told[right]]
         await self._end_those(wrong)
         return {member: report for member, report in reports.items() if member not in wrong}
+
+    async def _record(self, equal: Iterable[Member], reports: Mapping[Member, Report]) -> None:
+        """Makes the record what the first of some equal processes holds: the old one with its changes, or, if those
+        are of another state than the old one, all of it."""
+        for member in equal:
+            state = reports[member]["state"]
+            if "base" in state and state["base"] == self.record["mark"]:
+                state = _merged(self.record, state)
+            elif "base" in state:
+                try:
+                    state = await member.call("state")
+                except ChannelClosedError:
+                    continue
+            self.record = state
+            break
+        used = {told["override"] for told in self.record["endpoints"] if told["override"]}
+        self._overrides = {mark: self._overrides[mark] for mark in used | self._asked.keys() if mark in self._overrides}
+
+    def override(self, mark: str) -> str:
+        """A configuration that a load has given, and that is in use. ApiError 503 where it is not any more."""
+        if mark not in self._overrides:
+            raise ApiError(503, "the configuration of a load is not in use any more", retry_after_s=1)
+        return self._overrides[mark]
+
+    @contextmanager
+    def _override_kept(self, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps the configuration that an operation gives, as long as the operation lasts; then the record does."""
+        text = (arguments.get("parameters") or {}).get("config")
+        if not isinstance(text, str):
+            yield
+            return
+        mark = text_mark(text)
+        self._overrides[mark] = text
+        self._asked[mark] += 1
+        try:
+            yield
+        finally:
+            self._asked -= Counter((mark,))
 
     # --- As the repository of all (see fastinfer.models.upkeep.Models) ------------------------------------------------
 
@@ -361,7 +440,11 @@ class Operations:
                         self.leave(member)  # that it has ended may not be known otherwise yet
 
     def loaded(self) -> Mapping[str, str]:
-        files: Mapping[str, str] = self.record["files"]
+        states: dict[str, set[str]] = {}
+        for told in self.record["endpoints"]:
+            if told["kind"] == _MODEL:
+                states.setdefault(told["base"], set()).add(told["files"])
+        files = {base: seen.pop() if len(seen) == 1 else "" for base, seen in states.items()}
         self._lost -= files.keys()
         return {**dict.fromkeys(self._lost, ""), **files}
 
@@ -448,7 +531,23 @@ def _without_lost(reports: Mapping[Member, Report]) -> dict[Member, Report]:
 def _served(state: Report) -> Any:
     """What two processes have to have in common. (Not their failures: those are texts, and may say the same in other
     words.)"""
-    return state["endpoints"]
+    return state["digest"]
+
+
+def _merged(record: Report, changes: Mapping[str, Any]) -> Report:
+    """The record with what has changed since (see :meth:`fastinfer.models.replica.Replica.changes`)."""
+    told = {each["name"]: each for each in record["endpoints"]}
+    for name in changes["removed"]:
+        told.pop(name, None)
+    told |= {each["name"]: each for each in changes["changed"]}
+    kept = {key: changes[key] for key in ("not_ready", "digest", "mark")}
+    return {**kept, "start": changes.get("start", record["start"]), "endpoints": list(told.values())}
+
+
+def _has_failed(reports: Mapping[Member, Report]) -> bool:
+    """Whether an operation need not be begun in further processes: one has died of it, or it has not ended in time."""
+    failures = [report["failed"]["status"] for report in reports.values() if "failed" in report]
+    return any("lost" in report for report in reports.values()) or any(status >= _NOT_TRIED for status in failures)
 
 
 def _why_not(operation: str, reports: Mapping[Member, Report]) -> ApiError | None:

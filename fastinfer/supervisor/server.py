@@ -15,9 +15,10 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
-from fastinfer import __version__, limits, logs, signals
+from fastinfer import __version__, limits, logs, signals, waits
+from fastinfer.bounded import BoundedThreads
 from fastinfer.config.server import OptionError, ServerConfig
 from fastinfer.errors import ApiError
 from fastinfer.http import listen
@@ -41,9 +42,9 @@ _AFTER_DRAIN_S: Final = limits.GIVE_UP_S + limits.END_TIMEOUT_S + 0.3
 _KILLED_S: Final = 0.5  # what it takes the system to end a process
 _OVERDUE_S: Final = 4.5  # after the drain: then the supervisor itself ends, whatever it is waiting for
 _LAST_HANDSHAKES_S: Final = 0.25  # as in the serving processes
-_CONFIGURATION_S: Final = 30.0  # what it may take to read the configuration file again
 _AGAIN_S: Final = 1.0  # after a task has failed
 _LOOK_S: Final = 0.1
+_CONFIG_S: Final = 30.0  # what the configuration may take to be read again
 _GAUGES_S: Final = 1.0  # what a busy process may take to tell how it is
 _AT_ONCE_S: Final = 1.0
 _DRAINED: Final = 8  # processes that may still be drained while their successors are replaced
@@ -125,6 +126,7 @@ class Supervisor:
         self._ending = asyncio.Event()
         self._at_once = asyncio.Event()
         self._renewing = False
+        self._reading = BoundedThreads("fastinfer-config", 1, _CONFIG_S, 1)  # its file may be on a dead disk, too
         self._status = 0
 
     async def run(self) -> int:
@@ -202,10 +204,16 @@ class Supervisor:
 
     async def _launch(self, slot: Slot) -> Child | None:
         """Starts a process and makes it equal to the others; None where it has ended, or is not fit to serve."""
-        handlers: Handlers = {"operate": self._operate, "leave": self._leave, "gauges": self._gauges}
+        handlers: Handlers = {
+            "operate": self._operate,
+            "override": self._override,
+            "leave": self._leave,
+            "gauges": self._gauges,
+        }
         share = self._config.share()
-        while (bank := self._free_bank(slot)) is None:  # until a process that was replaced has ended
-            await asyncio.sleep(_LOOK_S)
+        with waits.logged(lambda: f"place {slot.number} waits for the end of processes that were replaced"):
+            while (bank := self._free_bank(slot)) is None:
+                await asyncio.sleep(_LOOK_S)
         memory = (self._counters, bank)
         self._starting += 1
         try:
@@ -365,6 +373,9 @@ class Supervisor:
     async def _operate(self, caller: Child, operation: str, arguments: dict[str, Any]) -> Any:  # noqa: ARG002
         return await self._operations.ask(operation, arguments)
 
+    def _override(self, caller: Child, mark: str) -> str:  # noqa: ARG002
+        return self._operations.override(mark)
+
     async def _gauges(self, caller: Child) -> list[Any]:  # noqa: ARG002
         """What is so now in each process; of one that does not answer only its number, since it has used CPU time."""
 
@@ -446,20 +457,22 @@ class Supervisor:
         try:
             await self._read_again()
             for slot in self._slots:
-                if not await slot.renew():
-                    log.error("the rolling restart has stopped: a new process cannot serve what the old one does")
+                with waits.logged(lambda: f"the restart waits for a new process in place {slot.number}"):  # noqa: B023
+                    renewed = await slot.renew()
+                if not renewed:
+                    why = "cannot serve" if slot.child is None else "cannot serve what the old one does"
+                    log.error("the rolling restart has stopped: a new process %s", why)
                     return
             log.info("restarted: %d processes, one after the other", len(self._slots))
         except OptionError as error:
             log.error("nothing is restarted, because the configuration cannot be used: %s", error)
-        except TimeoutError:
-            log.error("nothing is restarted: the configuration file has not been read in %g s", _CONFIGURATION_S)
+        except ApiError as error:
+            log.error("nothing is restarted: %s", error.message)
         finally:
             self._renewing = False
 
     async def _read_again(self) -> None:
-        before = self._config
-        config = await asyncio.wait_for(_on_thread(self._again), _CONFIGURATION_S)
+        before, config = self._config, await self._reading.call("reading the configuration", self._again)
         changed = [name for name in _FIXED if getattr(config, name) != getattr(before, name)]
         if changed:
             log.warning("%s cannot change while the server runs; the old values stay", ", ".join(changed))
@@ -525,32 +538,6 @@ class Supervisor:
     async def _none_lives(self) -> None:
         while self._children:
             await asyncio.wait([child.ended for child in self._children])
-
-
-async def _on_thread(work: Callable[[], T]) -> T:
-    """Calls something that may hang, on a thread for which nobody waits at the end."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def end(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return  # nobody waits any more
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(cast(T, result))
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(end, result, error)
-
-    threading.Thread(target=run, name="configuration", daemon=True).start()
-    return await done
 
 
 async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

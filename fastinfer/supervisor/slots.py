@@ -89,6 +89,7 @@ class Slot:
             self._wake.set()
 
     async def _fill(self) -> None:
+        renewal = self._renewal  # one that begins later wants a process that is started later
         new = await self._launch(self)
         if new is not None:
             old, self.child = self.child, new
@@ -98,11 +99,11 @@ class Slot:
             self._changed()
             if old is not None:
                 self._retire(old)
-        if self._renewal is not None and (new is not None or self.child is not None):
-            self._renewal.set_result(new is not None)
+        if renewal is not None:
+            renewal.set_result(new is not None)
             self._renewal = None
             self._wake.clear()
-        elif new is None:
+        if new is None and (renewal is None or self.child is None):
             self._failures += 1
             await asyncio.sleep(pause_s(self._failures))
 

@@ -6,6 +6,7 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfer import disk, limits
 from fastinfer._ext.classify import Labels
 from fastinfer._ext.datatype import numpy_dtype
 from fastinfer._ext.ort import OrtError, Session
@@ -24,8 +26,9 @@ from fastinfer.config.model import ConfigError, ModelConfig, read_labels
 from fastinfer.config.model_schema import TensorConfig, WarmupInput
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError, without_paths
-from fastinfer.onnx.facts import Facts, read_facts
+from fastinfer.onnx.facts import MAX_INLINED, Facts, read_facts
 from fastinfer.onnx.rows import Proof, prove
+from fastinfer.onnx.visits import collector
 from fastinfer.workers.onnx_trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
 
 log = logging.getLogger(__name__)
@@ -78,17 +81,22 @@ def load(
     """
     directory = path.parent.parent
     try:
-        labels = {output: Labels(text) for output, text in read_labels(directory, config).items()}
+        labels = _labels(directory, config)
         model = _read(path) if content is None else content
         exact = (config.batching or server.batching) == "exact"
+        with collector.paused():
+            facts = read_facts(model)
+        if facts.inlined > MAX_INLINED:  # the runtime would, for hours
+            raise OrtError(f"the calls of its functions come to more than {MAX_INLINED} operators")
         session = Session(path, model=model, **options)
-        facts = read_facts(model)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
-        loading = _Loading(name, runs, facts, prove(model), server.default_max_batch_size, exact)
+        with collector.paused():
+            proof = prove(model)
+        loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact)
         loaded = loading.model(config, labels)
         loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:
@@ -104,9 +112,23 @@ def _read(path: Path) -> bytes:
     (It is not mapped: a file that is cut short under a mapping kills the process.)
     """
     try:
-        return path.read_bytes()
+        with disk.regular_file(path) as file:
+            return file.read()
     except OSError as error:
         raise OrtError(f"the model cannot be read: {error.strerror}") from None
+
+
+def _labels(directory: Path, config: ModelConfig) -> dict[str, Labels]:
+    """The labels of outputs; several may share a file. ConfigError."""
+    made: dict[str, Labels] = {}
+    files = {output.name: output.label_filename for output in config.outputs}
+    for output, text in read_labels(directory, config).items():
+        try:
+            if files[output] not in made:
+                made[files[output]] = Labels(text)
+        except ValueError as error:
+            raise ConfigError(f"the labels of output '{output[:60]}': {files[output]}, {error}") from None
+    return {output: made[name] for output, name in files.items() if name}
 
 
 class _Loading:
@@ -241,7 +263,12 @@ class _Loading:
             values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
             return values if given.random_data else _zeros_like(values)
         try:
-            data = (directory / given.input_data_file).read_bytes()
+            most_bytes = limits.MAX_BODY_BYTES
+            if spec.datatype != "BYTES":
+                most_bytes = math.prod(shape) * np.dtype(numpy_dtype(spec.datatype)).itemsize
+            data = disk.read(directory / given.input_data_file, most_bytes)
+            if len(data) > most_bytes:
+                raise ValueError("it is too large")
             if spec.datatype == "BYTES":
                 return np.full(shape, data, dtype=object)
             return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)

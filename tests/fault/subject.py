@@ -79,9 +79,9 @@ class Subject(Server):
 
 
 @contextlib.contextmanager
-def subject(*options: str, repository: Path = REPOSITORY, processes: int = 0) -> Iterator[Subject]:
+def subject(*options: str, repository: Path = REPOSITORY, processes: int = 0, **more: object) -> Iterator[Subject]:
     """A server for the length of a block; ended by force if it has not ended by itself."""
-    server = Subject(*options, repository=repository, processes=processes)
+    server = Subject(*options, repository=repository, processes=processes, **more)
     try:
         yield server
     finally:

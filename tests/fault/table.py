@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import chaos, clients, connections, ending, models, overload, surroundings, work
+from tests.fault import chaos, clients, connections, disks, ending, models, overload, surroundings, work
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -59,6 +59,14 @@ FAULTS = [
           surroundings.clock_jumps, 27, 10),
     Fault("swapped", "files replaced while they are loaded", "wholly the old or wholly the new model",
           models.swapped, 10, 4),
+    Fault("stat", "a stat() that fails below one model's directory", "that model refused, others unharmed, no task "
+          "fails", disks.stat_fails, 30, 12),
+    Fault("vanished", "the repository vanishes and comes back", "nothing unloaded, others unharmed",
+          disks.repository_vanishes, 25, 8),
+    Fault("hanging load", "loads that hang", "given up with 504; a dead process replaced, a restart ended meanwhile; "
+          "others unharmed", disks.load_hangs, 45, 30),
+    Fault("large loads", "60 loads with large configurations, control requests of 1 MiB", "others wait 100 ms at most; "
+          "20 MiB and 1.5 a load in the supervisor", disks.large_configurations, 30, 10),
     Fault("bombs", "small bodies that make much of themselves", "memory beyond 1 MiB and processor time at most 10 "
           "times what is fair", work.bomb_costs, 60, 20),
     Fault("gone bombs", "clients of compressed bodies leave at once", "honest requests within 1 s; idle 1 s later",

@@ -187,3 +187,15 @@ def test_outputs_without_classes_stay_as_they_are() -> None:
     before = bytes(part)
     del response, classes, scores
     assert bytes(part) == before
+
+
+def test_lines_of_labels_are_bounded() -> None:
+    assert len(Labels("\n" * 1_000_000)) == 1_000_000
+    assert len(Labels("é" * 512 + "\nb")) == 2
+    for text in ("a\n" + "é" * 512 + "x", "a\n" + "x" * 1025 + "\nb"):
+        with pytest.raises(ValueError, match="line 2: is longer than 1 KiB"):
+            Labels(text)
+    with pytest.raises(ValueError, match="line 1000001: is one more than there may be"):
+        Labels("\n" * 1_000_000 + "x")
+    with pytest.raises(ValueError, match="line 1000001"):
+        Labels("\n" * 3_000_000)

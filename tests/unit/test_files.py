@@ -235,6 +235,32 @@ def test_a_model_whose_versions_cannot_be_looked_at_says_so(model: Path, monkeyp
         found(model)
 
 
+@pytest.mark.parametrize("place", ["", "2"])
+def test_what_cannot_be_looked_at_has_not_gone(model: Path, place: str) -> None:
+    (model.parent / "other").mkdir()
+    path = model / place if place else model
+    if place:
+        path.symlink_to("x" * 300)  # stat() fails, not because there is nothing
+    else:
+        shutil.rmtree(model)
+        model.symlink_to("x" * 300)
+    assert files.names([model.parent]) == [model.name, "other"]
+    refused = files.find_all([model.parent])[model.name]
+    assert isinstance(refused, ApiError)
+    assert (refused.status, refused.message) == (400, f"model '{model.name}' cannot be read: File name too long")
+
+
+def test_a_directory_of_many_files_is_walked_with_its_marks(model: Path) -> None:
+    before = found(model)
+    assert before.marks.keys() == {0, *before.versions}
+    (model / "1" / "weights").write_bytes(b"x")
+    after = found(model)
+    changed = {version for version in after.marks if after.marks[version] != before.marks[version]}
+    assert changed == {1}
+    assert after.mark != before.mark
+    assert found(model) == after
+
+
 def _deny(monkeypatch: pytest.MonkeyPatch, call: str, denied: Path) -> None:
     """Lets a call of :class:`Path` fail for one path, as it does for users without permission; root has all."""
     original = getattr(Path, call)

@@ -262,7 +262,7 @@ def test_gauges_of_other_processes_are_added() -> None:
     async def everywhere() -> list[Gauges]:
         return [
             {"pid": 1},
-            {"pid": 2, "connections": 3, "in_flight_bytes": 5, "models": [["m", "1", [1, 2, 3]]]},
+            {"pid": 2, "connections": 3, "in_flight_bytes": 5, "stuck_loads": 2, "models": [["m", "1", [1, 2, 3]]]},
             {
                 "pid": 3,
                 "connections": 4,
@@ -280,3 +280,4 @@ def test_gauges_of_other_processes_are_added() -> None:
     assert not any(dict(labels).get("model") == "n" for _, labels in samples)
     assert samples["fastinfer_connections", ()] == 7
     assert samples["fastinfer_in_flight_bytes", ()] == 11
+    assert samples["fastinfer_stuck_loads", ()] == 2

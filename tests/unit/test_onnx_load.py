@@ -2,9 +2,11 @@
 
 import itertools
 import logging
+import os
 import re
 
 import numpy as np
+import onnx
 import onnx_models
 import pytest
 from onnx import helper, numpy_helper
@@ -220,3 +222,71 @@ def test_exact_batching_lets_requests_of_a_configured_model_run_alone(tmp_path):
         loaded = onnx_load.load(path, ModelConfig(name="m", max_batch_size=8, batching=batching), "m", {}, SERVER)
         assert loaded.signature.batched
         assert loaded.combines is combines
+
+
+# --- Files that would take the interpreter for long ------------------------------------------------------------------
+
+
+def doubling(levels):
+    """Functions of which each calls the one before it twice: as many operators as 2 to that power."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("d", 1)]
+    functions = []
+    for level in range(levels):
+        op, domain = (f"F{level - 1}", "d") if level else ("Neg", "")
+        nodes = [helper.make_node(op, [a], [b], domain=domain) for a, b in ("ab", "bc")]
+        functions.append(helper.make_function("d", f"F{level}", ["a"], ["c"], nodes, opsets))
+    x, y = (onnx_models.value(name, "FP32", ["batch", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node(f"F{levels - 1}", ["x"], ["y"], domain="d")], "g", [x], [y])
+    made = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=8)
+    return made.SerializeToString()
+
+
+def test_functions_that_come_to_too_many_operators_are_refused(tmp_path):
+    assert load(tmp_path, doubling(4)).batched
+    with pytest.raises(ApiError, match="functions come to more than 200000 operators"):
+        load(tmp_path, doubling(40))
+
+
+@pytest.mark.parametrize("count", [1024, 1025])
+def test_as_many_inputs_as_a_request_may_have(tmp_path, count):
+    names = [f"x{i}" for i in range(count)]
+    inputs = [onnx_models.value(name, "FP32", ["batch", 1]) for name in names]
+    model = onnx_models.model([helper.make_node("Sum", names, ["y"])], inputs, [onnx_models.value("y", "FP32", None)])
+    if count > 1024:
+        with pytest.raises(ApiError, match="has 1025 inputs, at most 1024"):
+            load(tmp_path, model)
+    else:
+        assert len(load(tmp_path, model, max_batch_size=0).inputs) == count
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_names_as_long_as_a_request_may_name(tmp_path, size):
+    name = "x" * size
+    values = [onnx_models.value(name, "FP32", ["batch", 1]), onnx_models.value("y", "FP32", ["batch", 1])]
+    model = onnx_models.model([helper.make_node("Neg", [name], ["y"])], values[:1], values[1:])
+    if size > 4096:
+        with pytest.raises(ApiError, match=r"the name 'x{60}\.\.\.' is longer than 4096 bytes"):
+            load(tmp_path, model)
+    else:
+        assert load(tmp_path, model).inputs[0].name == name
+
+
+def test_a_graph_of_too_many_fields_is_served_without_a_proof(tmp_path):
+    made = onnx.load_from_string(onnx_models.identity("FP32"))
+    graph = made.graph.SerializeToString() + b"\x6a\x00" * 200_000  # value_info, empty
+    made.ClearField("graph")
+    model = made.SerializeToString() + b"\x3a" + varint(len(graph)) + graph
+    assert not load(tmp_path, model).batched
+
+
+def varint(value):
+    return bytes([value & 0x7F | 0x80]) + varint(value >> 7) if value > 0x7F else bytes([value])
+
+
+def test_external_data_in_what_is_no_file_is_not_waited_for(tmp_path):
+    made = onnx.load_from_string(onnx_models.mlp())
+    onnx.external_data_helper.convert_model_to_external_data(made, location="weights", size_threshold=0)
+    (tmp_path / "1").mkdir()
+    os.mkfifo(tmp_path / "1" / "weights")
+    with pytest.raises(ApiError, match="'weights' is not a regular file"):
+        load(tmp_path, made.SerializeToString())

@@ -9,10 +9,24 @@ from typing import Any
 import pytest
 
 from fastinfer.errors import ApiError
+from fastinfer.models.operation import text_mark
 from fastinfer.supervisor.channel import ChannelClosedError
 from fastinfer.supervisor.operations import LostError, Operations
 
 SENTENCE = ApiError(400, "no such model").told()
+
+
+def state_of(names: list[Any]) -> dict[str, Any]:
+    """What a process holds; an endpoint is a name, a name and what it was made of, or what is told of it."""
+    endpoints = []
+    for each in names:
+        told = each if isinstance(each, dict) else {"name": each if isinstance(each, str) else each[0]}
+        endpoints.append({"kind": "worker", "base": "w", "override": None, "files": "", **told, "of": each})
+    return {"not_ready": None, "start": {}, "endpoints": endpoints, "digest": repr(names), "mark": repr(names)}
+
+
+def held(state: dict[str, Any]) -> list[Any]:
+    return [each["of"] for each in state["endpoints"]]
 
 
 class Process:
@@ -31,7 +45,7 @@ class Process:
         self.waiting: asyncio.Event | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"not_ready": None, "start": {}, "files": {}, "endpoints": list(self.models)}
+        return state_of(list(self.models))
 
     async def call(self, call: str, **arguments: Any) -> Any:
         self.calls.append(f"{call} {arguments.get('name', '')}".strip())
@@ -43,12 +57,12 @@ class Process:
             return scripted
         match call:
             case "restore":
-                self.models = list(arguments["state"]["endpoints"])
+                self.models = held(arguments["state"])
                 return {}
             case "state":
                 return self.state()
             case "begin":
-                if self.waiting is not None:
+                if self.waiting is not None and arguments["name"] != "unload":
                     await self.waiting.wait()
                 if arguments["name"] == "unload":
                     self.models.remove(arguments["arguments"]["name"])
@@ -76,18 +90,18 @@ class Reader(Process):
         self.serves: dict[str, str] = {}
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "endpoints": [list(each) for each in self.serves.items()]}
+        return state_of([list(each) for each in self.serves.items()])
 
     async def call(self, call: str, **arguments: Any) -> Any:
         await asyncio.sleep(0)
         scripted = call in self.script
         if call == "restore" and not scripted:
             self.calls.append(call)
-            told = [name for name, _ in arguments["state"]["endpoints"]]
+            told = [name for name, _ in held(arguments["state"])]
             self.serves = {name: self.disk[name] for name in told if name in self.disk}
             return {name: "gone" for name in told if name not in self.disk}
         if call == "changed" and not scripted:
-            return [name for name, content in arguments["state"]["endpoints"] if self.serves.get(name) != content]
+            return [name for name, content in held(arguments["state"]) if self.serves.get(name) != content]
         if call == "begin" and not scripted:
             self.calls.append(f"{call} {arguments['name']}")
             name = arguments["arguments"]["name"]
@@ -137,7 +151,7 @@ def test_all_change_and_the_first_goes_ahead() -> None:
         assert "begin load_model" not in second.calls  # it might end its process
         first.waiting.set()
         assert await loading == "m"
-        assert first.models == second.models == operations.record["endpoints"] == ["m"]
+        assert first.models == second.models == held(operations.record) == ["m"]
         assert first.told[-1] == second.told[-1] == ("readiness", {"reason": None})
 
     run(test)
@@ -221,7 +235,7 @@ def test_what_needs_no_preparation_is_done_where_processes_live() -> None:
         await load(operations)
         ended.script["begin"] = ChannelClosedError()
         await operations.run("unload", name="m")
-        assert (operations.members, living.models, operations.record["endpoints"]) == ([living], [], [])
+        assert (operations.members, living.models, held(operations.record)) == ([living], [], [])
 
     run(test)
 
@@ -383,20 +397,78 @@ def test_a_newcomer_has_what_the_others_have() -> None:
     run(test)
 
 
-def test_a_newcomer_waits_for_what_is_under_way_and_has_it_too() -> None:
+def test_a_newcomer_takes_part_in_what_is_being_prepared() -> None:
     async def test(operations: Operations) -> None:
         first, second = Process(), Process()
         await joined(operations, first)
-        first.waiting = asyncio.Event()
+        first.waiting = asyncio.Event()  # the load hangs there
         loading = asyncio.ensure_future(load(operations))
         await asyncio.sleep(0.01)
-        joining = asyncio.ensure_future(operations.join(second))
-        await asyncio.sleep(0.01)
+        assert await operations.join(second)
+        assert "begin load_model" not in second.calls  # the first one has not survived it yet
         later = asyncio.ensure_future(load(operations, "later"))
-        assert not joining.done()
         first.waiting.set()
-        await asyncio.gather(loading, joining, later)
+        await asyncio.gather(loading, later)
         assert first.models == second.models == ["m", "later"]
+
+    run(test)
+
+
+def test_a_newcomer_that_joins_after_the_preparations_prepares_before_anybody_changes() -> None:
+    async def test(operations: Operations) -> None:
+        first, second, third = Process(), Process(), Process()
+        await joined(operations, first, second)
+        second.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        joining = asyncio.ensure_future(operations.join(third))
+        await asyncio.sleep(0.01)
+        third.waiting = asyncio.Event()
+        second.waiting.set()
+        await asyncio.sleep(0.01)
+        assert await joining
+        assert "begin load_model" in third.calls
+        assert first.models == second.models == []
+        third.waiting.set()
+        await loading
+        assert first.models == second.models == third.models == ["m"]
+
+    run(test)
+
+
+def test_a_dead_process_is_replaced_while_a_load_hangs_in_another() -> None:
+    async def test(operations: Operations) -> None:
+        dead, hanging, newcomer = Process(), Process(), Process()
+        await joined(operations, dead, hanging)
+        await load(operations, "old")
+        hanging.waiting = asyncio.Event()
+        loading = asyncio.ensure_future(load(operations))
+        await asyncio.sleep(0.01)
+        operations.ended(dead)
+        assert await operations.join(newcomer)
+        assert newcomer.models == ["old"]
+        unloaded = operations.run("unload", name="old")  # nobody waits for the load that hangs
+        await asyncio.wait_for(unloaded, 5)
+        assert newcomer.models == hanging.models == []
+        hanging.waiting.set()
+        await loading
+        assert newcomer.models == hanging.models == ["m"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("status", [503, 504])
+def test_what_hangs_in_one_process_is_not_tried_in_the_others(status: int) -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        failure = ApiError(status, "loading model 'm' has not ended in 1 s").told()
+        await joined(operations, first, second)
+        first.script["begin"] = {"failed": failure, "state": first.state()}
+        with pytest.raises(ApiError, match="has not ended") as caught:
+            await load(operations)
+        assert caught.value.status == status
+        assert "begin load_model" not in second.calls
+        assert await load(operations) == "m"
 
     run(test)
 
@@ -435,6 +507,122 @@ def test_a_newcomer_that_cannot_have_the_same_stays_outside() -> None:
     run(test)
 
 
+class Changing(Process):
+    """Reports what has changed since it reported last."""
+
+    def __init__(self, **script: Any) -> None:
+        super().__init__(**script)
+        self.base = ""
+
+    async def call(self, call: str, **arguments: Any) -> Any:
+        report = await super().call(call, **arguments)
+        if call == "state":
+            self.base = report["mark"]
+        if isinstance(report, dict) and "state" in report:
+            report = {**report, "state": self.changes()}
+        return report
+
+    def changes(self) -> dict[str, Any]:
+        state = self.state()
+        changes = {**state, "base": self.base, "changed": state.pop("endpoints"), "removed": ["gone"]}
+        self.base = state["mark"]
+        del changes["endpoints"], changes["start"]
+        return changes
+
+
+def test_the_record_is_what_it_was_with_what_has_changed() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Changing(), Changing()
+        await joined(operations, first, second)
+        states = first.calls.count("state")
+        await load(operations, "gone")
+        first.models.remove("gone")
+        second.models.remove("gone")
+        await load(operations, "m")
+        assert held(operations.record) == ["m"]
+        assert operations.record["start"] == {}
+        assert first.calls.count("state") == states  # nobody had to tell all
+
+    run(test)
+
+
+def test_changes_of_another_state_than_the_record_are_not_merged() -> None:
+    async def test(operations: Operations) -> None:
+        first = Changing()
+        await joined(operations, first)
+        first.models.append("unknown")
+        first.base = "another"
+        await load(operations, "m")
+        assert held(operations.record) == ["unknown", "m"]
+        assert first.calls[-1] == "state"
+
+    run(test)
+
+
+def test_a_configuration_is_kept_once_and_as_long_as_it_is_used() -> None:
+    async def test(operations: Operations) -> None:
+        class Overridden(Process):
+            def state(self) -> dict[str, Any]:
+                return state_of([{"name": name, "override": text_mark(OVERRIDE)} for name in self.models])
+
+        await joined(operations, Overridden())
+        given = {"config": OVERRIDE}
+        for name in ("a", "b"):
+            assert await operations.ask("load_model", {"name": name, "parameters": given}) == name
+        assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
+        for name in ("a", "b"):
+            assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
+            await operations.ask("unload", {"name": name})
+        with pytest.raises(ApiError, match="not in use any more"):
+            operations.override(text_mark(OVERRIDE))
+
+    run(test)
+
+
+OVERRIDE = '{"max_batch_size": 3}'
+
+
+def test_who_failed_before_others_changed_is_not_taken_for_different() -> None:
+    async def test(operations: Operations) -> None:
+        first, second = Process(), Process()
+        await joined(operations, first, second)
+        first.script["begin"] = {"failed": SENTENCE, "state": first.state()}
+        second.waiting = asyncio.Event()
+        failing = asyncio.ensure_future(load(operations, "bad"))
+        await asyncio.sleep(0.01)
+        waiting, second.waiting = second.waiting, None
+        assert await load(operations, "good") == "good"
+        waiting.set()
+        with pytest.raises(ApiError, match="no such model"):
+            await failing
+        assert (ENDED, operations.members) == ([], [first, second])
+        assert held(operations.record) == first.models == second.models == ["good"]
+
+    run(test)
+
+
+def test_a_newcomer_whose_others_end_after_a_change_has_that_change() -> None:
+    async def test(operations: Operations) -> None:
+        first, newcomer = Process(), Process()
+        await joined(operations, first)
+        restored = asyncio.Event()
+
+        class Slow(Process):
+            async def call(self, call: str, **arguments: Any) -> Any:
+                result = await super().call(call, **arguments)
+                if call == "restore" and not restored.is_set():
+                    restored.set()
+                    await load(operations)
+                    operations.ended(first)
+                return result
+
+        newcomer = Slow()
+        assert await operations.join(newcomer)
+        assert held(operations.record) == newcomer.models == ["m"]
+
+    run(test)
+
+
 def test_clients_may_not_ask_for_everything() -> None:
     async def test(operations: Operations) -> None:
         with pytest.raises(ApiError):
@@ -456,7 +644,7 @@ def test_before_a_newcomer_takes_part_all_have_what_lies_on_the_disk() -> None:
         disk["m"] = "new"
         await joined(operations, newcomer)
         assert first.serves == second.serves == newcomer.serves == {"m": "new", "other": "same"}
-        assert operations.record["endpoints"] == [["m", "new"], ["other", "same"]]
+        assert held(operations.record) == [["m", "new"], ["other", "same"]]
         assert first.calls.count("begin refresh") == 1
 
     run(test)
@@ -475,7 +663,7 @@ def test_a_newcomer_that_serves_something_else_stays_outside() -> None:
         assert not await operations.join(newcomer)
         assert operations.members == [first, second]
         assert first.serves == second.serves == {"m": "old"}
-        assert operations.record["endpoints"] == [["m", "old"]]
+        assert held(operations.record) == [["m", "old"]]
         assert ENDED == []
 
     run(test)
@@ -590,7 +778,7 @@ def test_who_serves_something_else_after_an_operation_is_ended_before_it_is_answ
         assert await load(operations) == "m"
         assert [processes[1]] == ENDED
         assert operations.members == [processes[0], processes[2]]
-        assert operations.record["endpoints"] == [["m", "new"]]
+        assert held(operations.record) == [["m", "new"]]
 
     run(test)
 

@@ -104,17 +104,13 @@ def test_a_wheel_that_does_not_fit(tmp_path: Path, files: list[str], sentence: s
 # --- What a session says of its model ---------------------------------------------------------------------------------
 
 
-def test_signature_and_metadata() -> None:
+def test_signature() -> None:
     session = Session(model=models.simple())
     assert [(s.name, s.datatype, s.shape, s.symbols) for s in session.inputs] == [
         ("INPUT0", "INT32", (-1, 16), ("batch", "")),
         ("INPUT1", "INT32", (-1, 16), ("batch", "")),
     ]
     assert [s.name for s in session.outputs] == ["OUTPUT0", "OUTPUT1"]
-    assert session.metadata["author"] == "nobody"
-    assert session.metadata["empty"] == ""
-    assert session.metadata["producer"] == "fastinfer tests"
-    assert session.metadata["version"] == ""
 
 
 def test_free_dimensions_can_be_overridden() -> None:

@@ -43,6 +43,9 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
+OVERRIDE = '{"max_batch_size": 3}'
+
+
 async def filled(replica: Replica) -> dict[str, Any]:
     """Holds something of everything, and tells it as it comes over a channel."""
     await replica.expect(["simple", "nope"])
@@ -50,7 +53,7 @@ async def filled(replica: Replica) -> dict[str, Any]:
     with pytest.raises(ApiError):
         await replica.load_model("nope", None, {})
     await replica.load_model("digits", None, {})
-    await replica.load_model("digits", None, {"batch_size": 4, "config": '{"max_batch_size": 3}'})
+    await replica.load_model("digits", None, {"batch_size": 4, "config": OVERRIDE})
     await replica.unload("digits")
     await replica.load_model("two_versions", 1, {})
     for _ in range(3):
@@ -63,8 +66,17 @@ async def filled(replica: Replica) -> dict[str, Any]:
 def test_told_and_made_again(models: Path) -> None:
     async def test(one: Replica, other: Replica) -> None:
         told = await filled(one)
+        asked: list[str] = []
+
+        async def override_of(mark: str) -> str:
+            asked.append(mark)
+            return OVERRIDE
+
+        other.override_of = override_of
         assert await other.restore(told) == {}
         assert other.state() == told
+        assert await other.restore(told) == {}
+        assert len(asked) == 1  # what it has it does not ask for again
         assert other.changed(told) == []
         assert other.names() == ["digits-0", "echo", "echo-0", "simple", "two_versions"]
         assert other.why_not_ready() == one.why_not_ready() is not None
@@ -77,11 +89,38 @@ def test_told_and_made_again(models: Path) -> None:
     run(models, test)
 
 
+def test_what_has_changed_is_told_alone(models: Path) -> None:
+    async def test(one: Replica, _: Replica) -> None:
+        await filled(one)
+        state = one.state()
+        same = one.changes()
+        assert (same["base"], same["mark"]) == (state["mark"], state["mark"])
+        assert (same["changed"], same["removed"], "start" in same) == ([], [], False)
+        await one.unload("simple")
+        await one.load_model("digits", None, {"batch_size": 2})
+        await one.unload("echo")  # one load less
+        changes = one.changes()
+        assert [each["name"] for each in changes["changed"]] == ["digits", "echo"]
+        assert changes["removed"] == ["simple"]
+        again = one.state()
+        assert (changes["base"], changes["digest"], changes["mark"]) == (state["mark"], again["digest"], again["mark"])
+        merged = {each["name"]: each for each in [*state["endpoints"], *changes["changed"]]}
+        assert [merged[each["name"]] for each in again["endpoints"]] == again["endpoints"]
+        assert OVERRIDE not in json.dumps(again)
+
+    run(models, test)
+
+
 def test_made_equal_again(models: Path) -> None:
     """What is not there any more goes, what is there stays, what is new comes."""
 
     async def test(one: Replica, other: Replica) -> None:
         told = await filled(one)
+
+        async def override_of(_: str) -> str:
+            return OVERRIDE
+
+        other.override_of = override_of
         await other.restore(told)
         kept = other.find("simple")
         await one.unload("echo-0")
@@ -137,7 +176,8 @@ def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
         assert report["prepared"][0] == "simple"
         assert one.names() == []
         report = await rounds.decide(1, None)
-        assert (report["done"], report["state"], one.names()) == ("simple", one.state(), ["simple"])
+        assert (report["done"], one.names()) == ("simple", ["simple"])
+        assert report["state"]["changed"] == one.state()["endpoints"]
         assert (await rounds.begin(2, "unload", {"name": "simple"}))["done"] is None
         report = await rounds.begin(3, "load_model", arguments)
         report = await rounds.decide(3, ApiError(400, "the other one cannot").told())

@@ -39,6 +39,8 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.children: list[Child] = []
         self.fit = True
+        self.gate = asyncio.Event()  # set: a process can serve
+        self.gate.set()
         self.early = 0  # processes that end before they serve
         self.retired: list[Child] = []
         self.died: list[Child] = []
@@ -59,6 +61,7 @@ class Scene:
             return None
         if not self.fit:
             return None
+        await self.gate.wait()
         self.children.append(Child())
         return self.children[-1]
 
@@ -136,6 +139,34 @@ def test_the_old_one_stays_where_the_new_one_is_not_fit(scene: Scene) -> None:
         assert (scene.slot.child, scene.retired) == (scene.children[0], [])
         scene.fit = True
         assert await scene.slot.renew()
+
+    scene.run(test)
+
+
+def test_a_restart_ends_where_there_is_no_process_and_a_new_one_is_not_fit(scene: Scene) -> None:
+    async def test() -> None:
+        scene.fit = False
+        scene.children[-1].ended.set_result(-9)
+        await scene.settle()
+        assert not await scene.slot.renew()
+        scene.fit = True
+        await scene.settle()
+        assert scene.slot.child is scene.children[1]
+
+    scene.run(test)
+
+
+def test_a_restart_wants_a_process_that_is_started_later(scene: Scene) -> None:
+    async def test() -> None:
+        scene.gate = asyncio.Event()
+        scene.children[-1].ended.set_result(-9)
+        await scene.settle()  # the next one is being started, with the old configuration
+        renewal = asyncio.ensure_future(scene.slot.renew())
+        await scene.settle()
+        scene.gate.set()
+        assert await renewal
+        assert scene.slot.child is scene.children[2]
+        assert scene.retired == [scene.children[1]]
 
     scene.run(test)
 

@@ -273,6 +273,25 @@ def test_several_models_that_vanish_at_once_stay_loaded(
     assert caplog.text.count("the models are in the repository again") <= 1
 
 
+@pytest.mark.parametrize("torn", [{"a": "1"}, {"b": "1"}])
+def test_a_look_while_a_repository_goes_tells_nothing_of_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, torn: dict[str, str]
+) -> None:
+    async def test(poll: Poll) -> None:
+        disk = poll.models.disk
+        for _ in range(3):
+            poll.models.disk = torn
+            await poll.turns(1)
+            poll.models.disk = {}
+            await poll.turns(2)
+        poll.models.disk = disk
+        await poll.turns()
+        assert poll.models.served == disk
+        assert not [call for call in poll.models.calls if call.startswith("follow")]
+
+    polled(test, lambda: Poll(Models({"a": "1", "b": "1"}), monkeypatch))
+
+
 def test_new_models_in_place_of_all_others_are_loaded_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(poll: Poll) -> None:
         poll.models.disk = {"c": "1"}

@@ -33,6 +33,8 @@ cdef RankFunction[DATATYPE_COUNT] RANKS = [
 
 cdef enum:
     CLASS_EFFORT = 32       # of a class, in bytes of elements
+    MAX_LABELS = 1000000
+    MAX_LABEL_BYTES = 1024  # each is repeated in an answer as often as its class is
 
 
 cdef int check_rankable(str name, int datatype_id) except -1:
@@ -48,16 +50,27 @@ cdef class Labels:
         cdef const char* begin
         cdef const char* at
         cdef const char* end
+        cdef const char* following
+        cdef int64_t too_long = 0
         if text and not text.endswith("\n"):
             text += "\n"
         self._text = text.encode()
         begin = at = self._text
         end = begin + len(self._text)
-        self._starts.clear()
-        self._starts.push_back(0)
-        while at < end:
-            at = <const char*>memchr(at, c'\n', end - at) + 1
-            self._starts.push_back(at - begin)
+        with nogil:
+            self._starts.clear()
+            self._starts.push_back(0)
+            while at < end and <int64_t>self._starts.size() <= MAX_LABELS + 1:
+                following = <const char*>memchr(at, c'\n', end - at) + 1
+                if following - at > MAX_LABEL_BYTES + 1:
+                    too_long = self._starts.size()
+                    break
+                at = following
+                self._starts.push_back(at - begin)
+        if too_long:
+            raise ValueError(f"line {too_long}: is longer than {MAX_LABEL_BYTES // 1024} KiB")
+        if <int64_t>self._starts.size() - 1 > MAX_LABELS:
+            raise ValueError(f"line {MAX_LABELS + 1}: is one more than there may be")
         self.lines.text = begin
         self.lines.starts = self._starts.data()
         self.lines.count = <int64_t>self._starts.size() - 1

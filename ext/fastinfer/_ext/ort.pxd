@@ -9,6 +9,5 @@ cdef class Session:
     cdef Handle handle
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
-    cdef readonly dict metadata         # dict[str, str]
     cdef public Budget budget           # in which its outputs count; None: nowhere
     cdef list _names                    # the bytes that the handle's names lie in

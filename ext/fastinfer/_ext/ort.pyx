@@ -4,6 +4,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from stat import S_ISREG
 
 cimport cython
 from libc.stdlib cimport calloc, free, malloc
@@ -26,6 +27,7 @@ cdef extern from "signals.h" nogil:
     void restore_signals(const sigset_t* before)
 
 cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char* text, size_t most)
     const void* memmem(const void* where, size_t where_size, const void* what, size_t what_size)
 
 cdef enum:
@@ -33,6 +35,8 @@ cdef enum:
     LOG_FATAL = 4               # failures come back as statuses; the runtime would print each one, too
     PARALLEL = 1                # ExecutionMode
     TENSOR = 1                  # ONNXType
+    MAX_TENSORS = 1024          # inputs or outputs of a model: as many as a request may have
+    MAX_NAME_BYTES = 4096       # of an input, an output or a dimension: as long as a request may name
 
 _WHEEL_NEEDED = "fastinfer needs the 'onnxruntime' wheel, 1.32 or newer, for Linux (glibc) or macOS"
 _LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
@@ -146,7 +150,7 @@ cdef class Session:
         # no such place (the runtime's own default is the current directory).
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
         if path is not None:
-            _refuse_hard_links(model, os.fsdecode(folder))
+            _check_external_data(model, os.fsdecode(folder))
         cdef OrtSessionOptions* options = NULL
         check(ort_create_session_options(&options))
         try:
@@ -233,18 +237,21 @@ cdef bint _holds(const unsigned char[::1] model, bytes pattern):
         return memmem(&model[0], model.shape[0], start, size) != NULL
 
 
-cdef int _refuse_hard_links(model, str folder) except -1:
+cdef int _check_external_data(model, str folder) except -1:
     # The runtime refuses external data behind symbolic links and "..", but a hard link cannot be told from a file of
-    # the directory's own, except by its count of names. External data is named in the model, under the key "location".
+    # the directory's own, except by its count of names; and it waits for ever for a pipe's other end. External data is
+    # named in the model, under the key "location".
     if not _holds(model, b"location"):
         return 0
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
-                shared = os.stat(os.path.join(parent, name)).st_nlink > 1
+                status = os.stat(os.path.join(parent, name))
             except OSError:
                 continue        # a dangling link, for one: the runtime will say so
-            if shared and _holds(model, os.fsencode(name)):
+            if not S_ISREG(status.st_mode) and _holds(model, os.fsencode(name)):
+                raise OrtError(f"the model's file '{name}' is not a regular file", INVALID_ARGUMENT)
+            if status.st_nlink > 1 and _holds(model, os.fsencode(name)):
                 raise OrtError(f"the model's file '{name}' has a second name (a hard link)", INVALID_ARGUMENT)
     return 0
 
@@ -256,9 +263,11 @@ cdef int _describe(Session session) except -1:
     cdef Py_ssize_t i
     check(ort_input_count(handle.session, &inputs))
     check(ort_output_count(handle.session, &outputs))
+    for what, count in (("inputs", inputs), ("outputs", outputs)):
+        if count > MAX_TENSORS:     # no request could name them all; each costs time under the GIL
+            raise OrtError(f"the model has {count} {what}, at most {MAX_TENSORS} are supported", NOT_IMPLEMENTED)
     session.inputs = tuple([_spec(handle.session, i, True) for i in range(<Py_ssize_t>inputs)])
     session.outputs = tuple([_spec(handle.session, i, False) for i in range(<Py_ssize_t>outputs)])
-    session.metadata = _metadata(handle.session)
     session._names = [(<TensorSpec>spec).name.encode() for spec in session.inputs + session.outputs]
     handle.input_count = <Py_ssize_t>inputs
     handle.output_count = <Py_ssize_t>outputs
@@ -351,46 +360,25 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
         check(ort_dimensions(info, dims, rank))
         check(ort_symbolic_dimensions(info, symbols, rank))
         return TensorSpec(name, name_of(from_onnx(element_type)), [dims[i] for i in range(<Py_ssize_t>rank)],
-                          [symbols[i].decode("utf-8", "replace") for i in range(<Py_ssize_t>rank)])
+                          [_name(symbols[i]) for i in range(<Py_ssize_t>rank)])
     finally:
         ort_release_type_info(type_info)
 
 
-cdef dict _metadata(OrtSession* session):
-    cdef OrtModelMetadata* metadata = NULL
-    cdef char* text = NULL
-    cdef char** keys = NULL
-    cdef int64_t count = 0
-    cdef int64_t i
-    cdef dict found = {}
-    check(ort_model_metadata(session, &metadata))
-    try:
-        check(ort_custom_metadata_keys(metadata, _allocator, &keys, &count))
-        for i in range(count):
-            text = NULL
-            check(ort_custom_metadata(metadata, _allocator, keys[i], &text))
-            found[_take_text(keys[i])] = _take_text(text)
-        if keys != NULL:
-            check(ort_free(_allocator, keys))
-        check(ort_producer_name(metadata, _allocator, &text))
-        found["producer"] = _take_text(text)
-        check(ort_graph_name(metadata, _allocator, &text))
-        found["graph"] = _take_text(text)
-        check(ort_description(metadata, _allocator, &text))
-        found["description"] = _take_text(text)
-        check(ort_model_version(metadata, &i))
-        found["version"] = str(i) if i != 0x7FFFFFFFFFFFFFFF else ""      # what the runtime says where it is not set
-        return found
-    finally:
-        ort_release_model_metadata(metadata)
+cdef str _name(const char* text):
+    cdef size_t size = strnlen(text, MAX_NAME_BYTES + 1)
+    name = text[:size].decode("utf-8", "replace")
+    if size > MAX_NAME_BYTES:
+        raise OrtError(f"the name '{name[:60]}...' is longer than {MAX_NAME_BYTES} bytes", NOT_IMPLEMENTED)
+    return name
 
 
 cdef str _take_text(char* text):
-    # A text of the runtime's allocator, which is freed.
+    # A name of the runtime's allocator, which is freed. Longer ones are refused: to decode them would take the GIL.
     if text == NULL:
         return ""
     try:
-        return text.decode("utf-8", "replace")
+        return _name(text)
     finally:
         check(ort_free(_allocator, text))
 

@@ -14,6 +14,10 @@ cdef enum:
     TENSOR = 1                  # ONNXType
     ARENA = 1                   # OrtAllocatorType
     DEFAULT_MEMORY = 0          # OrtMemType
+    MAX_TEXT_BYTES = 16384      # of a failure's text; of its end nobody gets to read anything
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char* text, size_t most)
 
 # Of the process, for its whole life.
 cdef OrtMemoryInfo* _cpu = NULL
@@ -34,7 +38,9 @@ cdef object error_of(const Failure* failure):
 cdef int check(OrtStatus* status) except -1:
     if status == NULL:
         return 0
-    message = ort_get_error_message(status).decode("utf-8", "replace")
+    cdef const char* text = ort_get_error_message(status)
+    # Some texts repeat a name of the model, which may be as long as its file: only the beginning is decoded.
+    message = text[:strnlen(text, MAX_TEXT_BYTES)].decode("utf-8", "replace")
     code = ort_get_error_code(status)
     ort_release_status(status)
     raise OrtError(message, code)

@@ -23,7 +23,6 @@ struct OrtTensorInfo;  // OrtTensorTypeAndShapeInfo
 struct OrtValue;
 struct OrtMemoryInfo;
 struct OrtAllocator;
-struct OrtModelMetadata;
 struct OrtIoBinding;
 struct OrtCudaOptions;  // OrtCUDAProviderOptionsV2
 
@@ -164,23 +163,6 @@ ORT_FUNCTION(69, OrtStatus*, ort_create_cpu_memory_info, (int32_t allocator_type
              (allocator_type, memory_type, out))
 ORT_FUNCTION(76, OrtStatus*, ort_free, (OrtAllocator* allocator, void* block), (allocator, block))
 ORT_FUNCTION(78, OrtStatus*, ort_default_allocator, (OrtAllocator** borrowed), (borrowed))
-
-// Metadata
-ORT_FUNCTION(111, OrtStatus*, ort_model_metadata, (const OrtSession* session, OrtModelMetadata** out), (session, out))
-ORT_FUNCTION(112, OrtStatus*, ort_producer_name,
-             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
-ORT_FUNCTION(113, OrtStatus*, ort_graph_name,
-             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
-ORT_FUNCTION(115, OrtStatus*, ort_description,
-             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char** out), (metadata, allocator, out))
-ORT_FUNCTION(116, OrtStatus*, ort_custom_metadata,
-             (const OrtModelMetadata* metadata, OrtAllocator* allocator, const char* key, char** out),
-             (metadata, allocator, key, out))
-ORT_FUNCTION(117, OrtStatus*, ort_model_version, (const OrtModelMetadata* metadata, int64_t* out), (metadata, out))
-ORT_FUNCTION(118, void, ort_release_model_metadata, (OrtModelMetadata* metadata), (metadata))
-ORT_FUNCTION(123, OrtStatus*, ort_custom_metadata_keys,
-             (const OrtModelMetadata* metadata, OrtAllocator* allocator, char*** out, int64_t* count),
-             (metadata, allocator, out, count))
 
 #undef ORT_FUNCTION
 

@@ -15,7 +15,6 @@ cdef extern from "ort_table.h" nogil:
     ctypedef struct OrtTensorInfo
     ctypedef struct OrtMemoryInfo
     ctypedef struct OrtAllocator
-    ctypedef struct OrtModelMetadata
     ctypedef struct OrtIoBinding
     ctypedef struct OrtCudaOptions
     ctypedef struct OrtApiBase:
@@ -101,13 +100,3 @@ cdef extern from "ort_table.h" nogil:
     OrtStatus* ort_create_cpu_memory_info(int32_t allocator_type, int32_t memory_type, OrtMemoryInfo** out)
     OrtStatus* ort_free(OrtAllocator* allocator, void* block)
     OrtStatus* ort_default_allocator(OrtAllocator** borrowed)
-
-    OrtStatus* ort_model_metadata(OrtSession* session, OrtModelMetadata** out)
-    OrtStatus* ort_producer_name(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_graph_name(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_description(OrtModelMetadata* metadata, OrtAllocator* allocator, char** out)
-    OrtStatus* ort_custom_metadata(OrtModelMetadata* metadata, OrtAllocator* allocator, const char* key, char** out)
-    OrtStatus* ort_model_version(OrtModelMetadata* metadata, int64_t* out)
-    OrtStatus* ort_custom_metadata_keys(OrtModelMetadata* metadata, OrtAllocator* allocator, char*** out,
-                                        int64_t* count)
-    void ort_release_model_metadata(OrtModelMetadata* metadata)
