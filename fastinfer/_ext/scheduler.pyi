@@ -53,6 +53,9 @@ class Scheduler:
     def queued(self) -> int:
         """Requests that wait."""
     @property
+    def queue_steps(self) -> int:
+        """How often a group of requests has moved in the queue, for tests of what an arrival or a departure costs."""
+    @property
     def running(self) -> int:
         """Batches under way."""
     @property

@@ -35,6 +35,16 @@ cdef class Batch:
             self.scheduler._finish(self, result)
         return 0
 
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
+        self.waiting -= 1
+        if self.run is None:
+            return 0
+        if self.waiting == 0:
+            self.run.terminate()
+        elif isinstance(self.run, Keeper):
+            (<Keeper>self.run).let_go(request, was, cause)
+        return 0
+
 
 @cython.final
 cdef class Scheduler:
@@ -59,6 +69,10 @@ cdef class Scheduler:
     @property
     def queued(self):
         return self._queue.size
+
+    @property
+    def queue_steps(self):
+        return self._queue.steps
 
     @property
     def running(self):
@@ -164,9 +178,12 @@ cdef class Scheduler:
     cdef bint _start_batch(self, list requests) except -1:
         # Whether it has ended already.
         cdef Batch batch = Batch.__new__(Batch)
+        cdef InferRequest request
         batch.scheduler = self
         batch.requests = requests
         batch.waiting = len(requests)
+        for request in requests:
+            request.keeper = batch
         self._free_instances -= 1
         self._running.add(batch)
         try:
@@ -331,19 +348,10 @@ cdef class Scheduler:
     # --- The early ends of requests -----------------------------------------------------------------------------------
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
-        cdef Batch batch
+        # Of a request that waits; a batch keeps those that run. One that was refused has been taken from the queue.
         if was == QUEUED:
-            self._queue.has_ended()
+            self._queue.has_ended(request)
             return self._check_idle()
-        for batch in self._running:
-            if any([member is request for member in batch.requests]):
-                batch.waiting -= 1
-                if batch.run is not None:
-                    if batch.waiting == 0:
-                        batch.run.terminate()
-                    elif isinstance(batch.run, Keeper):
-                        (<Keeper>batch.run).let_go(request, was, cause)
-                break
         return 0
 
 
