@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
+from fastinfer._ext.watchdog import Watchdog
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.errors import ApiError
@@ -71,6 +72,7 @@ class Loader:
         self._counters = counters
         self._workers = WorkerContext(loop)
         self._trials = TrialRuns()
+        self._watchdog = Watchdog(config.inline_run_us)
         self._threads: ThreadPoolExecutor | None = None
         self._calls = 0  # on the threads now
         self._rest: asyncio.TimerHandle | None = None
@@ -130,7 +132,7 @@ class Loader:
         session, signature = loaded.session, loaded.signature
         notes = recorded.run_notes
         inline_us = self._config.inline_run_us if loaded.steady else 0
-        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes)
+        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes, self._watchdog)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
@@ -198,6 +200,7 @@ class Loader:
         if self._rest is not None:
             self._rest.cancel()
         self._trials.end()
+        self._watchdog.close()
         self._end_threads(wait=True)
 
 

@@ -58,6 +58,8 @@ cdef class Scheduler:
         self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
         self._max_queue_size = max_queue_size
         self.stats = stats
+        if self._runner is not None:
+            self._runner.stats = stats
         self._notes = notes
         self.loop = loop
         self.clock = clock if clock is not None else Clock()
