@@ -71,6 +71,10 @@ SUSPECT_S = 600.0  # a request that was running when a process died runs alone f
 CULPRIT_S = 86_400.0  # a request or load that ends processes is refused for so long; then it may cost one more
 CROWD_S = 60.0  # a model runs each request alone for so long after a death with more in a run than are noted
 STRIKES = 3  # deaths with a request alone in its run that do not tell who did it: so many are no accident
+MODEL_DEATHS = 3  # processes that a model ends with different requests ...
+MODEL_DEATHS_S = 60.0  # ... in this time: then it is withdrawn
+WITHDRAWN_S = 60.0  # the first time; twice as long each time after that ...
+MAX_WITHDRAWN_S = 3600.0  # ... up to this
 LOAD_RUN_TIMEOUT_S = 60.0  # one trial or warm-up run
 DEFAULT_MAX_BATCH_SIZE = 64  # of a model that is batched without a configuration
 

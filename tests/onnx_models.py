@@ -139,6 +139,33 @@ def endless(trips: int = 2**60) -> bytes:
     )
 
 
+def counter(*, fixed: bool = True) -> bytes:
+    """Counts to ``n``, the largest number of its input, one by one: the value decides how long it takes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still"]),
+            helper.make_node("Add", ["sum", "one"], ["next"]),
+        ],
+        "body",
+        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "INT64", [1])],
+        [value("still", "BOOL", []), value("next", "INT64", [1])],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(True), "yes"),
+        numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+    ]
+    return model(
+        [
+            helper.make_node("ReduceMax", ["n"], ["trips"], keepdims=0),
+            helper.make_node("Loop", ["trips", "yes", "zero"], ["y"], body=body),
+        ],
+        [value("n", "INT64", [1] if fixed else ["any"])],
+        [value("y", "INT64", [1])],
+        constants,
+    )
+
+
 ENDLESS_LOAD = """max_batch_size = 0
 
 [[model_warmup]]

@@ -27,16 +27,29 @@ class ShapeCosts:
     known: int
     probation: int
     suspended_until_ns: int
+    clock: Clock
 
     def __init__(self, limit_ns: int, clock: Clock | None = None) -> None: ...
     def measured(self, shape: int, ns: int) -> None:
         """A run on a native thread took so long."""
-    def ran(self, shape: int, ns: int, *, well: bool = True, cut: bool = False, at_work: bool = False) -> bool:
+    def ran(
+        self,
+        shape: int,
+        ns: int,
+        *,
+        well: bool = True,
+        cut: bool = False,
+        at_work: bool = False,
+        cpu_ns: int = 0,
+        waits: int = 0,
+    ) -> bool:
         """A run on the loop's thread took so long; returns whether it was an overrun. KeyError: it was never measured.
 
         Args:
             well: it gave outputs.
             cut: the watchdog ended it, ``at_work``: while it used the processor.
+            cpu_ns: the processor time that it took, which counts on probation.
+            waits: how often it waited for others; likewise.
         """
     def is_short(self, shape: int) -> bool:
         """Whether a run belongs on the loop's thread."""

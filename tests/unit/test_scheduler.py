@@ -12,7 +12,7 @@ from reports import statistics_entry
 from scheduled import Model, run, turn
 
 from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, CrashRecord, CrashSlot
+from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, WITHDRAWN, CrashRecord, CrashSlot
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.tensor import Tensor
@@ -486,3 +486,57 @@ async def test_while_nobody_is_suspect_nobody_is_looked_at():
         model.submit(value)
     await turn()
     assert model.sizes == [3]
+
+
+@pytest.mark.parametrize("policy", [BatchingPolicy(8), BatchingPolicy(8, max_queue_delay_ns=1)])
+def test_of_a_withdrawn_model_nothing_is_run(policy):
+    @run
+    async def test():
+        model = Recorded(policy)
+        record = model.notes.slot.record
+        record.put(1, WITHDRAWN, 60)
+        model.judge(7, CULPRIT)
+        tickets = [model.submit(value, key=key) for value, key in ((1, None), (7, None), (2, "a"), (3, "a"))]
+        await turn()
+        await asyncio.sleep(0.01)
+        await turn()
+        assert model.sizes == []
+        assert [ticket.status for ticket in tickets] == [503] * 4
+        error = tickets[0].outcomes[0]
+        assert error.message == "m is withdrawn for 60 s: it has ended processes with different requests"
+        assert dict(error.headers)[b"Retry-After"] == b"60"
+        assert model.scheduler.why_withdrawn().message == error.message
+        assert (model.stats.withdrawn, model.stats.failures["rejected"].count) == (4, 4)
+        assert record.refused == 0
+
+        assert model.scheduler.reinstate()
+        assert not model.scheduler.reinstate()
+        assert model.scheduler.why_withdrawn() is None
+        again = model.submit(1)
+        await turn()
+        await asyncio.sleep(0.01)
+        assert model.sizes == [1]
+        model.finish()
+        assert again.status == 200
+
+    test()
+
+
+@run
+async def test_a_withdrawal_ends_by_itself_and_only_that_of_the_model_counts():
+    model = Recorded()
+    record = model.notes.slot.record
+    record.put(1, WITHDRAWN, -1)
+    record.put(2, WITHDRAWN, 60)
+    ticket = model.submit(1)
+    await turn()
+    model.finish()
+    assert ticket.status == 200
+    assert model.scheduler.why_withdrawn() is None
+
+
+@run
+async def test_without_a_record_nothing_is_withdrawn():
+    model = Model()
+    assert model.scheduler.why_withdrawn() is None
+    assert not model.scheduler.reinstate()

@@ -40,7 +40,7 @@ cdef struct Usage:
 
 cdef class ShapeCosts:
     cdef readonly int64_t limit_ns      # shorter runs belong on the loop's thread
-    cdef Clock clock
+    cdef readonly Clock clock
     cdef Estimate* table                # open addressing
     cdef Py_ssize_t places
     cdef readonly Py_ssize_t known      # shapes

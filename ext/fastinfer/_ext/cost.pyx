@@ -175,10 +175,14 @@ cdef class ShapeCosts:
     def measured(self, uint64_t shape, int64_t ns):
         self.observe(shape, ns)
 
-    def ran(self, uint64_t shape, int64_t ns, *, bint well=True, bint cut=False, bint at_work=False):
+    def ran(self, uint64_t shape, int64_t ns, *, bint well=True, bint cut=False, bint at_work=False, int64_t cpu_ns=0,
+            int64_t waits=0):
         cdef Estimate* estimate = self.find(shape)
         if estimate == NULL:
             raise KeyError(shape)
+        thread_usage(&self.before.cpu_ns, &self.before.waits)
+        self.before.cpu_ns -= cpu_ns
+        self.before.waits -= waits
         return self.ends(estimate, ns, well, cut, at_work)
 
     def is_short(self, uint64_t shape):

@@ -4,7 +4,7 @@ import logging
 
 cimport cython
 
-from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, NONE
+from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
 from fastinfer._ext.job cimport Clock
 from fastinfer._ext.lifetime cimport Deadlines, cause_of, drop, late, settle
 from fastinfer._ext.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest, Keeper
@@ -123,6 +123,12 @@ cdef class Scheduler:
     cpdef int count_refusal(self, object error, int64_t arrived_ns=0) except -1:
         self.stats.count_failure(cause_of(error), self.clock.now() - arrived_ns if arrived_ns != 0 else 0)
         return 0
+
+    def why_withdrawn(self):
+        return self._notes.why_withdrawn() if self._notes is not None else None
+
+    def reinstate(self):
+        return self._notes is not None and self._notes.reinstate()
 
     def retire(self, retired not None):
         self._retiring = True
@@ -261,15 +267,20 @@ cdef class Scheduler:
         return 0
 
     cdef int _refuse_culprits(self, Group group) except -1:
-        # Removes convicted requests at the front; returns the verdict on the new front.
+        # Removes convicted requests at the front, or all of a model that is withdrawn; returns the verdict on the new
+        # front.
         cdef InferRequest request = self._queue.first(group)
         cdef int verdict
         while request is not None:
             verdict = self._notes.verdict(request)
-            if verdict != IS_CULPRIT:
+            if verdict == IS_CULPRIT:
+                self._notes.slot.slot.refused += 1
+                self._refuse_first(group, ApiError(500, REFUSED))
+            elif verdict == IS_WITHDRAWN and (error := self._notes.why_withdrawn()) is not None:
+                self.stats.count_withdrawn()
+                self._refuse_first(group, error)
+            else:
                 return verdict
-            self._notes.slot.slot.refused += 1
-            self._refuse_first(group, ApiError(500, REFUSED))
             request = self._queue.first(group)
         return NONE
 
