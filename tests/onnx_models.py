@@ -116,7 +116,7 @@ def mlp(width: int = 64) -> bytes:
     )
 
 
-def endless(trips: int = 2**60) -> bytes:
+def endless(trips: int = 2**60, rest: Sequence[int | str] = (1,)) -> bytes:
     """Adds ``x`` to itself in a Loop, ``trips`` times: without end, for practical purposes."""
     body = helper.make_graph(
         [
@@ -124,8 +124,8 @@ def endless(trips: int = 2**60) -> bytes:
             helper.make_node("Add", ["sum", "x"], ["next"]),
         ],
         "body",
-        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "FP32", ["batch", 1])],
-        [value("still", "BOOL", []), value("next", "FP32", ["batch", 1])],
+        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "FP32", ["batch", *rest])],
+        [value("still", "BOOL", []), value("next", "FP32", ["batch", *rest])],
     )
     constants = [
         numpy_helper.from_array(np.array(trips, dtype=np.int64), "trips"),
@@ -133,8 +133,8 @@ def endless(trips: int = 2**60) -> bytes:
     ]
     return model(
         [helper.make_node("Loop", ["trips", "yes", "x"], ["y"], body=body)],
-        [value("x", "FP32", ["batch", 1])],
-        [value("y", "FP32", ["batch", 1])],
+        [value("x", "FP32", ["batch", *rest])],
+        [value("y", "FP32", ["batch", *rest])],
         constants,
     )
 

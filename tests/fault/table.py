@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import clients, connections, ending, models, overload, surroundings
+from tests.fault import clients, connections, ending, hostile, models, overload, surroundings
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -53,4 +53,10 @@ FAULTS = [
           surroundings.clock_jumps, 27, 10),
     Fault("swapped", "files replaced while they are loaded", "wholly the old or wholly the new model",
           models.swapped, 10, 4),
+    Fault("costly", "requests that take a second, to models that were quick until then", "health checks answered "
+          "meanwhile, p99 50 ms at most; no such run on the loop's thread", hostile.costly_requests, 30, 12),
+    Fault("withdrawn", "a model that ends processes, with other requests each time", "three processes, then 503; others "
+          "unharmed", hostile.withdrawn, 15, 10),
+    Fault("many shapes", "9,000 clients with a shape each leave at once", "health checks answered within 100 ms",
+          hostile.shapes_that_leave, 20, 8),
 ]  # fmt: skip

@@ -46,8 +46,9 @@ BY_VALUES = {
     "GRU": graph(("GRU", "x w r  lengths", {}), inputs=("x", "lengths")),
     "RNN": graph(("RNN", "x w r  lengths", {}), inputs=("x", "lengths")),
     "Attention": graph(("Attention", "x x x    lengths", {}), inputs=("x", "lengths")),
-    "GroupQueryAttention": graph(("GroupQueryAttention", "x x x   lengths total", {"domain": "com.microsoft"}),
-                                 inputs=("x", "lengths", "total")),
+    "GroupQueryAttention": graph(
+        ("GroupQueryAttention", "x x x   lengths total", {"domain": "com.microsoft"}), inputs=("x", "lengths", "total")
+    ),
     "ReduceSum": graph(("ReduceSum", "x axes", {}), inputs=("x", "axes")),
     "ReduceLogSumExp": graph(("ReduceLogSumExp", "x axes", {}), inputs=("x", "axes")),
     "OneHot": graph(("OneHot", "x depth values", {}), inputs=("x", "depth", "values")),
