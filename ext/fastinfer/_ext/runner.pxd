@@ -1,8 +1,8 @@
 # Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
 #
-# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose shape is known
-# to take less than a limit (cost) runs at once on the loop's thread, where the watchdog ends it if it takes much longer:
-# then it is run again on a native thread. With a limit of 0 nothing runs inline.
+# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose shape is
+# known to take less than a limit (cost) runs at once on the loop's thread, where the watchdog ends it if it takes
+# much longer: then it is run again on a native thread. With a limit of 0 nothing runs inline.
 # A request that is whole (message.pxd) runs alone, and its outputs are not split into rows.
 # Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
 # Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.
