@@ -1,7 +1,7 @@
 """Ends a run on the event loop's thread that takes too long."""
 
 class Watchdog:
-    """Watches the thread that makes it. One for all models of a process.
+    """Watches the thread that starts it. One for all models of a process.
 
     Args:
         inline_run_us: what runs on that thread are expected to take at most.

@@ -11,9 +11,11 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import ParamSpec, TypeVar
 
+from fastinfer._ext import ort
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
@@ -32,7 +34,7 @@ from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext
 from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
 from fastinfer.workers.onnx_load import LoadedModel
-from fastinfer.workers.onnx_trial import TrialRuns
+from fastinfer.workers.onnx_trial import TrialResults, TrialRuns
 from fastinfer.workers.parameters import Parameters, parse
 
 P = ParamSpec("P")
@@ -55,6 +57,9 @@ class Loader:
         loop: on whose thread models live.
         counters: where they count.
         crashes: what ended processes before.
+
+    Attributes:
+        trial_results: of models that were loaded here or in a process before.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Loader:
         self._workers = WorkerContext(loop)
         self._trials = TrialRuns()
         self._watchdog = Watchdog(config.inline_run_us)
+        self.trial_results = TrialResults()
         self._threads: ThreadPoolExecutor | None = None
         self._calls = 0  # on the threads now
         self._rest: asyncio.TimerHandle | None = None
@@ -124,8 +130,9 @@ class Loader:
         def load() -> LoadedModel:
             content = files.read_model(version, path)
             digest.update(content)
+            once = partial(self.trial_results.once, self._trial_key(digest.hexdigest(), made_of))
             with recorded.noted():
-                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content)
+                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content, once)
 
         async with recorded.turn():
             loaded = await self.in_thread(load)
@@ -140,6 +147,11 @@ class Loader:
         rows = signature.max_batch_size if loaded.combines else 1
         content = digest.hexdigest()
         return self._model(name, version, implementation, config, instances, successor, number, rows, notes, content)
+
+    def _trial_key(self, content: str, made_of: object) -> str:
+        """What the result of a trial follows from: the files, how the model is configured, and what runs it."""
+        options = self._config.batching, self._config.load_run_timeout_s, ort.version()
+        return blake2b(repr((content, made_of, options)).encode(), digest_size=16).hexdigest()
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""

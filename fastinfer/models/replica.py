@@ -30,6 +30,7 @@ class Replica(Repository):
             "not_ready": self.why_not_ready(),
             "start": self._readiness.told(),
             "files": self.loaded(),
+            "trials": self._loader.trial_results.told(),
             "endpoints": [_told(endpoint) for endpoint in sorted(self._table, key=self._place)],
         }
 
@@ -47,6 +48,7 @@ class Replica(Repository):
             What could not be loaded as it was, with the reason. Where its files have gone or do not load any more, an
             endpoint is missing, and the server is not ready before it is loaded or unloaded.
         """
+        self._loader.trial_results.restore(state.get("trials", {}))
         told = {each["name"]: each for each in state["endpoints"]}
         for endpoint in reversed(list(self._table)):
             there = self._table.get(endpoint.name) is endpoint  # not removed with the one that it came after

@@ -6,7 +6,7 @@ Runs on a load thread, never on the loop's. Everything that is refused here is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,13 @@ log = logging.getLogger(__name__)
 
 # Operators that end the process, in the runtime's 1.32, if an input has no elements.
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
+
+
+Once = Callable[[Callable[[], str | None]], str | None]
+
+
+def _always(trial: Callable[[], str | None]) -> str | None:
+    return trial()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ def load(
     server: ServerConfig,
     trials: TrialRuns | None = None,
     content: bytes | None = None,
+    once: Once = _always,
 ) -> LoadedModel:
     """Loads a model file.
 
@@ -72,6 +80,7 @@ def load(
         server: the server's configuration.
         trials: told of every run, so that it can be ended with the server.
         content: of the file, if it has been read already.
+        once: runs the trial of rows, unless its result is known.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
@@ -88,7 +97,7 @@ def load(
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
-        loading = _Loading(name, runs, facts, prove(model), server.default_max_batch_size, exact)
+        loading = _Loading(name, runs, facts, prove(model), server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels)
         loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:
@@ -112,7 +121,9 @@ def _read(path: Path) -> bytes:
 class _Loading:
     """A session that is being looked at."""
 
-    def __init__(self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool) -> None:
+    def __init__(
+        self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: Once
+    ) -> None:
         self.name = name
         self.session = runs.session
         self._runs = runs
@@ -121,6 +132,7 @@ class _Loading:
         self._proof = proof
         self._default_rows = default_rows
         self._exact = exact
+        self._once = once
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
@@ -217,7 +229,7 @@ class _Loading:
             return self._proof.couples
         if self._exact and self._proof.rounds is not None:
             return f"operator '{self._proof.rounds}' may round a row otherwise in a batch, and batching is 'exact'"
-        return Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend()
+        return self._once(Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend)
 
     # --- Warm-up ------------------------------------------------------------------------------------------------------
 

@@ -93,6 +93,7 @@ def test_the_bound_follows_what_is_expected():
 
 def test_it_starts_once_and_ends_once():
     watchdog = Watchdog(100)
+    watchdog.close()
     watchdog.start()
     watchdog.start()
     watchdog.close()

@@ -5,10 +5,11 @@ from libc.stdint cimport int64_t
 
 from fastinfer._ext.ort_run cimport OrtRunOptions, create_run_options, release_run_options, terminate, unset_terminate
 
+from fastinfer._ext import ort
 
 cdef enum:
-    LEAST_BOUND_NS = 10_000_000     # what the loop's thread may stand still: half a frame, and far above a hiccup
-    TIMES_THE_LIMIT = 10
+    LEAST_BOUND_NS = 10_000_000     # nobody notices if everybody waits that long, and few machines preempt for longer
+    TIMES_THE_LIMIT = 10            # a bound below this would end runs that were expected to be as long as they are
 
 
 cdef void end_run(void* options) noexcept nogil:
@@ -19,8 +20,6 @@ cdef void end_run(void* options) noexcept nogil:
 cdef class Watchdog:
     def __cinit__(self, int64_t inline_run_us):
         self.bound_ns = max(LEAST_BOUND_NS, TIMES_THE_LIMIT * inline_run_us * 1000)
-        self.options = create_run_options()
-        self.watch = new Watch(self.bound_ns, end_run, self.options)
 
     def __dealloc__(self):
         del self.watch      # joins the thread
@@ -28,12 +27,18 @@ cdef class Watchdog:
             release_run_options(self.options)
 
     def start(self):
-        cdef int failed = self.watch.start()
+        cdef int failed
+        if self.watch == NULL:
+            ort.version()       # the runtime's library is there before its options
+            self.options = create_run_options()
+            self.watch = new Watch(self.bound_ns, end_run, self.options)
+        failed = self.watch.start()
         if failed != 0:
             raise OSError(failed, "the thread that watches runs on the event loop's thread could not be started")
 
     def close(self):
-        self.watch.close()
+        if self.watch != NULL:
+            self.watch.close()
 
     cdef void begins(self, int64_t now_ns) noexcept:
         self.watch.begins(now_ns)
