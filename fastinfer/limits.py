@@ -63,6 +63,7 @@ HANG_TIMEOUT_S = 30.0  # gunicorn's timeout
 END_TIMEOUT_S = 5.0  # after the drain; then the process ends with what cannot be ended
 OFF_LOOP_BYTES = 64 * KIB  # bodies above are decoded, answers above encoded, on native threads
 INLINE_RUN_US = 100  # a batch predicted to run shorter than this may run on the loop's thread
+INLINE_BOUND_MS = 10  # ... where it is ended after this, if it takes longer (mirrored by ext/fastinfer/_ext/watchdog.pyx)
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same
 MAX_MODEL_FILES = 20_000  # of a model, in all versions; ONNX exporters write one file for each of some thousand weights
 MAX_MODEL_DEPTH = 32  # directories in each other, below a version

@@ -7,6 +7,7 @@ import onnx_models
 import pytest
 from inline import with_model
 
+from fastinfer import limits
 from fastinfer._ext.cost import shape_of
 from fastinfer._ext.watchdog import Watchdog
 
@@ -87,7 +88,7 @@ def test_after_a_rest_it_watches_again():
 
 
 def test_the_bound_follows_what_is_expected():
-    assert Watchdog(0).bound_ns == Watchdog(100).bound_ns == 10_000_000
+    assert Watchdog(0).bound_ns == Watchdog(100).bound_ns == limits.INLINE_BOUND_MS * 1_000_000
     assert Watchdog(1_000_000).bound_ns == 10_000_000_000
 
 

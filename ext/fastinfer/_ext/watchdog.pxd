@@ -28,7 +28,7 @@ cdef class Watchdog:
     cdef OrtRunOptions* options     # of every run that is watched
     cdef readonly int64_t bound_ns
 
-    # On the loop's thread, once it is started, around a run with `options`. ends() returns whether the run was ended: ENDED_AT_WORK, if it
-    # used the processor, ENDED_WAITING, if others did, NOT_ENDED.
+    # On the loop's thread, once it is started, around a run with `options`. ends() returns whether the run was ended:
+    # ENDED_AT_WORK, if it used the processor, ENDED_WAITING, if others did, NOT_ENDED.
     cdef void begins(self, int64_t now_ns) noexcept
     cdef int ends(self) noexcept
