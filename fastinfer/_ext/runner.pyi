@@ -24,9 +24,6 @@ class Runner(BatchRunner):
     Attributes:
         bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
         costs: what is known of runs.
-
-    Raises:
-        OSError: the watchdog's thread could not be started.
     """
 
     session: Session

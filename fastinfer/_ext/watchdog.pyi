@@ -14,6 +14,6 @@ class Watchdog:
 
     def __init__(self, inline_run_us: int) -> None: ...
     def start(self) -> None:
-        """Starts its thread, unless it runs already. OSError."""
+        """Starts its thread, unless it runs already; the first run that is watched does that, too. OSError."""
     def close(self) -> None:
         """Ends its thread; no run is watched any more."""

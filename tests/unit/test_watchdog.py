@@ -1,11 +1,14 @@
 """Runs on the loop's thread that take too long: they are ended, and answered from a native thread."""
 
 import asyncio
+import gc
+from pathlib import Path
 
 import numpy as np
 import onnx_models
 import pytest
 from inline import with_model
+from support import wait_for
 
 from fastinfer import limits
 from fastinfer._ext.cost import shape_of
@@ -90,6 +93,24 @@ def test_after_a_rest_it_watches_again():
 def test_the_bound_follows_what_is_expected():
     assert Watchdog(0).bound_ns == Watchdog(100).bound_ns == limits.INLINE_BOUND_MS * 1_000_000
     assert Watchdog(1_000_000).bound_ns == 10_000_000_000
+
+
+def threads():
+    return {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+
+
+def test_its_thread_is_there_from_the_first_run_on_the_loop_to_the_end():
+    async def scenario(model):
+        gc.collect()
+        await model.ask(number(1))  # not measured before: on a native thread
+        assert "fastinfer-watch" not in threads()
+        await taught(model)
+        await model.ask(number(1))
+        wait_for(lambda: "fastinfer-watch" in threads())  # it names itself
+
+    with_model(onnx_models.counter(), scenario, batched=False, inline_run_us=100)
+    gc.collect()
+    assert "fastinfer-watch" not in threads()
 
 
 def test_it_starts_once_and_ends_once():

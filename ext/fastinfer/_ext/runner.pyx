@@ -38,7 +38,6 @@ cdef class Runner(BatchRunner):
         self.costs = ShapeCosts(inline_run_us * 1000)
         if inline_run_us > 0:
             self.watchdog = watchdog if watchdog is not None else Watchdog(inline_run_us)
-            self.watchdog.start()
         self.row_nbytes = row_nbytes_of(session.inputs, batched)
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
@@ -93,7 +92,7 @@ cdef class Runner(BatchRunner):
         if rows == 0:
             return None
         estimate = self.costs.short_one(shape_of_rows(rows))
-        if estimate == NULL:
+        if estimate == NULL or not self.watchdog.is_watching():
             return None
         binding = self.ready_binding(rows)
         if binding is None:
@@ -245,7 +244,7 @@ cdef class RunningBatch:
             runner.open_note(attempt, members)
             self.shape = runner.shape_of(attempt)
             estimate = runner.costs.short_one(self.shape) if runner.watchdog is not None else NULL
-            if estimate == NULL:
+            if estimate == NULL or not runner.watchdog.is_watching():
                 attempt.make_terminable()
                 self.attempt = attempt
                 runner.executor.submit(attempt, self)

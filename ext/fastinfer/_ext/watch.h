@@ -42,6 +42,7 @@ class Watch {
     // 0, or the error number of what failed.
     int start() {
         if (started_) return 0;
+        closing_ = false;
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setstacksize(&attributes, kStackBytes);

@@ -35,8 +35,18 @@ cdef class Watchdog:
         failed = self.watch.start()
         if failed != 0:
             raise OSError(failed, "the thread that watches runs on the event loop's thread could not be started")
+        self.watching = True
+
+    cdef bint is_watching(self) noexcept:
+        if not self.watching:       # most models never run on the loop's thread
+            try:
+                self.start()
+            except Exception:
+                pass
+        return self.watching
 
     def close(self):
+        self.watching = False
         if self.watch != NULL:
             self.watch.close()
 
