@@ -36,6 +36,8 @@ from fastinfer.models.stats import (
     CAUSES,
     LABELS,
     LAST_INFERENCE_CELL,
+    OVERRUNS_CELL,
+    WITHDRAWN_CELL,
     counts,
     entry,
     statistics_template,
@@ -97,7 +99,8 @@ _VIRTUAL, _RESIDENT, _START, _CPU, _OPEN_FILES, _MAX_FILES = range(USAGE_CELLS)
 _BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _BYTES_LIMIT, _DISPLACED, _STUCK_LOADS, _CULPRITS = range(
     USAGE_CELLS, USAGE_CELLS + 9
 )
-_LOST_LINES: Final = _CULPRITS + 1
+_WITHDRAWN: Final = _CULPRITS + 1
+_LOST_LINES: Final = _WITHDRAWN + 1
 _ANSWERS: Final = _LOST_LINES + 1
 _SERVER_CELLS: Final = _ANSWERS + len(_CLASSES)
 
@@ -175,6 +178,13 @@ def _of_models() -> Iterator[_Family]:
         yield _Family(_MODELS, f"fastinfer_{name}_total", "counter", text, [_Sample(counters(cells))])
     failures = [_Sample(counters(counts(cause)), labels=f'cause="{cause}"') for cause in CAUSES]
     yield _Family(_MODELS, "fastinfer_failures_total", "counter", "Requests without outputs.", failures)
+    overruns = "Runs on the event loop's thread that took more than ten times what was expected."
+    refused = "Requests that were refused because their model has ended several processes."
+    for name, text, cell in (
+        ("inline_overruns", overruns, OVERRUNS_CELL),
+        ("withdrawn_refused", refused, WITHDRAWN_CELL),
+    ):
+        yield _Family(_MODELS, f"fastinfer_{name}_total", "counter", text, [_Sample(counters([cell]))])
     for cell, (name, (text, _)) in enumerate(_GAUGES.items()):
         yield _Family(_MODELS, f"fastinfer_{name}", "gauge", text, [_Sample([cell])])
     for name, (counted, text) in _DURATIONS.items():
@@ -206,6 +216,8 @@ def _families(http: bool, logs: bool) -> Iterator[_Family]:
     yield from _of_models()
     text = "Requests that were not run because they had ended a process."
     yield _Family(_SERVER, "fastinfer_culprits_refused_total", "counter", text, [_Sample([_CULPRITS])])
+    text = "Models that are not run because they have ended several processes."
+    yield _Family(_SERVER, "fastinfer_models_withdrawn", "gauge", text, [_Sample([_WITHDRAWN])])
     if http:
         yield from _of_http()
     if logs:
@@ -363,6 +375,7 @@ class Metrics:
         cells = array("q", bytes(8 * _SERVER_CELLS))
         cells[_BOOT], cells[_ONE] = self._boot_ticks, 1
         cells[_CULPRITS] = self.crashes.refused or 0
+        cells[_WITHDRAWN] = self.crashes.withdrawn
         everybodys = self._counters.process_totals()
         if self.http is not None:
             *answers, accepted = everybodys[0] if everybodys else [*self.http.answers, self.http.connections_total]

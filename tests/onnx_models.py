@@ -116,7 +116,7 @@ def mlp(width: int = 64) -> bytes:
     )
 
 
-def endless(trips: int = 2**60) -> bytes:
+def endless(trips: int = 2**60, rest: Sequence[int | str] = (1,)) -> bytes:
     """Adds ``x`` to itself in a Loop, ``trips`` times: without end, for practical purposes."""
     body = helper.make_graph(
         [
@@ -124,8 +124,8 @@ def endless(trips: int = 2**60) -> bytes:
             helper.make_node("Add", ["sum", "x"], ["next"]),
         ],
         "body",
-        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "FP32", ["batch", 1])],
-        [value("still", "BOOL", []), value("next", "FP32", ["batch", 1])],
+        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "FP32", ["batch", *rest])],
+        [value("still", "BOOL", []), value("next", "FP32", ["batch", *rest])],
     )
     constants = [
         numpy_helper.from_array(np.array(trips, dtype=np.int64), "trips"),
@@ -133,8 +133,35 @@ def endless(trips: int = 2**60) -> bytes:
     ]
     return model(
         [helper.make_node("Loop", ["trips", "yes", "x"], ["y"], body=body)],
-        [value("x", "FP32", ["batch", 1])],
-        [value("y", "FP32", ["batch", 1])],
+        [value("x", "FP32", ["batch", *rest])],
+        [value("y", "FP32", ["batch", *rest])],
+        constants,
+    )
+
+
+def counter(*, fixed: bool = True) -> bytes:
+    """Counts to ``n``, the largest number of its input, one by one: the value decides how long it takes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still"]),
+            helper.make_node("Add", ["sum", "one"], ["next"]),
+        ],
+        "body",
+        [value("trip", "INT64", []), value("go_on", "BOOL", []), value("sum", "INT64", [1])],
+        [value("still", "BOOL", []), value("next", "INT64", [1])],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(True), "yes"),
+        numpy_helper.from_array(np.array([0], np.int64), "zero"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+    ]
+    return model(
+        [
+            helper.make_node("ReduceMax", ["n"], ["trips"], keepdims=0),
+            helper.make_node("Loop", ["trips", "yes", "zero"], ["y"], body=body),
+        ],
+        [value("n", "INT64", [1] if fixed else ["any"])],
+        [value("y", "INT64", [1])],
         constants,
     )
 

@@ -81,6 +81,8 @@ def expected_lines(models: Sequence[tuple[str, str, ModelStats]]) -> list[str]:
         lines += [
             f'fastinfer_failures_total{{cause="{cause}",{of}}} {float(stats.failures[cause].count)}' for cause in CAUSES
         ]
+    lines += [f"fastinfer_inline_overruns_total{{{of}}} {float(stats.overruns)}" for of, stats in labels]
+    lines += [f"fastinfer_withdrawn_refused_total{{{of}}} {float(stats.withdrawn)}" for of, stats in labels]
     histograms = {f"{name}_duration_seconds": (attribute, 1e9) for name, attribute in DURATIONS.items()}
     for name, (attribute, unit) in {**histograms, "batch_size": ("batch_size", 1)}.items():
         for of, stats in labels:

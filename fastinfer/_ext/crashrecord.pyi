@@ -1,8 +1,8 @@
 """What processes are about to run, noted in shared memory that outlives them; and what is known to end them.
 
 A record has a slot for each process that may live at the same time, and one table for all of them: 64-bit keys of
-requests and of loads, each with what it is (:data:`SUSPECT`, :data:`CULPRIT`, :data:`LOAD_SUSPECT`,
-:data:`QUARANTINED`) until a time. :mod:`fastinfer.supervisor.suspects` tells how both are used.
+requests, of loads and of models, each with what it is (:data:`SUSPECT`, :data:`CULPRIT`, :data:`LOAD_SUSPECT`,
+:data:`QUARANTINED`, :data:`WITHDRAWN`) until a time. :mod:`fastinfer.supervisor.suspects` tells how both are used.
 
 Imports neither ONNX Runtime nor numpy.
 """
@@ -19,6 +19,8 @@ CULPRIT: Final[int]
 LOAD_SUSPECT: Final[int]
 QUARANTINED: Final[int]
 """A load that ended the process: it is refused."""
+WITHDRAWN: Final[int]
+"""A model, by the key of its load, that ended processes with several requests: none of it is run."""
 
 class Verdict(NamedTuple):
     """What the table says of a key."""

@@ -2,19 +2,13 @@
 
 from collections.abc import Callable
 
+from fastinfer._ext.cost import ShapeCosts
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.message import BatchResult, BatchRunner, InferRequest
 from fastinfer._ext.ort import Session
 from fastinfer._ext.runnotes import RunNotes
+from fastinfer._ext.watchdog import Watchdog
 from fastinfer.models.run import Run
-
-class RunTimes:
-    """Predicts how long a run takes from the runs measured so far, by the size of the input in powers of two."""
-
-    def observe(self, nbytes: int, ns: int) -> None:
-        """Learns of a run."""
-    def predict_ns(self, nbytes: int) -> float:
-        """The time of a run on so many bytes, rather too long than too short; infinite where nothing was measured."""
 
 class Runner(BatchRunner):
     """Predicts how long a batch runs, and runs it where that is best. Loop's thread only.
@@ -23,21 +17,26 @@ class Runner(BatchRunner):
         session: the loaded model.
         batched: the first dimension of all its inputs and outputs is the batch.
         executor: the native threads, shared by all models.
-        inline_run_us: a batch predicted to run for longer goes to a native thread.
+        inline_run_us: a batch predicted to run for longer goes to a native thread; 0: every one does.
         notes: where every run is noted, so that a crash finds what ran; None: nowhere.
+        watchdog: ends runs on the loop's thread that take too long; None: one of its own does.
 
     Attributes:
         bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
-        times: of runs over all rows of a batch together.
-        apart: of batches of large requests that ran one after the other, each where it lies.
+        costs: what is known of runs.
     """
 
     session: Session
     bound_nbytes: int
-    times: RunTimes
-    apart: RunTimes
+    costs: ShapeCosts
     def __init__(
-        self, session: Session, batched: bool, executor: Executor, inline_run_us: int, notes: RunNotes | None = None
+        self,
+        session: Session,
+        batched: bool,
+        executor: Executor,
+        inline_run_us: int,
+        notes: RunNotes | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None: ...
     def __call__(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         """Runs requests that share a batch. Where it fails, its halves are run again by themselves.

@@ -2,6 +2,7 @@
 
 from fastinfer._ext.crashrecord import CrashSlot
 from fastinfer._ext.message import InferRequest
+from fastinfer.errors import ApiError
 
 class RunNotes:
     """What a scheduler and a runner need to know of crashes. Loop's thread only.
@@ -21,3 +22,8 @@ class RunNotes:
 
         Of an input of more than 64 KiB the size, both ends and pieces between them count. Kept by the request.
         """
+    def why_withdrawn(self) -> ApiError | None:
+        """503 with the reason and when to come back, if the model has ended processes with several different requests
+        and is not run for a time; None: it is run."""
+    def reinstate(self) -> bool:
+        """The model is run again; returns whether it was withdrawn."""

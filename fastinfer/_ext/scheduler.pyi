@@ -26,7 +26,8 @@ class Scheduler:
         default_priority: of a request that has none.
         timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504; see ``deadlines``.
         stats: of the model; batches are counted in it here, requests at their ends.
-        notes: of crashes: suspect requests run alone, and culprits are answered with 500; None: nobody is looked at.
+        notes: of crashes: suspect requests run alone, and culprits are answered with 500, and
+            those to a withdrawn model with 503; None: nobody is looked at.
         clock: the monotonic one; a test may bring one that stands still.
     """
 
@@ -53,6 +54,9 @@ class Scheduler:
     def queued(self) -> int:
         """Requests that wait."""
     @property
+    def queue_steps(self) -> int:
+        """How often a group of requests has moved in the queue, for tests of what an arrival or a departure costs."""
+    @property
     def running(self) -> int:
         """Batches under way."""
     @property
@@ -69,5 +73,9 @@ class Scheduler:
         ApiError 503 where it is being unloaded already."""
     def leave(self) -> None:
         """No further part of it comes."""
+    def why_withdrawn(self) -> ApiError | None:
+        """Why no request is run for now, as an error; see :meth:`fastinfer._ext.runnotes.RunNotes.why_withdrawn`."""
+    def reinstate(self) -> bool:
+        """Requests are run again; returns whether they were not."""
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""

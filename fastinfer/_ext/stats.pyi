@@ -27,6 +27,8 @@ CELLS_OF_LINE: int
 ANSWERED_ROWS_CELL: int
 LAST_INFERENCE_CELL: int
 """A date, so of several blocks the latest counts."""
+OVERRUNS_CELL: int
+WITHDRAWN_CELL: int
 
 class Counters:
     """All counters are 64-bit integers in one block of memory. Written on the loop's thread, read anywhere.
@@ -72,6 +74,12 @@ class Counters:
     @property
     def last_inference_ms(self) -> int:
         """The date of the last batch that was answered, in milliseconds since 1970; 0: there was none."""
+    @property
+    def overruns(self) -> int:
+        """Runs on the event loop's thread that took more than ten times what was expected."""
+    @property
+    def withdrawn(self) -> int:
+        """Requests that were refused because the model is withdrawn."""
 
 def batch_size_of(line: int) -> int:
     """The size of the batches that a line counts; of a line that several sizes share, the largest."""

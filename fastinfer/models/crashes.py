@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from signal import Signals
 
-from fastinfer._ext.crashrecord import QUARANTINED, CrashRecord, CrashSlot, hashed
+from fastinfer._ext.crashrecord import QUARANTINED, WITHDRAWN, CrashRecord, CrashSlot, hashed
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer.errors import ApiError
 
@@ -48,6 +48,12 @@ class Crashes:
     def refused(self) -> int | None:
         """Requests that no process has run because they had ended one; None where nothing is recorded."""
         return None if self._slot is None else self._slot.record.refused
+
+    @property
+    def withdrawn(self) -> int:
+        """Models that no process runs because they have ended several."""
+        entries = () if self._slot is None else self._slot.record.entries()
+        return sum(kind == WITHDRAWN for _, _, kind in entries)
 
     def load(self, model: str, version: int, made_of: object) -> RecordedLoad:
         """The load of one version.

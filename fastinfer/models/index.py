@@ -14,6 +14,7 @@ NO_VERSION = 0
 """Stands for the version where there is none, or none is known yet."""
 
 Served = tuple[str, int]  # an endpoint's name and a version
+_NONE: Mapping[Served, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ def entries(
     unloading: Iterable[Served],
     on_disk: Mapping[str, Iterable[int]],
     failures: Mapping[str, str],
+    withdrawn: Mapping[Served, str] = _NONE,
 ) -> list[Entry]:
     """The index, by name and version.
 
@@ -50,13 +52,19 @@ def entries(
         on_disk: the versions of each model of the repository. Of a model that is served in any state these are told,
             and not those that lie beside them.
         failures: by name, why a model is not served; without one it is unloaded.
+        withdrawn: why versions that are loaded are not run.
     """
     states: dict[Served, str] = {}
     for state, those in ((READY, ready), (LOADING, loading), (UNLOADING, unloading)):
         for served in those:
             states.setdefault(served, state)
     told = {name for name, _ in states}
-    found = [Entry(name, _shown(version), states[name, version]) for name, version in sorted(states)]
+    found = []
+    for name, version in sorted(states):
+        state, reason = states[name, version], ""
+        if state == READY and (name, version) in withdrawn:
+            state, reason = UNAVAILABLE, withdrawn[name, version]
+        found.append(Entry(name, _shown(version), state, reason))
     for name, versions in on_disk.items():
         if name not in told:
             reason = failures.get(name, "unloaded")

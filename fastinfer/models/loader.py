@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fastinfer import limits, waits
+from fastinfer._ext import ort
 from fastinfer._ext.budget import Budget
 from fastinfer._ext.executor import Executor
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.scheduler import Scheduler
+from fastinfer._ext.watchdog import Watchdog
 from fastinfer.bounded import BoundedThreads
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
@@ -32,7 +35,7 @@ from fastinfer.workers.base import Implementation
 from fastinfer.workers.item import WorkerContext
 from fastinfer.workers.onnx import OnnxParameters, OnnxWorker
 from fastinfer.workers.onnx_load import LoadedModel
-from fastinfer.workers.onnx_trial import TrialRuns
+from fastinfer.workers.onnx_trial import TrialResults, TrialRuns
 from fastinfer.workers.parameters import Parameters, parse
 
 P = ParamSpec("P")
@@ -56,6 +59,9 @@ class Loader:
         loop: on whose thread models live.
         counters: where they count.
         crashes: what ended processes before.
+
+    Attributes:
+        trial_results: of models that were loaded here or in a process before.
     """
 
     def __init__(
@@ -75,6 +81,8 @@ class Loader:
         self._counters = counters
         self._workers = WorkerContext(loop, budget)
         self._trials = TrialRuns()
+        self._watchdog = Watchdog(config.inline_run_us)
+        self.trial_results = TrialResults()
         limit_s = config.load_timeout_s
         self._threads = BoundedThreads("fastinfer-load", _LOAD_THREADS, limit_s, limits.MAX_STUCK_LOADS)
         self._looks = BoundedThreads("fastinfer-look", 1, limit_s, _MAX_STUCK_LOOKS)
@@ -131,8 +139,9 @@ class Loader:
         def load() -> LoadedModel:
             content = files.read_model(version, path)
             digest.update(content)
+            once = partial(self.trial_results.once, self._trial_key(digest.hexdigest(), made_of))
             with recorded.noted():
-                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content)
+                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content, once)
 
         async with recorded.turn():
             loaded = await self.in_thread(f"loading {what}", load)
@@ -140,7 +149,7 @@ class Loader:
         session.budget = self._budget
         notes = recorded.run_notes
         inline_us = self._config.inline_run_us if loaded.steady else 0
-        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes)
+        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes, self._watchdog)
         # One native thread is always left to the other models.
         instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
         config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
@@ -148,6 +157,11 @@ class Loader:
         rows = signature.max_batch_size if loaded.combines else 1
         content = digest.hexdigest()
         return self._model(name, version, implementation, config, instances, successor, number, rows, notes, content)
+
+    def _trial_key(self, content: str, made_of: object) -> str:
+        """What the result of a trial follows from: the files, how the model is configured, and what runs it."""
+        options = self._config.batching, self._config.load_run_timeout_s, ort.version()
+        return blake2b(repr((content, made_of, options)).encode(), digest_size=16).hexdigest()
 
     def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
         """A built-in worker. ApiError 400 for bad parameters."""
@@ -206,6 +220,7 @@ class Loader:
     def close(self) -> None:
         """Ends trial runs, and waits for what is on a load thread: a session that is being made is finished first."""
         self._trials.end()
+        self._watchdog.close()
         self._threads.join()
 
 

@@ -9,6 +9,7 @@ counting are not theirs. Loop's thread only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastinfer._ext.batch import concatenate
@@ -117,6 +118,14 @@ class Model(Target):
             raise ApiError(500, "there is no next stage")
         following: Model = self.successor()
         return following
+
+    def why_withdrawn(self) -> ApiError | None:
+        """Why it, or a later stage, is not run for now: it has ended several processes. None: all are run."""
+        error = self.scheduler.why_withdrawn()
+        if error is None and self.successor is not None:
+            with suppress(ApiError):  # a stage that is not there is told when it is asked
+                error = self.following().why_withdrawn()
+        return error
 
     def retire(self, retired: Callable[[], None]) -> None:
         """Takes no more requests; releases everything when those in flight have ended, then calls ``retired``."""

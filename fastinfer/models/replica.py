@@ -60,6 +60,7 @@ class Replica(Repository):
         self._reported, self._mark = {}, ""
         state = self.changes()
         state["endpoints"] = state.pop("changed")
+        state["trials"] = self._loader.trial_results.told()
         del state["removed"], state["base"]
         return state
 
@@ -81,6 +82,7 @@ class Replica(Repository):
             "not_ready": reason,
             "changed": [entry.told for name, entry in sorted(entries.items()) if before.get(name) is not entry],
             "removed": sorted(before.keys() - entries.keys()),
+            "trials": self._loader.trial_results.news(),
         }
         return changes if base and self._start == start_before else {**changes, "start": start}
 
@@ -100,6 +102,7 @@ class Replica(Repository):
             What could not be loaded as it was, with the reason. Where its files have gone or do not load any more, an
             endpoint is missing, and the server is not ready before it is loaded or unloaded.
         """
+        self._loader.trial_results.restore(state.get("trials", {}))
         told = _in_order(state["endpoints"])
         for endpoint in reversed(list(self._table)):
             there = self._table.get(endpoint.name) is endpoint  # not removed with the one that it came after

@@ -141,6 +141,12 @@ class Repository:
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
         unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.wanted is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
+        withdrawn = {
+            (endpoint.name, version): error.message
+            for endpoint in self._table
+            for version, model in endpoint.versions.items()
+            if (error := model.why_withdrawn()) is not None
+        }
         unknown = {name: set() if self._table.get(name) else {NO_VERSION} for name in self._loading}
         return entries(
             ready=ready,
@@ -148,6 +154,7 @@ class Repository:
             unloading=[(model.name, int(model.version)) for model in self._retiring],
             on_disk={name: found.versions if isinstance(found, ModelFiles) else () for name, found in on_disk.items()},
             failures={**unread, **self._readiness.failures, **refused},
+            withdrawn=withdrawn,
         )
 
     def why_not_ready(self) -> str | None:
@@ -309,6 +316,10 @@ class Repository:
             endpoint.files = files
         endpoint.override = override
         self._publish(endpoint, versions)
+        if asked:
+            for model in endpoint.versions.values():
+                if model.scheduler.reinstate():
+                    log.warning("model '%s' version %s is tried again", name, model.version)
         return name
 
     def _check_room(self) -> None:

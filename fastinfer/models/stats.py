@@ -21,6 +21,8 @@ from fastinfer._ext.stats import (
     LINE_CELL,
     LINES,
     NBYTES,
+    OVERRUNS_CELL,
+    WITHDRAWN_CELL,
     Counters,
     batch_size_of,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "LABELS",
     "LAST_INFERENCE_CELL",
     "NBYTES",
+    "OVERRUNS_CELL",
+    "WITHDRAWN_CELL",
     "ModelStats",
     "counts",
     "entry",

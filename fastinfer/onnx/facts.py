@@ -23,11 +23,17 @@ from fastinfer.onnx.visits import MAX_NODES, TooLargeError, Visits
 MAX_INLINED = MAX_NODES
 _MAX_DEPTH = 32  # of subgraphs in each other
 
-# Inputs that decide the sizes of outputs.
+# Inputs whose values decide how much work there is: the sizes of outputs, mostly; how many steps of a sequence count;
+# how many points of a region are sampled.
 _SIZES = {
-    "AffineGrid": {1}, "CenterCropPad": {1}, "Col2Im": {1, 2}, "Compress": {1}, "ConstantOfShape": {0}, "Expand": {1},
-    "OneHot": {1}, "Pad": {1, 3}, "Range": {0, 1, 2}, "Reshape": {1}, "Resize": {1, 2, 3}, "Slice": {1, 2, 3, 4},
+    "AffineGrid": {1}, "Attention": {6}, "CenterCropPad": {1}, "Col2Im": {1, 2}, "Compress": {1},
+    "ConstantOfShape": {0}, "DFT": {1, 2}, "DynamicQuantizeLSTM": {4}, "Expand": {1}, "GRU": {4},
+    "GroupQueryAttention": {5, 6}, "LSTM": {4}, "MaxRoiPool": {1}, "MaxUnpool": {2}, "OneHot": {1}, "Pad": {1, 3},
+    "RNN": {4}, "Range": {0, 1, 2}, "Reshape": {1}, "Resize": {1, 2, 3}, "RoiAlign": {1}, "Slice": {1, 2, 3, 4},
     "Split": {1}, "Squeeze": {1}, "Tile": {1}, "TopK": {1}, "Unsqueeze": {1}, "Upsample": {1},
+} | {
+    f"Reduce{name}": {1}
+    for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 }  # fmt: skip
 
 # Operators without a rule of their own for rows, whose outputs' sizes follow from their inputs' sizes.

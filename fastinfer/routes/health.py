@@ -29,6 +29,8 @@ def routes(service: Service) -> list[Route]:
 
     def model_ready(exchange: Exchange) -> None:
         model = service.repository.find(*exchange.arguments)
+        if (withdrawn := model.why_withdrawn()) is not None:
+            raise withdrawn
         exchange.respond(200, orjson.dumps({"name": model.name, "ready": True}))
 
     return [

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from fastinfer import waits
+from fastinfer import limits, waits
 from fastinfer.errors import ApiError
 from fastinfer.models.operation import text_mark
 from fastinfer.models.upkeep import Look
@@ -36,6 +36,7 @@ _NOTHING: Final[dict[str, Any]] = {
     "start": {"wanted": None, "failures": {}, "unreadable": None, "served": False, "found": False},
     "digest": "",
     "mark": "",
+    "trials": {},
     "endpoints": [],
 }
 
@@ -541,7 +542,13 @@ def _merged(record: Report, changes: Mapping[str, Any]) -> Report:
         told.pop(name, None)
     told |= {each["name"]: each for each in changes["changed"]}
     kept = {key: changes[key] for key in ("not_ready", "digest", "mark")}
-    return {**kept, "start": changes.get("start", record["start"]), "endpoints": list(told.values())}
+    trials = list({**record.get("trials", {}), **changes.get("trials", {})}.items())
+    return {
+        **kept,
+        "start": changes.get("start", record["start"]),
+        "trials": dict(trials[-limits.MAX_TRIAL_RESULTS :]),
+        "endpoints": list(told.values()),
+    }
 
 
 def _has_failed(reports: Mapping[Member, Report]) -> bool:

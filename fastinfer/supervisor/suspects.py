@@ -11,6 +11,11 @@ crash, what was under way becomes *suspect*, and all processes know of it at onc
 - The same holds for loads, with their trial and warm-up runs: suspect loads wait for each other, a culprit is
   *quarantined*: it is refused with 400 as long as its files, configuration and parameters stay the same.
 
+A *model* that ends :data:`~fastinfer.limits.MODEL_DEATHS` processes within a minute, each with another request, is
+*withdrawn*: new values or a new shape each time would stop everybody else each time. No process runs any of it, and its
+requests are answered with 503, for a minute; then it is on trial, where one more death withdraws it for twice as long.
+Other files or another configuration make it another model, and whoever loads it again has it tried at once.
+
 A death that does not tell who did it (SIGKILL by a person or for want of memory; a crash on another thread while
 several runs were under way) only counts: :data:`~fastinfer.limits.STRIKES` such deaths with the request alone in its
 run, and not one run that ended well, make it a culprit.
@@ -32,11 +37,23 @@ from __future__ import annotations
 import logging
 import mmap
 import signal as signals
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from fastinfer import limits, machine
 from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, Death, Running
+from fastinfer._ext.crashrecord import (
+    CULPRIT,
+    LOAD_SUSPECT,
+    QUARANTINED,
+    SUSPECT,
+    WITHDRAWN,
+    CrashRecord,
+    Death,
+    Running,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +62,61 @@ _CRASHES: Final = frozenset(
 )
 
 
-class Suspects:
-    """The supervisor's side of a crash record."""
+_FORGIVEN: Final = 10  # times a withdrawal without another death: then the next one is as short as the first
 
-    def __init__(self, record: CrashRecord) -> None:
+
+@dataclass(slots=True)
+class _Deaths:
+    """The processes that a model has ended.
+
+    Attributes:
+        recent: of those of the last minute when, and which requests may have done it.
+        withdrawn_s: how long it was withdrawn for last; 0: it never was.
+        until: when that was over.
+    """
+
+    recent: list[tuple[float, frozenset[int]]] = field(default_factory=list)
+    withdrawn_s: float = 0.0
+    until: float = 0.0
+
+    def forget(self, now: float) -> None:
+        """Forgets what does not count any more."""
+        self.recent = [(when, requests) for when, requests in self.recent if now - when < limits.MODEL_DEATHS_S]
+        if now > self.until + _FORGIVEN * self.withdrawn_s:
+            self.withdrawn_s = 0.0
+
+    def count(self, now: float, requests: frozenset[int]) -> int:
+        """Counts a death; returns how many requests there must be that have ended processes.
+
+        Two deaths with a request in common may both be its doing: a batch, and then that request alone.
+        """
+        for place, (_, others) in enumerate(self.recent):
+            if requests & others:
+                self.recent[place] = now, requests & others
+                return len(self.recent)
+        self.recent.append((now, requests))
+        return len(self.recent)
+
+    def withdraw(self, now: float) -> float:
+        """For how long."""
+        self.withdrawn_s = min(2 * self.withdrawn_s, limits.MAX_WITHDRAWN_S) or limits.WITHDRAWN_S
+        self.until = now + self.withdrawn_s
+        self.recent.clear()
+        return self.withdrawn_s
+
+
+class Suspects:
+    """The supervisor's side of a crash record.
+
+    Args:
+        record: the record.
+        now: the time in seconds; a test may bring one that stands still.
+    """
+
+    def __init__(self, record: CrashRecord, now: Callable[[], float] = time.monotonic) -> None:
         self._record = record
+        self._now = now
+        self._models: dict[int, _Deaths] = {}
         self._free = list(range(len(record)))
 
     @classmethod
@@ -93,6 +160,8 @@ class Suspects:
         certain = at_fault or (candidates == 1 and signal != signals.SIGKILL and not death.on_loop)
         for run in runs:
             self._blame_run(run, name, certain)
+            if certain:
+                self._blame_model(run, signal)
         for load in loads:
             self._blame_load(load, signal, name, certain)
 
@@ -103,17 +172,35 @@ class Suspects:
     def forget_old(self) -> None:
         """Takes out of the table what is over."""
         self._record.entries()
+        for model, deaths in list(self._models.items()):
+            deaths.forget(self._now())
+            if not deaths.recent and not deaths.withdrawn_s:
+                del self._models[model]
 
     def _blame_run(self, run: Running, name: str, certain: bool) -> None:
         requests = set(run.fingerprints)
         alone = len(requests) == 1 and run.requests == len(run.fingerprints)
-        if run.requests > len(run.fingerprints):  # it may have been one of those that were not noted
+        crowd = run.requests > len(run.fingerprints)
+        if crowd and self._record.kind(run.key) != WITHDRAWN:  # it may have been one of those that were not noted
             self._record.put(run.key, SUSPECT, limits.CROWD_S, group=run.group)
         convicted = sum(self._blame_request(request, run, alone, alone and certain) for request in requests)
         if convicted:
             log.error("a request to %s has ended its process by %s; it is not run again", run.label, name)
         else:
             log.warning("%d requests to %s were running when their process died by %s", run.requests, run.label, name)
+
+    def _blame_model(self, run: Running, signal: int) -> None:
+        if self._record.kind(run.key) == WITHDRAWN:  # a process had begun the run before
+            return
+        now = self._now()
+        deaths = self._models.setdefault(run.key, _Deaths())
+        deaths.forget(now)
+        requests = deaths.count(now, frozenset(run.fingerprints))
+        if requests < limits.MODEL_DEATHS and not deaths.withdrawn_s:
+            return
+        seconds = deaths.withdraw(now)
+        self._record.put(run.key, WITHDRAWN, seconds, group=run.group, signal=signal)
+        log.error("%s ends processes with different requests; it is withdrawn for %g s", run.label, seconds)
 
     def _blame_request(self, request: int, run: Running, alone: bool, certain: bool) -> bool:
         """Whether it is a culprit now."""

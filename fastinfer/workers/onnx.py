@@ -14,6 +14,7 @@ from fastinfer._ext.ort import Session
 from fastinfer._ext.runner import Runner
 from fastinfer._ext.runnotes import RunNotes
 from fastinfer._ext.signature import Signature
+from fastinfer._ext.watchdog import Watchdog
 from fastinfer.workers.parameters import Integer, Name, Parameters
 
 
@@ -58,6 +59,7 @@ class OnnxWorker:
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread.
         notes: where its runs are noted; None: nowhere.
+        watchdog: of the loop's thread, for all models; None: the model gets one of its own.
     """
 
     platform = "onnxruntime_onnx"
@@ -69,7 +71,8 @@ class OnnxWorker:
         executor: Executor,
         inline_run_us: int,
         notes: RunNotes | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.signature = signature
-        self.start = Runner(session, signature.batched, executor, inline_run_us, notes)
+        self.start = Runner(session, signature.batched, executor, inline_run_us, notes, watchdog)
         self.close = self.start.close

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,13 @@ log = logging.getLogger(__name__)
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
 
+Once = Callable[[Callable[[], str | None]], str | None]
+
+
+def _always(trial: Callable[[], str | None]) -> str | None:
+    return trial()
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is known to work.
@@ -64,6 +71,7 @@ def load(
     server: ServerConfig,
     trials: TrialRuns | None = None,
     content: bytes | None = None,
+    once: Once = _always,
 ) -> LoadedModel:
     """Loads a model file.
 
@@ -75,6 +83,7 @@ def load(
         server: the server's configuration.
         trials: told of every run, so that it can be ended with the server.
         content: of the file, if it has been read already.
+        once: runs the trial of rows, unless its result is known.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
@@ -96,7 +105,7 @@ def load(
         runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
         with collector.paused():
             proof = prove(model)
-        loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact)
+        loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels)
         loading.warm_up(loaded.signature, config, directory / "warmup")
     except ConfigError as error:
@@ -134,7 +143,9 @@ def _labels(directory: Path, config: ModelConfig) -> dict[str, Labels]:
 class _Loading:
     """A session that is being looked at."""
 
-    def __init__(self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool) -> None:
+    def __init__(
+        self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: Once
+    ) -> None:
         self.name = name
         self.session = runs.session
         self._runs = runs
@@ -143,6 +154,7 @@ class _Loading:
         self._proof = proof
         self._default_rows = default_rows
         self._exact = exact
+        self._once = once
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
@@ -239,7 +251,7 @@ class _Loading:
             return self._proof.couples
         if self._exact and self._proof.rounds is not None:
             return f"operator '{self._proof.rounds}' may round a row otherwise in a batch, and batching is 'exact'"
-        return Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend()
+        return self._once(Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend)
 
     # --- Warm-up ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ among copies of itself against the same row, at the same place, among others: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Timer
@@ -20,12 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastinfer import limits
 from fastinfer._ext.batchrun import BatchRun
 from fastinfer._ext.datatype import numpy_dtype
 from fastinfer._ext.message import InferRequest
 from fastinfer._ext.ort import OrtError, Session
 from fastinfer._ext.tensor import Tensor, TensorSpec
 from fastinfer.errors import without_paths
+
+log = logging.getLogger(__name__)
 
 Arrays = list[NDArray[Any]]
 
@@ -62,6 +66,55 @@ class TrialRuns:
             self._ended = True
             for run in self._runs:
                 run.terminate()
+
+
+class TrialResults:
+    """What trials have found, in this process and in those before it: a restart does not try again what is known.
+
+    Keys say what was tried and how, so an entry is right as long as it is kept. Written on load threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._found: dict[str, str | None] = {}
+        self._news: dict[str, str | None] = {}  # found here, and not told yet
+
+    def once(self, key: str, trial: Callable[[], str | None]) -> str | None:
+        """What a trial finds, or has found before. OrtError as of the trial."""
+        with self._lock:
+            known = key in self._found
+            found = self._found.pop(key, None)
+        if known:
+            log.debug("the trial of rows is known from before: %s", found or "they are independent")
+        else:
+            found = trial()
+            with self._lock:
+                self._news[key] = found
+        self._keep(key, found)
+        return found
+
+    def _keep(self, key: str, found: str | None) -> None:
+        with self._lock:
+            self._found[key] = found
+            while len(self._found) > limits.MAX_TRIAL_RESULTS:
+                del self._found[next(iter(self._found))]
+
+    def told(self) -> dict[str, str | None]:
+        """All of it, the latest last."""
+        with self._lock:
+            self._news = {}
+            return dict(self._found)
+
+    def news(self) -> dict[str, str | None]:
+        """What was found since it was told last."""
+        with self._lock:
+            news, self._news = self._news, {}
+            return news
+
+    def restore(self, told: Mapping[str, str | None]) -> None:
+        """Learns what another process has told."""
+        for key, found in told.items():
+            self._keep(key, found)
 
 
 class TooLongError(OrtError):

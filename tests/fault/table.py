@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault import chaos, clients, connections, disks, ending, models, overload, surroundings, work
+from tests.fault import chaos, clients, connections, disks, ending, hostile, models, overload, surroundings, work
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -59,6 +59,12 @@ FAULTS = [
           surroundings.clock_jumps, 27, 10),
     Fault("swapped", "files replaced while they are loaded", "wholly the old or wholly the new model",
           models.swapped, 10, 4),
+    Fault("costly", "requests that take a second, to models that were quick until then", "health checks answered "
+          "meanwhile, p99 50 ms at most; no such run on the loop's thread", hostile.costly_requests, 30, 12),
+    Fault("withdrawn", "a model that ends processes, with other requests each time", "three processes, then 503; the "
+          "others unharmed", hostile.withdrawn, 15, 10),
+    Fault("many shapes", "9,000 clients with a shape each leave at once", "no more processor time than if they had "
+          "one shape", hostile.shapes_that_leave, 25, 8),
     Fault("stat", "a stat() that fails below one model's directory", "that model refused, others unharmed, no task "
           "fails", disks.stat_fails, 30, 12),
     Fault("vanished", "the repository vanishes and comes back", "nothing unloaded, others unharmed",

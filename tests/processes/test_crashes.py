@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import onnx_models
@@ -158,6 +159,114 @@ def test_a_large_request(repository: Path) -> None:
         answer = server.post("/v2/models/other/infer", head + data, **field)
         assert answer.status == 200
         assert answer.body.endswith(data)
+
+
+# --- Models that end processes with different requests ----------------------------------------------------------------
+
+WITHDRAWN = "has ended processes with different requests"
+
+
+def deadly(number: int) -> dict[str, object]:
+    """Another request, of another shape, each time."""
+    return quotient([LOWEST] + [number] * number, [-1] + [1] * number)
+
+
+def kill_until_withdrawn(server: Server, numbers: Iterator[int], model: str = "div") -> Answer:
+    """The answer of the model when it is not run any more."""
+    for number in numbers:
+        if (answer := ask(server, deadly(number), model)) is not None:
+            return answer
+        wait_until(lambda: server.get("/v2/health/ready").status == 200)
+        wait_until(lambda: server.get("/v2/models/other/ready").status == 200)
+    raise AssertionError
+
+
+def metric(server: Server, name: str) -> float:
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("processes", ["1", "3"])
+def test_a_model_that_kills_with_other_requests_each_time_is_withdrawn(repository: Path, processes: str) -> None:
+    path = write(repository, "div", onnx_models.divide("INT64"))
+    numbers = count(1)
+    with serving("--processes", processes, repository=repository) as server:
+        answer = kill_until_withdrawn(server, numbers)
+        assert answer.status == 503
+        assert f"model 'div' version 1 is withdrawn for {answer.headers['retry-after']} s" in answer.error
+        assert WITHDRAWN in answer.error
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+        assert deaths(server) == 3
+
+        # Nobody runs it, in whichever process, whatever it is asked; and nobody else notices.
+        for number in range(1, 9):
+            refused = ask(server, quotient([number], [1]))
+            assert (refused.status, WITHDRAWN in refused.error) == (503, True)
+            assert ask(server, deadly(next(numbers))).status == 503
+            other = server.infer("other", inference(tensor("x", [1, 2], "FP32", [1.5, 2.5])))
+            assert other.json["outputs"][0]["data"] == [1.5, 2.5]
+        assert deaths(server) == 3
+        for _ in range(6):
+            ready = server.get("/v2/models/div/ready")
+            assert (ready.status, WITHDRAWN in ready.error, "retry-after" in ready.headers) == (503, True, True)
+            assert server.get("/v2/models/div/versions/1/ready").status == 503
+            assert server.get("/v2/models/div").status == 200
+            assert server.get("/v2/health/ready").status == 200
+            states = {entry["name"]: entry for entry in server.post("/v2/repository/index").json}
+            assert states["other"]["state"] == "READY"
+            assert states["div"]["state"] == "UNAVAILABLE"
+            assert WITHDRAWN in states["div"]["reason"]
+            assert metric(server, "fastinfer_models_withdrawn") == 1
+        assert metric(server, 'fastinfer_withdrawn_refused_total{model="div"') == 17
+
+        # Loaded again it is tried again, and one more death is enough.
+        assert server.post("/v2/models/div/load").status == 200
+        for _ in range(4):
+            assert ask(server, quotient([8], [2])).json["outputs"][0]["data"] == [4]
+            assert server.get("/v2/models/div/ready").status == 200
+        assert metric(server, "fastinfer_models_withdrawn") == 0
+        answer = kill_until_withdrawn(server, numbers)
+        assert (answer.status, deaths(server)) == (503, 4)
+        assert 60 < int(answer.headers["retry-after"]) <= 120
+
+        # Other files are another model.
+        path.write_bytes(onnx_models.identity("INT64"))
+        assert server.post("/v2/models/div/load").status == 200
+        answer = server.infer("div", inference(tensor("x", [1, 1], "INT64", [4])))
+        assert answer.json["outputs"][0]["data"] == [4]
+
+
+@pytest.mark.parametrize("options", [[], ["--inline-run-us", "1000000"]], ids=["native", "on-the-loop"])
+def test_slices_of_a_model_that_kills(repository: Path, options: list[str]) -> None:
+    write(repository, "div", onnx_models.divide("INT64"))
+    with serving("--default-max-batch-size", "2", *options, repository=repository) as server:
+        for rows in (1, 2, 5, 5, 5):
+            assert ask(server, quotient([4] * rows, [2] * rows)).json["outputs"][0]["data"] == [2] * rows
+        answer = kill_until_withdrawn(server, count(5))
+        assert (answer.status, WITHDRAWN in answer.error) == (503, True)
+        assert deaths(server) == 3
+        refused = ask(server, quotient([4] * 9, [2] * 9))
+        assert (refused.status, WITHDRAWN in refused.error) == (503, True)
+
+
+def test_a_chain_with_a_stage_that_kills(repository: Path) -> None:
+    """The stage is withdrawn, and with it every chain through it; the first stage is not."""
+    write(repository, "div", onnx_models.divide("INT64"))
+    write(repository, "first", onnx_models.identities({"a": "INT64", "b": "INT64"}))
+    with serving(repository=repository) as server:
+        chain = server.post("/v2/models/first/load", {"parameters": {"next": "div"}}).json["name"]
+        body = quotient([8], [2])
+        assert ask(server, body, chain).json["outputs"][0]["data"] == [4]
+        answer = kill_until_withdrawn(server, count(1), chain)
+        assert (answer.status, WITHDRAWN in answer.error) == (503, True)
+        assert "model 'div'" in answer.error
+        assert deaths(server) == 3
+        for name, status in (("first", 200), ("div", 503), (chain, 503)):
+            assert server.get(f"/v2/models/{name}/ready").status == status
+        assert ask(server, body, "first").status == 200
+        assert ask(server, body).status == 503
+        assert server.post("/v2/models/div/load").status == 200
+        assert ask(server, body, chain).json["outputs"][0]["data"] == [4]
 
 
 # --- Loads ------------------------------------------------------------------------------------------------------------

@@ -221,3 +221,22 @@ def test_what_is_ready_is_ready_on_every_connection():
         connections = [stack.enter_context(contextlib.closing(server.connect())) for _ in range(CONNECTIONS)]
         for connection in connections:
             assert exchange(connection, "GET", "/v2/models/convnet/ready").status == 200
+
+
+def test_trials_are_not_repeated_by_processes_that_take_anothers_place(tmp_path):
+    shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
+    known = "the trial of rows is known from before: they are independent"
+    body = inference(*(tensor(name, [1, 16], "INT32", [0] * 16) for name in ("INPUT0", "INPUT1")))
+    with serving("--log-level", "debug", repository=tmp_path) as server:
+        assert known not in server.log
+        crash(server)
+        assert server.infer("simple", body).status == 200
+        assert server.log.count(known) == 1
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "restarted:" in server.log)
+        assert server.log.count(known) == 2
+        (tmp_path / "simple" / "1" / "model.onnx").touch()
+        assert server.post("/v2/models/simple/load").status == 200
+        crash(server)
+        assert server.infer("simple", body).status == 200
+        assert server.log.count(known) == 3

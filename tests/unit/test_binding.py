@@ -1,79 +1,11 @@
 """Small batches in bindings: as the scheduler sees them, the answers are those of ordinary runs."""
 
-import asyncio
-from contextlib import asynccontextmanager
-
 import numpy as np
 import onnx_models
 import pytest
+from inline import with_model
 
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import Session
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
-from fastinfer.workers.onnx import OnnxWorker
-
-
-class Model:
-    """A model whose every batch is run on the loop's thread, once its first run was timed."""
-
-    def __init__(self, model, executor, batched):
-        session = Session(model=model)
-        self.names = [spec.name for spec in session.inputs]
-        signature = Signature(session.inputs, session.outputs, batched=batched, max_batch_size=64)
-        self.worker = OnnxWorker(session, signature, executor, inline_run_us=1_000_000)
-        self.scheduler = Scheduler(
-            self.worker.start,
-            BatchingPolicy(64 if batched else 1),
-            instances=1,
-            max_queue_size=100,
-            timeout_s=30,
-            stats=ModelStats(),
-            loop=asyncio.get_running_loop(),
-        )
-
-    @property
-    def bound_nbytes(self):
-        return self.worker.start.bound_nbytes
-
-    async def ask(self, *requests):
-        """The outcomes of requests (each a list of arrays) that arrive together."""
-        futures = []
-        for arrays in requests:
-            tensors = [Tensor.from_numpy(name, array) for name, array in zip(self.names, arrays, strict=True)]
-            future = asyncio.get_running_loop().create_future()
-            request = InferRequest(tensors)
-            request.rows = len(arrays[0])
-            request.complete = lambda _, outcome, future=future: future.set_result(outcome)
-            futures.append(future)
-            self.scheduler.submit(request)
-        return await asyncio.wait_for(asyncio.gather(*futures), 30)
-
-
-def with_model(model, scenario, batched=True):
-    """Runs a scenario (a coroutine function of a Model) on a loop of its own."""
-
-    @asynccontextmanager
-    async def executor():
-        loop = asyncio.get_running_loop()
-        made = Executor(1)
-        loop.add_reader(made.fileno(), made.drain)
-        try:
-            yield made
-        finally:
-            loop.remove_reader(made.fileno())
-            made.close()
-
-    async def main():
-        async with executor() as threads:
-            return await scenario(Model(model, threads, batched))
-
-    return asyncio.run(main())
 
 
 def row(*values):

@@ -27,5 +27,22 @@ def test_everything_is_told_once_by_name_and_version() -> None:
     ]
 
 
+def test_what_is_withdrawn_is_unavailable_and_says_why() -> None:
+    found = entries(
+        ready=[("m", 1), ("m", 2)],
+        loading=[("m", 3)],
+        unloading=[("m", 4)],
+        on_disk={},
+        failures={},
+        withdrawn={("m", 2): "it kills", ("m", 3): "it kills", ("m", 4): "it kills", ("gone", 1): "it kills"},
+    )
+    assert found == [
+        Entry("m", "1", "READY"),
+        Entry("m", "2", "UNAVAILABLE", "it kills"),
+        Entry("m", "3", "LOADING"),
+        Entry("m", "4", "UNLOADING"),
+    ]
+
+
 def test_nothing_is_an_empty_index() -> None:
     assert entries(ready=(), loading=(), unloading=(), on_disk={}, failures={"gone": "why"}) == []

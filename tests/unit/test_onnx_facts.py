@@ -24,6 +24,9 @@ STEADY = {
     "the input's own shape": graph(("Shape", "x", {}), ("ConstantOfShape", "v0", {})),
     "a size of another input": graph(("Shape", "z", {}), ("Reshape", "x v0", {}), inputs=("x", "z")),
     "a copied constant": graph(("Identity", "to", {}), ("Expand", "x v0", {}), constants={"to": np.int64([2, 4])}),
+    "a recurrence over all steps": graph(("LSTM", "x w r", {})),
+    "constant regions": graph(("RoiAlign", "x rois batch", {}), constants={"rois": np.float32([[0, 0, 1, 1]])}),
+    "constant axes": graph(("ReduceSum", "x axes", {}), constants={"axes": np.int64([1])}),
     "quantized": graph(("DynamicQuantizeLinear", "x", {})),
 }  # fmt: skip
 
@@ -35,6 +38,28 @@ BY_VALUES = {
     "Range": graph(("Range", "x x x", {})),
     "TopK": graph(("ReduceMax", "x", {}), ("TopK", "x v0", {})),
     "NonZero": graph(("NonZero", "x", {})),
+    "DFT": graph(("DFT", "x n", {}), inputs=("x", "n")),
+    "MaxUnpool": graph(("MaxUnpool", "x i to", {"kernel_shape": [2, 2]}), inputs=("x", "i", "to")),
+    "RoiAlign": graph(("RoiAlign", "x rois batch", {}), inputs=("x", "rois", "batch")),
+    "MaxRoiPool": graph(("MaxRoiPool", "x rois", {"pooled_shape": [1, 1]}), inputs=("x", "rois")),
+    "LSTM": graph(("LSTM", "x w r  lengths", {}), inputs=("x", "lengths")),
+    "GRU": graph(("GRU", "x w r  lengths", {}), inputs=("x", "lengths")),
+    "RNN": graph(("RNN", "x w r  lengths", {}), inputs=("x", "lengths")),
+    "Attention": graph(("Attention", "x x x    lengths", {}), inputs=("x", "lengths")),
+    "GroupQueryAttention": graph(
+        ("GroupQueryAttention", "x x x   lengths total", {"domain": "com.microsoft"}), inputs=("x", "lengths", "total")
+    ),
+    "ReduceSum": graph(("ReduceSum", "x axes", {}), inputs=("x", "axes")),
+    "ReduceLogSumExp": graph(("ReduceLogSumExp", "x axes", {}), inputs=("x", "axes")),
+    "OneHot": graph(("OneHot", "x depth values", {}), inputs=("x", "depth", "values")),
+    "Pad": graph(("Pad", "x pads", {}), inputs=("x", "pads")),
+    "Slice": graph(("Slice", "x a b", {}), inputs=("x", "a", "b")),
+    "Compress": graph(("Compress", "x chosen", {}), inputs=("x", "chosen")),
+    "Expand": graph(("Expand", "x to", {}), inputs=("x", "to")),
+    "Unique": graph(("Unique", "x", {})),
+    "STFT": graph(("STFT", "x step window", {}), inputs=("x", "step", "window")),
+    "HannWindow": graph(("HannWindow", "n", {}), inputs=("n",)),
+    "NonMaxSuppression": graph(("NonMaxSuppression", "x s", {}), inputs=("x", "s")),
     "Mystery": graph(("Mystery", "x", {"domain": "own"})),
     "Loop": onnx_models.endless(),
 }

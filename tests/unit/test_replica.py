@@ -19,6 +19,7 @@ from fastinfer.models.operation import Operation
 from fastinfer.models.replica import Replica
 from fastinfer.models.rounds import Rounds
 from fastinfer.service import Service
+from fastinfer.workers import onnx_load, onnx_trial
 
 
 def run(directory: Path, test: Callable[[Replica, Replica], Awaitable[None]]) -> None:
@@ -301,3 +302,64 @@ def test_the_index_before_the_repository_was_read(models: Path) -> None:
         assert {entry.reason for entry in await one.index()} == {"unloaded"}
 
     run(models, test)
+
+
+def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    class Counted(onnx_trial.Trial):
+        def why_rows_depend(self) -> str | None:
+            tried.append(self)
+            return "the trial says so" if self._exact else super().why_rows_depend()
+
+    monkeypatch.setattr(onnx_load, "Trial", Counted)
+    exact = json.dumps({"batching": "exact"})
+
+    async def test(first: Replica, second: Replica) -> None:
+        await first.load_model("simple", None, {})
+        await first.load_model("simple", None, {"tag": 1, "config": exact})
+        assert len(tried) == 2
+        state = json.loads(json.dumps(first.state()))
+        assert await second.restore(state) == {}
+        assert len(tried) == 2
+        for replica in (first, second):
+            limits = [model.own.batched for model in replica.models()]
+            assert limits == [True, False]
+        assert json.loads(json.dumps(second.state()))["trials"] == state["trials"]
+
+        # Other files, or another configuration, are tried.
+        (models / "simple" / "1" / "model.onnx").touch()
+        await second.load_model("simple", None, {})
+        assert len(tried) == 3
+        await second.load_model("simple", None, {"config": json.dumps({"dynamic_batching": {"max_queue_size": 7}})})
+        assert len(tried) == 4
+
+    run(models, test)
+
+
+def test_results_of_trials_are_bounded_and_the_latest_stay() -> None:
+    results = onnx_trial.TrialResults()
+    for number in range(3000):
+        results.once(str(number), lambda number=number: None if number % 2 else f"reason {number}")
+        assert results.once("0", lambda: "another") == "reason 0"
+    told = results.told()
+    assert len(told) == 1000
+    assert list(told)[-2:] == ["2999", "0"]
+    other = onnx_trial.TrialResults()
+    other.restore(json.loads(json.dumps(told)))
+    assert other.once("2998", lambda: "another") == "reason 2998"
+    assert other.once("2999", lambda: "another") is None
+    assert other.told().keys() == told.keys()
+
+
+def test_a_trial_that_fails_is_tried_again() -> None:
+    results = onnx_trial.TrialResults()
+
+    def fails() -> str | None:
+        raise onnx_trial.OrtError("the server is ending")
+
+    for _ in range(2):
+        with pytest.raises(onnx_trial.OrtError):
+            results.once("key", fails)
+    assert results.told() == {}
+    assert results.once("key", lambda: None) is None

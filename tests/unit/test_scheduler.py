@@ -9,87 +9,15 @@ import weakref
 import numpy as np
 import pytest
 from reports import statistics_entry
+from scheduled import Model, run, turn
 
 from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, CrashRecord, CrashSlot
+from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, WITHDRAWN, CrashRecord, CrashSlot
 from fastinfer._ext.message import BatchResult, InferRequest
 from fastinfer._ext.runnotes import RunNotes
-from fastinfer._ext.scheduler import Scheduler
 from fastinfer._ext.tensor import Tensor
 from fastinfer.errors import ApiError
 from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
-
-
-class Model:
-    """A model whose batches end when the test says so; each request's output is its own input."""
-
-    def __init__(self, policy=BatchingPolicy(8), *, inline=False, **options):  # noqa: B008
-        self.batches = []  # (requests, done) under way
-        self.sizes = []
-        self.terminated = 0
-        self.inline = inline
-        self.stats = ModelStats()
-        defaults = {"instances": 1, "max_queue_size": 100, "timeout_s": 30.0}
-        self.scheduler = Scheduler(
-            self.start, policy, **{**defaults, **options}, stats=self.stats, loop=asyncio.get_running_loop()
-        )
-
-    def start(self, requests, done):
-        self.sizes.append(len(requests))
-        if self.inline:
-            done(BatchResult([request.inputs for request in requests]))
-            return None
-        self.batches.append((requests, done))
-        return self
-
-    def terminate(self):
-        self.terminated += 1
-
-    def finish(self, error=None):
-        requests, done = self.batches.pop(0)
-        done(BatchResult([error or request.inputs for request in requests]))
-
-    def submit(self, value=0, **options):
-        return Ticket(self, value, **options)
-
-
-class Ticket:
-    """A submitted request and what came of it."""
-
-    def __init__(self, model, value, *, rows=1, key=None, timeout_us=0, priority=0):
-        tensor = Tensor.from_numpy("x", np.full((rows,), value))
-        self.request = InferRequest([tensor], timeout_us=timeout_us, priority=priority)
-        self.request.rows = rows
-        self.request.shape_key = key
-        self.request.complete = self.complete
-        self.request.stats = model.stats
-        self.outcomes = []
-        model.scheduler.submit(self.request)
-
-    def complete(self, request, outcome):
-        assert request is self.request
-        self.outcomes.append(outcome)
-
-    @property
-    def status(self):
-        (outcome,) = self.outcomes
-        return outcome.status if isinstance(outcome, ApiError) else 200
-
-
-def run(test):
-    """Runs a coroutine test on a loop of its own."""
-
-    def runner():
-        asyncio.run(test())
-
-    runner.__name__ = test.__name__
-    return runner
-
-
-async def turn():
-    for _ in range(3):
-        await asyncio.sleep(0)
 
 
 @run
@@ -558,3 +486,57 @@ async def test_while_nobody_is_suspect_nobody_is_looked_at():
         model.submit(value)
     await turn()
     assert model.sizes == [3]
+
+
+@pytest.mark.parametrize("policy", [BatchingPolicy(8), BatchingPolicy(8, max_queue_delay_ns=1)])
+def test_of_a_withdrawn_model_nothing_is_run(policy):
+    @run
+    async def test():
+        model = Recorded(policy)
+        record = model.notes.slot.record
+        record.put(1, WITHDRAWN, 60)
+        model.judge(7, CULPRIT)
+        tickets = [model.submit(value, key=key) for value, key in ((1, None), (7, None), (2, "a"), (3, "a"))]
+        await turn()
+        await asyncio.sleep(0.01)
+        await turn()
+        assert model.sizes == []
+        assert [ticket.status for ticket in tickets] == [503] * 4
+        error = tickets[0].outcomes[0]
+        assert error.message == "m is withdrawn for 60 s: it has ended processes with different requests"
+        assert dict(error.headers)[b"Retry-After"] == b"60"
+        assert model.scheduler.why_withdrawn().message == error.message
+        assert (model.stats.withdrawn, model.stats.failures["rejected"].count) == (4, 4)
+        assert record.refused == 0
+
+        assert model.scheduler.reinstate()
+        assert not model.scheduler.reinstate()
+        assert model.scheduler.why_withdrawn() is None
+        again = model.submit(1)
+        await turn()
+        await asyncio.sleep(0.01)
+        assert model.sizes == [1]
+        model.finish()
+        assert again.status == 200
+
+    test()
+
+
+@run
+async def test_a_withdrawal_ends_by_itself_and_only_that_of_the_model_counts():
+    model = Recorded()
+    record = model.notes.slot.record
+    record.put(1, WITHDRAWN, -1)
+    record.put(2, WITHDRAWN, 60)
+    ticket = model.submit(1)
+    await turn()
+    model.finish()
+    assert ticket.status == 200
+    assert model.scheduler.why_withdrawn() is None
+
+
+@run
+async def test_without_a_record_nothing_is_withdrawn():
+    model = Model()
+    assert model.scheduler.why_withdrawn() is None
+    assert not model.scheduler.reinstate()

@@ -9,7 +9,16 @@ import pytest
 
 from fastinfer import limits
 from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot, hashed
+from fastinfer._ext.crashrecord import (
+    CULPRIT,
+    LOAD_SUSPECT,
+    QUARANTINED,
+    SUSPECT,
+    WITHDRAWN,
+    CrashRecord,
+    CrashSlot,
+    hashed,
+)
 from fastinfer.supervisor.suspects import Suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children only die
@@ -270,3 +279,114 @@ def test_old_entries_are_forgotten(suspects, record):
     record.put(2, CULPRIT, -1)
     suspects.forget_old()
     assert not record.armed
+
+
+# --- Models that end processes with different requests ----------------------------------------------------------------
+
+
+class Time:
+    """A clock that stands still; of the record it is the system's."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Time()
+
+
+@pytest.fixture
+def one_slot(record, clock):
+    made = Suspects(record, clock)
+    made._free = [0]
+    return made
+
+
+def die_of(suspects, record, *requests, key=1, number=signal.SIGFPE):
+    run(CrashSlot(record, 0), *requests, key=key)
+    suspects.after_death(suspects.free_slot(), number)
+
+
+def until_withdrawn(suspects, record, requests, key=1):
+    """How many deaths it takes."""
+    for number, request in enumerate(requests, 1):
+        die_of(suspects, record, request, key=key)
+        if record.kind(key) == WITHDRAWN:
+            return number
+    raise AssertionError
+
+
+def test_a_model_is_withdrawn_after_deaths_by_different_requests(one_slot, record):
+    die_of(one_slot, record, 10)
+    die_of(one_slot, record, 20, key=2)
+    die_of(one_slot, record, 11)
+    assert record.kind(1) == 0
+    die_of(one_slot, record, 12)
+    assert (record.kind(1), record.kind(2)) == (WITHDRAWN, 0)
+    verdict = record.find(1)
+    assert (verdict.group, verdict.signal) == (MODEL, signal.SIGFPE)
+
+
+def test_one_request_in_a_batch_and_then_alone_is_one(one_slot, record):
+    for batch in ((10, 11, 12), (13, 14, 15)):
+        die_of(one_slot, record, *batch)
+        die_of(one_slot, record, batch[1])
+    assert record.kind(1) == 0
+    die_of(one_slot, record, 16)
+    assert record.kind(1) == WITHDRAWN
+
+
+def test_deaths_long_ago_do_not_count(one_slot, record, clock):
+    for request in range(10, 30):
+        die_of(one_slot, record, request)
+        clock.now += 31
+    assert record.kind(1) == 0
+
+
+def test_kills_from_outside_are_nobodys(one_slot, record):
+    for request in range(10, 20):
+        die_of(one_slot, record, request, number=signal.SIGKILL)
+    assert record.kind(1) == 0
+
+
+def test_deaths_that_may_be_anothers_are_nobodys(record, one_slot):
+    for request in range(10, 20):
+        slot = CrashSlot(record, 0)
+        over = elsewhere(run, slot, request)
+        elsewhere(run, slot, request + 100, key=2)
+        one_slot.after_death(one_slot.free_slot(), signal.SIGSEGV)
+        over.set()
+    assert (record.kind(1), record.kind(2)) == (0, 0)
+
+
+def test_withdrawals_double_and_are_forgiven(one_slot, record, clock):
+    requests, lengths = iter(range(10, 10_000)), []
+    assert until_withdrawn(one_slot, record, requests) == 3
+    for _ in range(8):
+        lengths.append(one_slot._models[1].withdrawn_s)
+        clock.now += lengths[-1] + 1
+        record.remove(1)
+        assert until_withdrawn(one_slot, record, requests) == 1  # it was on trial
+    assert lengths == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    clock.now += 11 * 3600 + 1
+    record.remove(1)
+    one_slot.forget_old()
+    assert one_slot._models == {}
+    assert until_withdrawn(one_slot, record, requests) == 3
+    assert one_slot._models[1].withdrawn_s == 60
+
+
+def test_what_is_withdrawn_already_is_not_withdrawn_for_longer(one_slot, record, clock):
+    requests = iter(range(10, 100))
+    until_withdrawn(one_slot, record, requests)
+    until = one_slot._models[1].until
+    clock.now += 1
+    slot = CrashSlot(record, 0)
+    run(slot, 1000, 1001, count=5000)  # it had begun before, and more are in it than are noted
+    one_slot.after_death(one_slot.free_slot(), signal.SIGFPE)
+    assert record.kind(1) == WITHDRAWN
+    assert one_slot._models[1].until == until

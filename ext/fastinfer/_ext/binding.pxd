@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.ort_run cimport Feed, OrtIoBinding
 from fastinfer._ext.tensor cimport Memory
+from fastinfer._ext.watchdog cimport Watchdog
 
 cdef class Binding:
     cdef Session session
@@ -23,10 +24,11 @@ cdef class Binding:
     cdef int64_t input_ns       # of the last run
     cdef int64_t infer_ns
     cdef int64_t output_ns
+    cdef int cut                # whether the watchdog ended it, as Watchdog.ends has it
 
     cdef bint is_free(self) noexcept
     # The outputs of each request (list[list[Tensor]]), which have `rows` rows together; None where the run failed.
-    cdef list run(self, list requests)
+    cdef list run(self, list requests, Watchdog watchdog)
     cdef bint _lay_out(self, Py_ssize_t max_nbytes) except -1
     cdef int _take(self, list requests) except -1
     cdef list _lend(self, list requests)

@@ -10,6 +10,7 @@ from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.message cimport InferRequest
 from fastinfer._ext.ort_run cimport Failure, check_in_place, create_binding, error_of, release_binding, run_bound
 from fastinfer._ext.tensor cimport MAX_RANK, Tensor, TensorSpec, element_count
+from fastinfer._ext.watchdog cimport Watchdog
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject* object)
@@ -41,15 +42,21 @@ cdef class Binding:
     cdef bint is_free(self) noexcept:
         return Py_REFCNT(<PyObject*>self.memory) == 1       # every output that was lent holds it, too
 
-    cdef list run(self, list requests):
+    cdef list run(self, list requests, Watchdog watchdog):
         cdef int64_t started = monotonic_ns()
         cdef int64_t taken, ran
         cdef Failure failure
+        cdef int failed
         cdef list outputs
         self._take(requests)
         taken = monotonic_ns()
+        watchdog.begins(taken)
         # With the GIL: to let go of it, and to wait until a thread that took it gives it back, may take longer.
-        if run_bound(&self.session.handle, self.binding, &failure) < 0:
+        failed = run_bound(&self.session.handle, self.binding, watchdog.options, &failure)
+        self.cut = watchdog.ends()
+        if failed < 0:
+            self.input_ns = taken - started
+            self.infer_ns = monotonic_ns() - taken
             return None
         if not self.proved:
             if check_in_place(&self.session.handle, self.binding, self.outputs, &failure) < 0:

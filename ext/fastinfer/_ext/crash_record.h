@@ -30,6 +30,7 @@ enum Kind : int {
     CULPRIT = 2,       // a request that ended the process that ran it alone: it is not run
     LOAD_SUSPECT = 3,  // as SUSPECT, a load
     QUARANTINED = 4,   // as CULPRIT, a load
+    WITHDRAWN = 5,     // a model that has ended processes with several requests: none of it is run
 };
 
 struct Entry {

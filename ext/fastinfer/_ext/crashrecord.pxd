@@ -20,6 +20,7 @@ cdef extern from "crash_record.h" namespace "fastinfer" nogil:
         IS_CULPRIT "fastinfer::CULPRIT"
         IS_LOAD_SUSPECT "fastinfer::LOAD_SUSPECT"
         IS_QUARANTINED "fastinfer::QUARANTINED"
+        IS_WITHDRAWN "fastinfer::WITHDRAWN"
 
     struct Entry:
         uint64_t key
@@ -92,6 +93,8 @@ cdef class CrashSlot:
     cdef NotedRun* take_place(self) noexcept
     cdef void give_back(self, NotedRun* run) noexcept
     cdef int kind_of(self, uint64_t key) noexcept
+    # For how long what is known of a key holds, in nanoseconds; 0: nothing of this kind is known.
+    cdef int64_t time_left(self, uint64_t key, int kind) noexcept
     cdef bint absolve(self, uint64_t key, int kind) noexcept
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from fastinfer._ext.job cimport monotonic_ns
@@ -18,6 +18,7 @@ SUSPECT = IS_SUSPECT
 CULPRIT = IS_CULPRIT
 LOAD_SUSPECT = IS_LOAD_SUSPECT
 QUARANTINED = IS_QUARANTINED
+WITHDRAWN = IS_WITHDRAWN
 
 
 class Verdict(NamedTuple):
@@ -192,6 +193,11 @@ cdef class CrashSlot:
 
     cdef int kind_of(self, uint64_t key) noexcept:
         return kind_of(self.record.head, key, monotonic_ns())
+
+    cdef int64_t time_left(self, uint64_t key, int kind) noexcept:
+        cdef int64_t now = monotonic_ns()
+        cdef Entry* entry = entry_of(self.record.head, key, now)
+        return entry.until_ns - now if entry != NULL and entry.kind == kind else 0
 
     cdef bint absolve(self, uint64_t key, int kind) noexcept:
         cdef Entry* entry = entry_of(self.record.head, key, monotonic_ns())

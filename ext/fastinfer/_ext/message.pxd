@@ -101,5 +101,6 @@ cdef class BatchResult:
 
 # Runs batches. Where it can do so at once it is asked at the level of C.
 cdef class BatchRunner:
+    cdef Counters stats                 # of the model; None before a scheduler has it
     # Runs requests that share a batch on this thread; None where that is not what to do with them: then start them.
     cdef BatchResult run_at_once(self, list requests)

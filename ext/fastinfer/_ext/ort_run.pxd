@@ -66,7 +66,8 @@ cdef void discard(Output* output) noexcept nogil
 # outlive the binding. One thread at a time may run it.
 cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, const Feed* outputs,
                                   Failure* failure) noexcept nogil
-cdef int run_bound(const Handle* handle, OrtIoBinding* binding, Failure* failure) noexcept nogil
+cdef int run_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
+                   Failure* failure) noexcept nogil
 # Fails unless the last run left its outputs in the memory that was bound.
 cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
                         Failure* failure) noexcept nogil
@@ -76,6 +77,7 @@ cdef void release_binding(OrtIoBinding* binding) noexcept nogil
 cdef OrtRunOptions* create_run_options() except NULL
 cdef void release_run_options(OrtRunOptions* options) noexcept nogil
 cdef void terminate(OrtRunOptions* options) noexcept nogil
+cdef void unset_terminate(OrtRunOptions* options) noexcept nogil
 
 # The owner of a received output's memory, which counts in `budget`; to be called once for each output.
 # session: kept with it, since its allocator made the value.

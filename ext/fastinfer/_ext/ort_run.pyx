@@ -166,8 +166,9 @@ cdef int _bind_one(OrtIoBinding* binding, const char* name, const Feed* feed, bi
     return failed
 
 
-cdef int run_bound(const Handle* handle, OrtIoBinding* binding, Failure* failure) noexcept nogil:
-    return _failed(ort_run_with_binding(handle.session, NULL, binding), failure)
+cdef int run_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
+                   Failure* failure) noexcept nogil:
+    return _failed(ort_run_with_binding(handle.session, options, binding), failure)
 
 
 cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
@@ -205,6 +206,10 @@ cdef void release_run_options(OrtRunOptions* options) noexcept nogil:
 
 cdef void terminate(OrtRunOptions* options) noexcept nogil:
     ort_release_status(ort_terminate(options))
+
+
+cdef void unset_terminate(OrtRunOptions* options) noexcept nogil:
+    ort_release_status(ort_unset_terminate(options))
 
 
 # --- Values to memory -------------------------------------------------------------------------------------------------

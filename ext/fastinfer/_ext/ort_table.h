@@ -108,6 +108,7 @@ ORT_FUNCTION(37, OrtStatus*, ort_output_name,
 // Run options
 ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out))
 ORT_FUNCTION(46, OrtStatus*, ort_terminate, (OrtRunOptions* options), (options))
+ORT_FUNCTION(47, OrtStatus*, ort_unset_terminate, (OrtRunOptions* options), (options))
 ORT_FUNCTION(97, void, ort_release_run_options, (OrtRunOptions* options), (options))
 
 // Bindings: a session with its inputs and outputs

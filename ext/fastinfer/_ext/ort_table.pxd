@@ -66,6 +66,7 @@ cdef extern from "ort_table.h" nogil:
 
     OrtStatus* ort_create_run_options(OrtRunOptions** out)
     OrtStatus* ort_terminate(OrtRunOptions* options)
+    OrtStatus* ort_unset_terminate(OrtRunOptions* options)
     void ort_release_run_options(OrtRunOptions* options)
 
     OrtStatus* ort_create_io_binding(OrtSession* session, OrtIoBinding** out)

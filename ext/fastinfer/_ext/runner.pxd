@@ -1,38 +1,30 @@
 # Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
 #
-# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose predicted
-# time is below a limit runs at once on the loop's thread. Predictions come from measured runs of the same model with
-# about as many bytes of input. With a limit of 0 nothing runs inline.
+# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose shape is
+# known to take less than a limit (cost) runs at once on the loop's thread, where the watchdog ends it if it takes
+# much longer: then it is run again on a native thread. With a limit of 0 nothing runs inline.
 # A request that is whole (message.pxd) runs alone, and its outputs are not split into rows.
 # Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
 # Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.
 # Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding
+from fastinfer._ext.cost cimport Estimate, ShapeCosts
 from fastinfer._ext.executor cimport Executor, Share
 from fastinfer._ext.job cimport Job
 from fastinfer._ext.message cimport BatchResult, BatchRunner, Keeper
 from fastinfer._ext.ort cimport Session
 from fastinfer._ext.runnotes cimport RunNotes
+from fastinfer._ext.watchdog cimport Watchdog
 
 cdef enum:
-    SIZES = 64                      # sizes of input, in powers of two
     MAX_BINDING_BYTES = 16 << 10    # of one binding: larger runs take so long that a binding hardly matters
     MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
     LARGE_REQUEST = 32 << 10        # bytes of inputs whose copy is worth a thought
     TRIAL = 32                      # of so many batches of large requests one runs in the way that seems slower
-
-
-# How long runs took, by the size of their input.
-cdef class RunTimes:
-    cdef double[SIZES] ns       # smoothed; negative where nothing was measured
-
-    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1
-    # Rather too long than too short; infinite where nothing was measured.
-    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept
 
 
 cdef class Runner(BatchRunner):
@@ -40,9 +32,8 @@ cdef class Runner(BatchRunner):
     cdef bint batched
     cdef Executor executor
     cdef Share share                # of its threads: what models compete with
-    cdef int64_t inline_run_ns
-    cdef readonly RunTimes times
-    cdef readonly RunTimes apart    # of the requests of a batch, one after the other
+    cdef readonly ShapeCosts costs
+    cdef Watchdog watchdog          # None where nothing runs inline
     cdef int large_batches          # that ran
     cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
     cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
@@ -50,14 +41,18 @@ cdef class Runner(BatchRunner):
     cdef RunNotes notes             # None where crashes are not recorded
     cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
 
-    cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept
+    # The shape of a run for `costs`.
+    cdef uint64_t shape_of(self, BatchRun run) noexcept
     # Whether the requests of a batch, with so many bytes together, run one after the other.
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept
     # Of a run on its way to a thread and back, in the crash record.
     cdef void open_note(self, BatchRun run, list requests) noexcept
     cdef void close_note(self, BatchRun run) noexcept
+    cdef void count_overrun(self) noexcept
     cdef list run_bound(self, Binding binding, list requests)
-    cdef Binding ready_binding(self, list requests)
+    # Their number of rows if a binding may run them, else 0.
+    cdef int64_t rows_to_bind(self, list requests) except -1
+    cdef Binding ready_binding(self, int64_t rows)
     cdef Binding bind(self, int64_t rows)
     # All of them, for good; an output that is still held keeps its memory.
     cdef int drop_bindings(self) except -1
@@ -75,7 +70,9 @@ cdef class RunningBatch(Keeper):
     # The requests of the attempt are those from start to stop; `later` holds the (start, stop) of those after it.
     cdef Py_ssize_t start
     cdef Py_ssize_t stop
+    cdef Py_ssize_t ended       # of these, the first ones that have ended, as far as it is known
     cdef list later
+    cdef uint64_t shape         # of the attempt; 0: its time says nothing of the shape's
     cdef int64_t input_ns
     cdef int64_t infer_ns
     cdef int64_t output_ns
@@ -85,8 +82,11 @@ cdef class RunningBatch(Keeper):
     cdef int run_apart(self, list members) except -1
     # Takes the outcomes; whether something is left to be run.
     cdef bint take(self, BatchRun attempt) except? True
+    cdef int learn(self, BatchRun attempt) except -1
     cdef bint take_series(self, RunSeries series) except? True
     cdef bint turn_to_rest(self) except? True
-    cdef bint is_awaited(self, Py_ssize_t start, Py_ssize_t stop) noexcept
+    cdef bint is_awaited(self) noexcept
+    # Runs an attempt on this thread. False: the watchdog has ended it, so it is to run elsewhere.
+    cdef bint run_here(self, BatchRun attempt, Estimate* estimate) except? True
     cdef int close(self, BatchRun attempt) noexcept
     cdef int take_failure(self, BatchRun attempt) except -1

@@ -3,20 +3,21 @@
 import logging
 
 cimport cython
-from libc.math cimport INFINITY
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from fastinfer._ext.batchrun cimport BatchRun, RunSeries
+from fastinfer._ext.batchrun cimport BatchRun, BatchState, RunSeries
 from fastinfer._ext.binding cimport Binding, make_binding
+from fastinfer._ext.cost cimport Estimate, ShapeCosts, shape_of_rows, shape_with
 from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor, Share
-from fastinfer._ext.job cimport Job
+from fastinfer._ext.job cimport Job, monotonic_ns
 from fastinfer._ext.message cimport ENDED, BatchResult, InferRequest
 from fastinfer._ext.ort cimport Session
-from fastinfer._ext.ort_run cimport INVALID_ARGUMENT
+from fastinfer._ext.ort_run cimport INVALID_ARGUMENT, Feed
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.tensor cimport Tensor, TensorSpec, element_count
+from fastinfer._ext.watchdog cimport ENDED_AT_WORK, NOT_ENDED, Watchdog
 
 from fastinfer._ext.ort_run import OrtError
 from fastinfer.errors import ApiError, without_paths
@@ -24,72 +25,48 @@ from fastinfer.errors import ApiError, without_paths
 log = logging.getLogger(__name__)
 
 cdef object NEVER_RUN = ApiError(500, "the model was not run")
-cdef double SMOOTHING = 1.0 / 8     # weight of the newest run in the prediction; TCP's choice for round-trip times
-
-
-# --- Predictions ------------------------------------------------------------------------------------------------------
-
-cdef int size_of(Py_ssize_t nbytes) noexcept nogil:
-    cdef int bits = 0
-    while nbytes > 0:
-        nbytes >>= 1
-        bits += 1
-    return bits
-
-
-@cython.final
-cdef class RunTimes:
-    def __cinit__(self):
-        cdef int size
-        for size in range(SIZES):
-            self.ns[size] = -1
-
-    cpdef int observe(self, Py_ssize_t nbytes, int64_t ns) except -1:
-        cdef double* known = &self.ns[size_of(nbytes)]
-        known[0] = <double>ns if known[0] < 0 else known[0] + (<double>ns - known[0]) * SMOOTHING
-        return 0
-
-    cpdef double predict_ns(self, Py_ssize_t nbytes) noexcept:
-        cdef int wanted = size_of(nbytes)
-        cdef int size = wanted
-        cdef double least = INFINITY
-        cdef double grown = 1
-        while size >= 0:                # the nearest smaller one, as if the time grew with the bytes
-            if self.ns[size] >= 0:
-                return self.ns[size] * grown
-            size -= 1
-            grown *= 2
-        for size in range(wanted + 1, SIZES):
-            if 0 <= self.ns[size] < least:
-                least = self.ns[size]
-        return least
 
 
 @cython.final
 cdef class Runner(BatchRunner):
     def __init__(self, Session session not None, bint batched, Executor executor not None, int64_t inline_run_us,
-                 RunNotes notes=None):
+                 RunNotes notes=None, Watchdog watchdog=None):
         self.session = session
         self.batched = batched
         self.executor = executor
         self.share = Share()
-        self.inline_run_ns = inline_run_us * 1000
         self.notes = notes
-        self.times = RunTimes()
-        self.apart = RunTimes()
+        self.costs = ShapeCosts(inline_run_us * 1000)
+        if inline_run_us > 0:
+            self.watchdog = watchdog if watchdog is not None else Watchdog(inline_run_us)
         self.row_nbytes = row_nbytes_of(session.inputs, batched)
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
-    cdef bint runs_inline(self, Py_ssize_t input_bytes) noexcept:
-        return self.times.predict_ns(input_bytes) < self.inline_run_ns
+    cdef uint64_t shape_of(self, BatchRun run) noexcept:
+        # Of a model whose inputs have one shape and any number of rows it is that number, as for its bindings.
+        cdef const BatchState* state = &run.run_state
+        cdef const Feed* feed
+        cdef uint64_t shape = shape_of_rows(state.total_rows)
+        cdef bint texts = False
+        cdef Py_ssize_t i
+        cdef int k
+        if self.row_nbytes > 0 and state.batched == self.batched:
+            return shape
+        for i in range(state.handle.input_count):
+            feed = &state.feeds[i]
+            texts = texts or feed.datatype_id == BYTES
+            shape = shape_with(shape, <uint64_t>feed.rank)
+            for k in range(1 if state.batched else 0, feed.rank):
+                shape = shape_with(shape, <uint64_t>feed.dims[k])
+        if texts:           # by powers of two
+            shape = shape_with(shape, <uint64_t>size_of(run.input_bytes))
+        return shape
 
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept:
-        cdef int size
         cdef bint quicker
         if requests == 1 or input_bytes < requests * LARGE_REQUEST:
             return False
-        size = size_of(input_bytes)
-        quicker = self.apart.ns[size] < self.times.ns[size]     # what was not measured seems quickest
+        quicker = self.costs.are_quicker_apart(input_bytes)
         self.large_batches += 1
         return quicker if self.large_batches % TRIAL != 0 else not quicker
 
@@ -109,16 +86,31 @@ cdef class Runner(BatchRunner):
 
     cdef BatchResult run_at_once(self, list requests):
         # In a binding, where one is ready; if that fails, the ordinary way tells why.
-        cdef Binding binding = self.ready_binding(requests)
+        cdef int64_t rows = self.rows_to_bind(requests)
+        cdef Estimate* estimate
+        cdef Binding binding
         cdef list outcomes
+        if rows == 0:
+            return None
+        estimate = self.costs.short_one(shape_of_rows(rows))
+        if estimate == NULL or not self.watchdog.is_watching():
+            return None
+        binding = self.ready_binding(rows)
         if binding is None:
             return None
+        self.costs.begins()
         outcomes = self.run_bound(binding, requests)
+        if self.costs.ends(estimate, binding.input_ns + binding.infer_ns, outcomes is not None,
+                           binding.cut != NOT_ENDED, binding.cut == ENDED_AT_WORK):
+            self.count_overrun()
         if outcomes is None:
-            self.in_doubt = True
+            self.in_doubt = binding.cut == NOT_ENDED
             return None
-        self.times.observe(binding.rows * self.row_nbytes, binding.input_ns + binding.infer_ns)
         return BatchResult.make(outcomes, binding.input_ns, binding.infer_ns, binding.output_ns)
+
+    cdef void count_overrun(self) noexcept:
+        if self.stats is not None:
+            self.stats.count_overrun()
 
     cdef void open_note(self, BatchRun run, list requests) noexcept:
         if self.notes is not None:
@@ -131,25 +123,26 @@ cdef class Runner(BatchRunner):
     cdef list run_bound(self, Binding binding, list requests):
         cdef NotedRun* noted
         if self.notes is None:
-            return binding.run(requests)
+            return binding.run(requests, self.watchdog)
         noted = self.notes.open(requests)
         run_begins(noted)
         try:
-            return binding.run(requests)
+            return binding.run(requests, self.watchdog)
         finally:
             run_ends(noted)
             self.notes.close(noted)
 
-    cdef Binding ready_binding(self, list requests):
-        cdef Binding binding
+    cdef int64_t rows_to_bind(self, list requests) except -1:
         cdef InferRequest request
         cdef int64_t rows = 0
-        if (<InferRequest>requests[0]).whole:
-            return None
+        if self.watchdog is None or (<InferRequest>requests[0]).whole:
+            return 0
         for request in requests:
             rows += request.rows
-        if not 0 < rows < len(self.bindings) or not self.runs_inline(rows * self.row_nbytes):
-            return None
+        return rows if 0 < rows < len(self.bindings) else 0
+
+    cdef Binding ready_binding(self, int64_t rows):
+        cdef Binding binding
         binding = <Binding>self.bindings[rows]
         if binding is None:
             return self.bind(rows) if self.bound_nbytes < MAX_BOUND_BYTES else None
@@ -172,6 +165,14 @@ cdef class Runner(BatchRunner):
         self.bindings = []
         self.bound_nbytes = 0
         return 0
+
+
+cdef int size_of(Py_ssize_t nbytes) noexcept:
+    cdef int bits = 0
+    while nbytes > 0:
+        nbytes >>= 1
+        bits += 1
+    return bits
 
 
 # The bytes of a row of all inputs; 0 where shapes are open, or where there are BYTES.
@@ -204,16 +205,16 @@ cdef class RunningBatch:
             for i in range(self.start, self.stop):
                 if self.requests[i] is request:
                     (<RunSeries>self.attempt).runs[i - self.start].terminate()
-        elif self.attempt is not None and not self.is_awaited(self.start, self.stop):
+        elif self.attempt is not None and not self.is_awaited():
             self.attempt.terminate()
         return 0
 
-    cdef bint is_awaited(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
-        cdef Py_ssize_t i
-        for i in range(start, stop):
-            if (<InferRequest>self.requests[i]).state != ENDED:
-                return True
-        return False
+    cdef bint is_awaited(self) noexcept:
+        # Who has ended stays so: those who leave one after the other are looked at once each.
+        self.ended = max(self.ended, self.start)
+        while self.ended < self.stop and (<InferRequest>self.requests[self.ended]).state == ENDED:
+            self.ended += 1
+        return self.ended < self.stop
 
     def __call__(self, Job attempt not None):
         # A native thread has run it.
@@ -232,6 +233,7 @@ cdef class RunningBatch:
         # Runs what is left: inline as long as that is short, else the next attempt on a native thread.
         cdef Runner runner = self.runner
         cdef BatchRun attempt
+        cdef Estimate* estimate
         cdef list members
         while True:
             whole = self.stop - self.start == len(self.requests)
@@ -241,14 +243,36 @@ cdef class RunningBatch:
             if runner.runs_apart(len(members), attempt.input_bytes):
                 return self.run_apart(members)
             runner.open_note(attempt, members)
-            if not runner.runs_inline(attempt.input_bytes):
+            self.shape = runner.shape_of(attempt)
+            estimate = runner.costs.short_one(self.shape) if runner.watchdog is not None else NULL
+            if estimate == NULL or not runner.watchdog.is_watching():
                 attempt.make_terminable()
                 self.attempt = attempt
                 runner.executor.submit(attempt, self, runner.share)
                 return 0
-            attempt.run_here()
-            if not self.take(attempt):
+            if self.run_here(attempt, estimate) and not self.take(attempt):
                 return self.end()
+
+    cdef bint run_here(self, BatchRun attempt, Estimate* estimate) except? True:
+        cdef Runner runner = self.runner
+        cdef Watchdog watchdog = runner.watchdog
+        cdef bint well
+        cdef int cut
+        runner.costs.begins()
+        attempt.run_state.options = watchdog.options
+        watchdog.begins(monotonic_ns())
+        attempt.run_here()
+        cut = watchdog.ends()
+        attempt.run_state.options = NULL        # they are the watchdog's
+        well = attempt.run_state.failure.code == 0
+        if runner.costs.ends(estimate, attempt.ended_ns - attempt.started_ns, well, cut != NOT_ENDED,
+                             cut == ENDED_AT_WORK):
+            runner.count_overrun()
+        self.shape = 0
+        if cut != NOT_ENDED and not well:
+            runner.close_note(attempt)
+            return False
+        return True
 
     cdef int run_apart(self, list members) except -1:
         cdef RunSeries series = RunSeries.make(self.runner.session, members)
@@ -279,7 +303,7 @@ cdef class RunningBatch:
             if in_doubt:        # it is the binding that fails: the model's outputs are not what it declares, say
                 self.runner.drop_bindings()
             outcomes = attempt.split()
-            self.runner.times.observe(attempt.input_bytes, attempt.ended_ns - attempt.started_ns)
+            self.learn(attempt)
             if self.outcomes is None:       # the common case: all at once
                 self.outcomes = outcomes
             else:
@@ -288,7 +312,16 @@ cdef class RunningBatch:
             self.take_failure(attempt)
         return self.turn_to_rest()
 
+    cdef int learn(self, BatchRun attempt) except -1:
+        cdef ShapeCosts costs = self.runner.costs
+        cdef int64_t ns = attempt.ended_ns - attempt.started_ns
+        costs.observe_size(costs.together, attempt.input_bytes, ns)
+        if self.shape != 0 and self.runner.watchdog is not None:
+            costs.observe(self.shape, ns)
+        return 0
+
     cdef bint take_series(self, RunSeries series) except? True:
+        cdef ShapeCosts costs
         cdef BatchRun each
         cdef bint failed = False
         cdef Py_ssize_t i
@@ -302,7 +335,8 @@ cdef class RunningBatch:
                 self.outcomes[i] = failure_of(each, <InferRequest>self.requests[i])
                 failed = True
         if not failed:
-            self.runner.apart.observe(series.input_bytes, series.ended_ns - series.started_ns)
+            costs = self.runner.costs
+            costs.observe_size(costs.apart, series.input_bytes, series.ended_ns - series.started_ns)
         return self.turn_to_rest()
 
     cdef int close(self, BatchRun attempt) noexcept:
@@ -317,7 +351,8 @@ cdef class RunningBatch:
         # Skips halves in which no request waits any more.
         while self.later and not self.given_up:
             self.start, self.stop = self.later.pop()
-            if self.is_awaited(self.start, self.stop):
+            self.ended = self.start
+            if self.is_awaited():
                 return True
         return False
 

@@ -1,13 +1,15 @@
 # One model's notes in the crash record: see runnotes.pxd.
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer._ext.crashrecord cimport (
-    IS_SUSPECT, NONE, REQUESTS, CrashSlot, NotedRun, fingerprints_of, is_armed, write_what,
+    IS_SUSPECT, IS_WITHDRAWN, NONE, REQUESTS, CrashSlot, NotedRun, fingerprints_of, is_armed, write_what,
 )
 from fastinfer._ext.message cimport InferRequest
 from fastinfer._ext.tensor cimport Tensor
+
+from fastinfer.errors import ApiError
 
 cdef extern from "fingerprint.h" namespace "fastinfer" nogil:
     uint64_t hash_number(uint64_t seed, uint64_t number)
@@ -29,10 +31,26 @@ cdef class RunNotes:
         return is_armed(self.slot.record.head)
 
     cdef int verdict(self, InferRequest request) noexcept:
-        cdef int kind = self.slot.kind_of(self.fingerprint_of(request))
-        if kind == NONE and self.slot.kind_of(self.key) == IS_SUSPECT:
-            return IS_SUSPECT
-        return kind
+        cdef int of_model = self.slot.kind_of(self.key)
+        cdef int kind
+        if of_model == IS_WITHDRAWN:
+            return IS_WITHDRAWN
+        kind = self.slot.kind_of(self.fingerprint_of(request))
+        return IS_SUSPECT if kind == NONE and of_model == IS_SUSPECT else kind
+
+    cdef int64_t withdrawn_ns(self) noexcept:
+        return self.slot.time_left(self.key, IS_WITHDRAWN)
+
+    def why_withdrawn(self):
+        cdef int64_t seconds = (self.withdrawn_ns() + 999_999_999) // 1_000_000_000
+        if seconds == 0:
+            return None
+        label = self.label.decode("utf-8", "replace")
+        return ApiError(503, f"{label} is withdrawn for {seconds} s: it has ended processes with different requests",
+                        retry_after_s=seconds)
+
+    def reinstate(self):
+        return self.slot.absolve(self.key, IS_WITHDRAWN)
 
     cdef uint64_t fingerprint_of(self, InferRequest request) noexcept:
         # The tensors are in the model's order, so that their places say their names.

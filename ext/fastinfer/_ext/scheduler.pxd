@@ -17,9 +17,10 @@ from fastinfer._ext.queue cimport Group, Queue
 from fastinfer._ext.runnotes cimport RunNotes
 from fastinfer._ext.stats cimport Counters
 
-# Requests that run together, and how many of them still wait for the answer. It is also what a run is to call at its
-# end. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish breaks.
-cdef class Batch:
+# Requests that run together, and how many of them still wait for the answer. It keeps them until the run ends, and is
+# also what the run is to call then. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish
+# breaks.
+cdef class Batch(Keeper):
     cdef Scheduler scheduler
     cdef list requests
     cdef Py_ssize_t waiting

@@ -4,7 +4,7 @@ import logging
 
 cimport cython
 
-from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, NONE
+from fastinfer._ext.crashrecord cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
 from fastinfer._ext.job cimport Clock
 from fastinfer._ext.lifetime cimport Deadlines, cause_of, drop, late, settle
 from fastinfer._ext.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest, Keeper
@@ -35,6 +35,16 @@ cdef class Batch:
             self.scheduler._finish(self, result)
         return 0
 
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
+        self.waiting -= 1
+        if self.run is None:
+            return 0
+        if self.waiting == 0:
+            self.run.terminate()
+        elif isinstance(self.run, Keeper):
+            (<Keeper>self.run).let_go(request, was, cause)
+        return 0
+
 
 @cython.final
 cdef class Scheduler:
@@ -48,6 +58,8 @@ cdef class Scheduler:
         self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
         self._max_queue_size = max_queue_size
         self.stats = stats
+        if self._runner is not None:
+            self._runner.stats = stats
         self._notes = notes
         self.loop = loop
         self.clock = clock if clock is not None else Clock()
@@ -59,6 +71,10 @@ cdef class Scheduler:
     @property
     def queued(self):
         return self._queue.size
+
+    @property
+    def queue_steps(self):
+        return self._queue.steps
 
     @property
     def running(self):
@@ -107,6 +123,12 @@ cdef class Scheduler:
     cpdef int count_refusal(self, object error, int64_t arrived_ns=0) except -1:
         self.stats.count_failure(cause_of(error), self.clock.now() - arrived_ns if arrived_ns != 0 else 0)
         return 0
+
+    def why_withdrawn(self):
+        return self._notes.why_withdrawn() if self._notes is not None else None
+
+    def reinstate(self):
+        return self._notes is not None and self._notes.reinstate()
 
     def retire(self, retired not None):
         self._retiring = True
@@ -164,9 +186,12 @@ cdef class Scheduler:
     cdef bint _start_batch(self, list requests) except -1:
         # Whether it has ended already.
         cdef Batch batch = Batch.__new__(Batch)
+        cdef InferRequest request
         batch.scheduler = self
         batch.requests = requests
         batch.waiting = len(requests)
+        for request in requests:
+            request.keeper = batch
         self._free_instances -= 1
         self._running.add(batch)
         try:
@@ -242,15 +267,20 @@ cdef class Scheduler:
         return 0
 
     cdef int _refuse_culprits(self, Group group) except -1:
-        # Removes convicted requests at the front; returns the verdict on the new front.
+        # Removes convicted requests at the front, or all of a model that is withdrawn; returns the verdict on the new
+        # front.
         cdef InferRequest request = self._queue.first(group)
         cdef int verdict
         while request is not None:
             verdict = self._notes.verdict(request)
-            if verdict != IS_CULPRIT:
+            if verdict == IS_CULPRIT:
+                self._notes.slot.slot.refused += 1
+                self._refuse_first(group, ApiError(500, REFUSED))
+            elif verdict == IS_WITHDRAWN and (error := self._notes.why_withdrawn()) is not None:
+                self.stats.count_withdrawn()
+                self._refuse_first(group, error)
+            else:
                 return verdict
-            self._notes.slot.slot.refused += 1
-            self._refuse_first(group, ApiError(500, REFUSED))
             request = self._queue.first(group)
         return NONE
 
@@ -331,19 +361,10 @@ cdef class Scheduler:
     # --- The early ends of requests -----------------------------------------------------------------------------------
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
-        cdef Batch batch
+        # Of a request that waits; a batch keeps those that run. One that was refused has been taken from the queue.
         if was == QUEUED:
-            self._queue.has_ended()
+            self._queue.has_ended(request)
             return self._check_idle()
-        for batch in self._running:
-            if any([member is request for member in batch.requests]):
-                batch.waiting -= 1
-                if batch.run is not None:
-                    if batch.waiting == 0:
-                        batch.run.terminate()
-                    elif isinstance(batch.run, Keeper):
-                        (<Keeper>batch.run).let_go(request, was, cause)
-                break
         return 0
 
 

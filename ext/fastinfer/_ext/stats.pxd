@@ -34,11 +34,17 @@ cdef class Counters:
     cdef int64_t* _lines                    # borrowed from the block, which the histograms hold; as the next two
     cdef int64_t* _answered_rows
     cdef int64_t* _last_inference_ms
+    cdef int64_t* _overruns
+    cdef int64_t* _withdrawn
 
     # Of a request, once.
     cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept
     cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept
+    # Of one that was refused because its model is withdrawn; its failure is counted besides.
+    cdef void count_withdrawn(self) noexcept
+    # Of a run on the loop's thread that took much longer than expected.
+    cdef void count_overrun(self) noexcept
     # Of a run. `useful`: it gave outputs, and a request waited for them.
     cdef void count_run(self, int64_t rows, bint useful, int64_t input_ns, int64_t infer_ns,
                         int64_t output_ns) noexcept

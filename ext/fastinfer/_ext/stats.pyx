@@ -11,7 +11,7 @@ CAUSES = ("client", "model", "timeout", "rejected", "cancelled")
 DURATIONS = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 
 # The block: five histograms of durations, that of sizes, the causes' counts and sums, the lines by size of the batch,
-# the answered rows, the date of the last inference.
+# the answered rows, the date of the last inference, the overruns, the requests refused because the model is withdrawn.
 cdef dict BOUNDS = {name: DURATION_BOUNDS_NS for name in DURATIONS} | {"batch_size": SIZE_BOUNDS} | {
     cause: () for cause in CAUSES}
 HISTOGRAMS = {}
@@ -26,7 +26,9 @@ LINES = EXACT_SIZES + LARGER_SIZES
 CELLS_OF_LINE = LINE_CELLS
 ANSWERED_ROWS_CELL = (LINES_AT + LINES_SIZE) // sizeof(int64_t)
 LAST_INFERENCE_CELL = ANSWERED_ROWS_CELL + 1
-NBYTES = LINES_AT + LINES_SIZE + 2 * sizeof(int64_t)
+OVERRUNS_CELL = LAST_INFERENCE_CELL + 1
+WITHDRAWN_CELL = OVERRUNS_CELL + 1
+NBYTES = LINES_AT + LINES_SIZE + 4 * sizeof(int64_t)
 
 
 cdef class Counters:
@@ -49,6 +51,8 @@ cdef class Counters:
         self._lines = <int64_t*>(<char*>self.success.cells + LINES_AT)   # the first histogram begins the block
         self._answered_rows = <int64_t*>(<char*>self._lines + LINES_SIZE)
         self._last_inference_ms = self._answered_rows + 1
+        self._overruns = self._last_inference_ms + 1
+        self._withdrawn = self._overruns + 1
 
     # --- At the level of C -------------------------------------------------------------------------------------------
 
@@ -59,6 +63,12 @@ cdef class Counters:
 
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept:
         (<Histogram>self._failures[cause]).count_in(total_ns, 1)
+
+    cdef void count_withdrawn(self) noexcept:
+        self._withdrawn[0] += 1
+
+    cdef void count_overrun(self) noexcept:
+        self._overruns[0] += 1
 
     cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept:
         self.compute_input.count_in(input_ns, requests)
@@ -101,6 +111,14 @@ cdef class Counters:
     @property
     def last_inference_ms(self):
         return self._last_inference_ms[0]
+
+    @property
+    def overruns(self):
+        return self._overruns[0]
+
+    @property
+    def withdrawn(self):
+        return self._withdrawn[0]
 
 
 def batch_size_of(Py_ssize_t line):
