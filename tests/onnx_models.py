@@ -360,3 +360,14 @@ def compress() -> bytes:
         [value("x", "FP32", [4]), value("keep", "BOOL", [4])],
         [value("y", "FP32", [4])],
     )
+
+
+def expand(elements: int = 4 << 20) -> bytes:
+    """One number, many times."""
+    shape = numpy_helper.from_array(np.array([1, elements], "i8"), "shape")
+    return model(
+        [helper.make_node("Expand", ["x", "shape"], ["y"])],
+        [value("x", "FP32", [1, 1])],
+        [value("y", "FP32", [1, elements])],
+        [shape],
+    )

@@ -174,3 +174,24 @@ def test_endless_runs_of_as_many_models_as_threads_leave_a_thread(tmp_path: Path
         for sock in stuck:
             sock.close()
         wait_for(lambda: metric(running, "displaced_runs") == 0)
+
+
+def test_outputs_are_expected_before_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "wide" / "1").mkdir(parents=True)
+    (tmp_path / "wide" / "1" / "model.onnx").write_bytes(onnx_models.expand())
+    with serving("--in-flight-bytes", "32MiB", repository=tmp_path) as running:
+        body = json.dumps(inference(tensor("x", [1, 1], "FP32", [1]))).encode()
+        many: Counter[int] = Counter()
+
+        def client() -> None:
+            many.update([ask(running, "wide", body)[0]])
+
+        assert ask(running, "wide", body)[0] in (200, 503)  # 16 MiB of numbers, as text 64 MiB
+        clients = [threading.Thread(target=client) for _ in range(8)]
+        for each in clients:
+            each.start()
+        for each in clients:
+            each.join(60)
+        assert sum(many.values()) == 8
+        assert set(many) <= {200, 503}
+        wait_for(lambda: metric(running, "in_flight_bytes") == 0)

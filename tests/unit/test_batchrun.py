@@ -188,7 +188,7 @@ def test_terminate_before_the_start_and_after_the_end(simple: Session) -> None:
 
 
 def test_terminate_ends_an_endless_loop_and_no_other_run() -> None:
-    session, executor = Session(model=models.endless()), Executor(2)
+    session, executor = Session(model=models.endless()), Executor(3)
     ended: list[BatchRun] = []
     runs = [BatchRun(session, [request(np.ones((1, 1), "f4"))], True) for _ in range(2)]
     for each in runs:

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer._ext.batchrun cimport BatchRun, RunSeries
 from fastinfer._ext.binding cimport Binding
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.cost cimport Estimate, ShapeCosts
 from fastinfer._ext.executor cimport Executor, Share
 from fastinfer._ext.job cimport Job
@@ -33,6 +34,7 @@ cdef class Runner(BatchRunner):
     cdef Executor executor
     cdef Share share                # of its threads: what models compete with
     cdef readonly ShapeCosts costs
+    cdef double output_ratio        # bytes of outputs for one of inputs: the most of late
     cdef Watchdog watchdog          # None where nothing runs inline
     cdef int large_batches          # that ran
     cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
@@ -77,6 +79,13 @@ cdef class RunningBatch(Keeper):
     cdef int64_t infer_ns
     cdef int64_t output_ns
 
+    cdef Budget budget          # in which bytes are reserved for the outputs of the attempt, and ...
+    cdef int64_t reserved       # ... how many
+
+    # The outputs that are expected of an attempt; False where the budget has no room for them.
+    cdef bint reserve(self, int64_t input_bytes) except? True
+    cdef int give_back(self) noexcept
+    cdef int refuse(self) except -1
     cdef int go_on(self) except -1
     cdef int end(self) except -1
     cdef int run_apart(self, list members) except -1

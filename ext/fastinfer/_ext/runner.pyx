@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer._ext.batchrun cimport BatchRun, BatchState, RunSeries
 from fastinfer._ext.binding cimport Binding, make_binding
+from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.cost cimport Estimate, ShapeCosts, shape_of_rows, shape_with
 from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
@@ -24,6 +25,7 @@ from fastinfer.errors import ApiError, without_paths
 
 log = logging.getLogger(__name__)
 
+cdef double FORGETTING = 0.99       # of the most that a model has made of its inputs, with each run
 cdef object NEVER_RUN = ApiError(500, "the model was not run")
 
 
@@ -219,6 +221,7 @@ cdef class RunningBatch:
     def __call__(self, Job attempt not None):
         # A native thread has run it.
         self.attempt = None
+        self.give_back()
         try:
             if self.take(<BatchRun>attempt) if isinstance(attempt, BatchRun) else self.take_series(<RunSeries?>attempt):
                 self.go_on()
@@ -240,11 +243,16 @@ cdef class RunningBatch:
             members = self.requests if whole else self.requests[self.start:self.stop]
             attempt = BatchRun.make(runner.session, members,
                                     runner.batched and not (<InferRequest>members[0]).whole)
+            self.shape = runner.shape_of(attempt)
+            estimate = runner.costs.short_one(self.shape) if runner.watchdog is not None else NULL
+            if (estimate == NULL or not runner.watchdog.is_watching()) and not self.reserve(attempt.input_bytes):
+                self.refuse()
+                if not self.turn_to_rest():
+                    return self.end()
+                continue
             if runner.runs_apart(len(members), attempt.input_bytes):
                 return self.run_apart(members)
             runner.open_note(attempt, members)
-            self.shape = runner.shape_of(attempt)
-            estimate = runner.costs.short_one(self.shape) if runner.watchdog is not None else NULL
             if estimate == NULL or not runner.watchdog.is_watching():
                 attempt.make_terminable()
                 self.attempt = attempt
@@ -252,6 +260,33 @@ cdef class RunningBatch:
                 return 0
             if self.run_here(attempt, estimate) and not self.take(attempt):
                 return self.end()
+
+    cdef bint reserve(self, int64_t input_bytes) except? True:
+        # As much as the model's runs of late have made of so many bytes. Outputs count by themselves once they are there.
+        cdef Budget budget = self.runner.session.budget
+        cdef int64_t expected = <int64_t>(self.runner.output_ratio * <double>input_bytes)
+        if budget is None:
+            return True
+        if budget.count.spent() or not budget.count.reserve(expected):
+            return False
+        self.budget = budget
+        self.reserved = expected
+        return True
+
+    cdef int give_back(self) noexcept:
+        if self.reserved > 0:
+            self.budget.count.release(self.reserved)
+            self.reserved = 0
+        return 0
+
+    cdef int refuse(self) except -1:
+        if self.outcomes is None:
+            self.outcomes = [NEVER_RUN] * len(self.requests)
+            self.later = []
+        self.outcomes[self.start:self.stop] = [
+            ApiError(503, "the server is out of its memory budget", retry_after_s=1)
+            for _ in range(self.stop - self.start)]
+        return 0
 
     cdef bint run_here(self, BatchRun attempt, Estimate* estimate) except? True:
         cdef Runner runner = self.runner
@@ -313,7 +348,14 @@ cdef class RunningBatch:
         return self.turn_to_rest()
 
     cdef int learn(self, BatchRun attempt) except -1:
-        cdef ShapeCosts costs = self.runner.costs
+        cdef Runner runner = self.runner
+        cdef ShapeCosts costs = runner.costs
+        cdef int64_t made = 0
+        cdef Py_ssize_t i
+        if attempt.run_state.options != NULL:       # a run on a native thread: those on the loop's make little
+            for i in range(attempt.run_state.handle.output_count):
+                made += attempt.run_state.outputs[i].nbytes
+            runner.output_ratio = max(<double>made / max(1, attempt.input_bytes), runner.output_ratio * FORGETTING)
         cdef int64_t ns = attempt.ended_ns - attempt.started_ns
         costs.observe_size(costs.together, attempt.input_bytes, ns)
         if self.shape != 0 and self.runner.watchdog is not None:
