@@ -51,7 +51,8 @@ def ask(body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
     answers: list[tuple[int, Any]] = []
     connection: Any = SimpleNamespace(answer=lambda _, status, _type, text, _fields: answers.append((status, text)))
     exchange = Exchange(connection, "POST", (), {}, body, True)
-    handler = routes.routes(None)[1].handler  # type: ignore[arg-type]
+    service: Any = SimpleNamespace(config=SimpleNamespace(request_timeout_s=30.0))
+    handler = routes.routes(service)[1].handler
     coroutine = handler(exchange)
     assert coroutine is not None
     try:

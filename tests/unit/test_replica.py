@@ -320,6 +320,11 @@ def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: py
         await first.load_model("simple", None, {"tag": 1, "config": exact})
         assert len(tried) == 2
         state = json.loads(json.dumps(first.state()))
+
+        async def override_of(_: str) -> str:
+            return exact
+
+        second.override_of = override_of
         assert await second.restore(state) == {}
         assert len(tried) == 2
         for replica in (first, second):
@@ -363,3 +368,17 @@ def test_a_trial_that_fails_is_tried_again() -> None:
             results.once("key", fails)
     assert results.told() == {}
     assert results.once("key", lambda: None) is None
+
+
+def test_results_of_trials_are_told_once_as_changes(models: Path) -> None:
+    async def test(first: Replica, second: Replica) -> None:
+        await first.load_model("simple", None, {})
+        told = first.changes()["trials"]
+        assert len(told) == 1
+        assert first.changes()["trials"] == {}
+        assert first.state()["trials"] == told
+        second.state()
+        await second.load_model("simple", None, {})
+        assert second.changes()["trials"] == told
+
+    run(models, test)
