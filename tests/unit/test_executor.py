@@ -349,7 +349,9 @@ def test_threads_are_named_and_take_no_signals(executor: Executor, endless: Sess
         assert not mask >> (signal.SIGSEGV - 1) & 1
     for run in runs:
         run.terminate()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    Executor(1).close()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_no_thread_and_no_descriptor_is_left() -> None:
