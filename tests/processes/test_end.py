@@ -17,37 +17,35 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx_models
 import pytest
 from load_clients import SIMPLE, load, wait_until
 from support import REPOSITORY, exchange, serving
 
 WARM_UP = """
-max_batch_size = 4
+max_batch_size = 0
 [[model_warmup]]
 name = "w"
-batch_size = 1
-[model_warmup.inputs.INPUT0]
-data_type = "TYPE_INT32"
-dims = [16]
-input_data_file = "rows"
-[model_warmup.inputs.INPUT1]
-data_type = "TYPE_INT32"
-dims = [16]
-input_data_file = "rows"
+[model_warmup.inputs.x]
+data_type = "TYPE_FP32"
+dims = [1]
+zero_data = true
 """
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture
 def hanging(tmp_path: Path) -> Path:
-    """A repository with a model that loads, and one whose load reads from a pipe into which nobody writes."""
-    for name in ("simple", "hanging"):
+    """A repository with a model that loads, and one whose load runs an operator that takes minutes."""
+    models = {
+        "simple": (REPOSITORY / "simple" / "1" / "model.onnx").read_bytes(),
+        "hanging": onnx_models.one_long_operator(),
+    }
+    for name, model in models.items():
         version = tmp_path / name / "1"
         version.mkdir(parents=True)
-        (version / "model.onnx").write_bytes((REPOSITORY / "simple" / "1" / "model.onnx").read_bytes())
+        (version / "model.onnx").write_bytes(model)
     (tmp_path / "hanging" / "config.toml").write_text(WARM_UP)
-    (tmp_path / "hanging" / "warmup").mkdir()
-    os.mkfifo(tmp_path / "hanging" / "warmup" / "rows")
     return tmp_path
 
 

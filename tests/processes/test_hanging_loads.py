@@ -118,7 +118,9 @@ def test_who_looks_at_the_repository_is_answered(mount: Mount) -> None:
     with serving(*options, repository=mount.repository, env=mount.env) as server:
         mount.hang()
         index = server.post("/v2/repository/index")
-        assert (index.status, index.error) == (504, "reading the model repository has not ended in 3 s")
+        assert index.status == 504
+        # By the time limit of the look, or by that of the request, which begins a little earlier.
+        assert index.error in ("reading the model repository has not ended in 3 s", "Request timeout expired")
         assert server.get("/v2/models/simple/ready").status == 200
         mount.answer()
         wait_for(lambda: server.post("/v2/repository/index").status == 200)
