@@ -262,7 +262,8 @@ cdef class RunningBatch:
                 return self.end()
 
     cdef bint reserve(self, int64_t input_bytes) except? True:
-        # As much as the model's runs of late have made of so many bytes. Outputs count by themselves once they are there.
+        # As much as the model's runs of late have made of so many bytes. Outputs count by themselves once they are
+        # there.
         cdef Budget budget = self.runner.session.budget
         cdef int64_t expected = <int64_t>(self.runner.output_ratio * <double>input_bytes)
         if budget is None:
