@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+from typing import Any
 
 import pytest
 from reports import statistics_entry
@@ -103,3 +105,16 @@ def test_the_block_can_be_read_by_somebody_else() -> None:
 def test_too_little_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         ModelStats(bytearray(100))
+
+
+def test_counters_in_a_cycle_with_their_memory_are_collected() -> None:
+    class Model:
+        """Refers to itself, as a model does through what it has under way."""
+
+    for _ in range(3):
+        model: Any = Model()
+        model.itself = model
+        model.memory = memoryview(bytearray(2 * stats.NBYTES)).cast("q")
+        model.counters = ModelStats(model.memory[: stats.NBYTES // 8])
+        del model
+        gc.collect()

@@ -1,7 +1,7 @@
 # The half of an HTTP/1.1 connection that every request passes: see connection.pxd, and http/protocol.py for the rest.
 
 cimport cython
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uintptr_t
@@ -9,6 +9,7 @@ from libc.string cimport memcmp, memcpy
 
 from fastinfer._ext.budget cimport Budget
 from fastinfer._ext.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer._ext.histogram cimport borrow
 from fastinfer._ext.job cimport monotonic_ns
 from fastinfer._ext.reply cimport ok_json, reply, size_of
 from fastinfer._ext.upload cimport BodyPool, SizedUpload, Upload
@@ -44,10 +45,11 @@ cdef class Shared:
 
     def __init__(self, limits, loop, Poller poller=None, counters=None, Budget budget=None):
         PyBuffer_Release(&self._counted)
-        PyObject_GetBuffer(bytearray(COUNTER_BYTES) if counters is None else counters, &self._counted, PyBUF_WRITABLE)
-        if self._counted.len < COUNTER_BYTES or <uintptr_t>self._counted.buf % sizeof(int64_t) != 0:
+        cdef Py_ssize_t size = 0
+        cdef char* at = borrow(bytearray(COUNTER_BYTES) if counters is None else counters, &self._counted, &size)
+        if size < COUNTER_BYTES or <uintptr_t>at % sizeof(int64_t) != 0:
             raise ValueError(f"the counters need {COUNTER_BYTES} bytes, aligned to 8")
-        self._answers = <int64_t*>self._counted.buf
+        self._answers = <int64_t*>at
         self._connections = self._answers + 6
         self.limits = limits
         self.loop = loop

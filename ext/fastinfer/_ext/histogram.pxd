@@ -11,6 +11,12 @@ cdef enum:
     MAX_BOUNDS = 64
 
 
+# Where writable memory is, and how large; `held` keeps it there. Of a memoryview it holds the buffer of what that views:
+# where the collector finds both in one cycle, it clears the memoryview first, and a buffer of it that is given back after
+# that ends the process.
+cdef char* borrow(object memory, Py_buffer* held, Py_ssize_t* size) except NULL
+
+
 cdef class Histogram:
     cdef readonly tuple bounds
     cdef int64_t[MAX_BOUNDS] limits     # the bounds again, for the search

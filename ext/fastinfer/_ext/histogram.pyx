@@ -26,6 +26,19 @@ def nbytes(bounds):
     return (len(bounds) + 2) * sizeof(int64_t)
 
 
+cdef char* borrow(object memory, Py_buffer* held, Py_ssize_t* size) except NULL:
+    cdef Py_buffer view
+    cdef char* at
+    PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE)
+    at = <char*>view.buf
+    size[0] = view.len
+    try:
+        PyObject_GetBuffer(memory.obj if isinstance(memory, memoryview) else memory, held, PyBUF_WRITABLE)
+    finally:
+        PyBuffer_Release(&view)
+    return at
+
+
 # The collector would drop the buffer's owner without releasing the buffer.
 @cython.no_gc_clear
 @cython.final
@@ -41,12 +54,13 @@ cdef class Histogram:
             if i > 0 and self.limits[i] <= self.limits[i - 1]:
                 raise ValueError("the bounds of a histogram must rise")
         cdef Py_ssize_t size = nbytes(self.bounds)
-        PyObject_GetBuffer(bytearray(size) if memory is None else memory, &self.view, PyBUF_WRITABLE)
-        if offset < 0 or size > self.view.len - offset:
-            raise ValueError(f"a histogram of {size} bytes does not fit {self.view.len} bytes at {offset}")
-        if (<uintptr_t>self.view.buf + <uintptr_t>offset) % sizeof(int64_t) != 0:
+        cdef Py_ssize_t there = 0
+        cdef char* at = borrow(bytearray(size) if memory is None else memory, &self.view, &there)
+        if offset < 0 or size > there - offset:
+            raise ValueError(f"a histogram of {size} bytes does not fit {there} bytes at {offset}")
+        if (<uintptr_t>at + <uintptr_t>offset) % sizeof(int64_t) != 0:
             raise ValueError("the memory of a histogram must be aligned to 8 bytes")
-        self.cells = <int64_t*>(<char*>self.view.buf + offset)
+        self.cells = <int64_t*>(at + offset)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
