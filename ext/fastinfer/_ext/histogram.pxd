@@ -12,8 +12,8 @@ cdef enum:
 
 
 # Where writable memory is, and how large; `held` keeps it there. Of a memoryview it holds the buffer of what that views:
-# where the collector finds both in one cycle, it clears the memoryview first, and a buffer of it that is given back after
-# that ends the process.
+# if the collector finds both in one cycle, it clears the memoryview first, and to give a buffer of that back later ends
+# the process.
 cdef char* borrow(object memory, Py_buffer* held, Py_ssize_t* size) except NULL
 
 
