@@ -2,7 +2,7 @@
 
 A record has a slot for each process that may live at the same time, and one table for all of them: 64-bit keys of
 requests, of loads and of models, each with what it is (:data:`SUSPECT`, :data:`CULPRIT`, :data:`LOAD_SUSPECT`,
-:data:`QUARANTINED`, :data:`WITHDRAWN`) until a time. :mod:`fastinfer.supervisor.suspects` tells how both are used.
+:data:`QUARANTINED`, :data:`WITHDRAWN`) until a time. :mod:`fastinfer.supervisor.suspects` uses both.
 
 Imports neither ONNX Runtime nor numpy.
 """

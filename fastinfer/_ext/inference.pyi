@@ -63,7 +63,7 @@ class InferHandler:
         nonfinite: int,
         budget: Budget | None = None,
     ) -> None: ...
-    def waits(self, exchange: Any) -> Inference:
+    def await_body(self, exchange: Any) -> Inference:
         """Begins an inference whose body is still inflated: its deadline runs. ApiError 404 or 503 without a model."""
     def __call__(self, exchange: Any) -> None:
         """Begins an inference, which answers the exchange later. ApiError where it cannot begin."""

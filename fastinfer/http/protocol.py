@@ -276,7 +276,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             if next(steps, _END) is _END:  # a small body, in its first piece
                 inflated()
                 return
-            waiter = _Waiter(exchange) if inference is None else inference.waits(exchange)
+            waiter = _Waiter(exchange) if inference is None else inference.await_body(exchange)
             waiter.work_on(hub.pieces.submit(steps, lambda error: waiter.refuse(error) if error else inflated()))
 
         exchange.guard(begin)

@@ -32,13 +32,14 @@ class ChunkedUpload(Upload):
     trailers reach none of its callbacks, so that they could not be counted. Trailers are checked and dropped.
     """
 
-    __slots__ = ("_body", "_chunks", "_framing", "_in_trailers", "_left", "_limits", "_line")
+    __slots__ = ("_body", "_chunks", "_framing", "_gathered", "_in_trailers", "_left", "_limits", "_line")
 
     def __init__(self, head: Head, now: float, arrived_ns: int, limits: HttpLimits, body: Body) -> None:
         """``body``: where its bytes go; it may become as large as the head allows."""
         super().__init__(head, now, arrived_ns)
         self._limits = limits
         self._body = body
+        self._gathered = bytearray()  # small chunks of this read that are not in the body yet
         self._left = 0  # bytes of the current chunk still to come, with its CR LF
         self._chunks = 0
         self._framing = 0  # bytes that are not body
@@ -52,9 +53,16 @@ class ChunkedUpload(Upload):
             ApiError: 400 for malformed framing, 413 for too large a body.
             MemoryError: there is no memory for it, or the budget is spent.
         """
+        try:
+            return self._feed(buffer, start, end)
+        finally:
+            self._take_gathered()
+
+    def _feed(self, buffer: bytearray, start: int, end: int) -> int:
         while start < end and not self.complete:
             if self._left > 2:
                 stop = min(start + self._left - 2, end)
+                self._take_gathered()
                 with memoryview(buffer) as view:
                     self._body.take(view[start:stop])
                 self._left -= stop - start
@@ -92,10 +100,15 @@ class ChunkedUpload(Upload):
             return 0
         self._count(size)
         self._frame(first - start + 2)
-        with memoryview(buffer) as view:
-            self._body.take(view[first:stop])
+        self._gathered += buffer[first:stop]
         self.received += size
         return stop + 2
+
+    def _take_gathered(self) -> None:
+        """Small chunks become body together: each by itself would cost more than its framing."""
+        if self._gathered:
+            self._body.take(self._gathered)
+            self._gathered = bytearray()
 
     def _frame(self, size: int) -> None:
         self._framing += size

@@ -146,8 +146,7 @@ inline void put(const Candidate<Value>& chosen, const Lines& labels, std::string
 // --- Rankings ----------------------------------------------------------------------------------------------------------
 
 constexpr int64_t USUAL_TEXT = 24;      // bytes of an element with its size; a good guess saves growing
-// Of all classes of an output: a hundred rows of a thousand labelled ones. Large numbers are written in full, so that a
-// few bytes of a request become hundreds.
+// limits.MAX_CLASSES_TEXT_BYTES: large numbers are written in full, so a few bytes of a request become hundreds.
 constexpr int64_t MAX_CLASSES_TEXT = 4 << 20;
 
 enum Outcome { RANKED, NO_MEMORY, TOO_LONG, GIVEN_UP };

@@ -10,7 +10,7 @@
 # preempted hardly moves it; a shape that is above the limit runs, and is measured, on native threads until it is not.
 #
 # A run that takes more than LEAP times its estimate, and longer than the limit, is an overrun. Is it the model, or was
-# the thread preempted? Its processor time tells, but to read that before each run would cost a system call. So the
+# the thread preempted? Its processor time shows which, but reading it before each run would cost a system call. So the
 # first overrun puts the model on probation: its next PROBATION runs are measured with processor time and waits. An
 # overrun that computed or waited there suspends the model, as does a run that the watchdog ended while it computed: all
 # its runs go to native threads for a time that doubles with each suspension. A preempted run has no consequence.
@@ -36,6 +36,10 @@ cdef struct Estimate:
 cdef struct Usage:
     int64_t cpu_ns
     int64_t waits
+
+
+# The size class of so many bytes: powers of two.
+cdef int size_class(Py_ssize_t nbytes) noexcept
 
 
 cdef class ShapeCosts:

@@ -28,7 +28,7 @@ cdef uint64_t shape_with(uint64_t shape, uint64_t number) noexcept:
     return hash_number(shape, number) | 1       # 0 stands for a free place
 
 
-cdef int size_of(Py_ssize_t nbytes) noexcept:
+cdef int size_class(Py_ssize_t nbytes) noexcept:
     cdef int bits = 0
     while nbytes > 0:
         nbytes >>= 1
@@ -163,11 +163,11 @@ cdef class ShapeCosts:
     # --- Batches of large requests ------------------------------------------------------------------------------------
 
     cdef bint are_quicker_apart(self, Py_ssize_t nbytes) noexcept:
-        cdef int size = size_of(nbytes)
+        cdef int size = size_class(nbytes)
         return self.apart[size] < self.together[size]       # what was not measured seems quickest
 
     cdef void observe_size(self, double* times, Py_ssize_t nbytes, int64_t ns) noexcept:
-        cdef double* known = &times[size_of(nbytes)]
+        cdef double* known = &times[size_class(nbytes)]
         known[0] = <double>ns if known[0] < 0 else known[0] + (<double>ns - known[0]) * RISE
 
     # --- For Python ---------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ cdef class ShapeCosts:
         return estimate.ns if estimate != NULL else INFINITY
 
     def times_of(self, Py_ssize_t nbytes):
-        cdef int size = size_of(nbytes)
+        cdef int size = size_class(nbytes)
         return tuple([ns if ns >= 0 else None for ns in (self.together[size], self.apart[size])])
 
 

@@ -47,7 +47,7 @@ cdef class Executor:
     # Of data work: what takes about a millisecond, and what takes longer.
     cdef readonly Share brief
     cdef readonly Share bulk
-    # job -> (what to call with it, its share): keeps both, and what the job works on, until its end was told. In and
+    # job -> (what to call with it, its share): keeps both, and what the job works on, until `done` was called. In and
     # out on the loop's thread only.
     cdef dict _jobs
 

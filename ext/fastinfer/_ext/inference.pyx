@@ -56,12 +56,9 @@ cdef class InferHandler:
         found = self.ready.get(arguments)
         return found if found is not None else self.find(*arguments)
 
-    def waits(self, Exchange exchange not None):
-        # Of a body that is inflated first: the deadline runs meanwhile.
-        cdef Inference inference = Inference.__new__(Inference)
-        inference.handler = self
-        inference.arguments = exchange.arguments
-        inference.arrived_ns = exchange.arrived_ns
+    def await_body(self, Exchange exchange not None):
+        # A body that is inflated first: the deadline runs meanwhile.
+        cdef Inference inference = self.inference(exchange)
         inference.model = self.target(inference.arguments)
         inference.exchange = exchange
         exchange.abandoned = inference

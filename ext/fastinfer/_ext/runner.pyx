@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint64_t
 from fastinfer._ext.batchrun cimport BatchRun, BatchState, RunSeries
 from fastinfer._ext.binding cimport Binding, make_binding
 from fastinfer._ext.budget cimport Budget
-from fastinfer._ext.cost cimport Estimate, ShapeCosts, shape_of_rows, shape_with
+from fastinfer._ext.cost cimport Estimate, ShapeCosts, shape_of_rows, shape_with, size_class
 from fastinfer._ext.crashrecord cimport NotedRun, run_begins, run_ends
 from fastinfer._ext.datatype cimport BYTES, row
 from fastinfer._ext.executor cimport Executor, Share
@@ -61,7 +61,7 @@ cdef class Runner(BatchRunner):
             for k in range(1 if state.batched else 0, feed.rank):
                 shape = shape_with(shape, <uint64_t>feed.dims[k])
         if texts:           # by powers of two
-            shape = shape_with(shape, <uint64_t>size_of(run.input_bytes))
+            shape = shape_with(shape, <uint64_t>size_class(run.input_bytes))
         return shape
 
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept:
@@ -78,7 +78,11 @@ cdef class Runner(BatchRunner):
         batch.requests = requests
         batch.done = done
         batch.stop = len(requests)
-        batch.go_on()
+        try:
+            batch.go_on()
+        except Exception:
+            batch.give_back()
+            raise
         return batch if batch.done is not None else None
 
     def close(self):
@@ -169,14 +173,6 @@ cdef class Runner(BatchRunner):
         return 0
 
 
-cdef int size_of(Py_ssize_t nbytes) noexcept:
-    cdef int bits = 0
-    while nbytes > 0:
-        nbytes >>= 1
-        bits += 1
-    return bits
-
-
 # The bytes of a row of all inputs; 0 where shapes are open, or where there are BYTES.
 cdef Py_ssize_t row_nbytes_of(tuple inputs, bint batched):
     cdef TensorSpec spec
@@ -262,8 +258,7 @@ cdef class RunningBatch:
                 return self.end()
 
     cdef bint reserve(self, int64_t input_bytes) except? True:
-        # As much as the model's runs of late have made of so many bytes. Outputs count by themselves once they are
-        # there.
+        # What the model's latest runs have made of as many bytes. Outputs count by themselves once they are there.
         cdef Budget budget = self.runner.session.budget
         cdef int64_t expected = <int64_t>(self.runner.output_ratio * <double>input_bytes)
         if budget is None:
@@ -322,6 +317,7 @@ cdef class RunningBatch:
     cdef int end(self) except -1:
         # What the batch holds is let go of here: its end is told to somebody who may know the batch.
         cdef list outcomes = self.outcomes
+        self.give_back()
         done, self.done = self.done, None
         if outcomes is None:
             outcomes = [NEVER_RUN] * len(self.requests)

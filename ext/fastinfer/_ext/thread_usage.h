@@ -9,7 +9,7 @@
 
 namespace fastinfer {
 
-// Of a thread that was preempted neither grows. Both stay 0 if the system does not tell.
+// Of a thread that was preempted neither grows. Both stay 0 if the system does not know.
 static inline void thread_usage(int64_t* cpu_ns, int64_t* waits) {
     rusage usage = {};
     getrusage(RUSAGE_THREAD, &usage);
