@@ -192,8 +192,8 @@ def test_a_lenient_server_waits_for_all_that_are_loading(tmp_path: Path) -> None
     (tmp_path / "endless" / "1" / "model.onnx").write_bytes(onnx_models.endless())
     (tmp_path / "endless" / "config.toml").write_text(onnx_models.ENDLESS_LOAD)
     with serving("--no-strict-readiness", repository=tmp_path, wait=False) as server:
-        wait_for(lambda: server.get("/v2/models/simple/ready").status == 200)
-        assert health(server) == (503, "models are not ready: model 'endless' is loading")
+        wait_for(lambda: health(server) == (503, "models are not ready: model 'endless' is loading"))
+        assert server.get("/v2/models/simple/ready").status == 200
 
 
 def test_a_failed_model_that_is_removed_from_the_disk(tmp_path: Path) -> None:
