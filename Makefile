@@ -18,7 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 DONE := .venv/done
 FLAVOUR := $(strip $(foreach each,DEBUG SANITIZE COVERAGE GUIDED,$(if $(filter-out 0,$(FASTINFER_$(each))),$(each))))
 BUILT := $(DONE)/built$(FLAVOUR:%=-%)
-SOURCES := setup.py $(wildcard ext/fastinfer/_ext/*.p[yx][xd] ext/fastinfer/_ext/*.h)
+SOURCES := setup.py $(shell find ext -name "*.pyx" -o -name "*.pxd" -o -name "*.h")
+UNBUILD := rm -rf build $(DONE)/built*; find fastinfer -name '*.so' -delete; find ext -name '*.cpp' -delete
 
 help:  ## show the verbs
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -112,7 +113,8 @@ models: $(DONE)/dev  ## make the bundled models again
 	@$(BIN)/python model-repository/make_models.py
 
 clean:  ## remove what was built
-	@rm -rf build dist *.egg-info fastinfer/_ext/*.so ext/fastinfer/_ext/*.cpp $(DONE)/built* $(DONE)/installed
+	@$(UNBUILD)
+	@rm -rf dist *.egg-info $(DONE)/installed
 
 # --- The steps. Each leaves a stamp, so the second time is instant. --------------------------------------------------
 
@@ -134,7 +136,7 @@ $(DONE)/dependencies: pyproject.toml | $(DONE)/venv
 
 $(BUILT): $(SOURCES) $(DONE)/dependencies
 	@echo "==> compiling the extensions (a minute or two)$(if $(FLAVOUR), with $(FLAVOUR))"
-	@test -e $@ || rm -rf build fastinfer/_ext/*.so ext/fastinfer/_ext/*.cpp $(DONE)/built*
+	@test -e $@ || { $(UNBUILD); }
 	@if test $(DONE)/installed -nt $(DONE)/dependencies; then $(BIN)/python setup.py -q build_ext --inplace; \
 		else $(PIP) install --no-deps --no-build-isolation -e . && touch $(DONE)/installed; fi
 	@touch $@

@@ -14,7 +14,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SOURCE = Path("ext/fastinfer/_ext")
+SOURCE = Path("ext")
 
 
 def switch(name: str) -> bool:
@@ -42,21 +42,21 @@ if guided:
 
 extensions = [
     Extension(
-        f"fastinfer._ext.{source.stem}",
+        ".".join(source.relative_to(SOURCE).with_suffix("").parts),
         [str(source)],
-        include_dirs=["ext", str(SOURCE), numpy.get_include()],
-        depends=[str(header) for header in SOURCE.glob("*.h")],
+        include_dirs=[str(SOURCE), numpy.get_include()],
+        depends=[str(header) for header in SOURCE.rglob("*.h")],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         language="c++",
     )
-    for source in sorted(SOURCE.glob("*.pyx"))
+    for source in sorted(SOURCE.rglob("*.pyx"))
 ]
 
 modules = cythonize(
     extensions,
-    include_path=["ext"],
+    include_path=[str(SOURCE)],
     nthreads=os.cpu_count() or 1,
     emit_linenums=coverage,
     compiler_directives={
@@ -69,9 +69,9 @@ modules = cythonize(
     },
 )
 if coverage:  # Cython names files from ext/ on, the compiler from here on; gcov knows one of both
-    for source in SOURCE.glob("*.cpp"):
+    for source in SOURCE.rglob("*.cpp"):
         text = source.read_text()
-        if '"fastinfer/_ext/' in text:
-            source.write_text(text.replace('"fastinfer/_ext/', f'"{SOURCE}/'))
+        if '"fastinfer/' in text:
+            source.write_text(text.replace('"fastinfer/', f'"{SOURCE}/fastinfer/'))
 
 setup(options={"build_ext": {"parallel": True}}, ext_modules=modules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fastinfer.cli import main
+from fastinfer.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,15 +3,15 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import Session
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import Tensor
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
-from fastinfer.workers.onnx import OnnxWorker
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.ort import Session
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.backends.onnx.backend import OnnxWorker
 
 
 class Model:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from fastinfer._ext.report import Group, Report
-from fastinfer.models.stats import CAUSES, LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
+from fastinfer.shared.report import Group, Report
+from fastinfer.shared.statistics import CAUSES, LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 
 PARTS = ("compute_input", "compute_infer", "compute_output")
 ZERO = {"count": 0, "ns": 0}

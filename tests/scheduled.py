@@ -4,12 +4,12 @@ import asyncio
 
 import numpy as np
 
-from fastinfer._ext.message import BatchResult, InferRequest
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.tensor import Tensor
-from fastinfer.errors import ApiError
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.shared.statistics import ModelStats
 
 
 class Model:

@@ -32,10 +32,10 @@ from bench.load.progress import Progress
 from bench.load.scenarios import SIMPLE, Case, Part, cases, tensors_json
 from bench.load.servers import Server, read, serving
 from bench.peers import Models
-from fastinfer._ext.decode import decode
-from fastinfer._ext.encode import encode
-from fastinfer._ext.message import InferResponse
-from fastinfer._ext.tensor import Tensor
+from fastinfer.codec.decode import decode
+from fastinfer.codec.encode import encode
+from fastinfer.tensor.message import InferResponse
+from fastinfer.tensor.tensor import Tensor
 
 MANY_CONNECTIONS = 10_000
 CONNECTIONS = ((1, 1), (1, MANY_CONNECTIONS), (64, 64), (64, MANY_CONNECTIONS), (1000, 1000))  # asking, open

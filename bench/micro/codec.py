@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from fastinfer._ext.decode import decode
-from fastinfer._ext.encode import encode
-from fastinfer._ext.message import InferResponse
-from fastinfer._ext.tensor import Tensor
+from fastinfer.codec.decode import decode
+from fastinfer.codec.encode import encode
+from fastinfer.tensor.message import InferResponse
+from fastinfer.tensor.tensor import Tensor
 
 COUNT = 3 * 224 * 224
 SIMDJSON = ("FP32", "FP64", "INT32", "INT64", "UINT8")  # what simdjson.cpp reads

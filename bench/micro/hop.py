@@ -19,11 +19,11 @@ import numpy as np
 import onnx_models as models
 import uvloop
 
-from fastinfer._ext import ort
-from fastinfer._ext.batchrun import BatchRun
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.tensor import Tensor
+from fastinfer.backends.onnx import ort
+from fastinfer.backends.batch_run import BatchRun
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.tensor.tensor import Tensor
 
 REPEATS = 9
 

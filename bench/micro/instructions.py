@@ -125,10 +125,10 @@ def calls() -> dict[str, Callable[[], object]]:
     import numpy as np
     import orjson
 
-    from fastinfer._ext.decode import decode
-    from fastinfer._ext.encode import encode
-    from fastinfer._ext.message import InferResponse
-    from fastinfer._ext.tensor import Tensor
+    from fastinfer.codec.decode import decode
+    from fastinfer.codec.encode import encode
+    from fastinfer.tensor.message import InferResponse
+    from fastinfer.tensor.tensor import Tensor
 
     source = np.random.default_rng(1)
     arrays = {

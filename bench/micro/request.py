@@ -27,20 +27,21 @@ import onnxruntime
 import orjson
 import uvloop
 
-from fastinfer import limits, routes
-from fastinfer._ext import ort
-from fastinfer._ext.decode import decode
-from fastinfer._ext.encode import encode
-from fastinfer._ext.message import BatchResult, InferRequest
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.tensor import Tensor
+from fastinfer.base import limits
+from fastinfer.api import routes
+from fastinfer.backends.onnx import ort
+from fastinfer.codec.decode import decode
+from fastinfer.codec.encode import encode
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.tensor.tensor import Tensor
 from fastinfer.config.server import load_config
 from fastinfer.http.head import parse
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
-from fastinfer.service import Service
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.api.service import Service
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model-repository"
 INPUTS = {name: np.arange(16, dtype="i4").reshape(1, 16) * 37 - 300 for name in ("INPUT0", "INPUT1")}

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from fastinfer import limits
+from fastinfer.base import limits
 from fastinfer.config.pbtxt import Written, names_of
-from fastinfer.config.validation import shown, suggestion
+from fastinfer.base.validation import shown, suggestion
 
 NOT_SUPPORTED = frozenset(
     {

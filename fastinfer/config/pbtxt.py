@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from fastinfer.config.validation import suggestion
+from fastinfer.base.validation import suggestion
 
 _PACKAGE = "fastinfer"
 _Field = descriptor_pb2.FieldDescriptorProto

@@ -19,9 +19,9 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fastinfer import limits
-from fastinfer.config.validation import place, reason, shown, suggestion
-from fastinfer.machine import memory_bytes, usable_cores
+from fastinfer.base import limits
+from fastinfer.base.validation import place, reason, shown, suggestion
+from fastinfer.base.machine import memory_bytes, usable_cores
 
 ENV_PREFIX = "FASTINFER_"
 _MAX_FILE_BYTES = limits.MIB

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from fastinfer._ext.exchange import Head
-from fastinfer.errors import ApiError
+from fastinfer.http.exchange import Head
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
+from fastinfer.base.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
 
 CHUNKED = -1
 """``Head.body_size`` of a body whose size is not announced."""

@@ -13,16 +13,16 @@ from typing import Any, Final, Protocol
 
 from typing_extensions import Buffer
 
-from fastinfer import limits as constants
-from fastinfer._ext.budget import Budget
-from fastinfer._ext.connection import Shared
-from fastinfer._ext.poller import Poller
-from fastinfer.errors import ApiError
+from fastinfer.base import limits as constants
+from fastinfer.base.budget import Budget
+from fastinfer.http.connection import Shared
+from fastinfer.http.poller import Poller
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
 from fastinfer.http.pieces import Pieces
-from fastinfer.limits import HttpLimits
-from fastinfer.machine import usable_cores
+from fastinfer.base.limits import HttpLimits
+from fastinfer.base.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Sweepable(Protocol):
 class Hub(Shared):
     """The connections of a loop.
 
-    What every request needs of it stands in :class:`fastinfer._ext.connection.Shared`.
+    What every request needs of it stands in :class:`fastinfer.http.connection.Shared`.
 
     Attributes:
         opening: accepted sockets that have no transport yet.

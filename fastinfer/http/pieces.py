@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection: bytes from the socket to exchanges, answers back in request order.
 
 Here is what is rare: refusals, bodies that come in parts, compression, timeouts, the end. What every request passes,
-from the read buffer to the handler and from the answer to the transport, is the base class, ``_ext/connection.pyx``.
+from the read buffer to the handler and from the answer to the transport, is the base class, ``http/connection.pyx``.
 
 The law of both:
 
@@ -28,20 +28,17 @@ from collections.abc import Coroutine, Iterator
 from time import monotonic_ns
 from typing import Any, Final, cast
 
-from fastinfer import limits as constants
-from fastinfer._ext.connection import JOINED_BYTES, Connection, HttpExchange
-from fastinfer._ext.exchange import Head
-from fastinfer._ext.inference import InferHandler
-from fastinfer._ext.lifetime import Life
-from fastinfer._ext.reply import reply_head
-from fastinfer._ext.upload import Upload, new_body
-from fastinfer.errors import ApiError
+from fastinfer.base import limits as constants
+from fastinfer.http.connection import JOINED_BYTES, Connection, HttpExchange
+from fastinfer.http.exchange import Fields, Head
+from fastinfer.http.reply import reply_head
+from fastinfer.http.upload import Upload, new_body
+from fastinfer.base.errors import ApiError
 from fastinfer.http.compression import deflate, deflating, inflating
-from fastinfer.http.exchange import Fields
 from fastinfer.http.head import check_started, parse
 from fastinfer.http.hub import Hub, Sweepable
 from fastinfer.http.pieces import Task
-from fastinfer.http.upload import ChunkedUpload
+from fastinfer.http.chunked import ChunkedUpload
 
 log = logging.getLogger(__name__)
 
@@ -260,13 +257,13 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         exchange.inflating = True
         body = new_body(hub.bodies, hub.budget, limit)
         # An inference has a deadline meanwhile, and is counted.
-        inference = head.handler if isinstance(head.handler, InferHandler) else None
+        await_body = getattr(head.handler, "await_body", None)
         steps = inflating(cast(bytes, head.coding), data, body, limit, hub.limits.max_inflation)
 
         def inflated() -> None:
             exchange.inflating = False
             if not exchange.answered:
-                if inference is None:
+                if await_body is None:
                     exchange.abandoned = None
                 exchange.body = body
                 exchange.handled_ns = monotonic_ns()
@@ -276,7 +273,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             if next(steps, _END) is _END:  # a small body, in its first piece
                 inflated()
                 return
-            waiter = _Waiter(exchange) if inference is None else inference.await_body(exchange)
+            waiter = _Waiter(exchange) if await_body is None else await_body(exchange)
             waiter.work_on(hub.pieces.submit(steps, lambda error: waiter.refuse(error) if error else inflated()))
 
         exchange.guard(begin)
@@ -425,8 +422,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             return "compressing"
         if exchange.inflating:
             return "inflating"
-        waiter: object = exchange.abandoned
-        return waiter.stage if isinstance(waiter, Life) else "in its handler"
+        return getattr(exchange.abandoned, "stage", "in its handler")
 
     # --- The end ------------------------------------------------------------------------------------------------------
 

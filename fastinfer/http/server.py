@@ -22,15 +22,15 @@ from typing import Any, Final, TypeVar
 import uvloop
 from typing_extensions import Buffer
 
-from fastinfer import limits as constants
-from fastinfer._ext.budget import Budget
-from fastinfer._ext.poller import Poller
-from fastinfer.errors import ApiError
+from fastinfer.base import limits as constants
+from fastinfer.base.budget import Budget
+from fastinfer.http.poller import Poller
+from fastinfer.base.errors import ApiError
 from fastinfer.http import listen
 from fastinfer.http.head import Router
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
-from fastinfer.limits import HttpLimits
+from fastinfer.base.limits import HttpLimits
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Server:
         accepting: whether to accept from the start on; otherwise :meth:`accept_from` begins it.
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
-        counters: memory for the counters of the connections (see :class:`fastinfer._ext.connection.Shared`).
+        counters: memory for the counters of the connections (see :class:`fastinfer.http.connection.Shared`).
         budget: of the memory that requests hold; by default one of ``limits.in_flight_bytes``.
         on_drain: called once when the end is announced or draining starts, so that readiness can turn; not if another
             process goes on.

@@ -27,7 +27,7 @@ class Assignment:
         slot: its place among the processes, from 0.
         supervisor: the supervisor's process id.
         listeners: the descriptors of each slot's listening sockets. A process accepts from those it is told to.
-        counters: the descriptor of the memory for counters (see :mod:`fastinfer.supervisor.counters`).
+        counters: the descriptor of the memory for counters (see :mod:`fastinfer.shared.layout`).
         bank: the part of it that this process writes.
         inherited: further descriptors, by what they are for.
         crash_slot: its slot in the record of crashes; None: it does without.

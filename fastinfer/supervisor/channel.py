@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from fastinfer import limits, waits
-from fastinfer.errors import ApiError
-from fastinfer.models.operation import text_mark
-from fastinfer.models.upkeep import Look
+from fastinfer.base import limits, waits
+from fastinfer.base.errors import ApiError
+from fastinfer.repository.operation import text_mark
+from fastinfer.repository.watcher import Look
 from fastinfer.supervisor.channel import ChannelClosedError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _NOTHING: Final[dict[str, Any]] = {
 }
 
 Report = dict[str, Any]
-"""See :mod:`fastinfer.models.rounds`; or ``{"lost": True}``: the process has ended meanwhile."""
+"""See :mod:`fastinfer.repository.two_phase`; or ``{"lost": True}``: the process has ended meanwhile."""
 
 
 class Member(Protocol):
@@ -71,7 +71,7 @@ class Operations:
 
     Attributes:
         members: the processes that take part.
-        record: what each of them holds (see :meth:`fastinfer.models.replica.Replica.state`).
+        record: what each of them holds (see :meth:`fastinfer.repository.replicated.Replica.state`).
 
     Args:
         differs: called with a process that does not serve what the others do; returns when it serves no more.
@@ -427,7 +427,7 @@ class Operations:
         finally:
             self._asked -= Counter((mark,))
 
-    # --- As the repository of all (see fastinfer.models.upkeep.Models) ------------------------------------------------
+    # --- As the repository of all (see fastinfer.repository.watcher.Models) ------------------------------------------------
 
     async def look(self, *, tell: bool = False) -> Look:
         """What one process sees on the disk."""
@@ -536,7 +536,7 @@ def _served(state: Report) -> Any:
 
 
 def _merged(record: Report, changes: Mapping[str, Any]) -> Report:
-    """The record with what has changed since (see :meth:`fastinfer.models.replica.Replica.changes`)."""
+    """The record with what has changed since (see :meth:`fastinfer.repository.replicated.Replica.changes`)."""
     told = {each["name"]: each for each in record["endpoints"]}
     for name in changes["removed"]:
         told.pop(name, None)

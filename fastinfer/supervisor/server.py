@@ -17,18 +17,19 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from fastinfer import __version__, limits, logs, signals, waits
-from fastinfer.bounded import BoundedThreads
+from fastinfer import __version__
+from fastinfer.base import limits, logs, signals, waits
+from fastinfer.base.bounded import BoundedThreads
 from fastinfer.config.server import OptionError, ServerConfig
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.http import listen
-from fastinfer.models import upkeep
-from fastinfer.supervisor import counters
+from fastinfer.repository import watcher
+from fastinfer.shared import layout
 from fastinfer.supervisor.channel import ChannelClosedError, Handlers
 from fastinfer.supervisor.child import Child
 from fastinfer.supervisor.operations import Member, Operations
 from fastinfer.supervisor.slots import Slot, tell_death
-from fastinfer.supervisor.suspects import Suspects
+from fastinfer.supervisor.blame import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Supervisor:
         self._groups = groups
         self._suspects, crashes = Suspects.create(2 * config.processes + _DRAINED)
         self._inherited = {**inherited, "crashes": crashes}
-        self._counters = counters.create(len(groups))
+        self._counters = layout.create(len(groups))
         self._operations = Operations(self._differs)
         self._slots = [
             Slot(number, group, self._launch, self._assign, self._retire, self._died)
@@ -184,16 +185,16 @@ class Supervisor:
         first = [asyncio.ensure_future(slot.served.wait()) for slot in self._slots]
         await asyncio.wait(first, timeout=_FIRST_S)
         wanted = None if config.load_all else config.load_names
-        seen = await upkeep.load_all(self._operations, wanted)
+        seen = await watcher.load_all(self._operations, wanted)
         reason = self._operations.record["not_ready"]
         if reason is None:
             count = len(self._operations.record["endpoints"])
             log.info("ready: %d models, %.1f s", count, time.monotonic() - began)
         else:
             log.error("not ready: %s", reason)
-        seen = await upkeep.load_rest(self._operations, wanted, seen)
+        seen = await watcher.load_rest(self._operations, wanted, seen)
         if config.model_control == "poll":
-            await upkeep.follow(self._operations, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
+            await watcher.follow(self._operations, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
 
     async def _forget_suspects(self) -> None:
         while True:
@@ -263,7 +264,7 @@ class Supervisor:
         return child
 
     def _free_bank(self, slot: Slot) -> int | None:
-        return counters.free_bank(slot.number, [child.bank for child in self._children])
+        return layout.free_bank(slot.number, [child.bank for child in self._children])
 
     def _tell_start(self, runtime: str) -> None:
         if not self._told:

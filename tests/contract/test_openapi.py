@@ -6,7 +6,7 @@ import pytest
 from openapi_schema_validator import OAS30Validator
 from support import serving
 
-from fastinfer import openapi
+from fastinfer.api import openapi
 
 DESCRIPTION = openapi.describe()
 VALUES = {"model": "simple", "worker": "echo", "version": "1", "asset": "swagger-ui.css"}

@@ -17,7 +17,7 @@ from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
 from support import serving
 
-from fastinfer import openapi
+from fastinfer.api import openapi
 
 LOADED = {"models": ("simple", "digits", "two_versions"), "workers": ("echo", "fake")}
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -282,7 +282,7 @@ def _ask_deadly(server: Subject, model: str, number: int) -> int:
 
 def quarantine(trial: Trial) -> None:
     """A model that kills its process whenever it is loaded: its trial runs divide the smallest number by -1."""
-    if find_spec("fastinfer.models.crashes") is None:
+    if find_spec("fastinfer.repository.crashes") is None:
         raise AbsentError("there is no record of what ends processes yet: a deadly load is tried in each of them")
     with (
         repository_of({"deadly": _deadly_when_warm()}) as repository,

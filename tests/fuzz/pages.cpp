@@ -5,7 +5,7 @@
 // Each text lies at the beginning of its pages or at their end, and its tensor ends with pages of its own. The reader's
 // memory is full of ones before: an offset that was never written leads far away. Registers of all widths must agree.
 
-#include "number_table.h"
+#include "fastinfer/number/simd/table.h"
 
 #include <algorithm>
 #include <cstdio>

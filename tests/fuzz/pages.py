@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("pages.cpp")
-HEADERS = Path(__file__).parents[2] / "ext" / "fastinfer" / "_ext"
+HEADERS = Path(__file__).parents[2] / "ext"
 
 
 def run(count: int, seed: int) -> subprocess.CompletedProcess[str]:

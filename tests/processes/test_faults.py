@@ -130,12 +130,11 @@ def test_an_installation_that_cannot_serve_ends_at_once(tmp_path):
     """A package that was not built: one sentence, and no process is started again and again."""
     import fastinfer
 
-    package = tmp_path / "fastinfer"
-    package.mkdir()
-    for entry in Path(fastinfer.__file__).parent.iterdir():
-        if entry.name != "_ext":
-            (package / entry.name).symlink_to(entry)
-    (package / "_ext").mkdir()
+    package = Path(fastinfer.__file__).parent
+    for file in package.rglob("*.py"):
+        copy = tmp_path / "fastinfer" / file.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(file)
     with pytest.raises(AssertionError, match="fastinfer is not completely installed") as caught:
         serving("--load", "none", repository=tmp_path, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path).__enter__()
     assert len(re.findall("not completely installed", str(caught.value))) == 1

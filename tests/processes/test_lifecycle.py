@@ -130,7 +130,7 @@ def test_no_supervisor():
 def test_the_supervisor_imports_no_data_plane():
     code = (
         "import sys, fastinfer.supervisor.server\n"
-        "heavy = ('fastinfer._ext.ort', 'fastinfer._ext.tensor', 'onnxruntime', 'numpy', 'uvloop')\n"
+        "heavy = ('fastinfer.backends.onnx.ort', 'fastinfer.tensor.tensor', 'onnxruntime', 'numpy', 'uvloop')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -100,7 +100,7 @@ FORGETFUL = """
 import os, sys
 
 if "process" in sys.orig_argv:
-    from fastinfer.models.repository import Repository
+    from fastinfer.repository.repository import Repository
 
     publish = Repository._publish
 

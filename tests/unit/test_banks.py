@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from fastinfer._ext.report import Group, Report
-from fastinfer.models.banks import Alone, Banks
-from fastinfer.models.stats import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
-from fastinfer.supervisor import counters
+from fastinfer.shared.report import Group, Report
+from fastinfer.shared.banks import Alone, Banks
+from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
+from fastinfer.shared import layout
 
 MODEL = ("m", "1", 7)
 
 
 @pytest.fixture
 def memory() -> Iterator[int]:
-    descriptor = counters.create(2)
+    descriptor = layout.create(2)
     yield descriptor
     os.close(descriptor)
 
@@ -73,12 +73,12 @@ def test_models_of_one_name_that_came_one_after_the_other_are_told_apart(memory:
 
 def test_memory_of_models_that_are_gone_is_used_again(memory: int, caplog: pytest.LogCaptureFixture) -> None:
     banks = Banks(memory, 1)
-    for number in range(3 * counters.BLOCKS):
+    for number in range(3 * layout.BLOCKS):
         stats = counted(banks, ("m", "1", number))
         assert total(banks, stats, ("m", "1", number)) == 1
         banks.release(stats)
     after = Banks(memory, 1)  # all blocks are left over
-    kept = [after.stats("n", "1", number) for number in range(counters.BLOCKS - 1)]
+    kept = [after.stats("n", "1", number) for number in range(layout.BLOCKS - 1)]
     assert sum(stats.success.count for stats in kept) == 0
     assert not caplog.messages
     beyond = after.stats("o", "1", 1)
@@ -98,9 +98,9 @@ def test_counters_of_processes(memory: int) -> None:
 
 
 def test_a_slot_has_two_banks() -> None:
-    assert counters.free_bank(1, []) == 2
-    assert counters.free_bank(1, [0, 2]) == 3
-    assert counters.free_bank(1, [2, 3]) is None
+    assert layout.free_bank(1, []) == 2
+    assert layout.free_bank(1, [0, 2]) == 3
+    assert layout.free_bank(1, [2, 3]) is None
 
 
 def test_alone() -> None:
@@ -113,7 +113,7 @@ def test_alone() -> None:
 
 def test_a_report_never_mixes_up_models_that_share_a_block_in_turn(memory: int) -> None:
     banks = Banks(memory, 0)
-    for number in range(counters.BLOCKS - 2):
+    for number in range(layout.BLOCKS - 2):
         banks.stats("filler", "1", number)  # one block is left, and all models below get it
     names = ["one", "two", "three"]
     rows = {name: 1000 ** (place + 1) for place, name in enumerate(names)}

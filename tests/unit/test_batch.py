@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer._ext.batch import concatenate, split
-from fastinfer._ext.tensor import Tensor
+from fastinfer.tensor.rows import concatenate, split
+from fastinfer.tensor.tensor import Tensor
 
 
 def strings(*rows: list[bytes]) -> Tensor:

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_models as models
 import pytest
 
-from fastinfer._ext import datatype
-from fastinfer._ext.batchrun import BatchRun
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import OrtError, Session
-from fastinfer._ext.tensor import Tensor
+from fastinfer.tensor import datatype
+from fastinfer.backends.batch_run import BatchRun
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.tensor.tensor import Tensor
 
 
 def request(*arrays: object, name: str | None = None, batched: bool = True) -> InferRequest:

@@ -5,7 +5,7 @@ import onnx_models
 import pytest
 from inline import with_model
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 
 
 def row(*values):

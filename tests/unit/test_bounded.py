@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fastinfer import waits
-from fastinfer.bounded import BoundedThreads
-from fastinfer.errors import ApiError
+from fastinfer.base import waits
+from fastinfer.base.bounded import BoundedThreads
+from fastinfer.base.errors import ApiError
 
 
 def run(test: Callable[[BoundedThreads], Awaitable[None]], threads: int = 2, timeout_s: float = 0.05) -> None:

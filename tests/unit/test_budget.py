@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastinfer import limits
-from fastinfer._ext import decode as codec
-from fastinfer._ext import encode
-from fastinfer._ext.budget import Budget
-from fastinfer._ext.classify import Classification
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferResponse
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import Tensor, TensorSpec
-from fastinfer.errors import ApiError
-from fastinfer.limits import KIB, MIB
+from fastinfer.base import limits
+from fastinfer.codec import decode as codec
+from fastinfer.codec import encode
+from fastinfer.base.budget import Budget
+from fastinfer.tensor.top_k import Classification
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferResponse
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import Tensor, TensorSpec
+from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import KIB, MIB
 
 
 def body_of(*inputs: dict[str, Any], **more: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.supervisor.channel import Channel, ChannelClosedError
 
 

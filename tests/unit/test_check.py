@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from fastinfer import cli
-from fastinfer.check import check
+from fastinfer.cli import main as cli
+from fastinfer.cli.check import check
 from fastinfer.config.server import ServerConfig
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer._ext import encode as codec
-from fastinfer._ext.classify import Classification, Labels
-from fastinfer._ext.datatype import numpy_dtype
-from fastinfer._ext.message import InferResponse
-from fastinfer._ext.tensor import Tensor
-from fastinfer.errors import ApiError
+from fastinfer.codec import encode as codec
+from fastinfer.tensor.top_k import Classification, Labels
+from fastinfer.tensor.datatype import numpy_dtype
+from fastinfer.tensor.message import InferResponse
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.base.errors import ApiError
 
 INTEGERS = ["UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"]
 FLOATS = ["FP16", "BF16", "FP32", "FP64"]

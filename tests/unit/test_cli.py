@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from fastinfer import __version__, cli
+from fastinfer import __version__
+from fastinfer.cli import main as cli
 from fastinfer.config.server import ServerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder:
-    """Stands for fastinfer.supervisor.server and for fastinfer.process."""
+    """Stands for fastinfer.supervisor.server and for fastinfer.cli.process."""
 
     def __init__(self) -> None:
         self.config: ServerConfig | None = None
@@ -89,7 +90,7 @@ def test_a_mistake_is_one_line_without_a_traceback() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fastinfer.cli import main; main(['--help']);"
+        "import sys; from fastinfer.cli.main import main; main(['--help']);"
         "print([name for name in ('pydantic', 'numpy', 'onnxruntime', 'uvloop') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -100,10 +101,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_help_of_serve_needs_no_extension() -> None:
     code = (
-        "import sys; from fastinfer.cli import main\n"
+        "import sys; from fastinfer.cli.main import main\n"
         "try: main(['serve', '--help'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "print([name for name in sys.modules if name.startswith('fastinfer._ext') or name == 'onnxruntime'])"
+        "print([name for name, module in sys.modules.items() if name == 'onnxruntime' "
+        "or name.startswith('fastinfer') and str(module.__file__).endswith('.so')])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -206,7 +208,7 @@ def test_help_of_serve_tells_every_option_with_its_default(capsys: pytest.Captur
 
 
 def test_a_missing_extension_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "fastinfer.process", None)
+    monkeypatch.setitem(sys.modules, "fastinfer.cli.process", None)
     for arguments in (["serve", "--processes", "0"], ["process", "3"]):
         assert cli.main(arguments) == 2
         assert "fastinfer: fastinfer is not completely installed (" in capsys.readouterr().err
@@ -245,9 +247,9 @@ def checked(monkeypatch: pytest.MonkeyPatch, results: list[Result]) -> list[Any]
         calls.append((directories, names))
         return results
 
-    module = ModuleType("fastinfer.check")
+    module = ModuleType("fastinfer.cli.check")
     module.check = check  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastinfer.check", module)
+    monkeypatch.setitem(sys.modules, "fastinfer.cli.check", module)
     return calls
 
 

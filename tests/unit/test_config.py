@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fastinfer import limits
+from fastinfer.base import limits
 from fastinfer.config.server import OptionError, ServerConfig, default_text, format_size, load_config, parse_size
-from fastinfer.machine import memory_bytes, usable_cores
+from fastinfer.base.machine import memory_bytes, usable_cores
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,17 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from fastinfer import limits
-from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot, hashed
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.runnotes import RunNotes
-from fastinfer._ext.tensor import Tensor
+from fastinfer.base import limits
+from fastinfer.shared import crash_record
+from fastinfer.shared.crash_record import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot, hashed
+from fastinfer.tensor.message import InferRequest
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.tensor.tensor import Tensor
 
 
 @pytest.fixture
 def record():
-    return CrashRecord(mmap.mmap(-1, crashrecord.nbytes(2)))
+    return CrashRecord(mmap.mmap(-1, crash_record.nbytes(2)))
 
 
 def notes(slot, key=7):
@@ -48,7 +48,7 @@ def test_what_is_put_is_found_until_it_is_over(record):
 
 
 def test_all_who_map_the_memory_see_one_table():
-    memory = mmap.mmap(-1, crashrecord.nbytes(1))
+    memory = mmap.mmap(-1, crash_record.nbytes(1))
     one, other = CrashRecord(memory), CrashRecord(memory)
     one.put(2**64 - 1, SUSPECT, 60)
     assert other.find(2**64 - 1).kind == SUSPECT
@@ -93,7 +93,7 @@ def test_a_group_holds_entries_by_kind(record):
 def test_memory_that_does_not_do():
     with pytest.raises(ValueError, match="no memory for a crash record"):
         CrashRecord(bytearray(1000))
-    memory = mmap.mmap(-1, crashrecord.nbytes(2))
+    memory = mmap.mmap(-1, crash_record.nbytes(2))
     memory[0] = 1
     with pytest.raises(ValueError, match="another build"):
         CrashRecord(memory)
@@ -106,9 +106,9 @@ def test_memory_that_does_not_do():
 
 def test_the_supervisor_needs_neither_numpy_nor_the_runtime():
     code = (
-        "import sys, fastinfer.supervisor.suspects as s\n"
+        "import sys, fastinfer.supervisor.blame as s\n"
         "s.Suspects.create(3)\n"
-        "print([m for m in ('numpy', 'fastinfer._ext.ort', 'fastinfer._ext.tensor') if m in sys.modules])"
+        "print([m for m in ('numpy', 'fastinfer.backends.onnx.ort', 'fastinfer.tensor.tensor') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -170,7 +170,7 @@ def test_of_large_inputs_the_size_the_ends_and_pieces_between_count(record):
 
 
 def test_the_seed_is_a_secret_of_the_record(record):
-    other = CrashRecord(mmap.mmap(-1, crashrecord.nbytes(1)))
+    other = CrashRecord(mmap.mmap(-1, crash_record.nbytes(1)))
     asked = [np.arange(4)]
     assert notes(CrashSlot(record, 0)).fingerprint(request(*asked)) != notes(CrashSlot(other, 0)).fingerprint(
         request(*asked)
@@ -211,12 +211,12 @@ def test_more_loads_than_there_are_places(record):
 @pytest.mark.parametrize("name", ["SIGFPE", "SIGSEGV", "SIGABRT", "SIGILL", "SIGBUS"])
 @pytest.mark.parametrize("on_loop", [True, False])
 def test_a_fault_is_found_on_its_thread_and_ends_the_process_as_ever(name, on_loop, tmp_path):
-    size = crashrecord.nbytes(1)
+    size = crash_record.nbytes(1)
     path = tmp_path / "record"
     path.write_bytes(bytes(size))
     code = f"""
 import mmap, signal, threading
-from fastinfer._ext.crashrecord import CrashRecord, CrashSlot
+from fastinfer.shared.crash_record import CrashRecord, CrashSlot
 file = open({str(path)!r}, "r+b")
 slot = CrashSlot(CrashRecord(mmap.mmap(file.fileno(), {size})), 0)
 slot.watch_faults()

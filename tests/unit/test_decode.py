@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastinfer import limits
-from fastinfer._ext import decode as codec
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer.errors import ApiError
+from fastinfer.base import limits
+from fastinfer.codec import decode as codec
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.base.errors import ApiError
 
 
 def body_of(*inputs: dict[str, Any], **members: Any) -> bytes:

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from fastinfer.errors import MAX_MESSAGE_BYTES, clip, without_paths
+from fastinfer.base.errors import MAX_MESSAGE_BYTES, clip, without_paths
 
 
 @pytest.mark.parametrize(

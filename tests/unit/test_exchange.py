@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import JSON, Exchange
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import onnx_models as models
 import pytest
 
-from fastinfer._ext.batchrun import BatchRun
-from fastinfer._ext.executor import Executor, Share
-from fastinfer._ext.job import Job
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import Session
-from fastinfer._ext.tensor import Tensor
+from fastinfer.backends.batch_run import BatchRun
+from fastinfer.native.executor import Executor, Share
+from fastinfer.native.job import Job
+from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.ort import Session
+from fastinfer.tensor.tensor import Tensor
 
 X = Tensor.from_numpy("x", np.ones((1, 1), "f4"))
 
@@ -370,11 +370,11 @@ def test_no_thread_and_no_descriptor_is_left() -> None:
 def test_an_open_executor_at_interpreter_exit() -> None:
     source = (
         "import numpy as np, onnx_models as models\n"
-        "from fastinfer._ext.batchrun import BatchRun\n"
-        "from fastinfer._ext.executor import Executor\n"
-        "from fastinfer._ext.message import InferRequest\n"
-        "from fastinfer._ext.ort import Session\n"
-        "from fastinfer._ext.tensor import Tensor\n"
+        "from fastinfer.backends.batch_run import BatchRun\n"
+        "from fastinfer.native.executor import Executor\n"
+        "from fastinfer.tensor.message import InferRequest\n"
+        "from fastinfer.backends.onnx.ort import Session\n"
+        "from fastinfer.tensor.tensor import Tensor\n"
         "session, executor = Session(model=models.endless()), Executor(3)\n"
         "for _ in range(4):\n"
         "    x = Tensor.from_numpy('x', np.ones((1, 1), 'f4'))\n"

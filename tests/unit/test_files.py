@@ -11,8 +11,8 @@ import pytest
 import releases
 
 from fastinfer.config.model import ModelConfig
-from fastinfer.errors import ApiError
-from fastinfer.models import files
+from fastinfer.base.errors import ApiError
+from fastinfer.repository import files
 
 
 def test_a_version_that_goes_away_after_it_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
-from fastinfer import hardware
-from fastinfer.errors import ApiError
+from fastinfer.api import hardware
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.machine import usable_cores
-from fastinfer.routes import hardware as routes
+from fastinfer.base.machine import usable_cores
+from fastinfer.api.routes import hardware as routes
 
 
 def with_gpus(root: Path, *texts: str) -> Path:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer._ext import histogram
-from fastinfer._ext.histogram import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram
+from fastinfer.shared import histogram
+from fastinfer.shared.histogram import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram
 
 
 def test_a_bucket_includes_its_bound() -> None:

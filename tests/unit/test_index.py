@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastinfer.models.index import NO_VERSION, Entry, entries
+from fastinfer.repository.index import NO_VERSION, Entry, entries
 
 
 def test_everything_is_told_once_by_name_and_version() -> None:

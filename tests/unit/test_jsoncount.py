@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer._ext.jsoncount import values_and_depth
+from fastinfer.base.json_count import values_and_depth
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

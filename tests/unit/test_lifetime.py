@@ -11,20 +11,20 @@ from unittest.mock import Mock
 
 import pytest
 
-from fastinfer._ext.encode import LITERAL
-from fastinfer._ext.exchange import Exchange
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.inference import InferHandler
-from fastinfer._ext.job import Clock
-from fastinfer._ext.message import BatchResult
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import TensorSpec
-from fastinfer.errors import ApiError
-from fastinfer.models import model as model_module
-from fastinfer.models.model import Model
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
+from fastinfer.codec.encode import LITERAL
+from fastinfer.http.exchange import Exchange
+from fastinfer.native.executor import Executor
+from fastinfer.api.inference import InferHandler
+from fastinfer.native.job import Clock
+from fastinfer.tensor.message import BatchResult
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import TensorSpec
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule import model as model_module
+from fastinfer.schedule.model import Model
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.shared.statistics import ModelStats
 
 MS = 1_000_000
 START_NS = 10**15

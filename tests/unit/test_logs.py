@@ -11,8 +11,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from fastinfer import logs
-from fastinfer.logs import JsonFormatter, Logs, TextFormatter, printable
+from fastinfer.base import logs
+from fastinfer.base.logs import JsonFormatter, Logs, TextFormatter, printable
 
 
 @pytest.fixture(autouse=True)

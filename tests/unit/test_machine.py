@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastinfer import machine
+from fastinfer.base import machine
 
 
 @pytest.fixture(autouse=True)

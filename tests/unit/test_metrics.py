@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastinfer._ext.budget import Budget
-from fastinfer._ext.encode import EncodeJob
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferResponse
-from fastinfer.metrics import Gauges, Metrics, Paced
-from fastinfer.models.banks import Alone
-from fastinfer.models.stats import ModelStats
+from fastinfer.base.budget import Budget
+from fastinfer.codec.encode import EncodeJob
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferResponse
+from fastinfer.api.metrics import Gauges, Metrics, Paced
+from fastinfer.shared.banks import Alone
+from fastinfer.shared.statistics import ModelStats
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -199,7 +199,7 @@ def test_every_datatype_in_every_notation(tmp_path: Path) -> None:
 
 
 def test_the_datatypes_are_those_of_the_data_plane() -> None:
-    datatype = pytest.importorskip("fastinfer._ext.datatype")
+    datatype = pytest.importorskip("fastinfer.tensor.datatype")
     assert sorted(datatype.NAMES) == sorted(DATATYPES)
 
 

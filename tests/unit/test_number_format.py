@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastinfer._ext import encode as codec
-from fastinfer._ext.message import InferResponse
-from fastinfer._ext.tensor import Tensor
+from fastinfer.codec import encode as codec
+from fastinfer.tensor.message import InferResponse
+from fastinfer.tensor.tensor import Tensor
 from tests import reference
 from tests.unit.test_number_parse import bits_of_interest, decode_texts
 

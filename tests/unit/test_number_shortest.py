@@ -1,4 +1,4 @@
-"""What number_shortest.h takes for granted, computed; and both ways to put digits, which no one machine runs."""
+"""What number/shortest.h takes for granted, computed; and both ways to put digits, which no one machine runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests import reference
 from tests.unit.test_number_format import NUMPY, encode_texts, integer_blocks, whole_bits
 from tests.unit.test_number_parse import bits_of_interest
 
-HEADERS = Path(__file__).parents[2] / "ext" / "fastinfer" / "_ext"
+HEADERS = Path(__file__).parents[2] / "ext"
 FORMAT = """
-#include "number_format.h"
+#include "fastinfer/number/format.h"
 using namespace fastinfer::number;
 extern "C" char* format(const char* datatype, const char* memory, long count, char* out) {
     int64_t fault;

@@ -5,7 +5,7 @@ import onnx_models
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastinfer.onnx.facts import read_facts
+from fastinfer.backends.onnx.graph.facts import read_facts
 
 
 def graph(*nodes, inputs=("x",), constants=None, functions=()):

@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
-from fastinfer.errors import ApiError
-from fastinfer.onnx.rows import Proof
-from fastinfer.workers import onnx_load, onnx_trial
+from fastinfer.base.errors import ApiError
+from fastinfer.backends.onnx.graph.rows import Proof
+from fastinfer.backends.onnx import load as onnx_load, trial as onnx_trial
 
 SERVER = ServerConfig(load_run_timeout_s=1)
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from fastinfer.onnx import proto
-from fastinfer.onnx.proto import Message, ProtoError
-from fastinfer.onnx.rows import prove
+from fastinfer.backends.onnx.graph import proto
+from fastinfer.backends.onnx.graph.proto import Message, ProtoError
+from fastinfer.backends.onnx.graph.rows import prove
 
 MODELS = sorted((Path(__file__).parents[2] / "model-repository").glob("*/*/*.onnx"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastinfer.onnx.rows import prove
+from fastinfer.backends.onnx.graph.rows import prove
 
 
 def tensor(name, shape, kind=TensorProto.FLOAT):

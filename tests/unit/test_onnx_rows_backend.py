@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from fastinfer.onnx.rows import prove
+from fastinfer.backends.onnx.graph.rows import prove
 
 CHUNKS = 4
 ROWS = 3

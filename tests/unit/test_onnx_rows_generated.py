@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastinfer.onnx.dims import BATCH_SYMBOL, Dim
-from fastinfer.onnx.proto import Model
-from fastinfer.onnx.rows import _Prover, prove
-from fastinfer.onnx.values import Place
+from fastinfer.backends.onnx.graph.dims import BATCH_SYMBOL, Dim
+from fastinfer.backends.onnx.graph.proto import Model
+from fastinfer.backends.onnx.graph.rows import _Prover, prove
+from fastinfer.backends.onnx.graph.values import Place
 
 KINDS = {np.dtype("f4"): TensorProto.FLOAT, np.dtype("i8"): TensorProto.INT64, np.dtype("?"): TensorProto.BOOL}
 OPTIONS = onnxruntime.SessionOptions()

@@ -7,17 +7,17 @@ import numpy as np
 import onnx_models
 import pytest
 
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import Session
-from fastinfer._ext.runner import RunningBatch
-from fastinfer._ext.scheduler import Scheduler
-from fastinfer._ext.signature import Signature
-from fastinfer._ext.tensor import Tensor
-from fastinfer.errors import ApiError
-from fastinfer.models.policy import BatchingPolicy
-from fastinfer.models.stats import ModelStats
-from fastinfer.workers.onnx import OnnxWorker
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.ort import Session
+from fastinfer.backends.runner import RunningBatch
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.backends.onnx.backend import OnnxWorker
 
 
 def gather_request(index):

@@ -13,12 +13,12 @@ import orjson
 import pytest
 from openapi_spec_validator import validate
 
-from fastinfer import openapi, routes
-from fastinfer._ext.datatype import numpy_dtype
-from fastinfer.errors import ApiError
+from fastinfer.api import openapi, routes
+from fastinfer.tensor.datatype import numpy_dtype
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.routes import docs
-from fastinfer.routes.router import Router
+from fastinfer.api.routes import docs
+from fastinfer.api.routes.router import Router
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 DESCRIPTION = openapi.describe()
@@ -49,12 +49,12 @@ def test_it_is_valid() -> None:
 
 
 def test_the_committed_file_is_equal() -> None:
-    assert COMMITTED.read_bytes() == openapi.written(), "run: python -m fastinfer.openapi > docs/openapi.json"
+    assert COMMITTED.read_bytes() == openapi.written(), "run: python -m fastinfer.api.openapi > docs/openapi.json"
 
 
 def router() -> Router:
     """That of a service which is not there."""
-    with patch("fastinfer.routes.infer.InferHandler"):  # wants a real executor
+    with patch("fastinfer.api.routes.infer.InferHandler"):  # wants a real executor
         return routes.build(Mock())
 
 

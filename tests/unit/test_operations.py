@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastinfer.errors import ApiError
-from fastinfer.models.operation import text_mark
+from fastinfer.base.errors import ApiError
+from fastinfer.repository.operation import text_mark
 from fastinfer.supervisor.channel import ChannelClosedError
 from fastinfer.supervisor.operations import LostError, Operations
 

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_models as models
 import pytest
 
-from fastinfer._ext import datatype, ort
-from fastinfer._ext.ort import OrtError, Session
-from fastinfer._ext.tensor import Tensor
+from fastinfer.tensor import datatype
+from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.tensor.tensor import Tensor
 
 NUMERIC = [name for name in datatype.NAMES if name != "BYTES"]
 
@@ -56,7 +57,7 @@ def run_python(source: str, **environment: str) -> str:
 def test_the_package_is_not_imported_and_telemetry_is_off(tmp_path: Path) -> None:
     out = run_python(
         "import os, sys\n"
-        "from fastinfer._ext import ort\n"
+        "from fastinfer.backends.onnx import ort\n"
         "threads = lambda: len(os.listdir('/proc/self/task'))\n"
         "before = threads()\n"
         "ort.configure(3, 1)\n"
@@ -70,7 +71,7 @@ def test_the_package_is_not_imported_and_telemetry_is_off(tmp_path: Path) -> Non
 
 def test_thread_counts_are_positive() -> None:
     out = run_python(
-        "from fastinfer._ext import ort\n"
+        "from fastinfer.backends.onnx import ort\n"
         "for counts in ((0, 1), (1, 0)):\n"
         "    try: ort.configure(*counts)\n"
         "    except ValueError as error: print(error)"
@@ -93,7 +94,7 @@ def test_a_wheel_that_does_not_fit(tmp_path: Path, files: list[str], sentence: s
         (tmp_path / "onnxruntime" / "capi" / name).write_text("no library")
     out = run_python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from fastinfer._ext import ort\n"
+        "from fastinfer.backends.onnx import ort\n"
         "try: ort.version()\n"
         "except ort.OrtError as error: print(error)"
     )

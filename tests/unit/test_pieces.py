@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.http.pieces import Pieces
 
 

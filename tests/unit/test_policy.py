@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer.models.policy import BatchingPolicy, Decision
+from fastinfer.schedule.policy import BatchingPolicy, Decision
 
 MS = 1_000_000
 

@@ -2,7 +2,7 @@
 
 from time import monotonic_ns
 
-from fastinfer._ext.poller import Poller
+from fastinfer.http.poller import Poller
 
 LONG_US = 60e6
 SHORT_US = 1e-3

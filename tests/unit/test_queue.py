@@ -7,7 +7,7 @@ import random
 import pytest
 from scheduled import Model, run, turn
 
-from fastinfer.models.policy import BatchingPolicy
+from fastinfer.schedule.policy import BatchingPolicy
 
 SHAPES = 10_000
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fastinfer.models.readiness import NO_MODEL, NONE_LOADED, NOT_READ, Readiness, Rules
+from fastinfer.repository.readiness import NO_MODEL, NONE_LOADED, NOT_READ, Readiness, Rules
 
 
 def test_before_the_repository_was_read_nobody_knows_its_models() -> None:

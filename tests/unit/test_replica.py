@@ -13,13 +13,13 @@ import pytest
 from support import REPOSITORY
 
 from fastinfer.config.server import ServerConfig
-from fastinfer.errors import ApiError
-from fastinfer.models import files
-from fastinfer.models.operation import Operation
-from fastinfer.models.replica import Replica
-from fastinfer.models.rounds import Rounds
-from fastinfer.service import Service
-from fastinfer.workers import onnx_load, onnx_trial
+from fastinfer.base.errors import ApiError
+from fastinfer.repository import files
+from fastinfer.repository.operation import Operation
+from fastinfer.repository.replicated import Replica
+from fastinfer.repository.two_phase import Rounds
+from fastinfer.api.service import Service
+from fastinfer.backends.onnx import load as onnx_load, trial as onnx_trial
 
 
 def run(directory: Path, test: Callable[[Replica, Replica], Awaitable[None]]) -> None:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from reports import expected_lines, expected_statistics, statistics
 
-from fastinfer._ext.report import USAGE_CELLS, Entry, Group, Report, Section, Shared, Step, Template
-from fastinfer._ext.stats import CELLS_OF_LINE, LINE_CELL, LINES, NBYTES, Counters, batch_size_of
-from fastinfer.metrics import _SERVER_CELLS, _families
-from fastinfer.models.stats import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
+from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Shared, Step, Template
+from fastinfer.shared.stats import CELLS_OF_LINE, LINE_CELL, LINES, NBYTES, Counters, batch_size_of
+from fastinfer.api.metrics import _SERVER_CELLS, _families
+from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 
 CELLS = NBYTES // 8
 PAGE = Template([family.section() for family in _families(True, True)], (3, _SERVER_CELLS))

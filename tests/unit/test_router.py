@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.routes.router import Route, Router, in_time
+from fastinfer.api.routes.router import Route, Router, in_time
 
 
 def handler(exchange):

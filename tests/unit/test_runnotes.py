@@ -7,21 +7,21 @@ import numpy as np
 import onnx_models
 import pytest
 
-from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot
-from fastinfer._ext.executor import Executor
-from fastinfer._ext.message import InferRequest
-from fastinfer._ext.ort import Session
-from fastinfer._ext.runner import Runner
-from fastinfer._ext.runnotes import RunNotes
-from fastinfer._ext.tensor import Tensor
-from fastinfer.errors import ApiError
-from fastinfer.models.crashes import Crashes
+from fastinfer.shared import crash_record
+from fastinfer.shared.crash_record import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot
+from fastinfer.native.executor import Executor
+from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.ort import Session
+from fastinfer.backends.runner import Runner
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.base.errors import ApiError
+from fastinfer.repository.crashes import Crashes
 
 
 @pytest.fixture
 def record():
-    return CrashRecord(mmap.mmap(-1, crashrecord.nbytes(1)))
+    return CrashRecord(mmap.mmap(-1, crash_record.nbytes(1)))
 
 
 @pytest.fixture

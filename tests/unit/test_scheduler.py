@@ -11,13 +11,13 @@ import pytest
 from reports import statistics_entry
 from scheduled import Model, run, turn
 
-from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import CULPRIT, SUSPECT, WITHDRAWN, CrashRecord, CrashSlot
-from fastinfer._ext.message import BatchResult, InferRequest
-from fastinfer._ext.runnotes import RunNotes
-from fastinfer._ext.tensor import Tensor
-from fastinfer.errors import ApiError
-from fastinfer.models.policy import BatchingPolicy
+from fastinfer.shared import crash_record
+from fastinfer.shared.crash_record import CULPRIT, SUSPECT, WITHDRAWN, CrashRecord, CrashSlot
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.tensor.tensor import Tensor
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.policy import BatchingPolicy
 
 
 @run
@@ -361,7 +361,7 @@ class Recorded(Model):
     """A model whose crashes are recorded."""
 
     def __init__(self, *arguments, **options):
-        self.record = CrashRecord(mmap.mmap(-1, crashrecord.nbytes(1)))
+        self.record = CrashRecord(mmap.mmap(-1, crash_record.nbytes(1)))
         self.notes = RunNotes(CrashSlot(self.record, 0), 1, 2, b"m")
         super().__init__(*arguments, notes=self.notes, **options)
 

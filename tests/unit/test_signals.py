@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastinfer import logs, signals
+from fastinfer.base import logs, signals
 
 PROGRAM = """
 import asyncio, os, sys, time
-from fastinfer import logs, signals
+from fastinfer.base import logs, signals
 
 def stands_still(seconds):
     print("ready", flush=True)
@@ -123,7 +123,7 @@ def test_debug_logging_is_toggled_and_says_so(level: str, off: str, caplog: pyte
 def test_children_that_nobody_waits_for_are_collected() -> None:
     code = (
         "import os, time\n"
-        "from fastinfer import signals\n"
+        "from fastinfer.base import signals\n"
         "def ended():\n"
         "    pid = os.fork()\n"
         "    if not pid: os._exit(7)\n"
@@ -142,7 +142,7 @@ def test_children_that_nobody_waits_for_are_collected() -> None:
 def test_a_process_keeps_signals_until_it_can_answer() -> None:
     code = (
         "import os, signal, subprocess, sys, threading\n"
-        "from fastinfer import signals\n"
+        "from fastinfer.base import signals\n"
         "signals.hold()\n"
         "for number in (signal.SIGUSR1, signal.SIGUSR2): os.kill(os.getpid(), number)\n"
         "print(signal.sigpending() == {signal.SIGUSR1, signal.SIGUSR2}, flush=True)\n"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from reports import statistics_entry
 
-from fastinfer.models import stats
-from fastinfer.models.stats import CAUSES, ModelStats
+from fastinfer.shared import statistics
+from fastinfer.shared.statistics import CAUSES, ModelStats
 
 
 def test_an_unused_model_has_all_keys() -> None:
@@ -95,11 +95,11 @@ def test_large_batches_share_lines(rows: int, shown: int) -> None:
 
 
 def test_the_block_can_be_read_by_somebody_else() -> None:
-    block = bytearray(stats.NBYTES + 100)
+    block = bytearray(statistics.NBYTES + 100)
     counted = ModelStats(block)
     counted.record_success(10, 1)
     assert ModelStats(block).success.count == 1
-    assert not any(block[stats.NBYTES :])
+    assert not any(block[statistics.NBYTES :])
 
 
 def test_too_little_memory_is_refused() -> None:
@@ -114,7 +114,7 @@ def test_counters_in_a_cycle_with_their_memory_are_collected() -> None:
     for _ in range(3):
         model: Any = Model()
         model.itself = model
-        model.memory = memoryview(bytearray(2 * stats.NBYTES)).cast("q")
-        model.counters = ModelStats(model.memory[: stats.NBYTES // 8])
+        model.memory = memoryview(bytearray(2 * statistics.NBYTES)).cast("q")
+        model.counters = ModelStats(model.memory[: statistics.NBYTES // 8])
         del model
         gc.collect()

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from fastinfer import limits
-from fastinfer._ext import crashrecord
-from fastinfer._ext.crashrecord import (
+from fastinfer.base import limits
+from fastinfer.shared import crash_record
+from fastinfer.shared.crash_record import (
     CULPRIT,
     LOAD_SUSPECT,
     QUARANTINED,
@@ -19,7 +19,7 @@ from fastinfer._ext.crashrecord import (
     CrashSlot,
     hashed,
 )
-from fastinfer.supervisor.suspects import Suspects
+from fastinfer.supervisor.blame import Suspects
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children only die
 
@@ -29,7 +29,7 @@ MODEL = hashed("m")
 
 @pytest.fixture
 def record():
-    return CrashRecord(mmap.mmap(-1, crashrecord.nbytes(2)))
+    return CrashRecord(mmap.mmap(-1, crash_record.nbytes(2)))
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import gc
 import numpy as np
 import pytest
 
-from fastinfer._ext import datatype
-from fastinfer._ext.tensor import Tensor, TensorSpec
+from fastinfer.tensor import datatype
+from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 
 def test_every_dtype_of_numpy_that_has_a_name() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastinfer.errors import ApiError
-from fastinfer.models import upkeep
-from fastinfer.models.upkeep import Look
+from fastinfer.base.errors import ApiError
+from fastinfer.repository import watcher
+from fastinfer.repository.watcher import Look
 
 ROUNDS = 3  # looks until a change has been acted on
 
@@ -84,13 +84,13 @@ class Poll:
         async def sleep(_: float) -> None:
             await self._turns.acquire()
 
-        monkeypatch.setattr(upkeep.asyncio, "sleep", sleep)
+        monkeypatch.setattr(watcher.asyncio, "sleep", sleep)
 
     async def __aenter__(self) -> Poll:
         async def main() -> None:
-            seen = await upkeep.load_all(self.models, self.wanted)
-            seen = await upkeep.load_rest(self.models, self.wanted, seen)
-            await upkeep.follow(self.models, 1, seen, unload_all=self.unload_all)
+            seen = await watcher.load_all(self.models, self.wanted)
+            seen = await watcher.load_rest(self.models, self.wanted, seen)
+            await watcher.follow(self.models, 1, seen, unload_all=self.unload_all)
 
         self._task = asyncio.ensure_future(main())
         await self.turns(0)

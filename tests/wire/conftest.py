@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import uvloop
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.server import Server
-from fastinfer.limits import HttpLimits
+from fastinfer.base.limits import HttpLimits
 
 TIMEOUT_S = 10.0
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fastinfer.errors import ApiError
+from fastinfer.base.errors import ApiError
 
 POST = b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fastinfer import limits as constants
+from fastinfer.base import limits as constants
 from fastinfer.http.server import Server
 
 HOLD = b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -24,8 +24,8 @@ ECHO = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"
 PROGRAM = """
 import resource, sys, time
 from types import SimpleNamespace
-from fastinfer.errors import ApiError
-from fastinfer.limits import HttpLimits
+from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import HttpLimits
 from fastinfer.http.server import Server, run
 
 def resolve(method, path):

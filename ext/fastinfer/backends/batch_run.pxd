@@ -1,0 +1,69 @@
+# One run of a session over the rows of one or more requests, as a Job.
+#
+# Built on the loop's thread; runs anywhere without the GIL, touching only `run_state`, whose pointers lie in memory of
+# this object or in the inputs of its requests, which it keeps; split() afterwards, on the loop's thread again.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.backends.onnx.ort cimport Session
+from fastinfer.backends.onnx.ort_run cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output
+from fastinfer.native.job cimport Job
+from fastinfer.shared.crash_record cimport NotedRun
+from fastinfer.tensor.rows cimport Piece
+
+cdef struct BatchState:
+    # Configuration.
+    const Handle* handle
+    Py_ssize_t requests
+    bint batched
+    int64_t total_rows
+    const int64_t* rows         # [requests]
+    # Inputs.
+    const Piece* pieces         # [inputs][requests]
+    Feed* feeds                 # [inputs]
+    int64_t* dims               # [inputs][MAX_RANK]: of the feeds
+    char* slab                  # the gathered rows of all inputs; NULL where nothing is gathered
+    # The run.
+    OrtRunOptions* options
+    NotedRun* noted             # in the crash record, kept by whoever asked for it; NULL where there is none
+    bint ran                    # a run is for once
+    bint refused                # it is the runtime's run that failed, no step before or after it
+    int terminated              # set by the loop's thread, read by the job's: atomically
+    OrtValue** values           # [inputs + outputs], only while it runs
+    # Results.
+    Output* outputs             # [outputs]
+    Py_ssize_t* bounds          # [outputs][requests + 1]: where each request's rows start
+    int64_t input_ns
+    int64_t infer_ns
+    int64_t output_ns
+    Failure failure
+
+
+cdef class BatchRun(Job):
+    cdef BatchState run_state
+    cdef char* arrays           # one block for all arrays of run_state
+    cdef Session session
+    cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the pieces point into
+    cdef readonly Py_ssize_t input_bytes
+    cdef readonly int64_t rows
+
+    # As the constructor, for a run that may stay on this thread: without run options, so that terminate cannot end it.
+    @staticmethod
+    cdef BatchRun make(Session session, list requests, bint batched)
+    # Makes terminate work; before the run goes to another thread.
+    cdef int make_terminable(self) except -1
+
+    cpdef list split(self)
+    cdef int _open(self, Session session, list requests, bint batched) except -1
+    cdef int _lay_out(self) except -1
+    cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
+
+
+# Several runs as one Job, one after the other, each over the rows of one request where they lie.
+cdef class RunSeries(Job):
+    cdef readonly list runs             # of BatchRun, which keep what `states` points to
+    cdef BatchState** states            # ended by NULL
+    cdef readonly Py_ssize_t input_bytes
+
+    @staticmethod
+    cdef RunSeries make(Session session, list requests)

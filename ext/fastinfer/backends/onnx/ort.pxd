@@ -1,0 +1,13 @@
+# ONNX Runtime through its C API: the library, its environment, sessions.
+# Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
+
+from fastinfer.backends.onnx.ort_run cimport Handle
+from fastinfer.base.budget cimport Budget
+
+
+cdef class Session:
+    cdef Handle handle
+    cdef readonly tuple inputs          # tuple[TensorSpec, ...]
+    cdef readonly tuple outputs
+    cdef public Budget budget           # in which its outputs count; None: nowhere
+    cdef list _names                    # the bytes that the handle's names lie in

@@ -1,0 +1,89 @@
+# Runs of a session at the level of C, without the GIL and on any thread; one Handle may be used by several at once.
+# Lives here: memory to the runtime's values and back. Does not: sessions and the library (ort), requests, batches.
+#
+# A run is three steps, so that each can be timed: bind (memory -> values), run, receive (values -> memory). Where the
+# shapes are the same again and again, a binding does the first and the last once for all.
+
+from libc.stdint cimport int32_t, int64_t
+
+from fastinfer.backends.onnx.ort_table cimport OrtIoBinding, OrtRunOptions, OrtSession, OrtStatus, OrtValue
+from fastinfer.base.budget cimport Budget
+from fastinfer.tensor.tensor cimport MAX_RANK
+
+cdef enum:
+    FAILURE_BYTES = 1024
+
+    FAIL = 1                    # OrtErrorCode
+    INVALID_ARGUMENT = 2
+    NO_SUCH_FILE = 3
+    INVALID_PROTOBUF = 7
+    NOT_IMPLEMENTED = 9
+
+cdef struct Failure:
+    int32_t code                # OrtErrorCode; 0: none
+    char[FAILURE_BYTES] text    # NUL-terminated
+
+cdef struct Feed:
+    # An input: borrowed memory, which must outlive the run.
+    int datatype_id
+    int rank
+    const int64_t* dims
+    const char* data
+    Py_ssize_t nbytes
+
+cdef struct Output:
+    # Memory of the runtime's value, or a block of allocate_block; see own().
+    int datatype_id
+    int rank
+    int64_t[MAX_RANK] dims
+    char* data
+    Py_ssize_t nbytes
+    OrtValue* value             # NULL where data is a block
+
+cdef struct Handle:
+    # What a run needs of a session; valid as long as the Session.
+    OrtSession* session
+    Py_ssize_t input_count
+    Py_ssize_t output_count
+    const char** input_names
+    const char** output_names
+
+# Every function fills in `failure` where it returns -1.
+cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil
+# Fills values with handle.input_count values over the feeds' memory (copies BYTES). The caller releases them.
+cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failure* failure) noexcept nogil
+# Fills outputs, which must be NULLs. The caller passes each one to receive, or releases it.
+cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
+             OrtValue** outputs, OrtRunOptions* options, Failure* failure) noexcept nogil
+# Takes the value over in any case, and sets value[0] to NULL. The output does not share memory with the feeds.
+cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
+                 Failure* failure) noexcept nogil
+cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil
+# Frees what was received and not owned yet.
+cdef void discard(Output* output) noexcept nogil
+
+# A session bound to memory for its inputs and outputs, none of them BYTES; NULL where that fails. The memory must
+# outlive the binding. One thread at a time may run it.
+cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, const Feed* outputs,
+                                  Failure* failure) noexcept nogil
+cdef int run_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
+                   Failure* failure) noexcept nogil
+# Fails unless the last run left its outputs in the memory that was bound.
+cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
+                        Failure* failure) noexcept nogil
+cdef void release_binding(OrtIoBinding* binding) noexcept nogil
+
+# Run options, which carry the wish to terminate: may be set on another thread before, in and after the run.
+cdef OrtRunOptions* create_run_options() except NULL
+cdef void release_run_options(OrtRunOptions* options) noexcept nogil
+cdef void terminate(OrtRunOptions* options) noexcept nogil
+cdef void unset_terminate(OrtRunOptions* options) noexcept nogil
+
+# The owner of a received output's memory, which counts in `budget`; to be called once for each output.
+# session: kept with it, since its allocator made the value.
+cdef object own(Output* output, object session, Budget budget)
+cdef object error_of(const Failure* failure)
+# Raises what a status says, and releases it.
+cdef int check(OrtStatus* status) except -1
+# The runtime's table of functions (backends/onnx/ort_table.h), before anything else here is called.
+cdef int use_table(void** table) except -1

@@ -1,0 +1,101 @@
+# Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
+#
+# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose shape is
+# known to take less than a limit (cost) runs at once on the loop's thread, where the watchdog ends it if it takes
+# much longer: then it is run again on a native thread. With a limit of 0 nothing runs inline.
+# A request that is whole (message.pxd) runs alone, and its outputs are not split into rows.
+# Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
+# Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.
+# Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastinfer.backends.batch_run cimport BatchRun, RunSeries
+from fastinfer.backends.binding cimport Binding
+from fastinfer.backends.onnx.ort cimport Session
+from fastinfer.backends.watchdog cimport Watchdog
+from fastinfer.base.budget cimport Budget
+from fastinfer.native.executor cimport Executor, Share
+from fastinfer.native.job cimport Job
+from fastinfer.schedule.cost cimport Estimate, ShapeCosts
+from fastinfer.schedule.run_notes cimport RunNotes
+from fastinfer.tensor.message cimport BatchResult, BatchRunner, Keeper
+
+cdef enum:
+    MAX_BINDING_BYTES = 16 << 10    # of one binding: larger runs take so long that a binding hardly matters
+    MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
+    LARGE_REQUEST = 32 << 10        # bytes of inputs whose copy is worth a thought
+    TRIAL = 32                      # of so many batches of large requests one runs in the way that seems slower
+
+
+cdef class Runner(BatchRunner):
+    cdef readonly Session session
+    cdef bint batched
+    cdef Executor executor
+    cdef Share share                # of its threads: what models compete with
+    cdef readonly ShapeCosts costs
+    cdef double output_ratio        # bytes of outputs for one of inputs: the most of late
+    cdef Watchdog watchdog          # None where nothing runs inline
+    cdef int large_batches          # that ran
+    cdef list bindings              # by rows: Binding, or None where there is none yet; empty: none can be made
+    cdef Py_ssize_t row_nbytes      # of a row of all inputs, where bindings can be made
+    cdef readonly Py_ssize_t bound_nbytes   # of all bindings
+    cdef RunNotes notes             # None where crashes are not recorded
+    cdef bint in_doubt              # the last run in a binding failed, and was not yet tried without
+
+    # The shape of a run for `costs`.
+    cdef uint64_t shape_of(self, BatchRun run) noexcept
+    # Whether the requests of a batch, with so many bytes together, run one after the other.
+    cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept
+    # Of a run on its way to a thread and back, in the crash record.
+    cdef void open_note(self, BatchRun run, list requests) noexcept
+    cdef void close_note(self, BatchRun run) noexcept
+    cdef void count_overrun(self) noexcept
+    cdef list run_bound(self, Binding binding, list requests)
+    # Their number of rows if a binding may run them, else 0.
+    cdef int64_t rows_to_bind(self, list requests) except -1
+    cdef Binding ready_binding(self, int64_t rows)
+    cdef Binding bind(self, int64_t rows)
+    # All of them, for good; an output that is still held keeps its memory.
+    cdef int drop_bindings(self) except -1
+
+
+# A batch under way. Where it fails and holds several requests, its halves are run again by themselves, so that one bad
+# request does not fail its mates. It is also what the executor calls at the end of a run.
+cdef class RunningBatch(Keeper):
+    cdef Runner runner
+    cdef list requests
+    cdef object done            # Callable[[BatchResult], None]; None when it was called
+    cdef Job attempt            # on a native thread, or None: a BatchRun or a RunSeries
+    cdef bint given_up
+    cdef list outcomes          # None until a run has ended
+    # The requests of the attempt are those from start to stop; `later` holds the (start, stop) of those after it.
+    cdef Py_ssize_t start
+    cdef Py_ssize_t stop
+    cdef Py_ssize_t ended       # of these, the first ones that have ended, as far as it is known
+    cdef list later
+    cdef uint64_t shape         # of the attempt; 0: its time says nothing of the shape's
+    cdef int64_t input_ns
+    cdef int64_t infer_ns
+    cdef int64_t output_ns
+
+    cdef Budget budget          # in which bytes are reserved for the outputs of the attempt, and ...
+    cdef int64_t reserved       # ... how many
+
+    # The outputs that are expected of an attempt; False where the budget has no room for them.
+    cdef bint reserve(self, int64_t input_bytes) except? True
+    cdef int give_back(self) noexcept
+    cdef int refuse(self) except -1
+    cdef int go_on(self) except -1
+    cdef int end(self) except -1
+    cdef int run_apart(self, list members) except -1
+    # Takes the outcomes; whether something is left to be run.
+    cdef bint take(self, BatchRun attempt) except? True
+    cdef int learn(self, BatchRun attempt) except -1
+    cdef bint take_series(self, RunSeries series) except? True
+    cdef bint turn_to_rest(self) except? True
+    cdef bint is_awaited(self) noexcept
+    # Runs an attempt on this thread. False: the watchdog has ended it, so it is to run elsewhere.
+    cdef bint run_here(self, BatchRun attempt, Estimate* estimate) except? True
+    cdef int close(self, BatchRun attempt) noexcept
+    cdef int take_failure(self, BatchRun attempt) except -1

@@ -1,0 +1,37 @@
+# Ends a run on the event loop's thread that takes too long.
+# Lives here: the watch over one thread (native/watch.h), and the run options through which it ends a run. Does not: which runs
+# belong on that thread (cost), and what becomes of one that was ended (runner).
+#
+# ONNX Runtime looks at the wish to terminate between two operators. One object serves all models of a process, since
+# its loop runs one batch at a time: they share the run options.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.backends.onnx.ort_run cimport OrtRunOptions
+
+cdef extern from "fastinfer/native/watch.h" namespace "fastinfer" nogil:
+    enum:
+        NOT_ENDED "fastinfer::Watch::kNotEnded"
+        ENDED_WAITING "fastinfer::Watch::kEnded"
+        ENDED_AT_WORK "fastinfer::Watch::kEndedAtWork"
+
+    cdef cppclass Watch:
+        Watch(int64_t bound_ns, void (*end)(void*) noexcept nogil, void* what)
+        int start()
+        void close()
+        void begins(int64_t now_ns)
+        int ends()
+
+
+cdef class Watchdog:
+    cdef Watch* watch               # NULL before it is started; this and the next one
+    cdef OrtRunOptions* options     # of every run that is watched
+    cdef readonly int64_t bound_ns
+    cdef bint watching
+
+    # Whether it watches; it begins to with the first run that asks. False: there is no memory for its thread.
+    cdef bint is_watching(self) noexcept
+    # On the loop's thread, if it watches, around a run with `options`. ends() returns whether the run was ended:
+    # ENDED_AT_WORK, if it used the processor, ENDED_WAITING, if others did, NOT_ENDED.
+    cdef void begins(self, int64_t now_ns) noexcept
+    cdef int ends(self) noexcept

@@ -1,0 +1,27 @@
+# The memory that requests hold in a process: see budget.pxd and base/budget.h.
+
+cimport cython
+from libc.stdint cimport int64_t
+
+
+@cython.final
+cdef class Budget:
+    def __cinit__(self, int64_t limit=0x7FFFFFFFFFFFFFFF):
+        if limit < 0:
+            raise ValueError("a budget is not negative")
+        self.limit = limit
+        self.count.set_limit(limit)
+
+    @property
+    def used(self):
+        return self.count.used()
+
+    @property
+    def refused(self):
+        return self.count.refused()
+
+    def reserve(self, int64_t nbytes):
+        return self.count.reserve(nbytes)
+
+    def release(self, int64_t nbytes):
+        self.count.release(nbytes)

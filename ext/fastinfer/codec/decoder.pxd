@@ -1,0 +1,163 @@
+# What reading a request's body knows: the decoder's structs, its one failure, and the steps through JSON's objects.
+#
+# decode.pyx (Python's entrances) -> envelope (the JSON's objects) -> payload (tensors) -> this. No Python objects here;
+# everything runs without the GIL. A function that fails has filled `failure` in and returns -1.
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp
+
+from fastinfer.base.budget cimport Count
+from fastinfer.codec.json cimport Cursor, Text, take_literal
+from fastinfer.native.job cimport Interrupt
+from fastinfer.tensor.expected cimport Expected
+from fastinfer.tensor.tensor cimport MAX_RANK
+
+cdef enum:
+    # Characters.
+    QUOTE = 0x22
+    COMMA = 0x2C
+    COLON = 0x3A
+    OPEN_ARRAY = 0x5B
+    CLOSE_ARRAY = 0x5D
+    OPEN_OBJECT = 0x7B
+    CLOSE_OBJECT = 0x7D
+
+    MAX_KEY = 32                # no known key is longer
+    MAX_KEY_TEXT = 6 * MAX_KEY  # the same with every character as \uXXXX
+    MAX_QUOTE = 40              # bytes of a client's text in an error's sentence
+
+cdef enum:
+    # fastinfer.base.limits tells why.
+    MAX_INPUTS = 1024       # MAX_INPUTS; inputs or outputs of one request
+    MAX_NAME = 4 * 1024     # MAX_NAME_BYTES, as they are written
+    MAX_ID = 1024 * 1024    # MAX_ID_BYTES, as they are written
+    MAX_CLASSES = 10_000    # MAX_CLASSES; of an output's row
+    FEW = 4                 # more inputs or outputs than these get a list of their own
+
+cdef enum Place:
+    IN_REQUEST
+    IN_INPUT
+    IN_OUTPUT
+
+# What parameters.content_type says of an input; it matters to BYTES only.
+cdef enum ContentType:
+    NO_CONTENT_TYPE         # not given, or one that changes nothing
+    BASE64                  # each element is base64 text of the bytes that are meant
+    UNKNOWN_CONTENT_TYPE    # a string that is the name of none
+    NOT_A_CONTENT_TYPE      # not a string
+
+cdef enum FailureKind:
+    PLAIN                   # "<place><field>[<element>]: <quoted> <text>"
+    SYNTAX                  # "byte <at>: <text>"
+    COUNT                   # too few elements
+    MORE                    # too many elements
+    ROW                     # a nested row of the wrong length
+    SIZE                    # a binary tensor's size does not fit its shape
+    EXTRA                   # bytes behind the last binary tensor
+    STRINGS                 # too many short strings for so small a body
+    INTERRUPTED             # nobody waits any more
+    NO_MEMORY
+
+# The one failure of a decoder; worded with the GIL, by `worded`.
+cdef struct Failure:
+    bint is_set
+    FailureKind kind
+    Place place
+    int index               # of the input or output
+    const char* field       # static, such as ".shape"
+    int64_t element         # -1: none
+    const char* quote       # the client's own text, in the body; NULL: none
+    Py_ssize_t quote_size
+    const char* text        # static
+    int64_t at              # byte of the body
+    int64_t got
+    int64_t wanted
+
+cdef struct ParsedInput:
+    unsigned int seen       # known keys met
+    bint has_data           # "data" is there, and is not null
+    Text name
+    int datatype_id
+    int rank
+    int64_t[MAX_RANK] dims
+    int64_t count           # elements: the product of dims
+    const char* data_text   # where "data" begins, if it came before shape and datatype
+    int64_t binary_size     # parameters.binary_data_size; -1: none
+    ContentType content_type
+    Text content_type_text  # as it is written, of an unknown one
+    char* block             # owned, or NULL where `view` is used in place
+    Py_ssize_t charged      # bytes of it in the decoder's count
+    bint refused            # certainly not what the model takes: its data is skipped, and there is no memory
+    const char* view        # the bytes in the body
+    Py_ssize_t nbytes
+
+cdef struct ParsedOutput:
+    unsigned int seen
+    Text name
+    int binary
+    int64_t classification
+
+cdef struct Decoder:
+    Cursor cursor           # over the JSON
+    const char* binary      # the rest of the body; NULL: the request came without a header length
+    const char* binary_end
+    int width               # of the widest registers to read numbers with, in bits
+    const Interrupt* interruption       # of the job; NULL on the loop's thread
+    Count* count            # of bytes, in which tensors are reserved; NULL: none
+    const Expected* expected            # what the model takes; NULL: unknown
+    Py_ssize_t body_size
+    bint views              # binary tensors may be used in place
+    bint nullable           # null among floating-point data is NaN
+    bint keeps_base64       # the model takes base64 text itself: it is not decoded here
+    Failure failure
+    Place place             # what is being read, for failures
+    int index
+    unsigned int seen
+    Text id
+    bint binary_output
+    int64_t timeout_us
+    int64_t priority
+    int input_count
+    int input_capacity
+    ParsedInput* inputs     # `few_inputs`, or a list of its own
+    ParsedInput[FEW] few_inputs
+    int output_count
+    int output_capacity
+    ParsedOutput* outputs
+    ParsedOutput[FEW] few_outputs
+
+
+# --- Failures: each returns -1 ---------------------------------------------------------------------------------------
+
+cdef int fail(Decoder* decoder, const char* field, const char* text, FailureKind kind=*, int64_t element=*,
+              int64_t got=*, int64_t wanted=*) noexcept nogil
+# The cursor stands at the fault, and says what it expected.
+cdef int fail_syntax(Decoder* decoder) noexcept nogil
+# The fault is a value; the sentence begins with it.
+cdef int fail_quoting(Decoder* decoder, const char* field, const char* value, const char* text,
+                      int64_t element=*) noexcept nogil
+cdef int fail_text(Decoder* decoder, const char* field, const Text* quoted, const char* text) noexcept nogil
+
+# --- Steps -----------------------------------------------------------------------------------------------------------
+
+# The next member of an object: 1 with the cursor at its value, 0 behind the closing brace.
+cdef int next_member(Decoder* decoder, Text* key, bint first) noexcept nogil
+# The next element of an array: 1 with the cursor at it, 0 behind the closing bracket.
+cdef int next_element(Decoder* decoder, bint first) noexcept nogil
+cdef int open_object(Decoder* decoder, const char* field) noexcept nogil
+cdef int open_array(Decoder* decoder, const char* field) noexcept nogil
+# A string of at most `limit` bytes, as it is written.
+cdef int read_text(Decoder* decoder, Text* text, const char* field, Py_ssize_t limit,
+                   const char* too_long) noexcept nogil
+# Whether a value is null, which for most keys is as if they were not there; it is then taken.
+cdef inline bint take_null(Decoder* decoder) noexcept nogil:
+    return take_literal(&decoder.cursor, "null", 4)
+# Any value, validated.
+cdef int skip(Decoder* decoder, int depth) noexcept nogil
+# A key as it is meant, in `room` (MAX_KEY_TEXT bytes) where it was written with escapes.
+cdef void resolve_key(Text* key, char* room) noexcept nogil
+# Marks a known key as met.
+cdef int see(Decoder* decoder, unsigned int* seen, unsigned int bit, const char* field) noexcept nogil
+
+cdef inline bint is_key(const Text* key, const char* name, Py_ssize_t size) noexcept nogil:
+    return key.size == size and memcmp(key.at, name, size) == 0

@@ -1,0 +1,6 @@
+# The objects of a request's JSON, outermost first: request, inputs, outputs, and their parameters.
+
+from fastinfer.codec.decoder cimport Decoder
+
+# Reads the whole body; the decoder has been opened.
+cdef int read_request(Decoder* decoder) noexcept nogil

@@ -1,0 +1,55 @@
+# Busy polling: see poller.pxd.
+
+cimport cython
+
+from fastinfer.native.job cimport monotonic_ns
+
+cdef enum:
+    MOST = 16               # what `found` may rise to
+    ENOUGH = 8              # from here on it pays to poll
+    MISS = 4                # what one request or window in vain counts: more than two of three must find something
+    BREAK_NS = 1_000_000    # after polling for so long, the loop sleeps once
+
+
+@cython.final
+cdef class Poller:
+    def __init__(self, loop not None, busy not None, double window_us):
+        self._loop = loop
+        self._busy = busy
+        self._turned = self.turned
+        self.window_ns = <int64_t>(window_us * 1e3)
+
+    @property
+    def polling(self):
+        return self._polling
+
+    cpdef int came(self, int64_t now) except -1:
+        cdef int64_t waited
+        if self.window_ns > 0:
+            waited = now - self._answered_ns
+            # Who sleeps is woken late, so that the same client seems slower.
+            self._count(waited < self.window_ns * (1 if self._polling else 2))
+        return 0
+
+    cpdef int answered(self) except -1:
+        if self.window_ns > 0:
+            self._answered_ns = monotonic_ns()
+            if not self._polling and self._found >= ENOUGH and len(self._busy) == 0:
+                self._polling = True
+                self._since_ns = self._answered_ns
+                self._loop.call_soon(self._turned)
+        return 0
+
+    def turned(self):
+        # The loop has turned once without sleeping.
+        cdef int64_t now = monotonic_ns()
+        if now - self._answered_ns > self.window_ns:
+            self._polling = False
+            self._count(False)
+        elif now - self._since_ns > BREAK_NS or len(self._busy) > 0:
+            self._polling = False
+        else:
+            self._loop.call_soon(self._turned)
+
+    cdef void _count(self, bint found) noexcept:
+        self._found = min(self._found + 1, MOST) if found else max(self._found - MISS, 0)

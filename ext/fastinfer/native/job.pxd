@@ -1,0 +1,39 @@
+# A piece of native work: runs once, without the GIL, on any thread; its end is told on the loop's thread.
+#
+# Nobody has to wait for a job: `terminate` has it end at the next of its pieces, or before it begins. A job that was
+# terminated has no result.
+#
+# A subclass sets `work` and `state` in its constructor; `state` points into C fields of the subclass itself, which must
+# not change and must own all the memory that the work touches until the job has ended. Whoever hands a job over keeps
+# a reference to it meanwhile (the executor does).
+
+from libc.stdint cimport int64_t
+
+cdef extern from "fastinfer/native/interrupt.h" namespace "fastinfer" nogil:
+    cdef struct Interrupt:
+        int loop_fd
+        int is_set
+    void interrupt(Interrupt* job) noexcept
+    bint is_interrupted(const Interrupt* job) noexcept
+    bint goes_on(const Interrupt* job) noexcept
+
+cdef int64_t monotonic_ns() noexcept nogil
+
+
+# CLOCK_MONOTONIC, which tests may stop.
+cdef class Clock:
+    cdef public int64_t fixed_ns        # the time to return; 0: the system's
+
+    cdef int64_t now(self) noexcept
+
+
+cdef class Job:
+    cdef void (*work)(void* state) noexcept nogil
+    cdef void* state
+    cdef Interrupt interruption      # what long work looks at between pieces
+    cdef readonly int64_t started_ns    # CLOCK_MONOTONIC; 0 before
+    cdef readonly int64_t ended_ns
+    cdef public object done             # Callable[[Job], None] or None; called on the loop's thread
+
+    # Does the work on this thread, at once, without the GIL.
+    cdef void run_here(self) noexcept

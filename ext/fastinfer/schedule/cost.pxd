@@ -1,0 +1,82 @@
+# What one model's runs cost, by the shapes of their inputs: whether a run belongs on the event loop's thread.
+# Lives here: estimates, and the suspension of a model whose runs take longer than estimated. Does not: runs (runner),
+# and what ends one (watchdog). Loop's thread only.
+#
+# A shape is a 64-bit hash of all that the work may follow from: rows, dimensions, the size of texts. Only what was
+# measured is predicted: equal bytes may cost a hundred times as much in another shape, and twice the size eight times
+# as much, so a shape that was never run goes to a native thread once, where it is measured.
+#
+# An estimate falls quickly and rises slowly, and one run counts for at most LEAP times the estimate, so a run that was
+# preempted hardly moves it; a shape that is above the limit runs, and is measured, on native threads until it is not.
+#
+# A run that takes more than LEAP times its estimate, and longer than the limit, is an overrun. Is it the model, or was
+# the thread preempted? Its processor time shows which, but reading it before each run would cost a system call. So the
+# first overrun puts the model on probation: its next PROBATION runs are measured with processor time and waits. An
+# overrun that computed or waited there suspends the model, as does a run that the watchdog ended while it computed: all
+# its runs go to native threads for a time that doubles with each suspension. A preempted run has no consequence.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastinfer.native.job cimport Clock
+
+cdef enum:
+    SIZES = 64              # sizes of input, in powers of two
+    LEAP = 10               # times an estimate: a longer run is an overrun
+    PROBATION = 1024        # runs
+    FEWEST_PLACES = 16      # of the table of shapes
+    MOST_PLACES = 4096
+
+# Of a shape that was measured.
+cdef struct Estimate:
+    uint64_t shape          # 0: the place is free
+    double ns               # smoothed
+    bint used               # since the table was swept last
+
+# What a thread has used so far.
+cdef struct Usage:
+    int64_t cpu_ns
+    int64_t waits
+
+
+# The size class of so many bytes: powers of two.
+cdef int size_class(Py_ssize_t nbytes) noexcept
+
+
+cdef class ShapeCosts:
+    cdef readonly int64_t limit_ns      # shorter runs belong on the loop's thread
+    cdef readonly Clock clock
+    cdef Estimate* table                # open addressing
+    cdef Py_ssize_t places
+    cdef readonly Py_ssize_t known      # shapes
+    cdef readonly int64_t probation     # runs that are still measured closely
+    cdef readonly int64_t suspended_until_ns    # 0: it is not
+    cdef int64_t suspended_at_ns        # when the last suspension began,
+    cdef int64_t suspension_ns          # ... and how long it was; 0: there was none
+    cdef Usage before                   # the run in progress, on probation
+    # How long batches of large requests took, by their size: together in one run, and one after the other.
+    cdef double[SIZES] together
+    cdef double[SIZES] apart
+
+    # The estimate of a shape whose runs belong on the loop's thread; NULL: they do not. Valid until the next observe.
+    cdef Estimate* short_one(self, uint64_t shape) noexcept
+    # Around a run on the loop's thread. `well`: it gave outputs. `cut`: the watchdog ended it, `at_work`: while it used
+    # the processor. Returns whether it was an overrun.
+    cdef void begins(self) noexcept
+    cdef bint ends(self, Estimate* estimate, int64_t ns, bint well, bint cut, bint at_work) noexcept
+    # A run elsewhere has ended well.
+    cdef int observe(self, uint64_t shape, int64_t ns) except -1
+
+    cdef bint are_quicker_apart(self, Py_ssize_t nbytes) noexcept
+    cdef void observe_size(self, double* times, Py_ssize_t nbytes, int64_t ns) noexcept
+
+    cdef Estimate* find(self, uint64_t shape) noexcept
+    cdef int make_room(self) except -1
+    cdef int move_to(self, Py_ssize_t places, bint all_of_them) except -1
+    cdef bint leaves_probation(self, int64_t ns) noexcept
+    cdef void suspend(self) noexcept
+
+
+# A shape that is one number of rows.
+cdef uint64_t shape_of_rows(int64_t rows) noexcept
+# A shape with one more number.
+cdef uint64_t shape_with(uint64_t shape, uint64_t number) noexcept

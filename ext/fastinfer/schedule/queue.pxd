@@ -1,0 +1,59 @@
+# The requests that wait for one loaded model, in groups of those that may share a batch. Loop's thread only.
+#
+# Compatible requests (equal priority and shape_key) wait in one group; the group whose oldest is the most urgent, or
+# came first, is served first. Requests end wherever they are; those that ended while they waited are skipped when
+# their turn comes, or swept out when they become many. A group in which nobody waits any more leaves at once: each
+# group knows its place in the heap, so a departure takes steps in proportion to the heap's height, however many
+# groups there are.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.tensor.message cimport InferRequest
+
+
+# Compatible requests that wait, oldest first.
+cdef class Group:
+    cdef int64_t priority
+    cdef object key             # of Queue._groups; None for the plain group
+    cdef list requests          # those before `start` were taken and are None; ended ones may lie between the others
+    cdef Py_ssize_t start
+    cdef int64_t live           # requests that wait
+    # As a member of the heap of heads.
+    cdef Py_ssize_t place       # in the heap; -1: it is not there
+    cdef int64_t since_ns       # when its oldest request came
+    cdef int64_t number         # unique: the order of groups that are equal otherwise
+
+    cdef InferRequest oldest(self)
+    cdef list rows(self, int64_t max_batch_size)
+
+
+cdef class Queue:
+    cdef readonly int64_t size          # requests that wait
+    cdef list heads                     # a heap of the groups in which somebody waits, the most urgent one first
+    cdef readonly int64_t steps         # that groups have moved in the heap, for tests
+    # A group for requests without priority and shape_key (most models have no others), and groups of all others, none
+    # of which is empty.
+    cdef Group _plain
+    cdef dict _groups                   # (priority, shape_key) -> Group
+    cdef int64_t _priority_levels
+    cdef int64_t _default_priority
+    cdef int64_t _number
+    cdef int64_t _ended                 # requests that have ended and still lie in a group
+
+    cdef int add(self, InferRequest request) except -1
+    cdef list most_urgent(self, Py_ssize_t wanted)
+    cdef InferRequest first(self, Group group)
+    cdef void take_first(self, Group group) noexcept
+    cdef int settle(self, Group group) except -1
+    # A request that waited has ended.
+    cdef int has_ended(self, InferRequest request) except -1
+
+    cdef Group _group_of(self, InferRequest request)
+    cdef tuple _key_of(self, InferRequest request)
+    cdef void _set_rank(self, Group group) noexcept
+    cdef int _push_head(self, Group group) except -1
+    cdef int _remove_head(self, Group group) except -1
+    cdef int _move_up(self, Group group, Py_ssize_t place) except -1
+    cdef int _move_down(self, Group group, Py_ssize_t place) except -1
+    cdef int _drop(self, Group group) except -1
+    cdef int _sweep_out(self) except -1

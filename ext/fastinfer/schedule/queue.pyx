@@ -1,0 +1,239 @@
+# The requests that wait for one loaded model: see queue.pxd.
+
+cimport cython
+
+from fastinfer.tensor.message cimport QUEUED, RUNNING
+
+cdef enum:
+    FEW = 64    # places that may lie unused at the start of a group, or be taken by ended requests
+
+
+@cython.final
+cdef class Group:
+    cdef InferRequest oldest(self):
+        # Alive, or the only one: for a group that was just added to, or that Queue.most_urgent has given.
+        return <InferRequest>self.requests[self.start]
+
+    cdef list rows(self, int64_t max_batch_size):
+        # The rows of the live requests, as far as they can matter to one batch.
+        cdef InferRequest request
+        cdef list rows = []
+        cdef int64_t total = 0
+        cdef Py_ssize_t i
+        for i in range(self.start, len(self.requests)):
+            request = <InferRequest>self.requests[i]
+            if request.state == QUEUED:
+                rows.append(request.rows)
+                total += request.rows
+                if total > max_batch_size:
+                    break
+        return rows
+
+
+cdef Group new_group(int64_t priority, key):
+    cdef Group group = Group.__new__(Group)
+    group.priority = priority
+    group.key = key
+    group.requests = []
+    group.place = -1
+    return group
+
+
+cdef bint precedes(Group group, Group other) noexcept:
+    if group.priority != other.priority:
+        return group.priority < other.priority
+    if group.since_ns != other.since_ns:
+        return group.since_ns < other.since_ns
+    return group.number < other.number
+
+
+@cython.final
+cdef class Queue:
+    def __init__(self, int64_t priority_levels, int64_t default_priority):
+        self._priority_levels = priority_levels
+        self._default_priority = default_priority
+        self._plain = new_group(0, None)
+        self._groups = {}
+        self.heads = []
+
+    # --- In -----------------------------------------------------------------------------------------------------------
+
+    cdef int add(self, InferRequest request) except -1:
+        cdef Group group
+        request.state = QUEUED
+        if self._priority_levels == 0 and request.shape_key is None:    # the common case
+            group = self._plain
+        else:
+            group = self._group_of(request)
+        group.requests.append(request)
+        group.live += 1
+        if group.place < 0:
+            self._push_head(group)
+        self.size += 1
+        return 0
+
+    cdef tuple _key_of(self, InferRequest request):
+        cdef int64_t priority = 0
+        if self._priority_levels != 0:
+            priority = min(request.priority if request.priority != 0 else self._default_priority,
+                           self._priority_levels)
+        return (priority, request.shape_key)
+
+    cdef Group _group_of(self, InferRequest request):
+        cdef tuple key = self._key_of(request)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = new_group(key[0], key)
+        return group
+
+    # --- Out ----------------------------------------------------------------------------------------------------------
+
+    cdef list most_urgent(self, Py_ssize_t wanted):
+        # So many groups, each with a live request at its start. Those that follow a group in the heap are its children
+        # there, so the candidates for the next place are few, however many groups there are.
+        cdef list found = []
+        cdef list candidates = [0] if len(self.heads) > 0 else []
+        cdef Py_ssize_t place, child, best, i
+        while len(candidates) > 0 and len(found) < wanted:
+            best = 0
+            for i in range(1, len(candidates)):
+                if precedes(<Group>self.heads[<Py_ssize_t>candidates[i]],
+                            <Group>self.heads[<Py_ssize_t>candidates[best]]):
+                    best = i
+            place = candidates.pop(best)
+            found.append(self.heads[place])
+            for child in range(2 * place + 1, min(2 * place + 3, len(self.heads))):
+                candidates.append(child)
+        for group in found:
+            if self.first(<Group>group) is None:    # not unless a batch could not be taken to the end
+                self._drop(<Group>group)
+                return self.most_urgent(wanted)
+        return found
+
+    cdef InferRequest first(self, Group group):
+        # Its first live request, or None.
+        cdef InferRequest request
+        while group.start < len(group.requests):
+            request = <InferRequest>group.requests[group.start]
+            if request.state == QUEUED:
+                return request
+            group.requests[group.start] = None
+            group.start += 1
+            self._ended -= 1
+        return None
+
+    cdef void take_first(self, Group group) noexcept:
+        # What first() has given waits no more.
+        (<InferRequest>group.requests[group.start]).state = RUNNING
+        group.requests[group.start] = None
+        group.start += 1
+        group.live -= 1
+        self.size -= 1
+
+    cdef int settle(self, Group group) except -1:
+        # Gives a group that was taken from its new place.
+        if group.live == 0:
+            return self._drop(group)
+        if group.start > FEW and 2 * group.start > len(group.requests):
+            del group.requests[:group.start]
+            group.start = 0
+        self.first(group)
+        self._set_rank(group)
+        self._move_up(group, group.place)
+        return self._move_down(group, group.place)
+
+    cdef int has_ended(self, InferRequest request) except -1:
+        # A group in which nobody waits any more is dropped; ended requests between live ones are let go of when they
+        # are many, so that a stalled queue cannot hold their memory.
+        cdef Group group
+        if self._priority_levels == 0 and request.shape_key is None:
+            group = self._plain
+        else:
+            group = <Group?>self._groups[self._key_of(request)]
+        self.size -= 1
+        self._ended += 1
+        group.live -= 1
+        if group.live == 0:
+            self._drop(group)
+        elif self._ended > FEW and self._ended > self.size:
+            self._sweep_out()
+        return 0
+
+    cdef int _sweep_out(self) except -1:
+        # Each group has a live request, so there are no more groups than live requests, hence than ended ones: a sweep
+        # costs a few steps for each request that has ended since the last.
+        cdef Group group
+        for group in self.heads:
+            if group.live < <int64_t>(len(group.requests) - group.start):
+                group.requests = [request for request in group.requests[group.start:]
+                                  if (<InferRequest>request).state == QUEUED]
+                group.start = 0
+        self._ended = 0
+        return 0
+
+    # --- The heads ----------------------------------------------------------------------------------------------------
+
+    cdef void _set_rank(self, Group group) noexcept:
+        group.since_ns = group.oldest().enqueued_ns
+        self._number += 1
+        group.number = self._number
+
+    cdef int _push_head(self, Group group) except -1:
+        self._set_rank(group)
+        self.heads.append(group)
+        return self._move_up(group, len(self.heads) - 1)
+
+    cdef int _remove_head(self, Group group) except -1:
+        # The last group takes its place, and goes up or down from there.
+        cdef Group last = <Group>self.heads.pop()
+        if last is not group:
+            self._move_up(last, group.place)
+            self._move_down(last, last.place)
+        group.place = -1
+        return 0
+
+    cdef int _move_up(self, Group group, Py_ssize_t place) except -1:
+        # From a place that is free for it.
+        cdef list heads = self.heads
+        cdef Group parent
+        while place > 0:
+            parent = <Group>heads[(place - 1) >> 1]
+            if not precedes(group, parent):
+                break
+            heads[place] = parent
+            parent.place = place
+            place = (place - 1) >> 1
+            self.steps += 1
+        heads[place] = group
+        group.place = place
+        return 0
+
+    cdef int _move_down(self, Group group, Py_ssize_t place) except -1:
+        cdef list heads = self.heads
+        cdef Py_ssize_t count = len(heads)
+        cdef Py_ssize_t at = 2 * place + 1
+        cdef Group child
+        while at < count:
+            if at + 1 < count and precedes(<Group>heads[at + 1], <Group>heads[at]):
+                at += 1
+            child = <Group>heads[at]
+            if not precedes(child, group):
+                break
+            heads[place] = child
+            child.place = place
+            place = at
+            at = 2 * place + 1
+            self.steps += 1
+        heads[place] = group
+        group.place = place
+        return 0
+
+    cdef int _drop(self, Group group) except -1:
+        self._remove_head(group)
+        self._ended -= len(group.requests) - group.start
+        group.requests.clear()
+        group.start = 0
+        group.live = 0
+        if group is not self._plain:
+            del self._groups[group.key]
+        return 0

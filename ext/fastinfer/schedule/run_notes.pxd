@@ -1,0 +1,26 @@
+# One model's notes in the crash record: what of it is about to run, and whether a request may. Loop's thread, but for
+# what the run itself writes (run_begins, run_ends).
+
+from libc.stdint cimport int64_t, uint64_t
+
+from fastinfer.shared.crash_record cimport CrashSlot, NotedRun
+from fastinfer.tensor.message cimport InferRequest
+
+
+cdef class RunNotes:
+    cdef readonly CrashSlot slot
+    cdef uint64_t key           # of the model as it was loaded: other files, another key
+    cdef uint64_t group
+    cdef bytes label
+
+    # Whether some request or model is suspect: else no request needs to be looked at.
+    cdef bint armed(self) noexcept
+    # NONE, SUSPECT (to be run alone), CULPRIT (not to be run) or WITHDRAWN (as the whole model).
+    cdef int verdict(self, InferRequest request) noexcept
+    # For how long the model is withdrawn, in nanoseconds; 0: it is not.
+    cdef int64_t withdrawn_ns(self) noexcept
+    # Computed once a request.
+    cdef uint64_t fingerprint_of(self, InferRequest request) noexcept
+    # Notes a run, which begins with run_begins and ends with run_ends; then it is closed. NULL: there is no place.
+    cdef NotedRun* open(self, list requests) noexcept
+    cdef void close(self, NotedRun* run) noexcept

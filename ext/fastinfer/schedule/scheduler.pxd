@@ -1,0 +1,93 @@
+# The scheduler of one loaded model: instances and batches; what waits is in a Queue.
+#
+# Touched by the loop's thread only, hence no locks. It knows neither HTTP nor ONNX: requests come in by submit, batches
+# go to the `start` callable that it was given, and every request is settled once (lifetime), with its outputs or with
+# an error, unless it was dropped.
+#
+# Requests that arrive in the same turn of the loop are seen together: submit only queues, the dispatch follows at the
+# end of the turn. A request whose deadline has passed, or that was dropped, is not run, and a batch in which nobody
+# waits any more is terminated.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.native.job cimport Clock
+from fastinfer.schedule.lifetime cimport Deadlines
+from fastinfer.schedule.queue cimport Group, Queue
+from fastinfer.schedule.run_notes cimport RunNotes
+from fastinfer.shared.stats cimport Counters
+from fastinfer.tensor.message cimport BatchResult, BatchRunner, InferRequest, Keeper
+from fastinfer.tensor.signature cimport Signature
+
+# Requests that run together, and how many of them still wait for the answer. It keeps them until the run ends, and is
+# also what the run is to call then. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish
+# breaks.
+cdef class Batch(Keeper):
+    cdef Scheduler scheduler
+    cdef list requests
+    cdef Py_ssize_t waiting
+    cdef object run             # Run | None
+    cdef bint finished
+    cdef object __weakref__
+
+    cdef int finish(self, BatchResult result) except -1
+
+
+cdef class Scheduler(Keeper):
+    # Configuration.
+    cdef object _start
+    cdef BatchRunner _runner            # _start, if it is one
+    cdef object _policy
+    cdef bint _policy_matters           # else a batch is what fits
+    cdef int64_t _max_batch_size
+    cdef int64_t _max_queue_size
+    cdef readonly Counters stats
+    cdef RunNotes _notes                # None where crashes are not recorded
+    cdef readonly object loop
+    cdef readonly Clock clock
+    cdef readonly Deadlines deadlines   # of requests to this model, with its default timeout
+    cdef Queue _queue
+    # What runs.
+    cdef int64_t _free_instances
+    cdef set _running                   # of Batch
+    cdef int64_t _parents               # that are admitted and have not left
+    # Dispatching.
+    cdef bint _dispatch_due
+    cdef bint _dispatching
+    cdef object _delay                  # the handle of the timer that ends a wait for company, or None
+    cdef bint _retiring
+    cdef object _retired                # called once, when all that was taken has ended; None: not, or not any more
+    # Ends that are not told yet: an inline batch may end inside the end of another; and those of refused requests.
+    cdef int _finishing
+
+    cpdef int submit(self, InferRequest request) except -1
+    cpdef int cancel(self, InferRequest request) except -1
+    cpdef int count_refusal(self, object error, int64_t arrived_ns=*) except -1
+    # A parent calls `admit` before its first slice and `leave` at its end; between them slices are accepted even if the
+    # model retires.
+    cpdef int admit(self) except -1
+    cpdef int leave(self) except -1
+
+    # From queue to run to answer.
+    cdef int _dispatch(self) except -1
+    cdef bint _run_at_once(self, list requests) except -1
+    cdef bint _start_batch(self, list requests) except -1
+    cdef list _take(self, int64_t now)
+    cdef list _take_by_policy(self, int64_t now)
+    cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now)
+    cdef int _refuse_late(self, Group group, int64_t now) except -1
+    cdef int _refuse_culprits(self, Group group) except -1
+    cdef int _refuse_first(self, Group group, object error) except -1
+    cdef int _finish(self, Batch batch, BatchResult result) except -1
+    cdef int _end_batch(self, list requests, BatchResult result) except -1
+    cdef int _answer(self, list requests, BatchResult result) except -1
+    cdef int _check_idle(self) except -1
+
+
+# What an inference needs of a model. fastinfer.schedule.model.Model is one, with the methods `begin` and `enqueue` for
+# what is not common, and the property `signature`, which where it has a successor is not its own.
+cdef class Target:
+    cdef readonly str name
+    cdef readonly str version
+    cdef readonly Signature own         # of its own implementation
+    cdef readonly object successor      # Callable[[], Target] | None
+    cdef readonly Scheduler scheduler

@@ -1,0 +1,382 @@
+# The scheduler of one loaded model: see scheduler.pxd.
+
+import logging
+
+cimport cython
+
+from fastinfer.native.job cimport Clock
+from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, late, settle
+from fastinfer.schedule.queue cimport Group, Queue
+from fastinfer.schedule.run_notes cimport RunNotes
+from fastinfer.shared.crash_record cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
+from fastinfer.shared.stats cimport CANCELLED, Counters
+from fastinfer.tensor.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest, Keeper
+
+from fastinfer.base.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+cdef str REFUSED = "this request has ended the process that ran it; it is not run again"
+
+cdef enum:
+    TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
+    HEADS_ASKED = 16        # groups that are asked for a batch while the most urgent one waits for company
+
+
+@cython.final
+cdef class Batch:
+    def __call__(self, BatchResult result not None):
+        self.finish(result)
+
+    cdef int finish(self, BatchResult result) except -1:
+        if not self.finished:
+            self.finished = True
+            self.run = None
+            self.scheduler._finish(self, result)
+        return 0
+
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
+        self.waiting -= 1
+        if self.run is None:
+            return 0
+        if self.waiting == 0:
+            self.run.terminate()
+        elif isinstance(self.run, Keeper):
+            (<Keeper>self.run).let_go(request, was, cause)
+        return 0
+
+
+@cython.final
+cdef class Scheduler:
+    def __init__(self, start, policy, *, int64_t instances, int64_t max_queue_size, double timeout_s,
+                 int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop,
+                 RunNotes notes=None, Clock clock=None):
+        self._start = start
+        self._runner = start if isinstance(start, BatchRunner) else None
+        self._policy = policy
+        self._max_batch_size = policy.max_batch_size
+        self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
+        self._max_queue_size = max_queue_size
+        self.stats = stats
+        if self._runner is not None:
+            self._runner.stats = stats
+        self._notes = notes
+        self.loop = loop
+        self.clock = clock if clock is not None else Clock()
+        self.deadlines = Deadlines(loop, timeout_s, self.clock)
+        self._queue = Queue(priority_levels, default_priority)
+        self._free_instances = instances
+        self._running = set()
+
+    @property
+    def queued(self):
+        return self._queue.size
+
+    @property
+    def queue_steps(self):
+        return self._queue.steps
+
+    @property
+    def running(self):
+        return len(self._running)
+
+    @property
+    def in_flight(self):
+        return self._queue.size + sum([(<Batch>batch).waiting for batch in self._running])
+
+    # --- In -----------------------------------------------------------------------------------------------------------
+
+    cpdef int submit(self, InferRequest request) except -1:
+        if self._queue.size >= self._max_queue_size:
+            raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
+        if self._retiring and not request.part:
+            self._refuse_more()
+        if request.enqueued_ns == 0:
+            request.enqueued_ns = self.clock.now()
+            if request.arrived_ns == 0:
+                request.arrived_ns = request.enqueued_ns
+        request.keeper = self
+        self._queue.add(request)
+        if not self._dispatch_due:
+            self._dispatch_due = True
+            self.loop.call_soon(self._dispatch_now)
+        return 0
+
+    def _refuse_more(self):
+        raise ApiError(503, "the model is being unloaded", retry_after_s=1)
+
+    cpdef int admit(self) except -1:
+        if self._retiring:
+            self._refuse_more()
+        self._parents += 1
+        return 0
+
+    cpdef int leave(self) except -1:
+        self._parents -= 1
+        return self._check_idle()
+
+    cpdef int cancel(self, InferRequest request) except -1:
+        if request.state != ENDED:
+            drop(request, CANCELLED, self.clock.now())
+        return 0
+
+    cpdef int count_refusal(self, object error, int64_t arrived_ns=0) except -1:
+        self.stats.count_failure(cause_of(error), self.clock.now() - arrived_ns if arrived_ns != 0 else 0)
+        return 0
+
+    def why_withdrawn(self):
+        return self._notes.why_withdrawn() if self._notes is not None else None
+
+    def reinstate(self):
+        return self._notes is not None and self._notes.reinstate()
+
+    def retire(self, retired not None):
+        self._retiring = True
+        self._retired = retired
+        self.loop.call_soon(self._check_retired)
+
+    def _check_retired(self):
+        self._check_idle()
+
+    # --- From queue to run to answer ----------------------------------------------------------------------------------
+
+    def _dispatch_now(self):
+        self._dispatch_due = False
+        self._dispatch()
+
+    cdef int _dispatch(self) except -1:
+        cdef list taken
+        cdef int64_t now = self.clock.now()
+        cdef int64_t began_ns = now
+        cdef bint ended
+        self._dispatching = True
+        try:
+            while self._free_instances > 0 and self._queue.size > 0:
+                taken = self._take(now)
+                if taken is None:
+                    break
+                ended = self._run_at_once(taken) or self._start_batch(taken)
+                if self._queue.size == 0:       # the common case
+                    break
+                now = self.clock.now()
+                if ended and now - began_ns > TURN_NS:
+                    # These ran on this thread: let others have a turn of the loop before the next one.
+                    if not self._dispatch_due:
+                        self._dispatch_due = True
+                        self.loop.call_soon(self._dispatch_now)
+                    break
+        finally:
+            self._dispatching = False
+        return 0
+
+    cdef bint _run_at_once(self, list requests) except -1:
+        cdef BatchResult result
+        if self._runner is None:
+            return False
+        try:
+            result = self._runner.run_at_once(requests)
+        except Exception:
+            log.exception("a batch could not be run")
+            result = failed(requests, "the batch could not be run")
+        if result is None:
+            return False
+        self._end_batch(requests, result)
+        return True
+
+    cdef bint _start_batch(self, list requests) except -1:
+        # Whether it has ended already.
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef InferRequest request
+        batch.scheduler = self
+        batch.requests = requests
+        batch.waiting = len(requests)
+        for request in requests:
+            request.keeper = batch
+        self._free_instances -= 1
+        self._running.add(batch)
+        try:
+            run = self._start(requests, batch)
+        except Exception:
+            log.exception("a batch could not be started")
+            batch.finish(failed(requests, "the batch could not be started"))
+            return True
+        if not batch.finished:
+            batch.run = run
+        return batch.finished
+
+    cdef list _take(self, int64_t now):
+        # The requests of the next batch, or None where the policy waits (a timer is then set).
+        cdef list taken = None
+        if self._policy_matters:
+            return self._take_by_policy(now)
+        while taken is None and len(self._queue.heads) > 0:     # a group may hold nothing but ended ones
+            taken = self._take_from(<Group>self._queue.heads[0], -1, now)
+        return taken
+
+    cdef list _take_by_policy(self, int64_t now):
+        cdef Group group
+        cdef list taken
+        cdef int64_t shortest_ns = 0
+        cdef int64_t waits_ns
+        cdef int64_t since_ns
+        cdef Py_ssize_t take
+        # Without a configured delay the first one always gives a batch.
+        for group in self._queue.most_urgent(HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1):
+            since_ns = group.oldest().enqueued_ns
+            take, waits_ns = self._policy.decide(group.rows(self._max_batch_size), now - since_ns)
+            if take > 0:
+                taken = self._take_from(group, take, now)
+                if taken is not None:       # else the group held only requests that are refused, and is gone
+                    return taken
+                continue
+            shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
+        if self._delay is None and len(self._queue.heads) > 0:
+            self._delay = self.loop.call_later(shortest_ns * 1e-9, self._delay_over)
+        return None
+
+    cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now):
+        # The first `limit` live requests of a group, or with -1 as many as fit, as BatchingPolicy would have it.
+        cdef InferRequest request
+        cdef list taken = []
+        cdef int64_t rows = 0
+        cdef Py_ssize_t count = 0
+        cdef bint armed = self._notes is not None and self._notes.armed()
+        cdef bint alone = False
+        while count != limit and not alone:
+            self._refuse_late(group, now)
+            alone = armed and self._refuse_culprits(group) == IS_SUSPECT
+            request = self._queue.first(group)
+            if request is None or (alone and count > 0):
+                break
+            if limit < 0 and count > 0 and (rows >= self._max_batch_size or rows + request.rows > self._max_batch_size):
+                break
+            rows += request.rows
+            count += 1
+            request.started_ns = now
+            taken.append(request)
+            self._queue.take_first(group)
+        self._queue.settle(group)
+        return taken if count > 0 else None
+
+    cdef int _refuse_late(self, Group group, int64_t now) except -1:
+        # Removes requests at the front whose deadline has passed before their timer fired.
+        cdef InferRequest request = self._queue.first(group)
+        while request is not None and now >= request.deadline_ns:
+            self._refuse_first(group, late())
+            request = self._queue.first(group)
+        return 0
+
+    cdef int _refuse_culprits(self, Group group) except -1:
+        # Removes convicted requests at the front, or all of a model that is withdrawn; returns the verdict on the new
+        # front.
+        cdef InferRequest request = self._queue.first(group)
+        cdef int verdict
+        while request is not None:
+            verdict = self._notes.verdict(request)
+            if verdict == IS_CULPRIT:
+                self._notes.slot.slot.refused += 1
+                self._refuse_first(group, ApiError(500, REFUSED))
+            elif verdict == IS_WITHDRAWN and (error := self._notes.why_withdrawn()) is not None:
+                self.stats.count_withdrawn()
+                self._refuse_first(group, error)
+            else:
+                return verdict
+            request = self._queue.first(group)
+        return NONE
+
+    cdef int _refuse_first(self, Group group, object error) except -1:
+        # Removes the front now and settles it in the loop's next turn: its waiter may change the queue, which is being
+        # read here.
+        cdef InferRequest request = self._queue.first(group)
+        self._queue.take_first(group)
+        self._finishing += 1
+        self.loop.call_soon(self._refuse, request, error)
+        return 0
+
+    def _refuse(self, InferRequest request, error):
+        self._finishing -= 1
+        settle(request, error, self.clock.now())
+        self._check_idle()
+
+    def _delay_over(self):
+        self._delay = None
+        self._dispatch()
+
+    cdef int _finish(self, Batch batch, BatchResult result) except -1:
+        self._running.discard(batch)
+        self._free_instances += 1
+        return self._end_batch(batch.requests, result)
+
+    cdef int _end_batch(self, list requests, BatchResult result) except -1:
+        cdef bint well = len(result.outputs) == len(requests)
+        self._finishing += 1
+        try:
+            if self._queue.size > 0 and not self._dispatching:
+                for outcome in result.outputs:
+                    well = well and isinstance(outcome, list)
+                if well:
+                    self._dispatch()    # the next batch starts before the answers of this one are written
+        finally:
+            self._answer(requests, result)
+            self._finishing -= 1
+            self._check_idle()
+        if not well and self._queue.size > 0 and not self._dispatching:
+            self._dispatch()            # after the answers: a failed slice takes its siblings out of the queue
+        return 0
+
+    cdef int _answer(self, list requests, BatchResult result) except -1:
+        cdef InferRequest request
+        cdef int64_t now
+        cdef int64_t rows = 0
+        cdef bint useful = False
+        cdef Py_ssize_t i
+        if len(result.outputs) != len(requests):
+            log.error("a run gave %d outcomes for %d requests", len(result.outputs), len(requests))
+            result = failed(requests, "the model was not run")
+        now = self.clock.now()
+        for i in range(len(requests)):
+            request = <InferRequest>requests[i]
+            rows += request.rows
+            if request.state == ENDED:
+                continue
+            outcome = result.outputs[i]
+            if isinstance(outcome, list):
+                useful = True
+                request.input_ns = result.compute_input_ns
+                request.infer_ns = result.compute_infer_ns
+                request.output_ns = result.compute_output_ns
+                if now >= request.deadline_ns:
+                    outcome = late()
+            settle(request, outcome, now)
+        self.stats.count_run(rows, useful, result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
+        return 0
+
+    cdef int _check_idle(self) except -1:
+        if (self._retired is not None and self._queue.size == 0 and len(self._running) == 0 and self._finishing == 0
+                and self._parents == 0):
+            retired, self._retired = self._retired, None
+            retired()
+        return 0
+
+    # --- The early ends of requests -----------------------------------------------------------------------------------
+
+    cdef int let_go(self, InferRequest request, int was, int cause) except -1:
+        # Of a request that waits; a batch keeps those that run. One that was refused has been taken from the queue.
+        if was == QUEUED:
+            self._queue.has_ended(request)
+            return self._check_idle()
+        return 0
+
+
+cdef BatchResult failed(list requests, str message):
+    return BatchResult([ApiError(500, message)] * len(requests))
+
+
+cdef class Target:
+    def __init__(self, str name not None, str version not None, Signature own not None, Scheduler scheduler not None,
+                 successor=None):
+        self.name = name
+        self.version = version
+        self.own = own
+        self.scheduler = scheduler
+        self.successor = successor

@@ -1,0 +1,101 @@
+# What a process is about to run, noted in memory that outlives it; and what is known of requests and loads that ended
+# processes. Lives here: the memory, and single steps on it. Does not: who is to blame (supervisor/suspects.py),
+# requests (runnotes), models.
+#
+# It imports neither ONNX Runtime nor numpy, so that a supervisor can.
+
+from cpython.buffer cimport Py_buffer
+from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
+
+cdef extern from "fastinfer/shared/crash_record.h" namespace "fastinfer" nogil:
+    enum: RUNS
+    enum: REQUESTS
+    enum: LOADS
+    enum: LABEL
+    enum: PLACES
+
+    enum:
+        NONE
+        IS_SUSPECT "fastinfer::SUSPECT"
+        IS_CULPRIT "fastinfer::CULPRIT"
+        IS_LOAD_SUSPECT "fastinfer::LOAD_SUSPECT"
+        IS_QUARANTINED "fastinfer::QUARANTINED"
+        IS_WITHDRAWN "fastinfer::WITHDRAWN"
+
+    struct Entry:
+        uint64_t key
+        uint64_t group
+        int64_t until_ns
+        int32_t kind
+        int16_t strikes
+        int16_t signal
+
+    struct Noted:
+        uint64_t thread
+        uint64_t key
+        uint64_t group
+        char* label
+
+    struct NotedRun:
+        Noted what
+        uint64_t ended
+        uint64_t requests
+
+    struct Slot:
+        uint64_t main_thread
+        uint64_t fault_thread
+        uint64_t unnoted
+        uint64_t refused
+        Noted* loads
+        NotedRun* runs
+
+    struct Head:
+        uint64_t layout
+        uint64_t slots
+        uint64_t seed
+        uint64_t used
+        Entry* table
+
+    const uint64_t LAYOUT
+    T seen[T](const T& cell)
+    void show[T](T& cell, T value)
+    size_t record_nbytes(size_t slots)
+    Slot* slot_of(Head* head, size_t slot)
+    uint64_t* fingerprints_of(Slot* slot, const NotedRun* run)
+    bint is_armed(const Head* head)
+    int kind_of(Head* head, uint64_t key, int64_t now_ns)
+    void reset_slot(Head* head, Slot* slot)
+    Entry* entry_of(Head* head, uint64_t key, int64_t now_ns)
+    bint take_out(Head* head, Entry* entry, uint64_t key)
+    void put_entry(Head* head, const Entry& made, int64_t now_ns)
+    uint64_t this_thread()
+    void begins(Noted* noted)
+    void run_begins(NotedRun* run)
+    void run_ends(NotedRun* run)
+
+
+cdef class CrashRecord:
+    cdef Py_buffer view         # keeps the memory alive and in place
+    cdef Head* head             # borrowed from view
+
+    cdef Slot* slot(self, Py_ssize_t index) except NULL
+
+
+# A process's own part of a record. Loop's thread, but for loads.
+cdef class CrashSlot:
+    cdef readonly CrashRecord record
+    cdef Slot* slot             # borrowed from record
+    cdef int[RUNS] free_runs    # places: the last ones that were given back are taken first
+    cdef int free_count
+
+    # A place for a run, which is given back when it has ended; NULL where there is none. Given back, a lone suspect
+    # that has been run is one no more.
+    cdef NotedRun* take_place(self) noexcept
+    cdef void give_back(self, NotedRun* run) noexcept
+    cdef int kind_of(self, uint64_t key) noexcept
+    # For how long what is known of a key holds, in nanoseconds; 0: nothing of this kind is known.
+    cdef int64_t time_left(self, uint64_t key, int kind) noexcept
+    cdef bint absolve(self, uint64_t key, int kind) noexcept
+
+
+cdef void write_what(Noted* what, uint64_t key, uint64_t group, bytes label) noexcept

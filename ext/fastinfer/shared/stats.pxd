@@ -1,0 +1,50 @@
+# The counters of one version of a model, as they are written: one block of memory, one call per request and per batch.
+# Lives here: the layout of the block, and counting. Does not: names for people (fastinfer/models/stats.py).
+#
+# The loop's thread writes; anybody may read, also another process that maps the block.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.shared.histogram cimport Histogram
+
+cdef enum:
+    # Why a request failed; also the place of its histogram in the block.
+    BY_CLIENT = 0           # it was wrong (4xx)
+    BY_MODEL = 1            # the model failed (500)
+    BY_TIMEOUT = 2
+    REJECTED = 3            # the queue was full, or there was no memory for it
+    CANCELLED = 4           # its client went away
+    CAUSE_COUNT = 5
+
+    EXACT_SIZES = 128       # batches of up to so many rows have a line of their own, larger ones share one ...
+    LARGER_SIZES = 24       # ... with all up to the next power of two
+    LINE_CELLS = 4          # runs, and the nanoseconds of their three parts
+
+
+cdef class Counters:
+    cdef readonly Histogram success         # the whole stay of a request that was answered with outputs
+    cdef readonly Histogram queue
+    cdef readonly Histogram compute_input
+    cdef readonly Histogram compute_infer
+    cdef readonly Histogram compute_output
+    cdef readonly Histogram batch_size
+    cdef readonly dict failures             # cause -> Histogram, in the order of the causes above
+    cdef tuple _failures                    # the same by place
+    cdef readonly object block              # memoryview of the whole block
+    cdef int64_t* _lines                    # borrowed from the block, which the histograms hold; as the next two
+    cdef int64_t* _answered_rows
+    cdef int64_t* _last_inference_ms
+    cdef int64_t* _overruns
+    cdef int64_t* _withdrawn
+
+    # Of a request, once.
+    cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept
+    cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept
+    cdef void count_failure(self, int cause, int64_t total_ns) noexcept
+    # Of one that was refused because its model is withdrawn; its failure is counted besides.
+    cdef void count_withdrawn(self) noexcept
+    # Of a run on the loop's thread that took much longer than expected.
+    cdef void count_overrun(self) noexcept
+    # Of a run. `useful`: it gave outputs, and a request waited for them.
+    cdef void count_run(self, int64_t rows, bint useful, int64_t input_ns, int64_t infer_ns,
+                        int64_t output_ns) noexcept

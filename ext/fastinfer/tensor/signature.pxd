@@ -1,0 +1,44 @@
+# What a model takes and gives, and the check of a request against it.
+# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime.
+
+from libc.stdint cimport int64_t
+
+from fastinfer.tensor.expected cimport Expectation
+from fastinfer.tensor.message cimport InferRequest, InferResponse
+from fastinfer.tensor.tensor cimport Tensor, TensorSpec
+
+
+cdef class Signature:
+    cdef readonly tuple inputs              # tuple[TensorSpec, ...]
+    cdef readonly tuple outputs
+    cdef readonly bint batched              # the first dimension of everything is the batch
+    cdef readonly int64_t max_batch_size    # rows; 0 where it is not batched
+    cdef readonly bint max_batch_size_configured
+    cdef readonly bint positional           # inputs are taken by position, their names are free
+    cdef readonly bint anything             # any inputs at all
+    cdef readonly bint outputs_batched      # the first dimension of every output is the batch
+    cdef readonly bint item_form            # a request whose inputs all lack the batch dimension is one item
+    cdef readonly bint takes_base64         # the model reads base64 text itself: it is not decoded before
+    cdef readonly str never_empty           # operators that cannot run on inputs without elements; "": none is known
+    cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
+    cdef readonly Expectation expectation   # the inputs, for the decoder; None: it cannot know
+    cdef dict _input_index                  # name -> position
+    cdef dict _output_index
+    cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
+    cdef bint _one_batch                    # inputs must have the same number of rows: configured, or named alike
+    cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
+
+    # Puts the inputs in the model's order, gives them the batch dimension where the client left it out, sets rows,
+    # implicit_batch, whole and shape_key. ApiError 400 where the request does not fit.
+    cpdef int check(self, InferRequest request, str model) except -1
+    # Picks what the request asked for out of all outputs (in the model's order).
+    cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
+
+    cdef int _check(self, InferRequest request, str model) except -1
+    cdef int _order_inputs(self, InferRequest request, str model) except -1
+    cdef int _check_outputs(self, InferRequest request, str model) except -1
+    cdef tuple _classes(self, InferRequest request, list chosen)
+    cdef int _check_batched(self, InferRequest request, str model) except -1
+    cdef int _check_elements(self, InferRequest request, str model) except -1
+    cdef bint _is_item(self, InferRequest request) noexcept
+    cdef Tensor _raw_input(self, Tensor body, str model)

@@ -1,0 +1,368 @@
+# What a model takes and gives, and the check of a request against it: see signature.pxd.
+
+import re
+
+cimport cython
+from libc.string cimport memcpy
+
+from fastinfer.tensor.datatype cimport BOOL, BYTES, name_of, row
+from fastinfer.tensor.expected cimport Expectation
+from fastinfer.tensor.message cimport InferRequest, InferResponse, RequestedOutput
+from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_truths, put_truths
+from fastinfer.tensor.top_k cimport Classification, check_rankable
+
+from fastinfer.base.errors import ApiError
+
+
+# What exporters call the first dimension when it counts items: by the guides (`batch`, `batch_size`, `N`, `B`, `bs`),
+# and where a framework had no name for it (`None`, `unk__3`: Keras's batch dimension is None).
+cdef object _BATCH_NAME = re.compile(r".*batch.*|n|b|bs|nb|none|unk__\d+", re.IGNORECASE)
+
+
+def names_a_batch(str symbol not None):
+    return _BATCH_NAME.fullmatch(symbol) is not None
+
+
+cdef enum:
+    EMPTY_BATCHES = 16      # of rows without elements, in one request
+
+
+@cython.final
+cdef class Signature:
+    def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
+                 bint max_batch_size_configured=False, bint positional=False, bint anything=False,
+                 outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
+                 labels=None):
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.batched = batched
+        self.max_batch_size = max_batch_size
+        self.max_batch_size_configured = max_batch_size_configured
+        self.positional = positional
+        self.anything = anything
+        self.outputs_batched = batched if outputs_batched is None else outputs_batched
+        self.takes_base64 = takes_base64
+        self.never_empty = never_empty
+        self.labels = dict(labels or {})
+        self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
+        self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
+        cdef TensorSpec spec
+        self._static_rows = True
+        for spec in self.inputs:
+            if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
+                self._static_rows = False
+        names = {spec.symbols[0] if spec.rank > 0 and not spec.open_rank else "" for spec in self.inputs}
+        self._one_batch = max_batch_size_configured or (len(names) == 1 and "" not in names)
+        self._equal_dims = _equal_dims(self.inputs) if batched and not max_batch_size_configured else ()
+        if item_form is None:
+            item_form = max_batch_size_configured or all(
+                [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
+        self.item_form = batched and item_form
+        if not anything:
+            self.expectation = Expectation.make(self.inputs, not positional, batched, self.item_form)
+
+    def __str__(self):
+        if self.anything:
+            return "any inputs -> the same"
+        batches = f"batches of up to {self.max_batch_size}" if self.batched else "not batched"
+        return f"{_specs(self.inputs)} -> {_specs(self.outputs)}, {batches}"
+
+    cpdef int check(self, InferRequest request, str model) except -1:
+        self._check(request, model)
+        if request.undecoded:
+            raise ApiError(400, f"the inputs do not fit model '{model}'")
+        return 0
+
+    cdef int _check(self, InferRequest request, str model) except -1:
+        cdef TensorSpec spec
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        if not self.anything:
+            self._order_inputs(request, model)
+            for i in range(len(self.inputs)):
+                spec = <TensorSpec>self.inputs[i]
+                tensor = <Tensor>request.inputs[i]
+                if tensor.datatype_id != spec.datatype_id:
+                    raise ApiError(400, f"inference input '{tensor.name}' data-type is '{name_of(tensor.datatype_id)}'"
+                                        f", but model '{model}' expects '{name_of(spec.datatype_id)}'")
+        self._check_outputs(request, model)
+        if self.batched:
+            self._check_batched(request, model)
+            return self._check_elements(request, model) if self.never_empty else 0
+        request.rows = 1
+        if not self.anything:
+            for i in range(len(self.inputs)):
+                spec = <TensorSpec>self.inputs[i]
+                tensor = <Tensor>request.inputs[i]
+                if not _fits(tensor, spec, 0):
+                    raise _unexpected_shape(tensor, spec, model)
+        return self._check_elements(request, model) if self.never_empty else 0
+
+    cdef int _order_inputs(self, InferRequest request, str model) except -1:
+        cdef list given = request.inputs
+        cdef Py_ssize_t wanted = len(self.inputs)
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        cdef bint in_order = len(given) == wanted
+        if request.raw:
+            request.inputs = [self._raw_input(<Tensor>given[0], model)]
+            return 0
+        if self.positional:
+            if not in_order:
+                raise ApiError(400, f"expected {wanted} inputs but got {len(given)} inputs for model '{model}'")
+            return 0
+        for i in range(len(given)):
+            if not in_order:
+                break
+            in_order = (<Tensor>given[i]).name == (<TensorSpec>self.inputs[i]).name
+        if in_order:            # the common case
+            return 0
+        cdef list ordered = [None] * wanted
+        for tensor in given:
+            index = self._input_index.get(tensor.name)
+            if index is None:
+                raise ApiError(400, f"unexpected inference input '{tensor.name}' for model '{model}'")
+            if ordered[index] is not None:
+                raise ApiError(400, f"input '{tensor.name}' is given twice")
+            ordered[index] = tensor
+        missing = [f"'{spec.name}'" for i, spec in enumerate(self.inputs) if ordered[i] is None]
+        if missing:
+            names = ",".join([f"'{(<Tensor>t).name}'" for t in given])
+            raise ApiError(400, f"expected {wanted} inputs but got {len(given)} inputs for model '{model}'. "
+                                f"Got input(s) [{names}], but missing required input(s) [{','.join(missing)}]. "
+                                "Please provide all required input(s).")
+        request.inputs = ordered
+        return 0
+
+    cdef Tensor _raw_input(self, Tensor body, str model):
+        # The whole body is the only input's bytes, one row of it; at most one dimension may be open.
+        if len(self.inputs) != 1:
+            raise ApiError(400, f"a raw request needs a model with exactly 1 input, but model '{model}' has "
+                                f"{len(self.inputs)}")
+        cdef TensorSpec spec = <TensorSpec>self.inputs[0]
+        cdef int64_t[MAX_RANK] dims
+        cdef int64_t size = row(spec.datatype_id).itemsize
+        cdef int open_dim = -1
+        cdef int i
+        if spec.datatype_id == BYTES:
+            raise ApiError(400, f"a raw request cannot carry BYTES, the datatype of input '{spec.name}' of model "
+                                f"'{model}'")
+        for i in range(spec.rank):
+            dims[i] = 1 if (i == 0 and self.batched and not spec.open_rank) else spec.dims[i]
+            if dims[i] < 0:
+                if open_dim >= 0 or spec.open_rank:
+                    raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be told from a "
+                                        "raw request")
+                open_dim = i
+            else:
+                size *= dims[i]
+        if open_dim >= 0 and size > 0 and body.nbytes % size == 0:
+            dims[open_dim] = body.nbytes // size
+            size = body.nbytes
+        if size != body.nbytes:
+            raise ApiError(400, f"input byte size mismatch for input '{spec.name}' for model '{model}'. "
+                                f"Expected {size}, got {body.nbytes}")
+        if spec.datatype_id == BOOL and not are_truths(body.data, body.nbytes):
+            body = _truths(body)
+        return Tensor.wrap(spec.name, spec.datatype_id, spec.rank, dims, body.data, body.nbytes, body.owner)
+
+    cdef int _check_outputs(self, InferRequest request, str model) except -1:
+        cdef RequestedOutput wanted
+        cdef Py_ssize_t i
+        cdef dict known = self._output_index
+        if self.anything and request.outputs:
+            known = {(<Tensor>tensor).name: i for i, tensor in enumerate(request.inputs)}
+        for wanted in request.outputs:
+            index = known.get(wanted.name)
+            if index is None:
+                raise ApiError(400, f"unexpected inference output '{wanted.name}' for model '{model}'")
+            if wanted.classification > 0:
+                i = index
+                check_rankable(wanted.name, (<Tensor>request.inputs[i]).datatype_id if self.anything
+                               else (<TensorSpec>self.outputs[i]).datatype_id)
+        return 0
+
+    cdef int _check_batched(self, InferRequest request, str model) except -1:
+        cdef Py_ssize_t count = len(self.inputs)
+        cdef Py_ssize_t i
+        cdef TensorSpec spec
+        cdef Tensor tensor
+        cdef bint empty = False
+        request.implicit_batch = self.item_form and self._is_item(request)
+        if request.implicit_batch:
+            for i in range(count):
+                request.inputs[i] = _with_batch(<Tensor>request.inputs[i])
+        request.rows = -1
+        for i in range(count):
+            spec = <TensorSpec>self.inputs[i]
+            tensor = <Tensor>request.inputs[i]
+            if not _fits(tensor, spec, 1):
+                raise _unexpected_shape(tensor, spec, model)
+            empty = empty or tensor.nbytes == 0
+            if request.rows < 0:
+                request.rows = tensor.dims[0]
+            elif tensor.dims[0] != request.rows:
+                if self._one_batch:
+                    raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
+                request.whole = True
+        if self._equal_dims and not _are_equal(self._equal_dims, request.inputs):
+            request.whole = True        # the proof that rows are independent takes them for one size
+        if empty and request.rows > 0 and not self.max_batch_size_configured:
+            # The proof that rows are independent does not cover dimensions of 0. Nor do such rows cost a client
+            # anything: what a few batches hold is enough.
+            if request.rows > EMPTY_BATCHES * self.max_batch_size:
+                most = EMPTY_BATCHES * self.max_batch_size
+                raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
+            request.whole = True
+        if request.whole:       # that it is batched is our choice: the graph may take the inputs as they are
+            request.rows = 1
+            request.shape_key = object()    # equal to no other
+            return 0
+        if request.rows > self.max_batch_size and self.max_batch_size_configured:
+            raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
+        if not self._static_rows:
+            request.shape_key = _row_shapes(request.inputs)
+        return 0
+
+    cdef int _check_elements(self, InferRequest request, str model) except -1:
+        cdef Tensor tensor
+        if request.rows == 0:       # it is not run
+            return 0
+        for tensor in request.inputs:
+            if tensor.count == 0:
+                raise ApiError(400, f"input '{tensor.name}' has no elements, and the operators {self.never_empty} of "
+                                    f"model '{model}' cannot run on that")
+        return 0
+
+    cdef bint _is_item(self, InferRequest request) noexcept:
+        # Whether all inputs lack the batch dimension; of an open rank that cannot be told.
+        cdef TensorSpec spec
+        cdef Py_ssize_t i
+        for i in range(len(self.inputs)):
+            spec = <TensorSpec>self.inputs[i]
+            if spec.open_rank or (<Tensor>request.inputs[i]).rank != spec.rank - 1:
+                return False
+        return True
+
+    cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version):
+        cdef list chosen = outputs
+        cdef RequestedOutput wanted
+        cdef tuple binary = ()
+        cdef InferResponse response
+        if request.outputs:
+            index = {(<Tensor>t).name: i for i, t in enumerate(outputs)} if self.anything else self._output_index
+            chosen = [outputs[index[wanted.name]] for wanted in request.outputs]
+            binary = tuple([wanted.binary == 1 or (wanted.binary == -1 and request.binary_output)
+                            for wanted in request.outputs])
+        elif request.binary_output or request.raw:
+            binary = (True,) * len(outputs)
+        if request.implicit_batch:
+            chosen = [_without_batch(<Tensor>t) for t in chosen]
+        response = InferResponse.make(model, version, chosen, request.id, binary)
+        if request.outputs:
+            response.classes = self._classes(request, chosen)
+        return response
+
+    cdef tuple _classes(self, InferRequest request, list chosen):
+        cdef RequestedOutput wanted
+        cdef Tensor tensor
+        cdef bint batched
+        cdef list classes
+        for wanted in request.outputs:
+            if wanted.classification > 0:
+                break
+        else:
+            return None         # the common case
+        classes = [None] * len(chosen)
+        for i, wanted in enumerate(request.outputs):
+            if wanted.classification > 0:
+                tensor = chosen[i]
+                batched = (self.outputs_batched and not request.implicit_batch
+                           and tensor.rank == (<TensorSpec>self.outputs[self._output_index[wanted.name]]).rank)
+                classes[i] = Classification(tensor, wanted.classification, batched=batched,
+                                            labels=self.labels.get(wanted.name))
+        return tuple(classes)
+
+
+cdef Tensor _truths(Tensor body):
+    cdef Memory memory
+    try:
+        memory = Memory.allocate(body.nbytes)
+    except MemoryError:
+        raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
+    put_truths(memory.data, body.data, body.nbytes)
+    return Tensor.wrap(body.name, BOOL, body.rank, body.dims, memory.data, body.nbytes, memory)
+
+
+cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
+    cdef int i
+    if spec.open_rank:
+        return tensor.rank >= first
+    if tensor.rank != spec.rank:
+        return False
+    for i in range(first, tensor.rank):
+        if spec.dims[i] >= 0 and spec.dims[i] != tensor.dims[i]:
+            return False
+    return True
+
+
+cdef object _unexpected_shape(Tensor tensor, TensorSpec spec, str model):
+    return ApiError(400, f"unexpected shape for input '{tensor.name}' for model '{model}'. "
+                         f"Expected {_shape_text(spec)}, got {_text(tensor.shape)}")
+
+
+cdef str _text(shape):
+    return "[" + ",".join([str(dim) for dim in shape]) + "]"
+
+
+cdef str _shape_text(TensorSpec spec):
+    return "[...]" if spec.open_rank else _text(spec.shape)
+
+
+cdef str _specs(tuple specs):
+    cdef TensorSpec spec
+    return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_shape_text(spec)}" for spec in specs])
+
+
+# Dimensions after the first that the model gives one name: each with the first of that name.
+cdef tuple _equal_dims(tuple inputs):
+    cdef dict first = {}
+    cdef list pairs = []
+    cdef TensorSpec spec
+    for i, spec in enumerate(inputs):
+        for axis, symbol in enumerate(spec.symbols):
+            if axis > 0 and symbol:
+                known = first.setdefault(symbol, (i, axis))
+                if known != (i, axis):
+                    pairs.append((*known, i, axis))
+    return tuple(pairs)
+
+
+cdef bint _are_equal(tuple pairs, list inputs) except -1:
+    cdef Py_ssize_t i, axis, j, other
+    for i, axis, j, other in pairs:
+        if (<Tensor>inputs[i]).dims[axis] != (<Tensor>inputs[j]).dims[other]:
+            return False
+    return True
+
+
+cdef bytes _row_shapes(list inputs):
+    # The dimensions after the batch of all inputs, each set with its number: a rank may be open.
+    cdef Tensor tensor
+    key = b""
+    for tensor in inputs:
+        key += b"%d:" % tensor.rank + (<char*>(tensor.dims + 1))[:(tensor.rank - 1) * sizeof(int64_t)]
+    return key
+
+
+cdef Tensor _with_batch(Tensor tensor):
+    cdef int64_t[MAX_RANK + 1] dims
+    dims[0] = 1
+    memcpy(dims + 1, tensor.dims, tensor.rank * sizeof(int64_t))
+    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank + 1, dims, tensor.data, tensor.nbytes,
+                       tensor.owner)
+
+
+cdef Tensor _without_batch(Tensor tensor):
+    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank - 1, tensor.dims + 1, tensor.data, tensor.nbytes,
+                       tensor.owner)

@@ -1,0 +1,61 @@
+# The classification extension: of an output's elements the largest ones, each as "value:index" or "value:index:label".
+#
+# Who asked for it, and how many, is in the request; here is what becomes of one output. The work is a Ranking
+# (tensor/top_k.h), which needs no GIL; whoever writes the answer runs it.
+# Does not live here: JSON, and where label files are.
+
+from libc.stdint cimport int64_t
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from fastinfer.base.budget cimport Budget
+from fastinfer.native.job cimport Interrupt
+from fastinfer.tensor.tensor cimport Tensor
+
+cdef extern from "fastinfer/tensor/top_k.h" namespace "fastinfer::classes" nogil:
+    cppclass Lines:
+        const char* text
+        const int64_t* starts
+        int64_t count
+
+    cppclass Ranking:
+        int (*rank)(Ranking&, const Interrupt*) noexcept
+        const char* data
+        int64_t rows
+        int64_t width
+        int64_t wanted
+        Lines labels
+        string text
+        int64_t charged
+        int64_t most_text() noexcept
+        int run(const Interrupt* job) noexcept
+
+    enum:
+        RANKED
+        TOO_LONG
+        GIVEN_UP
+
+    int64_t MAX_CLASSES_TEXT
+
+
+# ApiError 400 where elements of this datatype have no order: BOOL, as with Triton, and BYTES.
+cdef int check_rankable(str name, int datatype_id) except -1
+
+
+cdef class Labels:
+    cdef bytes _text            # lines; the last one has its end, too
+    cdef vector[int64_t] _starts
+    cdef Lines lines            # of both: valid as long as this object
+
+
+cdef class Classification:
+    cdef Ranking ranking        # borrows the scores, which the response keeps
+    cdef Labels _labels
+    cdef Budget budget          # in which the text counts, or None
+    cdef int rank               # of the answer: 2 with the batch dimension, else 1
+    cdef int64_t[2] dims
+
+    # How many bytes of a tensor take as long to write as text.
+    cdef int64_t effort(self) noexcept
+    # The classes as a BYTES tensor, once the ranking has run.
+    cdef Tensor result(self, str name)

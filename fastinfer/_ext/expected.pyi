@@ -1,2 +1,0 @@
-class Expectation:
-    """The inputs that a model takes, for the decoder; made by :class:`fastinfer._ext.signature.Signature`."""

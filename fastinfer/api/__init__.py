@@ -1,0 +1,1 @@
+"""The endpoints: from a request to its answer, and what the server says about itself."""

@@ -1,0 +1,143 @@
+"""The part of the description that Triton's extensions define: index, configuration, statistics. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastinfer.api.openapi_parts import (
+    Schema,
+    answer,
+    array,
+    body,
+    flat_or_wrapped,
+    media,
+    nullable,
+    operation,
+    record,
+    schema,
+    text,
+    versioned,
+)
+
+WHOLE_CHAIN: Schema = {"parameters": {"unload_dependents": True}}
+"""An unload with everything that gets the endpoint's outputs."""
+
+_COUNT: Schema = {"type": "integer", "format": "int64", "minimum": 0}
+_NOTHING: Schema = array({}, maxItems=0)
+_ANYTHING: Schema = {"type": "object", "additionalProperties": True}
+
+
+def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
+    """The schemas by name."""
+    types = [f"TYPE_{name}" if name != "BYTES" else "TYPE_STRING" for name in datatypes]
+    tensor = {
+        "name": text(),
+        "data_type": text(enum=types),
+        "dims": array({"type": "integer"}, description="Without the batch dimension where max_batch_size is above 0."),
+    }
+    group = {"name": text(), "kind": text(example="KIND_CPU"), "count": {"type": "integer", "minimum": 1}}
+    batch = {"batch_size": _COUNT, **{f"compute_{part}": schema("Duration") for part in ("input", "infer", "output")}}
+    durations = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    unload_dependents = {
+        "type": "boolean",
+        "default": False,
+        "description": "If this removes the endpoint, take one load of its successor (`next`) away too, and so on.",
+    }
+    return {
+        "UnloadParameters": {
+            "type": "object",
+            "description": "Others are ignored.",
+            "properties": {"unload_dependents": nullable(unload_dependents)},
+            "additionalProperties": True,
+        },
+        "UnloadBody": flat_or_wrapped("UnloadParameters"),
+        "RepositoryIndexRequest": record(
+            {"ready": nullable({"type": "boolean", "default": False, "description": "true: only what is ready."})},
+            "ready",
+            nullable=True,
+        ),
+        "RepositoryIndexEntry": record(
+            {
+                "name": text("An endpoint's, or that of a model of the repository.", example="simple"),
+                "version": text("Empty: there is none, or it is not known yet.", example="1"),
+                "state": text(enum=["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]),
+                "reason": text("Why it is unavailable: `unloaded`, or why it does not load. Else empty."),
+            }
+        ),
+        "ModelConfiguration": record(
+            {
+                "name": text(example="simple"),
+                "platform": text(example="onnxruntime_onnx"),
+                "backend": text(example="onnxruntime"),
+                "runtime": text(),
+                "version_policy": _ANYTHING,
+                "max_batch_size": {"type": "integer", "minimum": 0, "description": "0: it is not batched."},
+                "input": array(record(tensor, additionalProperties=True)),
+                "output": array(record({**tensor, "label_filename": text()}, additionalProperties=True)),
+                "batch_input": _NOTHING,
+                "batch_output": _NOTHING,
+                "optimization": _ANYTHING,
+                "dynamic_batching": _ANYTHING,
+                "instance_group": array(record(group, additionalProperties=True)),
+                "default_model_filename": text(example="model.onnx"),
+                "cc_model_filenames": _ANYTHING,
+                "metric_tags": _ANYTHING,
+                "parameters": {"type": "object", "additionalProperties": record({"string_value": text()})},
+                "model_warmup": array(_ANYTHING),
+                "model_transaction_policy": record({"decoupled": {"type": "boolean", "enum": [False]}}),
+            },
+            "dynamic_batching",
+            description="Triton's ModelConfig as JSON, with what was found out when the model was loaded.",
+        ),
+        "Duration": record({"count": _COUNT, "ns": _COUNT}),
+        "ModelStatistics": record(
+            {
+                "name": text(example="simple"),
+                "version": text(example="1"),
+                "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0: there was none."},
+                "inference_count": {**_COUNT, "description": "Rows that were answered."},
+                "execution_count": {**_COUNT, "description": "Batches that ran."},
+                "inference_stats": record(
+                    {name: schema("Duration") for name in (*durations, "cache_hit", "cache_miss")},
+                    description="Each counts requests; `fail` also those that cannot be read or do not fit the model.",
+                ),
+                "batch_stats": array(record(batch), description="Batches by size; each duration counts batches."),
+                "memory_usage": _NOTHING,
+            }
+        ),
+    }
+
+
+def model_paths() -> dict[str, Schema]:
+    """The configuration and the statistics of models."""
+    config = operation(
+        "modelConfig", "Models", "How is it configured?",
+        answer("The effective configuration.", media(schema("ModelConfiguration"))), 404, 503,
+    )  # fmt: skip
+    counted = media(record({"model_stats": array(schema("ModelStatistics"))}))
+    one = answer("An entry for each ready version, or for the one.", counted)
+    statistics = operation("modelStatistics", "Observation", "What has it done?", one, 404, 503, 504)
+    every = answer("An entry for each ready version of each.", counted)
+    return {
+        **versioned("/v2/models/{model}/config", "get", config),
+        "/v2/models/stats": {
+            "get": operation("statistics", "Observation", "What have all models done?", every, 503, 504)
+        },
+        **versioned("/v2/models/{model}/stats", "get", statistics),
+    }
+
+
+def index_paths() -> dict[str, Schema]:
+    """The index of the repository."""
+    entries = [
+        {"name": "digits", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"},
+        {"name": "simple", "version": "1", "state": "READY", "reason": ""},
+    ]
+    listed = answer("By name and version.", media(array(schema("RepositoryIndexEntry")), bundled=entries))
+    asked = body(media(schema("RepositoryIndexRequest"), everything={}, only_ready={"ready": True}), required=False)
+    made = operation(
+        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, 503, 504, body=asked,
+        description="Each version that is served or being loaded or unloaded, and each model of the repository that "
+        "is not served.",
+    )  # fmt: skip
+    return {"/v2/repository/index": {"post": made}}

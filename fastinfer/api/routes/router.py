@@ -1,0 +1,182 @@
+"""From a method and a path to a handler.
+
+A route is a template such as ``/v2/models/{model}/versions/{version}/infer``: literal parts match themselves, captured
+ones are percent-decoded once and checked (names: ``[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}``, versions: a positive decimal
+without leading zero), before any file is touched. One trailing slash is accepted; ``GET`` routes answer ``HEAD`` too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic_ns
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from fastinfer.base import limits
+from fastinfer.base.errors import ApiError
+from fastinfer.http.exchange import Exchange
+
+Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,18}")
+_MAX_CACHED = 1024  # paths; the cache is emptied when it is full, so that hostile paths cannot fill memory
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint.
+
+    Attributes:
+        methods: the HTTP methods it answers; ``HEAD`` is added to ``GET``.
+        template: its path, captured parts in braces: ``{model}``, ``{worker}``, ``{asset}`` or ``{version}``.
+        handler: called with the exchange; a coroutine is run as a task. An ApiError that it raises is the answer.
+        max_body_bytes: a larger body is refused with 413 before it is read; None: the router's limit.
+        compress_from: answers of this many bytes are compressed for clients that accept it; None: none is. Triton's
+            asyncio client accepts it with every request, and inflates only answers to inference.
+    """
+
+    methods: tuple[str, ...]
+    template: str
+    handler: Handler
+    max_body_bytes: int | None = None
+    compress_from: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A route that fits, and what it captured."""
+
+    handler: Handler
+    max_body_bytes: int
+    arguments: tuple[str, ...]
+    compress_from: int | None
+
+
+@dataclass(slots=True)
+class _Node:
+    """A point in the tree of paths: where literal parts lead, where a captured one leads, what ends here."""
+
+    literal: dict[bytes, _Node] = field(default_factory=dict)
+    captured: tuple[str, _Node] | None = None
+    methods: dict[str, Route] = field(default_factory=dict)
+
+
+def in_time(timeout_s: float, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> Handler:
+    """A handler for a route that only reads: 504 if its answer is not there so many seconds after the first byte.
+
+    What it waits for (a disk, another process, the turn of a report) may never come, and the client would wait as long.
+    """
+
+    async def timed(exchange: Exchange) -> None:
+        left_s = timeout_s - (monotonic_ns() - exchange.arrived_ns) / 1e9
+        try:
+            async with asyncio.timeout(left_s):
+                await handler(exchange)
+        except TimeoutError:
+            raise ApiError(504, "Request timeout expired") from None
+
+    timed.__name__ = handler.__name__
+    return timed
+
+
+class Router:
+    """A tree of routes; literal parts win over captured ones.
+
+    Args:
+        routes: all of them.
+        max_control_body_bytes: the largest body where a route does not say.
+    """
+
+    def __init__(self, routes: Iterable[Route], max_control_body_bytes: int = limits.MAX_CONTROL_BODY_BYTES) -> None:
+        self.routes: Sequence[Route] = tuple(routes)
+        self._max_control_body_bytes = max_control_body_bytes
+        self._root = _Node()
+        self._cache: dict[tuple[str, bytes], Match] = {}
+        for route in self.routes:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        node = self._root
+        for part in route.template.strip("/").split("/"):
+            if part.startswith("{"):
+                kind = part[1:-1]
+                if node.captured is None:
+                    node.captured = (kind, _Node())
+                if (node.captured[0] == "version") != (kind == "version"):
+                    raise ValueError(f"{route.template}: {{{kind}}} and {{{node.captured[0]}}} at the same place")
+                node = node.captured[1]
+            else:
+                node = node.literal.setdefault(part.encode(), _Node())
+        for method in route.methods:
+            if method in node.methods:
+                raise ValueError(f"two routes for {method} {route.template}")
+            node.methods[method] = route
+        if "GET" in route.methods:
+            node.methods.setdefault("HEAD", route)
+
+    def resolve(self, method: str, path: bytes) -> Match:
+        """The route of a request.
+
+        Args:
+            method: as sent.
+            path: as sent, without the query string.
+
+        Raises:
+            ApiError: 404 for a path that is not there, 405 with ``Allow`` for a method that it does not have.
+        """
+        match = self._cache.get((method, path))
+        if match is not None:
+            return match
+        match = self._find(method, path)
+        if len(self._cache) >= _MAX_CACHED:
+            self._cache.clear()
+        self._cache[(method, path)] = match
+        return match
+
+    def _find(self, method: str, path: bytes) -> Match:
+        parts = path.split(b"/")
+        if parts[0] != b"":
+            raise _not_found()
+        del parts[0]
+        if len(parts) > 1 and parts[-1] == b"":
+            parts.pop()
+        node = self._root
+        arguments: list[str] = []
+        for part in parts:
+            decoded = unquote_to_bytes(part) if b"%" in part else part
+            following = node.literal.get(decoded)
+            if following is None:
+                if node.captured is None:
+                    raise _not_found()
+                kind, following = node.captured
+                arguments.append(_checked(kind, decoded))
+            node = following
+        route = node.methods.get(method)
+        if route is None:
+            if not node.methods:
+                raise _not_found()
+            allowed = ", ".join(sorted(node.methods)).encode()
+            raise ApiError(405, f"method {method} is not allowed here", headers=((b"Allow", allowed),))
+        max_body_bytes = route.max_body_bytes or self._max_control_body_bytes
+        return Match(route.handler, max_body_bytes, tuple(arguments), route.compress_from)
+
+
+def _not_found() -> ApiError:
+    return ApiError(404, "no such path")
+
+
+def _checked(kind: str, part: bytes) -> str:
+    text = part.decode("ascii", "replace")
+    if kind == "version":
+        if not _VERSION.fullmatch(text):
+            raise ApiError(404, "a version is a positive decimal number of at most 19 digits, without leading zeros")
+    elif not _NAME.fullmatch(text):
+        raise ApiError(
+            404,
+            f"the name of a {kind} has 1 to 128 letters, digits, '_', '.' and '-', and does not start with '.' or '-'",
+        )
+    return text

@@ -1,0 +1,1 @@
+"""What computes: batches in ONNX Runtime, and the built-in workers."""

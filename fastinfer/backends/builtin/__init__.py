@@ -1,0 +1,1 @@
+"""Workers that come with the server and compute one item at a time in Python."""

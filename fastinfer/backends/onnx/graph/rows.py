@@ -1,0 +1,393 @@
+"""The proof that the rows of a batch do not depend on each other, whatever they hold, from a model's graph alone.
+
+The first dimension of every input is taken for the batch dimension, and followed through every operator
+(:mod:`fastinfer.backends.onnx.graph.operators`). If it comes out as the first dimension of every output, each row's answer depends on
+that row alone, and rows may be put together and divided at will. Sums may still be rounded otherwise: other numbers of
+rows take other kernels of the runtime. :attr:`Proof.rounds` names an operator for which that can be.
+
+The graph as it is stored is proven, quantized operators included; the runtime's optimizer keeps its meaning. Subgraphs
+and model-local functions are followed. Everything is bounded: operators that are visited, nesting, and the elements of
+constants that are looked at.
+
+Pure, but for the turns that :mod:`fastinfer.backends.onnx.graph.visits` gives other threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fastinfer.backends.onnx.graph import contents
+from fastinfer.backends.onnx.graph.dims import BATCH, DependsOnBatch, Dim, Symbols
+from fastinfer.backends.onnx.graph.operators import COUPLES, MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.backends.onnx.graph.operators import places
+from fastinfer.backends.onnx.graph.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
+from fastinfer.backends.onnx.graph.values import Mixes, Value, constant, free
+from fastinfer.backends.onnx.graph.visits import TooLargeError, Visits
+
+_MAX_DEPTH = 32  # of functions and subgraphs in each other
+_MIN_OPSET = 7  # older versions broadcast by attributes; ONNX Runtime does not promise to run them
+_RUNTIME_FORMAT = b"ORTM"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a graph says of the rows of a batch.
+
+    Attributes:
+        couples: why rows may depend on each other, as a sentence's end; None: they do not. A request of which a
+            dimension is 0 is not covered: it runs alone.
+        rounds: the operator that may round a row otherwise in another batch; None: none does.
+        id_limits: for inputs whose elements select rows of tables, how many rows the smallest table has.
+    """
+
+    couples: str | None
+    rounds: str | None = None
+    id_limits: Mapping[str, int] = field(default_factory=dict)
+
+
+def prove(model: bytes | memoryview) -> Proof:
+    """Looks for a proof in a model file's bytes. Never raises: what cannot be read has no proof."""
+    if bytes(memoryview(model)[4:8]) == _RUNTIME_FORMAT:
+        return Proof("it is in ONNX Runtime's own format (.ort), whose graph is not read")
+    try:
+        return _Prover(Model(model)).proof()
+    except ProtoError as error:
+        return Proof(f"its graph cannot be read: {error}")
+    except TooLargeError as error:
+        return Proof(str(error))
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
+        return Proof("its graph is not one that can be followed")
+
+
+Scope = dict[str, Value]
+
+
+class _Prover:
+    """Follows the rows of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._symbols = Symbols()
+        self._functions = {(each.domain, each.name, each.overload): each for each in model.functions}
+        self._id_limits: dict[str, int] = {}
+        self._visits = Visits()
+
+    def proof(self) -> Proof:
+        graph = self._model.graph
+        if graph is None:
+            return Proof("it has no graph")
+        opsets = _opsets(self._model.opset_import)
+        if opsets.get(ONNX, _MIN_OPSET) < _MIN_OPSET:
+            return Proof(
+                f"its operators are of version {opsets[ONNX]}, and from version {_MIN_OPSET} on they are known"
+            )
+        scope = self._constants(graph)
+        for info in graph.input:
+            if info.name not in scope:
+                scope[info.name] = self._input(info)
+        self._run(graph.node, scope, opsets, {}, 0)
+        rounds = None
+        for info in graph.output:
+            value = scope.get(info.name)
+            reason = "is not computed" if value is None else _why_not_rows(value)
+            if reason is not None:
+                by = value.mixed if value is not None and value.mixed is not None else f"output '{info.name}' {reason}"
+                return Proof(by)
+            rounds = rounds or (value.rounds if value is not None else None)
+        return Proof(None, rounds, self._id_limits)
+
+    def _constants(self, graph: Graph) -> Scope:
+        scope: Scope = {}
+        for tensor in graph.initializer:
+            content = contents.stored(tensor)
+            scope[tensor.name] = Value(tuple(Dim(dim) for dim in tensor.dims), content=content)
+        for sparse in graph.sparse_initializer:
+            if sparse.values is not None:
+                scope[sparse.values.name] = free([Dim(dim) for dim in sparse.dims])
+        return scope
+
+    def _input(self, info: ValueInfo) -> Value:
+        """An input of the graph, with its first dimension as the batch."""
+        tensor = info.type.tensor_type if info.type is not None else None
+        shape = tensor.shape if tensor is not None else None
+        if shape is None or not shape.dim:
+            return Value(None, mixed=f"input '{info.name}' has no first dimension")
+        first, *others = shape.dim
+        if not first.is_open and first.dim_value >= 0:
+            return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
+        # Dimensions of one name are one size. The runtime does not compare what a request sends for them, but its
+        # signature does: a request in which they differ runs alone (Signature.check).
+        dims = [
+            Dim(dim.dim_value)
+            if not dim.is_open and dim.dim_value >= 0
+            else self._symbols.size(("named", dim.dim_param) if dim.dim_param else (info.name, i), filled=True)
+            for i, dim in enumerate(others)
+        ]
+        return Value((BATCH, *dims), 0, source=info.name)
+
+    # --- Nodes --------------------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        nodes: Sequence[Node],
+        scope: Scope,
+        opsets: Mapping[str, int],
+        given: Mapping[str, Attribute],
+        depth: int,
+    ) -> None:
+        """Adds what the nodes compute to the scope; ``given`` are the attributes of the function that they are of."""
+        if depth > _MAX_DEPTH:
+            raise TooLargeError(f"its functions or subgraphs are nested in more than {_MAX_DEPTH} levels")
+        for node in nodes:
+            self._visits.next()
+            names = node.output
+            made = self._apply(node, len(names), scope, opsets, given, depth)
+            for i, name in enumerate(names):
+                if name:
+                    scope[name] = made[i]
+
+    def _apply(
+        self,
+        node: Node,
+        outputs: int,
+        scope: Scope,
+        opsets: Mapping[str, int],
+        given: Mapping[str, Attribute],
+        depth: int,
+    ) -> list[Value]:
+        """What a node computes, a value for each output."""
+        inputs = [scope.get(name) if name else None for name in node.input]
+        domain = _domain(node.domain)
+        attributes = dict(_attributes(node, given))
+        for name, value in zip(node.input, inputs, strict=True):
+            if name and value is None:
+                raise ProtoError(f"'{name[:60]}' is used before it is computed")
+        function = self._functions.get((node.domain, node.op_type, node.overload))
+        mixed = next((value.mixed for value in inputs if value is not None and value.mixed is not None), None)
+        if mixed is not None:
+            return [Value(None, mixed=mixed)] * outputs
+        if function is not None and (domain in (ONNX, ML, MICROSOFT) or (domain, node.op_type) in RULES):
+            reason = "is defined by the model and by ONNX"
+            return [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
+        if function is not None:
+            return self._call(function, inputs, attributes, outputs, depth)
+        call = Call(
+            domain, node.op_type, opsets.get(domain, 1), attributes, inputs, self._symbols, outputs, self._id_limits
+        )
+        try:
+            made = self._follow(call, scope, opsets, given, depth)
+        except Mixes as reason:
+            # What takes nothing that has rows gives nothing that has rows, if it follows from its inputs at all.
+            if _draws_nothing(call) and all(value is None or value.is_free for value in inputs):
+                return [free(None)] * outputs
+            made = [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
+        made += [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} gives an output that is not followed")] * (
+            outputs - len(made)
+        )
+        return [self._with_rounding(value, call) for value in made]
+
+    def _with_rounding(self, value: Value, call: Call) -> Value:
+        if value.axis is None or value.rounds is not None:
+            return value
+        rounds = next((each.rounds for each in call.inputs if each is not None and each.rounds is not None), None)
+        if rounds is None and call.op_type not in SAME_BITS:
+            rounds = call.op_type
+        return value if rounds is None else replace(value, rounds=rounds)
+
+    def _follow(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
+        if call.domain == ONNX:
+            if opsets.get(ONNX, 0) < _MIN_OPSET:
+                raise Mixes("is of a version that is not known")
+            if call.op_type == "Constant":
+                return [_constant(call)]
+            if call.op_type == "If":
+                return self._branch(call, scope, opsets, given, depth)
+            computed = self._compute(call)
+            if computed is not None:
+                return computed
+        positions = SHAPE_INPUTS.get(call.op_type, set())
+        if any(value is not None and value.counts_rows and at not in positions for at, value in enumerate(call.inputs)):
+            raise Mixes("computes with the batch size")
+        follow = RULES.get((call.domain, call.op_type))
+        if follow is None:
+            raise Mixes(COUPLES.get(call.op_type, "is not known to keep rows apart"))
+        try:
+            place = places.place_of(call)
+            loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]
+            if loose and (call.domain != ONNX or call.op_type not in _KEEP_EMPTY or loose != [0]):
+                raise Mixes("computes with sizes that may be others if one of them is 0")
+            made = places.placed(follow(call), place)
+            return [replace(value, loose=True) for value in made] if loose and call.op_type != "Reshape" else made
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ProtoError):
+                raise
+            raise Mixes("has inputs or attributes that are not followed") from error
+
+    def _compute(self, call: Call) -> list[Value] | None:
+        """The outputs if they follow from numbers; None: they do not, or not in a way that is known."""
+        known = [None if value is None else value.content for value in call.inputs]
+        if not known or any(value is not None and value.content is None for value in call.inputs):
+            return None
+        try:
+            return [constant(content) for content in contents.compute(call.op_type, call, known)]
+        except DependsOnBatch:
+            raise Mixes("computes with the batch size") from None
+        except (contents.Unknown, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ProtoError):
+                raise
+            return None
+
+    # --- Functions and subgraphs --------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        function: Function,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Attribute],
+        outputs: int,
+        depth: int,
+    ) -> list[Value]:
+        """What a model-local function computes."""
+        scope = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
+        given = {each.name: each for each in function.attribute_proto} | dict(attributes)
+        self._run(_with_known(function, scope), scope, _opsets(function.opset_import), given, depth + 1)
+        made = [scope.get(name) for name in function.output[:outputs]]
+        return [
+            value if value is not None else Value(None, mixed=f"function '{function.name[:60]}' lacks an output")
+            for value in made + [None] * (outputs - len(made))
+        ]
+
+    def _branch(
+        self, call: Call, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
+        condition = call.need(0)
+        if not condition.is_free:
+            raise Mixes("chooses for all rows together")
+        graphs = [call.attributes[name].g for name in ("then_branch", "else_branch") if name in call.attributes]
+        if len(graphs) != 2 or any(graph is None for graph in graphs):
+            raise Mixes("lacks a branch")
+        if condition.content is not None and condition.content.size == 1:
+            choice = condition.content.flat[0]
+            if not isinstance(choice, Dim):
+                graphs = graphs[:1] if choice else graphs[1:]
+        made = [self._subgraph(graph, scope, opsets, given, depth) for graph in graphs if graph is not None]
+        if len(made) == 1:
+            return made[0]
+        if len(made[0]) != len(made[1]):
+            raise Mixes("has branches with other numbers of outputs")
+        return [_either(*values) for values in zip(*made, strict=True)]
+
+    def _subgraph(
+        self, graph: Graph, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
+    ) -> list[Value]:
+        inner = {**scope, **self._constants(graph)}
+        self._run(graph.node, inner, opsets, given, depth + 1)
+        return [inner.get(info.name) or Value(None, mixed="a branch lacks an output") for info in graph.output]
+
+
+def _why_not_rows(value: Value) -> str | None:
+    """Why the first dimension of an output is not the batch; None: it is."""
+    if value.mixed is not None:
+        return value.mixed
+    if value.axis is None:
+        return "does not depend on the rows, or only on how many there are"
+    if value.loose:
+        return "may have another shape if a size is 0"
+    if value.place is not None:
+        return "depends on the places of rows in the batch"
+    if value.axis != 0 or value.known_dims[0] != BATCH:
+        return "does not have the rows along its first dimension"
+    return None
+
+
+def _constant(call: Call) -> Value:
+    tensor = call.tensor("value")
+    if tensor is not None:
+        return Value(tuple(Dim(dim) for dim in tensor.dims), content=contents.stored(tensor))
+    for name in ("value_int", "value_float"):
+        if name in call.attributes:
+            attribute = call.attributes[name]
+            return constant(attribute.i if name == "value_int" else attribute.f)
+    numbers = call.integers("value_ints") or call.reals("value_floats")
+    if numbers is not None:
+        return constant(numbers) if len(numbers) <= contents.MAX_ELEMENTS else free([Dim(len(numbers))])
+    if "value_strings" in call.attributes:
+        return free([Dim(len(call.attributes["value_strings"].strings))])
+    return free([] if "value_string" in call.attributes else None)
+
+
+def _either(one: Value, other: Value) -> Value:
+    """What is known of a value that is one of two."""
+    if one.mixed is not None or other.mixed is not None:
+        return one if one.mixed is not None else other
+    if one.counts_rows or other.counts_rows:
+        return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
+    if one.loose or other.loose:
+        return Value(None, mixed="operator 'If' computes with sizes that may be others if one of them is 0")
+    if one.place is not other.place:
+        return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
+    if one.axis is None and other.axis is None:
+        return free(one.dims if one.dims == other.dims else None)
+    if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
+        return Value(None, mixed="operator 'If' has branches with the rows at other places")
+    return replace(one, rounds=one.rounds or other.rounds)
+
+
+_KEEP_EMPTY = frozenset(
+    {"Identity", "Reshape", "Transpose"}
+)  # whose output has no elements if the first input has none
+
+
+def _draws_nothing(call: Call) -> bool:
+    """Whether an operator is known to give the same outputs for the same inputs."""
+    return call.op_type not in RANDOM and ((call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC)
+
+
+# Operators without a rule that give the same for the same inputs; used on constants and shapes.
+_DETERMINISTIC = frozenset(
+    {
+        "BlackmanWindow", "Col2Im", "DFT", "Det", "DynamicQuantizeLinear", "EyeLike", "HammingWindow", "HannWindow",
+        "MelWeightMatrix", "NonZero", "ScatterND", "Unique",
+    }
+)  # fmt: skip
+
+
+def _with_known(function: Function, scope: Scope) -> Sequence[Node]:
+    """The function's nodes; inputs that a call leaves out are named by nodes as absent ones are, by no name."""
+    missing = {name for name in function.input if name not in scope}
+    if not missing:
+        return function.node
+    nodes = []
+    for node in function.node:
+        node.input = ["" if name in missing else name for name in node.input]
+        nodes.append(node)
+    return nodes
+
+
+def _attributes(node: Node, given: Mapping[str, Attribute]) -> Iterator[tuple[str, Attribute]]:
+    """A node's attributes; those that refer to the function's have what its call gives, if it gives something."""
+    for attribute in node.attribute:
+        name = attribute.name
+        if given or attribute.first(21):
+            reference = attribute.ref_attr_name
+            if reference:
+                if reference in given:
+                    yield name, given[reference]
+                continue
+        yield name, attribute
+
+
+def _opsets(imports: Sequence[OperatorSetId]) -> dict[str, int]:
+    return {_domain(each.domain): each.version for each in imports}
+
+
+def _domain(name: str) -> str:
+    return ONNX if name == "ai.onnx" else name
+
+
+def _named(node: Node) -> str:
+    name = node.name
+    return f" ('{name[:60]}')" if name else ""

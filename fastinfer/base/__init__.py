@@ -1,0 +1,1 @@
+"""What everything else may use: errors, limits, the log, the machine, calls that may hang."""

@@ -1,0 +1,340 @@
+"""The command line: ``fastinfer serve``, ``fastinfer check``, ``fastinfer infer``.
+
+Nothing heavy is imported before it is needed: help is quick, and needs no built extension. Exit codes: 0 well, 1 the
+thing itself failed, 2 it was asked for in a wrong way or could not be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fastinfer import __version__
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from fastinfer.config.server import ServerConfig
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+_HELP = """\
+fastinfer serves ONNX models over the KServe v2 REST protocol.
+
+Usage:
+  fastinfer serve [OPTIONS]        serve the models of a repository
+  fastinfer check DIR [NAME ...]   validate the models of a repository without serving them
+  fastinfer infer MODEL FILE       send the request in a file (-: standard input), print the answer
+  fastinfer --version
+
+'fastinfer COMMAND --help' tells more about each.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code."""
+    _open_standard_descriptors()
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    try:
+        match command:
+            case "-h" | "--help" | "help":
+                print(_HELP, end="")
+                return 0
+            case "-V" | "--version" | "version":
+                print(f"fastinfer {__version__}")
+                return 0
+            case "":
+                print(_HELP, end="", file=sys.stderr)
+                return REFUSED
+            case _ if command in _COMMANDS:
+                return _COMMANDS[command](rest)
+            case "process":
+                return _process(rest)
+            case _:
+                from fastinfer.base.validation import suggestion
+
+                return _complain(f"there is no command '{_safe(command)}'{suggestion(command, _COMMANDS)}")
+    except _Refused as refused:
+        return _complain(*str(refused).splitlines())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from complaining when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _open_standard_descriptors() -> None:
+    """Opens the null device for those that are closed (``2>&-``), or what is opened next would get their numbers.
+
+    The log, for one, is written to descriptor 2, whatever that is.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+class _Refused(Exception):
+    """The command cannot be run; each line of the text is one sentence."""
+
+
+def _complain(*sentences: str) -> int:
+    for sentence in sentences:
+        print(f"fastinfer: {sentence}", file=sys.stderr)
+    return REFUSED
+
+
+def _safe(text: str) -> str:
+    from fastinfer.base.logs import printable
+
+    return printable(text)
+
+
+# --- serve ------------------------------------------------------------------------------------------------------------
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    # Until the server has handlers of its own: it has begun nothing that needs an end. The first process of a container
+    # is not ended by a signal without a handler. Before any import, which may take as long as the rest of the start.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from fastinfer.base import signals
+
+    signals.hold()
+    parser = serve_parser()
+    given = vars(parser.parse(arguments))
+    for alias, (option, value) in _ALIASES.items():
+        if given.pop(alias, False) and given.setdefault(option, value) != value:
+            raise _Refused(f"--{alias.replace('_', '-')} contradicts --{option.replace('_', '-')}")
+    config = _configuration(given)
+    try:
+        if not config.processes:
+            from fastinfer.cli.process import serve
+
+            return serve(config)
+        from fastinfer.config.server import load_config
+        from fastinfer.supervisor.server import supervise
+    except ImportError as error:
+        raise _Refused(_not_built(error)) from error
+    return supervise(config, lambda: load_config(given))
+
+
+def _process(arguments: Sequence[str]) -> int:
+    """One of the processes that the supervisor starts; the argument is a descriptor."""
+    try:
+        from fastinfer.cli.process import serve_for
+    except ImportError as error:
+        raise _Refused(_not_built(error)) from error
+    return serve_for(int(arguments[0]))
+
+
+def _configuration(given: dict[str, Any]) -> ServerConfig:
+    from fastinfer.config.server import OptionError, load_config
+
+    try:
+        return load_config(given)
+    except OptionError as error:
+        raise _Refused("\n".join(_safe(line) for line in str(error).splitlines())) from None
+
+
+_ALIASES: dict[str, tuple[str, Any]] = {
+    "repository_load_existing": ("load", ["all"]),
+    "repository_monitoring": ("model_control", "poll"),
+}
+"""Options of the AMD Inference Server: what they are here."""
+
+
+def serve_parser() -> _Parser:
+    """The options of ``fastinfer serve``, made from the fields of the configuration."""
+    from fastinfer.config.server import ENV_PREFIX, ServerConfig
+
+    parser = _Parser(
+        "serve",
+        "[OPTIONS]",
+        "Serves the models of a repository until it is told to stop (SIGINT or SIGTERM).",
+        "Each option can also be given as an environment variable (--max-body-bytes as "
+        f'{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = "64MiB"). '
+        "The command line wins over the environment, and that over the file.",
+    )
+    groups: dict[str, Any] = {}
+    for name, field in ServerConfig.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        title = str(extra["group"])
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_option(groups[title], name, field, str(extra["metavar"]))
+    parser.add_argument("--repository-load-existing", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--repository-monitoring", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_option(group: Any, name: str, field: FieldInfo, metavar: str) -> None:
+    from fastinfer.config.server import choices, default_text, is_list, is_size
+
+    help_text = f"{field.description} Default: {default_text(field)}.".replace("%", "%%")
+    options: dict[str, Any] = {"dest": name, "help": help_text, "default": argparse.SUPPRESS}
+    if field.annotation is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif is_list(field):
+        options |= {"action": "extend", "nargs": "+", "metavar": metavar}
+    else:
+        by_type = "SIZE" if is_size(field) else "S" if field.annotation is float else "N"
+        options["metavar"] = metavar or "|".join(choices(field)) or by_type
+    group.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        "check",
+        "DIR [NAME ...]",
+        "Loads the models of a repository, as serving would, and prints a line for each: its signature, or why it does "
+        "not load. Exits with 1 if any fails.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="a directory of models")
+    parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="check these models only")
+    given = parser.parse(arguments)
+    if not given.directory.is_dir():
+        raise _Refused(f"there is no directory '{_safe(str(given.directory))}'")
+    try:
+        from fastinfer.cli.check import check
+    except ImportError as error:
+        raise _Refused(_not_built(error)) from error
+    results = list(check(_configuration({}), [given.directory], given.names))
+    if not results:
+        print(f"fastinfer: there is no model in '{_safe(str(given.directory))}'", file=sys.stderr)
+        return FAILED
+    places = [f"{result.name}/{result.version}" if result.version else result.name for result in results]
+    width = max(map(len, places))
+    for result, name in zip(results, places, strict=True):
+        print(f"{'ok    ' if result.ok else 'FAILED'}  {name:<{width}}  {_safe(result.detail)}")
+    return 0 if all(result.ok for result in results) else FAILED
+
+
+# --- infer ------------------------------------------------------------------------------------------------------------
+
+
+def _infer(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        "infer",
+        "MODEL FILE [OPTIONS]",
+        "Sends the inference request in FILE (JSON; - is the standard input) and prints the answer. "
+        "Exits with 1 if the server answers with an error, with 2 if none answers.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="the model's name")
+    parser.add_argument("file", metavar="FILE", help="a JSON file, or -")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", metavar="URL", help="the server (%(default)s)")
+    parser.add_argument("--model-version", metavar="V", help="the model's version (default: the server's choice)")
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (%(default)g)")
+    given = parser.parse(arguments)
+    try:
+        body = sys.stdin.buffer.read() if given.file == "-" else Path(given.file).read_bytes()
+    except OSError as error:
+        raise _Refused(f"'{_safe(given.file)}' cannot be read: {error.strerror}") from None
+    status, answer = _post(given.url, given.model, given.model_version, body, given.timeout)
+    if 200 <= status < 300:
+        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.flush()
+        return 0
+    print(f"fastinfer: the server answered {status}: {_error_text(answer)}", file=sys.stderr)
+    return FAILED
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 86_400:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "time"  # argparse: "invalid time value: '-1'"
+
+
+def _post(url: str, model: str, version: str | None, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+    from urllib.parse import quote, urlsplit
+
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError:
+        parts, port = None, None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _Refused(f"'{_safe(url)}' is not the URL of a server; it looks like http://127.0.0.1:8000")
+    path = f"{parts.path.rstrip('/')}/v2/models/{quote(model, safe='')}"
+    path += f"/versions/{quote(version, safe='')}/infer" if version else "/infer"
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    try:
+        connection = kind(parts.hostname, port, timeout=timeout_s)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+    except ConnectionRefusedError:
+        raise _Refused(
+            f"no server answers at {_safe(url)}; start one with 'fastinfer serve', or name it with --url"
+        ) from None
+    except TimeoutError:
+        raise _Refused(f"the server at {_safe(url)} did not answer within {timeout_s:g} seconds") from None
+    except (OSError, HTTPException, ValueError) as error:
+        raise _Refused(f"no answer from {_safe(url)}: {_safe(str(error)) or type(error).__name__}") from None
+
+
+def _error_text(answer: bytes) -> str:
+    import json
+
+    try:
+        return _safe(str(json.loads(answer)["error"]))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return _safe(answer[:512].decode("utf-8", "replace"))
+
+
+# --- Parsing ----------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line and a hint where an option is misspelt."""
+
+    def __init__(self, command: str, usage: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"fastinfer {command}",
+            usage=f"fastinfer {command} {usage}",
+            description=description,
+            epilog=epilog,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=_width()),
+            allow_abbrev=False,
+        )
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(arguments)
+        if unknown:
+            from fastinfer.base.validation import suggestion
+
+            word = unknown[0].partition("=")[0]
+            known = [text for text in self._option_string_actions if text.startswith("--")]
+            what = "option" if word.startswith("-") else "argument"
+            raise _Refused(f"unknown {what} '{_safe(word)}'{suggestion(word, known) if what == 'option' else ''}")
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise _Refused(f"{_safe(message)} (see '{self.prog} --help')")
+
+
+def _width() -> int:
+    import shutil
+
+    return max(60, min(110, shutil.get_terminal_size().columns - 2))
+
+
+def _not_built(error: ImportError) -> str:
+    return f"fastinfer is not completely installed ({_safe(str(error))}); build it with 'pip install .'"
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "check": _check, "infer": _infer}

@@ -1,0 +1,65 @@
+"""The body of an inference request, read into an InferRequest: JSON and binary tensors, one pass, no document tree."""
+
+from typing_extensions import Buffer
+
+from fastinfer.base.budget import Budget
+from fastinfer.native.job import Job
+from fastinfer.tensor.expected import Expectation
+from fastinfer.tensor.message import InferRequest
+
+def decode(
+    body: Buffer,
+    json_size: int = -1,
+    stable: bool = False,
+    model: str = "",
+    nullable: bool = False,
+    keeps_base64: bool = False,
+    width: int = 512,
+    expectation: Expectation | None = None,
+    budget: Budget | None = None,
+) -> InferRequest:
+    """Reads a request's body.
+
+    What needs a model is not checked here: names, datatypes and shapes are only well-formed.
+
+    - null stands for what is not there, but for ``inputs``, their names, shapes and datatypes, and elements.
+    - BYTES with the parameter ``content_type`` ``base64`` are decoded, element by element; text that is not is a 400.
+    - JSON is RFC 8259 without exceptions but one: ``NaN``, ``Infinity`` and ``-Infinity`` in the data of FP tensors.
+    - The request's ``id`` is kept as it was written between its quotes, still escaped.
+    - In a binary BOOL tensor every byte but 0 is true; where one is neither 0 nor 1, the tensor is copied and has 1.
+    - With ``json_size`` 0 (a raw request) ``InferRequest.raw`` is set, and the one input has no name, the datatype
+      UINT8 and the shape ``[len(body)]``; the model's signature gives it its own.
+
+    Args:
+        body: the whole body.
+        json_size: the first so many bytes are JSON, the rest are the raw tensors of the inputs that have a
+            ``binary_data_size``; -1: all of it is JSON.
+        stable: the body may be kept. Binary tensors are then views of it (at any alignment), and own a reference to
+            it; otherwise they are copied.
+        model: the model's name, for the sentences of errors.
+        nullable: null among the data of FP tensors is NaN.
+        keeps_base64: ``content_type`` ``base64`` changes nothing: the model wants the text.
+        expectation: what the model takes. The data of an input that certainly does not fit is skipped: the request is
+            ``undecoded`` then, and ``Signature.check`` refuses it.
+        budget: where the memory of tensors counts.
+        width: numbers are read with registers of at most so many bits, 512, 256 or (as on any CPU) 0: for tests.
+
+    Raises:
+        ApiError: 400 with the place of the fault, 413 for too many short strings, 503 where there is no memory.
+    """
+
+class DecodeJob(Job):
+    """:func:`decode` of a stable body, on any thread. Holds the body; ApiError 400 for a ``json_size`` past its end."""
+
+    def __init__(
+        self,
+        body: Buffer,
+        json_size: int = -1,
+        model: str = "",
+        nullable: bool = False,
+        keeps_base64: bool = False,
+        expectation: Expectation | None = None,
+        budget: Budget | None = None,
+    ) -> None: ...
+    def result(self) -> InferRequest:
+        """The request, once after the job has run; ApiError as :func:`decode`. Loop's thread."""

@@ -1,1 +1,0 @@
-"""Models: from files on the disk to endpoints, and from requests to batches."""

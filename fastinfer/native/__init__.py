@@ -1,0 +1,1 @@
+"""Native threads and the work that they do."""

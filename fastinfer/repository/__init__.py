@@ -1,0 +1,1 @@
+"""From files on the disk to endpoints, in step across processes."""

@@ -1,0 +1,136 @@
+"""The table of loaded endpoints, and AMD's rules for their identities and names.
+
+Pure book-keeping: no files, no runtime, no waiting. An endpoint's identity is the name that was asked for and all
+parameters but ``share``; a new identity gets the first free name of ``resnet50``, ``resnet50-0``, ``resnet50-1``, …
+(AMD Inference Server, "endpoints"). Names are one name space, whatever the endpoint is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import orjson
+
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.model import Model
+from fastinfer.backends.parameters import Parameters
+
+MODEL, WORKER = "model", "worker"
+Identity = tuple[str, str, bytes]
+
+
+def identity(kind: str, base: str, parameters: Mapping[str, Any]) -> Identity:
+    """What makes two loads the same: the kind and name asked for, and all parameters but ``share``."""
+    counted = {key: value for key, value in parameters.items() if key != "share"}
+    return kind, base, orjson.dumps(counted, option=orjson.OPT_SORT_KEYS)
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A loaded name.
+
+    Attributes:
+        name: as it is asked for in URLs.
+        identity: what it was made from; its second part is the model's or worker's own name.
+        parameters: what it was loaded with, read.
+        loads: how often it was loaded; each unload takes one away.
+        holds: how many endpoints have it as their successor; with neither a load nor a hold left it is removed.
+        override: the configuration that its last load gave, in place of the one on the disk.
+        versions: what is ready, by version.
+        sources: what each version was made from, to tell whether the disk has something newer.
+        files: a fingerprint of the model's directory when its versions were chosen from it; empty: they were not.
+        chosen: versions that were asked for one by one, beside those that the version policy names.
+    """
+
+    name: str
+    identity: Identity
+    parameters: Parameters
+    loads: int = 1
+    holds: int = 0
+    override: object = None
+    versions: dict[int, Model] = field(default_factory=dict)
+    sources: dict[int, object] = field(default_factory=dict)
+    files: str = ""
+    chosen: set[int] = field(default_factory=set)
+
+    @property
+    def kind(self) -> str:
+        return self.identity[0]
+
+    @property
+    def base(self) -> str:
+        return self.identity[1]
+
+    @property
+    def latest(self) -> Model:
+        """The highest ready version."""
+        return self.versions[max(self.versions)]
+
+
+class EndpointTable:
+    """All endpoints by name and by identity, and the quick look-up for requests."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Endpoint] = {}
+        self._by_identity: dict[Identity, Endpoint] = {}
+        # What serves a request, by the parts of its path: (name,) is the highest version, or (name, version).
+        self.models: dict[tuple[str, ...], Model] = {}
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def get(self, name: str) -> Endpoint | None:
+        return self._by_name.get(name)
+
+    def same(self, wanted: Identity) -> Endpoint | None:
+        """The endpoint with this identity, if it is loaded."""
+        return self._by_identity.get(wanted)
+
+    def model(self, name: str, version: str | None) -> Model | None:
+        """The model that serves requests for a name and a version (None: the highest)."""
+        return self.models.get((name,) if version is None else (name, version))
+
+    def free_name(self, wanted: Identity, reserved: Container[str] = ()) -> str:
+        """The name that a new identity gets.
+
+        Args:
+            wanted: the identity.
+            reserved: names that loads under way are going to have.
+
+        Raises:
+            ApiError: 400 where the name itself belongs to an endpoint of another kind.
+        """
+        kind, base, _ = wanted
+        taken = self._by_name.get(base)
+        if taken is None and base in reserved:
+            raise ApiError(400, f"the name '{base}' is being taken by another load")
+        if taken is None:
+            return base
+        if (taken.kind, taken.base) != (kind, base):
+            raise ApiError(400, f"the name '{base}' is taken by a loaded {taken.kind}")
+        names = (f"{base}-{number}" for number in count())
+        return next(name for name in names if name not in self._by_name and name not in reserved)
+
+    def publish(self, endpoint: Endpoint) -> None:
+        """Makes an endpoint, or what has changed in it, visible to requests; all at once."""
+        self._by_name[endpoint.name] = endpoint
+        self._by_identity[endpoint.identity] = endpoint
+        self._forget_models(endpoint.name)
+        for version, model in endpoint.versions.items():
+            self.models[endpoint.name, str(version)] = model
+        self.models[endpoint.name,] = endpoint.latest
+
+    def remove(self, endpoint: Endpoint) -> None:
+        del self._by_name[endpoint.name]
+        del self._by_identity[endpoint.identity]
+        self._forget_models(endpoint.name)
+
+    def _forget_models(self, name: str) -> None:
+        for key in [key for key in self.models if key[0] == name]:
+            del self.models[key]

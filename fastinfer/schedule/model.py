@@ -1,0 +1,316 @@
+"""A version of a model that is loaded: signature, implementation, queue, statistics.
+
+:meth:`Model.begin` is the one way in, whatever the request looks like: most go straight to the scheduler; one of zero
+rows is answered without a run, one of more rows than a batch holds is run in slices, and one to an endpoint with a
+successor (``next``) goes on to that one. The last three are parents (``schedule/lifetime``): deadline, cancellation and
+counting are not theirs. Loop's thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastinfer.tensor.rows import concatenate
+from fastinfer.schedule.lifetime import Parent
+from fastinfer.tensor.message import InferRequest
+from fastinfer.schedule.scheduler import Scheduler, Target
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import Tensor, TensorSpec
+from fastinfer.base.errors import ApiError
+from fastinfer.shared.statistics import ModelStats
+
+if TYPE_CHECKING:
+    from fastinfer.config.model import ModelConfig
+    from fastinfer.schedule.backend import Implementation
+
+_SLICES_AT_ONCE = 4  # of one request; the others are cut when these have run
+_MAX_SLICES = 10_000  # of one request
+
+
+class Model(Target):
+    """One version, ready to infer.
+
+    Attributes:
+        name: the endpoint's name, under which it answers.
+        version: its version, as on the wire.
+        platform: ``onnxruntime_onnx``, or the built-in worker's.
+        config: the effective configuration.
+        successor: the model that gets the outputs, or None.
+        stats: what it has done.
+        content: a digest of the model file and the configuration that it was made from; empty for a worker.
+        number: tells it apart from others that were loaded under the same name, and is the same in all processes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        implementation: Implementation,
+        scheduler: Scheduler,
+        stats: ModelStats,
+        config: ModelConfig,
+        successor: Callable[[], Model] | None = None,
+        number: int = 0,
+        content: str = "",
+    ) -> None:
+        super().__init__(name, version, implementation.signature, scheduler, successor)
+        self.platform = implementation.platform
+        self.config = config
+        self.stats = stats
+        self.number = number
+        self.content = content
+        self._implementation = implementation
+        self._last: Signature | None = None  # the last stage's, of which _shown was made
+        self._shown = self.own
+
+    def begin(self, request: InferRequest) -> None:
+        """Takes a decoded request, and settles it later with all outputs in the signature's order or with an error.
+
+        Args:
+            request: checked against the signature here. When it has ended, ``complete`` is called, unless it was
+                dropped.
+
+        Raises:
+            ApiError: 400 where the request does not fit, 503 where the queue is full.
+        """
+        self.signature.check(request, self.name)
+        if self.successor is not None:
+            _Chain(self, request).start()
+        else:
+            self.enqueue(request)
+
+    def enqueue(self, request: InferRequest) -> None:
+        """Takes a checked request for this model alone; see :meth:`begin`."""
+        own = self.own
+        if not own.batched or 0 < request.rows <= own.max_batch_size:
+            self.scheduler.submit(request)
+            return
+        if request.rows == 0:
+            _NoRows(self.scheduler, request, [_zero_rows(spec, own, request) for spec in own.outputs]).start()
+            return
+        most = own.max_batch_size * _MAX_SLICES
+        if request.rows > most:
+            raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
+        _Slices(self.scheduler, request, own.max_batch_size).start()
+
+    @property
+    def signature(self) -> Signature:
+        """What a client sees."""
+        if self.successor is not None:
+            last = self.following().signature
+            if last is not self._last:
+                self._last, self._shown = last, _chained(self.own, last)
+        return self._shown
+
+    @property
+    def shown_config(self) -> ModelConfig:
+        """The effective configuration as a client sees it: with the last stage's outputs. ApiError as following."""
+        if self.successor is None:
+            return self.config
+        return self.config.model_copy(update={"outputs": self.following().shown_config.outputs})
+
+    def following(self) -> Model:
+        """The model that gets the outputs, as it is loaded now. ApiError where it is not ready."""
+        if self.successor is None:
+            raise ApiError(500, "there is no next stage")
+        following: Model = self.successor()
+        return following
+
+    def why_withdrawn(self) -> ApiError | None:
+        """Why it, or a later stage, is not run for now: it has ended several processes. None: all are run."""
+        error = self.scheduler.why_withdrawn()
+        if error is None and self.successor is not None:
+            with suppress(ApiError):  # a stage that is not there is told when it is asked
+                error = self.following().why_withdrawn()
+        return error
+
+    def retire(self, retired: Callable[[], None]) -> None:
+        """Takes no more requests; releases everything when those in flight have ended, then calls ``retired``."""
+
+        def idle() -> None:
+            self._implementation.close()
+            retired()
+
+        self.scheduler.retire(idle)
+
+
+def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) -> Tensor:
+    """An output without rows; an open dimension is that of the input with the same symbol, else 0."""
+    known = {
+        symbol: dim
+        for of, tensor in zip(signature.inputs, request.inputs, strict=True)
+        for symbol, dim in zip(of.symbols, tensor.shape, strict=not of.open_rank)
+        if symbol
+    }
+    shape = [0] + [
+        dim if dim >= 0 else known.get(symbol, 0) for dim, symbol in zip(spec.shape[1:], spec.symbols[1:], strict=True)
+    ]
+    return Tensor.empty(spec.name, spec.datatype, shape)
+
+
+class _NoRows(Parent):
+    """A request of zero rows: answered in a moment, without a run."""
+
+    def __init__(self, scheduler: Scheduler, request: InferRequest, outputs: list[Tensor]) -> None:
+        super().__init__(scheduler.clock, request)
+        self._loop = scheduler.loop
+        self._outputs = outputs
+
+    def begin(self) -> None:
+        self.request.started_ns = self.request.enqueued_ns
+        self._loop.call_soon(self.finish, self._outputs)
+
+
+class _Slices(Parent):
+    """A request of more rows than a batch holds: its children are slices, a few at a time, whose outputs are joined."""
+
+    def __init__(self, scheduler: Scheduler, request: InferRequest, size: int) -> None:
+        super().__init__(scheduler.clock, request)
+        self._scheduler = scheduler
+        self._admitted = False
+        self._size = size
+        self._rest = request.inputs  # what is not cut yet
+        self._rows = request.rows  # of the rest
+        self._places: dict[InferRequest, int] = {}  # of those that have not ended
+        self._outputs: list[list[Tensor] | None] = []
+
+    def begin(self) -> None:
+        self._scheduler.admit()
+        self._admitted = True
+        while self._rows and len(self._places) < _SLICES_AT_ONCE:
+            self._run_next()
+
+    def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
+        self._outputs[self._places.pop(child)] = outputs
+        if self._rows:
+            self._run_next()
+        elif not self._places:
+            self.finish(self._joined())
+
+    def ended(self) -> None:
+        self._places.clear()
+        self._rest = []
+        if self._admitted:
+            self._admitted = False
+            self._scheduler.leave()
+
+    def _run_next(self) -> None:
+        rows = min(self._size, self._rows)
+        # The rest is cut from the front each time: the elements of BYTES are walked over once in all.
+        part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
+        part.part = True
+        part.rows = rows
+        part.shape_key = self.request.shape_key
+        self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
+        self._rows -= rows
+        self.run(self._scheduler.submit, part)
+        self._places[part] = len(self._outputs)
+        self._outputs.append(None)
+
+    def _joined(self) -> list[Tensor]:
+        columns = zip(*(outputs for outputs in self._outputs if outputs is not None), strict=True)
+        try:
+            return [concatenate(list(column)) for column in columns]
+        except ValueError as error:
+            raise ApiError(500, "the outputs of the request's slices do not fit together") from error
+
+
+class _Chain(Parent):
+    """A request to an endpoint with a successor: its children are the stages, each of which gets the outputs of the one
+    before, and which count for their models."""
+
+    def __init__(self, first: Model, request: InferRequest) -> None:
+        super().__init__(first.scheduler.clock, request)
+        self._first = first
+        self._following: Model | None = None  # when the first stage has ended
+
+    def begin(self) -> None:
+        self._run_stage(self._first, self.request.inputs, self._first.enqueue, checked_like=self.request)
+
+    def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
+        following = self._following
+        if following is not None:
+            self._end(following, child, outputs)
+            return
+        # Looked up now: it may have been reloaded meanwhile.
+        try:
+            self._following = following = self._first.following()
+            inputs = following.signature.inputs
+            if {tensor.name for tensor in outputs} != {spec.name for spec in inputs} and len(inputs) == len(outputs):
+                outputs = [tensor.renamed(spec.name) for tensor, spec in zip(outputs, inputs, strict=True)]
+            self._run_stage(following, outputs, following.begin)
+        except ApiError as error:
+            raise _of_next_stage(error) from error
+
+    def failure(self, child: InferRequest, error: ApiError) -> ApiError:  # noqa: ARG002
+        return error if self._following is None else _of_next_stage(error)
+
+    def _run_stage(
+        self,
+        model: Model,
+        inputs: list[Tensor],
+        place: Callable[[InferRequest], None],
+        checked_like: InferRequest | None = None,
+    ) -> None:
+        stage = InferRequest(inputs, priority=self.request.priority)
+        stage.stats = model.stats
+        self.request.stats = None
+        if checked_like is not None:
+            stage.rows, stage.whole, stage.shape_key = checked_like.rows, checked_like.whole, checked_like.shape_key
+        self.run(place, stage)
+
+    def _end(self, following: Model, stage: InferRequest, outputs: list[Tensor]) -> None:
+        last = following.signature
+        if not last.outputs_batched and not last.anything:
+            self.request.implicit_batch = False  # there is no batch dimension to take away
+        elif stage.implicit_batch:
+            outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
+        self.finish(outputs)
+
+
+def _of_next_stage(error: ApiError) -> ApiError:
+    """A later stage's error for the client, who has not made that stage's inputs: what was wrong with them is a 500."""
+    if error.status >= 500:
+        return error
+    return ApiError(500, f"the next stage refused the outputs: {error.message}")
+
+
+def _chained(first: Signature, last: Signature) -> Signature:
+    """What a client of a chain sees."""
+    return Signature(
+        first.inputs,
+        last.outputs,
+        batched=first.batched,
+        max_batch_size=first.max_batch_size,
+        max_batch_size_configured=first.max_batch_size_configured,
+        positional=first.positional,
+        anything=first.anything,
+        outputs_batched=first.batched and (last.outputs_batched or last.anything),
+        item_form=first.item_form,
+        never_empty=first.never_empty,
+        labels=last.labels,
+    )
+
+
+def why_not_chained(first: Signature, following: Signature) -> str | None:
+    """Why an endpoint's outputs cannot be another one's inputs, as far as signatures tell; None where they may."""
+    if following.anything or first.anything:
+        return None
+    outputs, inputs = list(first.outputs), list(following.inputs)
+    if len(outputs) != len(inputs):
+        return f"it gives {len(outputs)} outputs, and {len(inputs)} inputs are taken"
+    by_name = {spec.name: spec for spec in inputs}
+    if set(by_name) == {spec.name for spec in outputs}:
+        inputs = [by_name[spec.name] for spec in outputs]
+    for given, taken in zip(outputs, inputs, strict=True):
+        if given.datatype != taken.datatype:
+            return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+        if given.open_rank or taken.open_rank:
+            continue
+        # Seen from the last dimension: one of both may have a batch dimension in front.
+        ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
+        if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):
+            return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"
+    return None

@@ -1,0 +1,108 @@
+"""The scheduler of one loaded model: queue, instances, deadlines. Loop's thread only."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastinfer.base.errors import ApiError
+from fastinfer.native.job import Clock
+from fastinfer.schedule.backend import Run
+from fastinfer.schedule.lifetime import Deadlines
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.shared.stats import Counters
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.signature import Signature
+
+class Scheduler:
+    """Queues requests and runs them in batches.
+
+    Every request's ``complete`` is called exactly once, with its outputs or with an error, unless it was dropped.
+
+    Args:
+        start: runs requests that share a batch; calls back once on the loop's thread, before it returns None, or later.
+        policy: how large a batch should be.
+        instances: batches that may run at once.
+        max_queue_size: requests that may wait; one more is refused with 503.
+        priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
+        default_priority: of a request that has none.
+        timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504; see ``deadlines``.
+        stats: of the model; batches are counted in it here, requests at their ends.
+        notes: of crashes: suspect requests run alone, and culprits are answered with 500, and
+            those to a withdrawn model with 503; None: nobody is looked at.
+        clock: the monotonic one; a test may bring one that stands still.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[list[InferRequest], Callable[[BatchResult], None]], Run | None],
+        policy: BatchingPolicy,
+        *,
+        instances: int,
+        max_queue_size: int,
+        timeout_s: float,
+        priority_levels: int = 0,
+        default_priority: int = 0,
+        stats: Counters,
+        loop: asyncio.AbstractEventLoop,
+        notes: RunNotes | None = None,
+        clock: Clock | None = None,
+    ) -> None: ...
+    stats: Counters
+    loop: asyncio.AbstractEventLoop
+    clock: Clock
+    deadlines: Deadlines
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+    @property
+    def queue_steps(self) -> int:
+        """How often a group of requests has moved in the queue, for tests of what an arrival or a departure costs."""
+    @property
+    def running(self) -> int:
+        """Batches under way."""
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run, and whose clients are still there."""
+    def submit(self, request: InferRequest) -> None:
+        """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
+    def cancel(self, request: InferRequest) -> None:
+        """Nobody waits for this request any more; its ``complete`` is not called."""
+    def count_refusal(self, error: ApiError, arrived_ns: int = 0) -> None:
+        """Counts a request that could not be decoded."""
+    def admit(self) -> None:
+        """A request comes in parts: they are taken until :meth:`leave`, even if the model is unloaded meanwhile.
+        ApiError 503 where it is being unloaded already."""
+    def leave(self) -> None:
+        """No further part of it comes."""
+    def why_withdrawn(self) -> ApiError | None:
+        """Why no request is run for now, as an error; see :meth:`fastinfer.schedule.run_notes.RunNotes.why_withdrawn`."""
+    def reinstate(self) -> bool:
+        """Requests are run again; returns whether they were not."""
+    def retire(self, retired: Callable[[], None]) -> None:
+        """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""
+
+class Target:
+    """What an inference needs of a model; :class:`fastinfer.schedule.model.Model` is one.
+
+    Attributes:
+        name: the endpoint's name, under which it answers.
+        version: its version, as on the wire.
+        own: the signature of its own implementation.
+        scheduler: queue and instances.
+        successor: gives the model that gets the outputs, or None.
+    """
+
+    name: str
+    version: str
+    own: Signature
+    scheduler: Scheduler
+    successor: Callable[[], Any] | None
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        own: Signature,
+        scheduler: Scheduler,
+        successor: Callable[[], Any] | None = None,
+    ) -> None: ...

@@ -1,0 +1,1 @@
+"""Memory that several processes see: counters, their reports, the crash record."""

@@ -1,0 +1,124 @@
+"""What a model version has done: its counters, and their JSON in the statistics extension.
+
+All counters are 64-bit integers in one block of memory, which may be given from outside (a shared mapping): another
+process that knows the layout reads them while they run, and the sum of several is the sum of their blocks. They are
+written on the loop's thread only: one call per request, one call per batch. A report reads them on any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import orjson
+
+from fastinfer.shared.report import Entry, Section, Step, Template
+from fastinfer.shared.stats import (
+    ANSWERED_ROWS_CELL,
+    CAUSES,
+    CELLS_OF_LINE,
+    HISTOGRAMS,
+    LAST_INFERENCE_CELL,
+    LINE_CELL,
+    LINES,
+    NBYTES,
+    OVERRUNS_CELL,
+    WITHDRAWN_CELL,
+    Counters,
+    batch_size_of,
+)
+
+__all__ = [
+    "CAUSES",
+    "LABELS",
+    "LAST_INFERENCE_CELL",
+    "NBYTES",
+    "OVERRUNS_CELL",
+    "WITHDRAWN_CELL",
+    "ModelStats",
+    "counts",
+    "entry",
+    "statistics_template",
+    "total",
+]
+
+LABELS, NAMES = 0, 1  # the texts of an entry: labels on the page for Prometheus, members in JSON
+
+
+class ModelStats(Counters):
+    """The counters of one version of a model, as people read them."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all batches that ran."""
+        return self.batch_size.sum
+
+    @property
+    def runs(self) -> int:
+        """Batches that ran."""
+        return self.batch_size.count
+
+
+def entry(name: str, version: str, counters: Counters | None = None, key: bytes = b"") -> Entry:
+    """A model in reports: the texts that name it, and where it counts."""
+    labels = f'model="{_escaped(name)}",version="{_escaped(version)}"'.encode()
+    return Entry((labels, orjson.dumps({"name": name, "version": version})[1:-1]), key, counters)
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+# --- Cells ------------------------------------------------------------------------------------------------------------
+
+
+def total(histogram: str) -> int:
+    """The cell of a histogram's sum."""
+    return HISTOGRAMS[histogram][0]
+
+
+def counts(histogram: str) -> range:
+    """The cells of its buckets."""
+    cell, bounds = HISTOGRAMS[histogram]
+    return range(cell + 1, cell + 2 + len(bounds))
+
+
+# --- The statistics extension -----------------------------------------------------------------------------------------
+
+
+def _duration(name: str, times: Sequence[int], nanoseconds: Sequence[int], before: str = ",") -> Iterator[Step]:
+    yield Step(f'{before}"{name}":{{"count":'.encode(), cells=times, form="whole")
+    yield Step(b',"ns":', cells=nanoseconds, form="whole")
+    yield Step(b"}")
+
+
+def _line(line: int) -> Iterator[Step]:
+    """The batches of one size, if there were any."""
+    runs = LINE_CELL + line * CELLS_OF_LINE
+    rest: list[Step] = []
+    for place, part in enumerate(("compute_input", "compute_infer", "compute_output")):
+        rest += _duration(part, [runs], [runs + 1 + place])
+    rest.append(Step(b"}"))
+    yield Step(b'{"batch_size":%d' % batch_size_of(line), condition=runs, skipped=len(rest), listed=True)
+    yield from rest
+
+
+def _statistics() -> Iterator[Step]:
+    runs = [LINE_CELL + line * CELLS_OF_LINE for line in range(LINES)]
+    failed = [cell for cause in CAUSES for cell in counts(cause)]
+    yield Step(b"{", NAMES)
+    yield Step(b',"last_inference":', cells=[LAST_INFERENCE_CELL], form="whole")
+    yield Step(b',"inference_count":', cells=[ANSWERED_ROWS_CELL], form="whole")
+    yield Step(b',"execution_count":', cells=runs, form="whole")
+    yield from _duration("success", counts("success"), [total("success")], ',"inference_stats":{')
+    yield from _duration("fail", failed, [total(cause) for cause in CAUSES])
+    for name in ("queue", "compute_input", "compute_infer", "compute_output"):
+        yield from _duration(name, counts(name), [total(name)])
+    yield Step(b',"cache_hit":{"count":0,"ns":0},"cache_miss":{"count":0,"ns":0}},"batch_stats":[')
+    for line in range(LINES):
+        yield from _line(line)
+    yield Step(b'],"memory_usage":[]}')
+
+
+def statistics_template() -> Template:
+    """The answer of the statistics extension, for models that :func:`entry` describes."""
+    return Template([Section(0, b'{"model_stats":[', b",", b"]}", list(_statistics()))])

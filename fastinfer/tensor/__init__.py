@@ -1,0 +1,1 @@
+"""Tensors with their memory, the records that carry them, and what a model takes."""
