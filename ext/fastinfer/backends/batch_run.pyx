@@ -59,8 +59,8 @@ cdef class BatchRun(Job):
             self.inputs.append(request.inputs)
             self._add_inputs(i, request.inputs, request.rows)
         self.rows = state.total_rows
-        self.work = _work
-        self.state = state
+        self.task.work = _work
+        self.task.state = state
         return 0
 
     cdef int _lay_out(self) except -1:
@@ -201,8 +201,8 @@ cdef class RunSeries(Job):
             series.runs.append(each)
             series.states[i] = &each.run_state
             series.input_bytes += each.input_bytes
-        series.work = _work_series
-        series.state = series.states
+        series.task.work = _work_series
+        series.task.state = series.states
         return series
 
     def __dealloc__(self):

@@ -296,7 +296,7 @@ cdef class RunningBatch:
         cut = watchdog.ends()
         attempt.run_state.options = NULL        # they are the watchdog's
         well = attempt.run_state.failure.code == 0
-        if runner.costs.ends(estimate, attempt.ended_ns - attempt.started_ns, well, cut != NOT_ENDED,
+        if runner.costs.ends(estimate, attempt.task.ended_ns - attempt.task.started_ns, well, cut != NOT_ENDED,
                              cut == ENDED_AT_WORK):
             runner.count_overrun()
         self.shape = 0
@@ -353,7 +353,7 @@ cdef class RunningBatch:
             for i in range(attempt.run_state.handle.output_count):
                 made += attempt.run_state.outputs[i].nbytes
             runner.output_ratio = max(<double>made / max(1, attempt.input_bytes), runner.output_ratio * FORGETTING)
-        cdef int64_t ns = attempt.ended_ns - attempt.started_ns
+        cdef int64_t ns = attempt.task.ended_ns - attempt.task.started_ns
         costs.observe_size(costs.together, attempt.input_bytes, ns)
         if self.shape != 0 and self.runner.watchdog is not None:
             costs.observe(self.shape, ns)
@@ -375,7 +375,7 @@ cdef class RunningBatch:
                 failed = True
         if not failed:
             costs = self.runner.costs
-            costs.observe_size(costs.apart, series.input_bytes, series.ended_ns - series.started_ns)
+            costs.observe_size(costs.apart, series.input_bytes, series.task.ended_ns - series.task.started_ns)
         return self.turn_to_rest()
 
     cdef int close(self, BatchRun attempt) noexcept:

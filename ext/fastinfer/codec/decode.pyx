@@ -334,8 +334,8 @@ cdef class DecodeJob(Job):
         self.raw = json_size == 0
         open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True, nullable,
                      keeps_base64, expected_of(expectation), count_of(budget), &self.interruption)
-        self.work = run_nothing if self.raw else run_decoder
-        self.state = &self.decoder
+        self.task.work = run_nothing if self.raw else run_decoder
+        self.task.state = &self.decoder
 
     def __dealloc__(self):
         if self.has_body:

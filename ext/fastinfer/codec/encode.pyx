@@ -437,8 +437,8 @@ cdef class EncodeJob(Job):
         self.response = response
         self.budget = budget
         open_plan(&self.plan, response, nonfinite, budget, &self.interruption)
-        self.work = run_plan
-        self.state = &self.plan
+        self.task.work = run_plan
+        self.task.state = &self.plan
 
     def __dealloc__(self):
         close_plan(&self.plan)

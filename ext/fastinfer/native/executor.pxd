@@ -6,21 +6,9 @@
 from libcpp cimport bool as cbool
 from libc.stdint cimport int64_t
 
-from fastinfer.native.job cimport Job
+from fastinfer.native.job cimport Job, PoolShare, Task
 
 cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
-    cdef cppclass PoolShare "fastinfer::Share":
-        int running
-
-    cdef cppclass Task:
-        void (*work)(void* state) noexcept
-        void* state
-        void* owner
-        PoolShare* share
-        int64_t started_ns
-        int64_t ended_ns
-        Task* next
-
     cdef cppclass Pool:
         int start(int threads)
         int fd()

@@ -6,7 +6,7 @@ import os
 cimport cython
 from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
-from fastinfer.native.job cimport Job, monotonic_ns
+from fastinfer.native.job cimport Job, Task, monotonic_ns
 
 
 cdef double LOOK_S = 0.02
@@ -47,11 +47,9 @@ cdef class Executor:
         del self.pool
 
     cpdef int submit(self, Job job, object done=None, Share share=None) except -1:
-        if job.work == NULL or job in self._jobs:
+        cdef Task* task = &job.task
+        if task.work == NULL or job in self._jobs:
             raise ValueError("a job is submitted once, when it is ready")
-        cdef Task* task = new Task()
-        task.work = job.work
-        task.state = job.state
         task.owner = <void*>job
         if share is None:
             share = self.brief
@@ -60,7 +58,6 @@ cdef class Executor:
         self._jobs[job] = (done if done is not None else job.done, share)
         if not self.pool.submit(task):
             del self._jobs[job]
-            del task
             raise RuntimeError("the executor is closed")
         if not self._watching and self._call_later is not None:
             self._watching = True
@@ -82,11 +79,8 @@ cdef class Executor:
         with nogil:
             task = self.pool.take_done()
         while task != NULL:
-            following = task.next
+            following = task.next       # the job may be gone when its end is told
             job = <Job>task.owner
-            job.started_ns = task.started_ns
-            job.ended_ns = task.ended_ns
-            del task
             task = following
             done = (<tuple>self._jobs.pop(job))[0]
             if done is not None:
@@ -127,7 +121,6 @@ cdef class Executor:
         while task != NULL:
             following = task.next
             self._jobs.pop(<Job>task.owner)
-            del task
             task = following
         self.drain()
         atexit.unregister(self._exit)

@@ -3,9 +3,9 @@
 # Nobody has to wait for a job: `terminate` has it end at the next of its pieces, or before it begins. A job that was
 # terminated has no result.
 #
-# A subclass sets `work` and `state` in its constructor; `state` points into C fields of the subclass itself, which must
-# not change and must own all the memory that the work touches until the job has ended. Whoever hands a job over keeps
-# a reference to it meanwhile (the executor does).
+# A subclass sets `task.work` and `task.state` in its constructor; the state points into C fields of the subclass itself,
+# which must not change and must own all the memory that the work touches until the job has ended. Whoever hands a job
+# over keeps a reference to it meanwhile (the executor does).
 
 from libc.stdint cimport int64_t
 
@@ -16,6 +16,19 @@ cdef extern from "fastinfer/native/interrupt.h" namespace "fastinfer" nogil:
     void interrupt(Interrupt* job) noexcept
     bint is_interrupted(const Interrupt* job) noexcept
     bint goes_on(const Interrupt* job) noexcept
+
+cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
+    cdef cppclass PoolShare "fastinfer::Share":
+        int running
+
+    cdef cppclass Task:
+        void (*work)(void* state) noexcept
+        void* state
+        void* owner
+        PoolShare* share
+        int64_t started_ns
+        int64_t ended_ns
+        Task* next
 
 cdef int64_t monotonic_ns() noexcept nogil
 
@@ -28,11 +41,8 @@ cdef class Clock:
 
 
 cdef class Job:
-    cdef void (*work)(void* state) noexcept nogil
-    cdef void* state
-    cdef Interrupt interruption      # what long work looks at between pieces
-    cdef readonly int64_t started_ns    # CLOCK_MONOTONIC; 0 before
-    cdef readonly int64_t ended_ns
+    cdef Task task                      # what native threads see of it
+    cdef Interrupt interruption         # what long work looks at between pieces
     cdef public object done             # Callable[[Job], None] or None; called on the loop's thread
 
     # Does the work on this thread, at once, without the GIL.

@@ -20,6 +20,14 @@ cdef class Job:
     def terminate(self):
         interrupt(&self.interruption)
 
+    @property
+    def started_ns(self):
+        return self.task.started_ns
+
+    @property
+    def ended_ns(self):
+        return self.task.ended_ns
+
     def run(self):
         self.run_here()
 
@@ -27,7 +35,7 @@ cdef class Job:
         cdef int64_t started, ended
         with nogil:
             started = monotonic_ns()
-            self.work(self.state)
+            self.task.work(self.task.state)
             ended = monotonic_ns()
-        self.started_ns = started
-        self.ended_ns = ended
+        self.task.started_ns = started
+        self.task.ended_ns = ended

@@ -204,8 +204,8 @@ cdef class Report(Job):
         report.begin = report.at = <char*>malloc(size)
         if report.begin == NULL:
             raise MemoryError("no memory for a report")
-        self.work = run_report
-        self.state = report
+        self.task.work = run_report
+        self.task.state = report
 
     def __dealloc__(self):
         cdef int place
