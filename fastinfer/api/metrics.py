@@ -27,7 +27,7 @@ from fastinfer.backends.onnx import ort
 from fastinfer.base.budget import Budget
 from fastinfer.native.executor import Executor
 from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
-from fastinfer.shared.stats import HISTOGRAMS
+from fastinfer.shared.counters import HISTOGRAMS
 from fastinfer.http.compression import deflate
 from fastinfer.shared.banks import Alone
 from fastinfer.repository.crashes import Crashes

@@ -10,7 +10,7 @@ from fastinfer.schedule.backend import Run
 from fastinfer.schedule.lifetime import Deadlines
 from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.run_notes import RunNotes
-from fastinfer.shared.stats import Counters
+from fastinfer.shared.counters import Counters
 from fastinfer.tensor.message import BatchResult, InferRequest
 from fastinfer.tensor.signature import Signature
 

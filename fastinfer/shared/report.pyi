@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from typing_extensions import Buffer
 
 from fastinfer.native.job import Job
-from fastinfer.shared.stats import Counters
+from fastinfer.shared.counters import Counters
 
 USAGE_CELLS: Final[int]
 """How many cells tell what processes use: bytes of virtual and of resident memory, the start and CPU time in clock ticks

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from fastinfer.shared.report import Entry, Section, Step, Template
-from fastinfer.shared.stats import (
+from fastinfer.shared.counters import (
     ANSWERED_ROWS_CELL,
     CAUSES,
     CELLS_OF_LINE,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastinfer.base.errors import ApiError
-from fastinfer.shared.stats import Counters
+from fastinfer.shared.counters import Counters
 from fastinfer.tensor.tensor import Tensor
 from fastinfer.tensor.top_k import Classification
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinfer.shared import histogram
-from fastinfer.shared.histogram import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram
+from fastinfer.shared import counters as histogram
+from fastinfer.shared.counters import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram
 
 
 def test_a_bucket_includes_its_bound() -> None:
@@ -48,25 +48,6 @@ def test_without_bounds_it_is_a_count_and_a_sum() -> None:
     counted.add(4)
     counted.add(6)
     assert (counted.count, counted.sum, histogram.nbytes(())) == (2, 10, 16)
-
-
-@given(st.lists(st.integers(0, 10**11)), st.lists(st.integers(0, 10**11)))
-def test_merging_is_counting_everything_once(left: list[int], right: list[int]) -> None:
-    one, other, both = (Histogram(DURATION_BOUNDS_NS) for _ in range(3))
-    for value in left:
-        one.add(value)
-        both.add(value)
-    for value in right:
-        other.add(value)
-        both.add(value)
-    one.merge(other)
-    assert one.counts() == both.counts()
-    assert one.sum == both.sum
-
-
-def test_different_bounds_are_not_merged() -> None:
-    with pytest.raises(ValueError, match="equal bounds"):
-        Histogram((1,)).merge(Histogram((2,)))
 
 
 def test_another_process_sees_what_is_counted() -> None:

@@ -11,7 +11,7 @@ from fastinfer.http.exchange cimport Exchange
 from fastinfer.native.executor cimport Executor
 from fastinfer.schedule.lifetime cimport SUCCESS, Life, cause_of, count, drop, failure_of, late
 from fastinfer.schedule.scheduler cimport Scheduler, Target
-from fastinfer.shared.stats cimport BY_TIMEOUT, CANCELLED
+from fastinfer.shared.counters cimport BY_TIMEOUT, CANCELLED
 from fastinfer.tensor.message cimport InferRequest, InferResponse
 from fastinfer.tensor.signature cimport Signature
 from fastinfer.tensor.tensor cimport Tensor

@@ -12,7 +12,7 @@ from fastinfer.http.exchange cimport BorrowedBody, Exchange, Head, lend
 from fastinfer.http.reply cimport ok_json, reply, size_of
 from fastinfer.http.upload cimport BodyPool, SizedUpload, Upload
 from fastinfer.native.job cimport monotonic_ns
-from fastinfer.shared.histogram cimport borrow
+from fastinfer.shared.counters cimport borrow
 
 import logging
 

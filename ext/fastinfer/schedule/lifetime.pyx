@@ -7,7 +7,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
 from fastinfer.native.job cimport Clock
-from fastinfer.shared.stats cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
+from fastinfer.shared.counters cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
 from fastinfer.tensor.message cimport ENDED, NEVER, RUNNING, InferRequest, Keeper, Waiter
 
 from fastinfer.base.errors import ApiError

@@ -14,7 +14,7 @@ from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines
 from fastinfer.schedule.queue cimport Group, Queue
 from fastinfer.schedule.run_notes cimport RunNotes
-from fastinfer.shared.stats cimport Counters
+from fastinfer.shared.counters cimport Counters
 from fastinfer.tensor.message cimport BatchResult, BatchRunner, InferRequest, Keeper
 from fastinfer.tensor.signature cimport Signature
 

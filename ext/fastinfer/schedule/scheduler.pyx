@@ -9,7 +9,7 @@ from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, late, settle
 from fastinfer.schedule.queue cimport Group, Queue
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.crash_record cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
-from fastinfer.shared.stats cimport CANCELLED, Counters
+from fastinfer.shared.counters cimport CANCELLED, Counters
 from fastinfer.tensor.message cimport ENDED, QUEUED, BatchResult, BatchRunner, InferRequest, Keeper
 
 from fastinfer.base.errors import ApiError

@@ -17,7 +17,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from fastinfer.native.job cimport Job, goes_on
-from fastinfer.shared.stats cimport Counters
+from fastinfer.shared.counters cimport Counters
 
 from collections import namedtuple
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from fastinfer.shared.stats cimport Counters
+from fastinfer.shared.counters cimport Counters
 
 cdef enum:
     # InferRequest.state; 0: no keeper has it yet

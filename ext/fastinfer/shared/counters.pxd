@@ -1,11 +1,26 @@
-# The counters of one version of a model, as they are written: one block of memory, one call per request and per batch.
-# Lives here: the layout of the block, and counting. Does not: names for people (fastinfer/models/stats.py).
-#
-# The loop's thread writes; anybody may read, also another process that maps the block.
-
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 
-from fastinfer.shared.histogram cimport Histogram
+cdef enum:
+    MAX_BOUNDS = 64
+
+
+# Where writable memory is, and how large; `held` keeps it there. Of a memoryview it holds the buffer of what is viewed:
+# if the collector finds both in one cycle, it clears the memoryview first, and a buffer of it that is given back after
+# that ends the process.
+cdef char* borrow(object memory, Py_buffer* held, Py_ssize_t* size) except NULL
+
+
+cdef class Histogram:
+    cdef readonly tuple bounds
+    cdef int64_t[MAX_BOUNDS] limits     # the bounds again, for the search
+    cdef int bound_count
+    cdef Py_buffer view                 # keeps the memory alive and in place
+    cdef int64_t* cells                 # borrowed from view: the sum, then the count of each bucket
+
+    # Counts `value` `times` times. Never fails; a negative value counts as 0.
+    cdef void count_in(self, int64_t value, int64_t times) noexcept nogil
+
 
 cdef enum:
     # Why a request failed; also the place of its histogram in the block.
