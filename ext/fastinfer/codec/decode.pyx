@@ -31,8 +31,8 @@ from fastinfer.codec.decoder cimport (
     ParsedInput,
     ParsedOutput,
 )
-from fastinfer.codec.envelope cimport read_request
 from fastinfer.codec.json cimport Text, open_cursor, unescape
+from fastinfer.codec.objects cimport read_request
 from fastinfer.native.job cimport Interrupt, is_interrupted
 from fastinfer.tensor.datatype cimport UINT8, row
 from fastinfer.tensor.expected cimport Expectation, Expected

@@ -1,5 +1,3 @@
-# The objects of a request's JSON, outermost first: request, inputs, outputs, and their parameters.
-
 from fastinfer.codec.decoder cimport Decoder
 
 # Reads the whole body; the decoder has been opened.

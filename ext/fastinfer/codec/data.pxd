@@ -1,5 +1,3 @@
-# Tensors of a request: `data` in JSON, and raw bytes behind it, into memory of their own (or views of the body).
-
 from fastinfer.codec.decoder cimport Decoder, ParsedInput
 
 # "data" at its opening bracket; the tensor's shape and datatype are known.

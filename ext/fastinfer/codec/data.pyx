@@ -1,4 +1,4 @@
-# Tensors of a request: see payload.pxd.
+# Tensors of a request: `data` in JSON, and raw bytes behind it, into memory of their own (or views of the body).
 
 from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.string cimport memcpy

@@ -1,1 +1,0 @@
-"""The objects of a request's JSON. C only: nothing is offered to Python."""
