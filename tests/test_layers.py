@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, str] = {
     "base": "",
     "number": "",
-    "native": "",
+    "native": "base",
     "shared": "base number native",
     "tensor": "base native shared",
     "config": "base",

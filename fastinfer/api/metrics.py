@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from array import array
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +45,6 @@ from fastinfer.shared.statistics import (
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-_NICENESS: Final = 10  # of the thread that compresses
 _AT_ONCE: Final = 64  # models that the loop's thread looks at before others have a turn
 _PAUSE: Final = 10  # times what a report took: then the next one may begin ...
 _MAX_PAUSE_S: Final = 1.0  # ... or after this time
@@ -240,18 +238,14 @@ class Page:
         self._packed: dict[bytes, asyncio.Future[bytes]] = {}
 
     async def packed(self, coding: bytes) -> bytes:
-        """The text, compressed once for all. A thread does that which the kernel prefers all others to."""
+        """The text, compressed once for all, on a thread."""
         packed = self._packed.get(coding)
         if packed is None:
-            threads = ThreadPoolExecutor(1, "fastinfer-report", initializer=_lower_priority)
+            threads = ThreadPoolExecutor(1, "fastinfer-report")
             packed = asyncio.get_running_loop().run_in_executor(threads, deflate, coding, self.text)
             self._packed[coding] = packed
             threads.shutdown(wait=False)
         return await asyncio.shield(packed)
-
-
-def _lower_priority() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class Metrics:

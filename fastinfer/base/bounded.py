@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 import threading
 import time
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NICENESS: Final = 10  # of the threads; the kernel then prefers the loop's and the executor's
 
 
 class _Call:
@@ -42,7 +40,7 @@ class _Call:
 
 
 class BoundedThreads:
-    """Runs a few calls at a time, each on a thread of its own, of low priority. Loop's thread only.
+    """Runs a few calls at a time, each on a thread of its own. Loop's thread only.
 
     Args:
         name: of the threads.
@@ -110,7 +108,6 @@ class BoundedThreads:
 
     def _run(self, call: _Call) -> None:
         """On the thread."""
-        _lower_priority()
         result: Any = None
         error: BaseException | None = None
         try:
@@ -164,8 +161,3 @@ def _place(thread: threading.Thread | None) -> str:
     if frame is None:
         return "an unknown place"
     return f"{frame.f_code.co_qualname}:{frame.f_lineno}"
-
-
-def _lower_priority() -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,6 +1,6 @@
 """Makes models: from files and parameters to a :class:`~fastinfer.schedule.model.Model` that is ready to be published.
 
-What takes long (reading, making a session, trial and warm-up runs) is done on load threads of low priority, so that a
+What takes long (reading, making a session, trial and warm-up runs) is done on load threads, so that a
 load never delays inference; what belongs to the loop (queue, statistics) is made on the loop's thread.
 """
 

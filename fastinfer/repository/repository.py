@@ -206,15 +206,16 @@ class Repository:
             gone: it is not there any more.
             by: see :meth:`load_model`.
         """
+        by = self._by(by)
         endpoints = [endpoint for endpoint in self._table if (endpoint.kind, endpoint.base) == (MODEL, name)]
         if gone:
             async with self._exclusive(name):
+                await by.prepared(name, "")
                 self._readiness.settled(name)
                 for endpoint in endpoints:
                     if self._table.get(endpoint.name) is endpoint:
                         self._remove(endpoint)
             return
-        by = self._by(by)
         for endpoint in endpoints:
             await self._load(endpoint.identity, name, None, endpoint.parameters, endpoint.override, by, asked=False)
         if not endpoints and (not known or name in (self._readiness.wanted or ())):

@@ -17,7 +17,7 @@ from fastinfer.base.errors import ApiError
 from fastinfer.repository import files
 from fastinfer.repository.operation import Operation
 from fastinfer.repository.replicated import Replica
-from fastinfer.repository.two_phase import Rounds
+from fastinfer.repository.two_phase import _PREPARED, Rounds
 from fastinfer.api.service import Service
 from fastinfer.backends.onnx import load as onnx_load, trial as onnx_trial
 
@@ -380,5 +380,48 @@ def test_results_of_trials_are_told_once_as_changes(models: Path) -> None:
         second.state()
         await second.load_model("simple", None, {})
         assert second.changes()["trials"] == told
+
+    run(models, test)
+
+
+# --- In step ----------------------------------------------------------------------------------------------------------
+
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "what is new": ("follow", {"name": "new", "known": False, "gone": False}),
+    "what has changed": ("follow", {"name": "simple", "known": True, "gone": False}),
+    "what is gone": ("follow", {"name": "simple", "known": True, "gone": True}),
+    "a model": ("load_model", {"name": "new", "version": None, "parameters": {}}),
+    "one version": ("load_model", {"name": "two_versions", "version": 2, "parameters": {}}),
+    "one more load": ("load_model", {"name": "simple", "version": None, "parameters": {"share": False}}),
+    "a worker": ("load_worker", {"name": "fake", "parameters": {}}),
+    "one more load of a worker": ("load_worker", {"name": "echo", "parameters": {"share": False}}),
+    "the same again": ("refresh", {"name": "simple"}),
+}
+
+
+def test_each_operation_that_is_prepared_is_tried() -> None:
+    assert {operation for operation, _ in CHANGES.values()} == _PREPARED
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("refused", [False, True])
+def test_nothing_changes_before_all_have_prepared_it(models: Path, change: str, refused: bool) -> None:
+    """Otherwise processes differ while another operation is published, and one of them would be replaced."""
+
+    async def test(replica: Replica, _: Replica) -> None:
+        await filled(replica)
+        shutil.copytree(REPOSITORY / "simple", models / "new")
+        (models / "simple" / "1" / "model.onnx").touch()
+        before = replica.state()["digest"]  # of what is served
+        operation, arguments = CHANGES[change]
+        rounds = Rounds(replica)
+        report = await rounds.begin(7, operation, arguments)
+        assert "prepared" in report
+        assert replica.state()["digest"] == before
+        report = await rounds.decide(7, ApiError(503, "another process has failed").told() if refused else None)
+        while "prepared" in report:
+            report = await rounds.decide(7, None)
+        assert ("failed" in report) == refused
+        assert (replica.state()["digest"] == before) == refused
 
     run(models, test)

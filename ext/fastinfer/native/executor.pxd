@@ -17,7 +17,7 @@ cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
         int queued()
         int running()
         int displaced()
-        void relieve(int64_t since_ns, int most)
+        void relieve(int64_t since_ns, int normal, int most)
         Task* close()
 
 
@@ -29,6 +29,7 @@ cdef class Share:
 cdef class Executor:
     cdef Pool* pool
     cdef readonly int threads
+    cdef int _cores
     cdef int _loop_fd                   # see native/interrupt.h
     cdef object _call_later             # the loop's; None: overlong jobs keep their places
     cdef bint _watching

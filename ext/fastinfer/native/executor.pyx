@@ -8,6 +8,8 @@ from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 
 from fastinfer.native.job cimport Job, Task, monotonic_ns
 
+from fastinfer.base.machine import usable_cores
+
 
 cdef double LOOK_S = 0.02
 
@@ -35,6 +37,7 @@ cdef class Executor:
             self.pool.close()       # joins those that did start
             raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
         self.threads = threads
+        self._cores = usable_cores()
         self._loop_fd = loop_fd
         self._call_later = call_later
         self.brief = Share()
@@ -65,9 +68,9 @@ cdef class Executor:
         return 0
 
     def _look(self):
-        # While jobs wait: has overlong jobs lose their places to shares of which nothing runs.
-        self.pool.relieve(monotonic_ns() - OVERLONG_NS, MOST_DISPLACED * self.threads)
-        self._watching = self.pool.queued() > 0
+        # While jobs run: puts overlong ones behind the others.
+        self.pool.relieve(monotonic_ns() - OVERLONG_NS, self._cores - 1, MOST_DISPLACED * self.threads)
+        self._watching = self.pool.queued() > 0 or self.pool.running() > 0
         if self._watching:
             self._call_later(LOOK_S, self._look)
 

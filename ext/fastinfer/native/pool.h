@@ -3,8 +3,9 @@
 //
 // A share is what competes for the threads: a model's runs, or data work of one kind. The next task is one of the share
 // with the fewest running, of equal ones that which came first; the last free thread is kept for shares that have none
-// running. A run that lasts (and no native code can be taken off a thread) loses its place while others wait: its
-// thread goes on, at a lower priority and until the run ends, and another thread takes the place.
+// running. No native code can be taken off a thread, so a run that lasts is put behind the others: at most as many as there are
+// cores but one keep their priority, and while a share of which nothing runs waits for a thread, the run loses its
+// place. Its thread ends with it, and another one stands ready.
 //
 // submit, take_done, relieve and the gauges belong to the loop's thread; the worker threads run tasks and nothing else.
 // The eventfd is written only when the done list was empty, so that wake-ups of a busy loop coalesce (measured: 533,000
@@ -148,22 +149,21 @@ class Pool {
         return displaced_;
     }
 
-    // Gives the places of tasks that began before `since_ns` to shares of which nothing runs; there are never more than
-    // `most` threads without a place.
-    void relieve(int64_t since_ns, int most) {
+    // Of tasks that began before `since_ns`, lets `normal` have the priority of all other threads, and gives the places
+    // of as many as are needed to shares of which nothing runs; there are never more than `most` without a place.
+    void relieve(int64_t since_ns, int normal, int most) {
         std::lock_guard<std::mutex> lock(mutex_);
         join_ended();
         int wanted = next() == nullptr ? starved() : 0;
         for (Thread& thread : threads_) {
-            if (wanted <= 0 || displaced_ >= most || closed_) return;
-            if (thread.task_since_ns == 0 || thread.task_since_ns > since_ns || thread.displaced || thread.ended)
-                continue;
-            if (add_thread() != 0) return;
+            if (closed_) return;
+            if (thread.task_since_ns == 0 || thread.task_since_ns > since_ns || thread.displaced) continue;
+            const bool displace = wanted > 0 && displaced_ < most;
+            if (!thread.lowered && (displace || --normal < 0) && !lower(thread)) return;
+            if (!displace) continue;
             thread.displaced = true;
             displaced_++;
             wanted--;
-            // Of this thread alone; it cannot be raised again without a privilege, so the thread ends with its task.
-            setpriority(PRIO_PROCESS, static_cast<id_t>(thread.id), kNiceness);
         }
     }
 
@@ -195,7 +195,8 @@ class Pool {
         pthread_t handle{};
         pid_t id = 0;
         int64_t task_since_ns = 0;  // 0: it has none
-        bool displaced = false;
+        bool lowered = false;    // it has a lower priority, and ends with its task
+        bool displaced = false;  // ... and has no place
         bool ended = false;
     };
 
@@ -232,6 +233,15 @@ class Pool {
         restore_signals(&before);
         pthread_attr_destroy(&attributes);
         return failed;
+    }
+
+    // Of this thread alone. It cannot be raised again without a privilege, so the thread ends with its task, and another
+    // one is made already.
+    bool lower(Thread& thread) {
+        if (add_thread() != 0) return false;
+        thread.lowered = true;
+        setpriority(PRIO_PROCESS, static_cast<id_t>(thread.id), kNiceness);
+        return true;
     }
 
     void join_ended() {
@@ -286,7 +296,7 @@ class Pool {
     void serve(Thread& self) {
         std::unique_lock<std::mutex> lock(mutex_);
         self.id = static_cast<pid_t>(syscall(SYS_gettid));
-        while (!self.displaced) {
+        while (!self.lowered) {
             Share* share = nullptr;
             wake_.wait(lock, [this, &share] { return closed_ || (share = next()) != nullptr; });
             if (share == nullptr) return;
