@@ -123,6 +123,21 @@ def test_no_folder_goes_in_circles(folder: str) -> None:
     TopologicalSorter({module: imports(module) for module in inside}).prepare()  # raises CycleError
 
 
+def test_the_architecture_names_every_file() -> None:
+    """Its table has the folders in the order of the floors, and in a folder's row the modules and headers in it."""
+    rows = re.findall(r"^\| \d+ \| `(\w+)` \| (.*) \|$", (ROOT / "ARCHITECTURE.md").read_text(), re.M)
+    assert [folder for folder, _ in rows] == list(FLOORS)
+    for folder, text in rows:
+        named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", text)}
+        there = set()
+        for module in FILES:
+            parts = re.split(r"[./]", module.removesuffix(".h"))[1:]
+            if parts[:1] == [folder] and len(parts) > 1:
+                whole = next((part for part in parts[1:] if part in ("routes", "graph")), None)  # named as folders
+                there |= {whole} if whole else set(parts[1:])
+        assert named == there, folder
+
+
 def test_the_supervisor_is_out_of_reach_of_what_kills_a_serving_process() -> None:
     """It shares one built module with them: the memory in which they note what they run."""
     reached: set[str] = set()
