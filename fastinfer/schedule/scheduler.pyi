@@ -8,7 +8,7 @@ from fastinfer.base.errors import ApiError
 from fastinfer.native.job import Clock
 from fastinfer.schedule.backend import Run
 from fastinfer.schedule.lifetime import Deadlines
-from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.policy import Policy
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.shared.counters import Counters
 from fastinfer.tensor.message import BatchResult, InferRequest
@@ -21,7 +21,7 @@ class Scheduler:
 
     Args:
         start: runs requests that share a batch; calls back once on the loop's thread, before it returns None, or later.
-        policy: how large a batch should be.
+        policy: asked before each batch how large it is to be.
         instances: batches that may run at once.
         max_queue_size: requests that may wait; one more is refused with 503.
         priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
@@ -36,7 +36,7 @@ class Scheduler:
     def __init__(
         self,
         start: Callable[[list[InferRequest], Callable[[BatchResult], None]], Run | None],
-        policy: BatchingPolicy,
+        policy: Policy,
         *,
         instances: int,
         max_queue_size: int,

@@ -17,7 +17,7 @@ from fastinfer.tensor.message import BatchResult, InferRequest
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.tensor import Tensor
 from fastinfer.base.errors import ApiError
-from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.policy import BatchingPolicy, Policy
 
 
 @run
@@ -53,6 +53,57 @@ async def test_rows_are_counted_not_requests():
         model.submit(rows=3)
     await turn()
     assert model.sizes == [2]
+
+
+class Answers(Policy):
+    """Says what it is told to, and notes what it is asked."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def decide(self, rows, waited_ns):
+        self.asked.append((list(rows), waited_ns))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@run
+async def test_the_policy_is_asked_before_each_batch():
+    policy = Answers((1, 0))
+    model = Model(policy, instances=9)
+    for rows in (2, 3, 1):
+        model.submit(rows=rows)
+    await turn()
+    assert model.sizes == [1, 1, 1]
+    assert [rows for rows, _ in policy.asked] == [[2, 3, 1], [3, 1], [1]]
+    assert all(waited_ns >= 0 for _, waited_ns in policy.asked)
+
+
+@run
+async def test_a_policy_takes_what_it_says_and_waits_as_long_as_it_says():
+    model = Model(Answers((0, 5_000_000), (2, 0), (100, 0)), instances=9)
+    for _ in range(5):
+        model.submit()
+    await turn()
+    assert model.sizes == []
+    while not model.sizes:
+        await asyncio.sleep(0.001)
+    assert model.sizes == [2, 3]
+
+
+@pytest.mark.parametrize("answer", [(0, 0), (-3, 0), (0, -1), RuntimeError("bad"), (1, 2, 3), None, ("1", 0)])
+def test_a_policy_that_makes_no_sense_gets_batches_of_one(answer):
+    async def main():
+        model = Model(Answers(answer), instances=9)
+        for _ in range(3):
+            model.submit()
+        await turn()
+        assert model.sizes == [1, 1, 1]
+
+    asyncio.run(main())
 
 
 @run

@@ -24,7 +24,10 @@ cdef class Group:
     cdef int64_t number         # unique: the order of groups that are equal otherwise
 
     cdef InferRequest oldest(self)
-    cdef list rows(self, int64_t max_batch_size)
+    # Places in `requests`: the first one from `place` on that waits, or the end; its rows; those of all that wait.
+    cdef Py_ssize_t next_live(self, Py_ssize_t place) noexcept
+    cdef int64_t rows_at(self, Py_ssize_t place) noexcept
+    cdef list rows(self)
 
 
 cdef class Queue:

@@ -14,19 +14,20 @@ cdef class Group:
         # Alive, or the only one: for a group that was just added to, or that Queue.most_urgent has given.
         return <InferRequest>self.requests[self.start]
 
-    cdef list rows(self, int64_t max_batch_size):
-        # The rows of the live requests, as far as they can matter to one batch.
-        cdef InferRequest request
+    cdef Py_ssize_t next_live(self, Py_ssize_t place) noexcept:
+        while place < len(self.requests) and (<InferRequest>self.requests[place]).state != QUEUED:
+            place += 1
+        return place
+
+    cdef int64_t rows_at(self, Py_ssize_t place) noexcept:
+        return (<InferRequest>self.requests[place]).rows
+
+    cdef list rows(self):
         cdef list rows = []
-        cdef int64_t total = 0
-        cdef Py_ssize_t i
-        for i in range(self.start, len(self.requests)):
-            request = <InferRequest>self.requests[i]
-            if request.state == QUEUED:
-                rows.append(request.rows)
-                total += request.rows
-                if total > max_batch_size:
-                    break
+        cdef Py_ssize_t place = self.start
+        while (place := self.next_live(place)) < len(self.requests):
+            rows.append(self.rows_at(place))
+            place += 1
         return rows
 
 

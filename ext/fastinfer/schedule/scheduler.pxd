@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t
 
 from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines
+from fastinfer.schedule.policy cimport Policy
 from fastinfer.schedule.queue cimport Group, Queue
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.counters cimport Counters
@@ -36,9 +37,7 @@ cdef class Scheduler(Keeper):
     # Configuration.
     cdef object _start
     cdef BatchRunner _runner            # _start, if it is one
-    cdef object _policy
-    cdef bint _policy_matters           # else a batch is what fits
-    cdef int64_t _max_batch_size
+    cdef Policy _policy
     cdef int64_t _max_queue_size
     cdef readonly Counters stats
     cdef RunNotes _notes                # None where crashes are not recorded
@@ -72,7 +71,8 @@ cdef class Scheduler(Keeper):
     cdef bint _run_at_once(self, list requests) except -1
     cdef bint _start_batch(self, list requests) except -1
     cdef list _take(self, int64_t now)
-    cdef list _take_by_policy(self, int64_t now)
+    cdef list _take_from_others(self, Group first, int64_t shortest_ns, int64_t now)
+    cdef int64_t _ask(self, Group group, int64_t now) except 0
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now)
     cdef int _refuse_late(self, Group group, int64_t now) except -1
     cdef int _refuse_culprits(self, Group group) except -1

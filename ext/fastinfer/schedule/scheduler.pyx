@@ -6,6 +6,7 @@ cimport cython
 
 from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, late, settle
+from fastinfer.schedule.policy cimport Policy
 from fastinfer.schedule.queue cimport Group, Queue
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.crash_record cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
@@ -20,7 +21,7 @@ cdef str REFUSED = "this request has ended the process that ran it; it is not ru
 
 cdef enum:
     TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
-    HEADS_ASKED = 16        # groups that are asked for a batch while the most urgent one waits for company
+    GROUPS_ASKED = 16       # for a batch, while the most urgent one waits for company
 
 
 @cython.final
@@ -48,14 +49,12 @@ cdef class Batch:
 
 @cython.final
 cdef class Scheduler:
-    def __init__(self, start, policy, *, int64_t instances, int64_t max_queue_size, double timeout_s,
+    def __init__(self, start, Policy policy not None, *, int64_t instances, int64_t max_queue_size, double timeout_s,
                  int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop,
                  RunNotes notes=None, Clock clock=None):
         self._start = start
         self._runner = start if isinstance(start, BatchRunner) else None
         self._policy = policy
-        self._max_batch_size = policy.max_batch_size
-        self._policy_matters = policy.max_queue_delay_ns > 0 or len(policy.preferred_batch_size) > 0
         self._max_queue_size = max_queue_size
         self.stats = stats
         if self._runner is not None:
@@ -205,58 +204,70 @@ cdef class Scheduler:
         return batch.finished
 
     cdef list _take(self, int64_t now):
-        # The requests of the next batch, or None where the policy waits (a timer is then set).
-        cdef list taken = None
-        if self._policy_matters:
-            return self._take_by_policy(now)
-        while taken is None and len(self._queue.heads) > 0:     # a group may hold nothing but ended ones
-            taken = self._take_from(<Group>self._queue.heads[0], -1, now)
-        return taken
-
-    cdef list _take_by_policy(self, int64_t now):
+        # The requests of the next batch, or None if the policy waits (a timer is then set).
         cdef Group group
         cdef list taken
-        cdef int64_t shortest_ns = 0
-        cdef int64_t waits_ns
-        cdef int64_t since_ns
-        cdef Py_ssize_t take
-        # Without a configured delay the first one always gives a batch.
-        for group in self._queue.most_urgent(HEADS_ASKED if self._policy.max_queue_delay_ns > 0 else 1):
-            since_ns = group.oldest().enqueued_ns
-            take, waits_ns = self._policy.decide(group.rows(self._max_batch_size), now - since_ns)
-            if take > 0:
-                taken = self._take_from(group, take, now)
-                if taken is not None:       # else the group held only requests that are refused, and is gone
-                    return taken
+        cdef int64_t answer
+        while len(self._queue.heads) > 0:
+            group = <Group>self._queue.heads[0]
+            if self._queue.first(group) is None:        # not unless a batch could not be taken to the end
+                self._queue.settle(group)
                 continue
-            shortest_ns = waits_ns if shortest_ns == 0 else min(shortest_ns, waits_ns)
+            answer = self._ask(group, now)
+            if answer < 0:
+                return self._take_from_others(group, -answer, now)
+            taken = self._take_from(group, answer, now)
+            if taken is not None:       # else those in front were refused
+                return taken
+        return None
+
+    cdef list _take_from_others(self, Group first, int64_t shortest_ns, int64_t now):
+        # While the most urgent group waits for company, others may have a batch.
+        cdef Group group
+        cdef list taken
+        cdef int64_t answer
+        for group in self._queue.most_urgent(GROUPS_ASKED):
+            if group is first:
+                continue
+            answer = self._ask(group, now)
+            if answer < 0:
+                shortest_ns = min(shortest_ns, -answer)
+                continue
+            taken = self._take_from(group, answer, now)
+            if taken is not None:
+                return taken
         if self._delay is None and len(self._queue.heads) > 0:
             self._delay = self.loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
 
+    cdef int64_t _ask(self, Group group, int64_t now) except 0:
+        # The policy's answer: as Policy.ask, never 0.
+        cdef int64_t answer
+        try:
+            answer = self._policy.ask(group, now - group.oldest().enqueued_ns)
+        except Exception:
+            log.exception("the batching policy has failed: one request is taken")
+            return 1
+        return answer if answer != 0 else 1
+
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now):
-        # The first `limit` live requests of a group, or with -1 as many as fit, as BatchingPolicy would have it.
+        # Of the first `limit` live requests of a group, those that may run together; None if all of them are refused.
         cdef InferRequest request
         cdef list taken = []
-        cdef int64_t rows = 0
-        cdef Py_ssize_t count = 0
+        cdef int64_t live = group.live
         cdef bint armed = self._notes is not None and self._notes.armed()
         cdef bint alone = False
-        while count != limit and not alone:
+        while live - group.live < limit and not alone:
             self._refuse_late(group, now)
             alone = armed and self._refuse_culprits(group) == IS_SUSPECT
             request = self._queue.first(group)
-            if request is None or (alone and count > 0):
+            if request is None or live - group.live >= limit or (alone and len(taken) > 0):
                 break
-            if limit < 0 and count > 0 and (rows >= self._max_batch_size or rows + request.rows > self._max_batch_size):
-                break
-            rows += request.rows
-            count += 1
             request.started_ns = now
             taken.append(request)
             self._queue.take_first(group)
         self._queue.settle(group)
-        return taken if count > 0 else None
+        return taken if len(taken) > 0 else None
 
     cdef int _refuse_late(self, Group group, int64_t now) except -1:
         # Removes requests at the front whose deadline has passed before their timer fired.

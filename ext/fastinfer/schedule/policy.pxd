@@ -1,0 +1,26 @@
+from libc.stdint cimport int64_t
+
+from fastinfer.schedule.queue cimport Group
+
+
+cdef class Policy:
+    # How many of the oldest requests of a group to take now; or, as a negative number, in how many nanoseconds to ask
+    # again. By default what the Python method `decide` says.
+    cdef int64_t ask(self, Group waiting, int64_t waited_ns) except? -1
+
+
+# A batch that is being filled in thought.
+cdef struct Filling:
+    Py_ssize_t count        # requests that fit
+    int64_t total           # their rows
+    Py_ssize_t preferred    # of the requests, those that end exactly at the largest preferred size; 0: none
+    bint full
+
+
+cdef class BatchingPolicy(Policy):
+    cdef readonly int64_t max_batch_size
+    cdef readonly tuple preferred_batch_size
+    cdef readonly int64_t max_queue_delay_ns
+
+    cdef bint goes_on(self, Filling* filling, int64_t rows) except -1
+    cdef int64_t answer(self, const Filling* filling, int64_t waited_ns) noexcept
