@@ -16,8 +16,9 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,6 +38,7 @@ from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.tensor.tensor import Tensor
 from fastinfer.config.server import load_config
 from fastinfer.http.head import parse
+from fastinfer.http.head_cache import HeadCache
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
 from fastinfer.schedule.policy import BatchingPolicy
@@ -53,12 +55,25 @@ def body() -> bytes:
     return orjson.dumps({"inputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def head(number: int = 0) -> bytes:
-    """A head like a client library's; each number makes another."""
+def head(number: int | None = None) -> bytes:
+    """A head like a client library's behind a gateway; each number has values of its own in it."""
+    trace = 7 if number is None else number
     return (
-        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench/%d\r\nAccept: */*\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (number, len(body()))
+        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench\r\nAccept: */*\r\n"
+        b"X-Request-Id: %032x\r\nTraceparent: 00-%032x-%016x-01\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (trace, trace * 77, trace * 5, len(body()))
     )
+
+
+def varied(count: int) -> list[bytes]:
+    """Requests whose heads differ, also in the length of the body: white space behind it."""
+    length = len(body())
+    return [
+        head(number).replace(b": %d\r\n\r\n" % length, b": %d\r\n\r\n" % (length + number % 90))
+        + body()
+        + b" " * (number % 90)
+        for number in range(count)
+    ]
 
 
 class Sink(asyncio.Transport):
@@ -107,10 +122,10 @@ class Connections:
         for protocol, sink in zip(self.protocols, self.sinks, strict=True):
             protocol.connection_made(sink)
 
-    async def ask(self, turns: int, request: bytes) -> None:
-        """In each turn of the loop every connection asks once; returns when all are answered."""
+    async def ask(self, turns: int, requests: Sequence[bytes]) -> None:
+        """In each turn of the loop every connection asks once, for one after the other; returns when all are answered."""
         loop = asyncio.get_running_loop()
-        size, left, answered = len(request), turns, loop.create_future()
+        left, answered, asked = turns, loop.create_future(), cycle(requests)
 
         def turn() -> None:
             nonlocal left
@@ -119,8 +134,9 @@ class Connections:
                 return
             left -= 1
             for protocol in self.protocols:
-                protocol.get_buffer(65536)[:size] = request
-                protocol.buffer_updated(size)
+                request = next(asked)
+                protocol.get_buffer(65536)[: len(request)] = request
+                protocol.buffer_updated(len(request))
 
         self.sinks[-1].written = lambda: loop.call_soon(turn)
         turn()
@@ -169,15 +185,14 @@ def best_us(call: Callable[[], object], times: int, repeats: int, each: int = 1)
     return round(best / times / each * 1e6, 3)
 
 
-async def best_ask_us(service: Service, connections: int, repeats: int) -> float:
+async def best_ask_us(service: Service, connections: int, repeats: int, requests: Sequence[bytes]) -> float:
     """Microseconds a request."""
     made = Connections(service, connections)
-    request = head() + body()
     turns = max(50, 4000 // connections)
     best = float("inf")
     for _ in range(repeats + 1):
         started = perf_counter()
-        await made.ask(turns, request)
+        await made.ask(turns, requests)
         best = min(best, perf_counter() - started)
     check(made.sinks[-1].last)
     made.close()
@@ -244,12 +259,15 @@ async def measured(repeats: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     async with running() as service:
         for connections in (1, 16, 64):
-            name = f"whole request, {connections} in a turn of the loop"
-            figures[name] = await best_ask_us(service, connections, repeats)
+            for heads, requests in (("equal heads", [head() + body()]), ("heads of their own", varied(5000))):
+                name = f"whole request, {heads}, {connections} in a turn"
+                figures[name] = await best_ask_us(service, connections, repeats, requests)
         router, http_limits, raw, text = routes.build(service), limits.HttpLimits(), head(), body()
-        cache = {raw: parse(raw, http_limits, router)}
+        cache, other = HeadCache(), head(2**70)
+        cache.remember(raw, parse(raw, http_limits, router))
         figures["head, understood"] = best_us(lambda: parse(raw, http_limits, router), 2000, repeats)
-        figures["head, remembered"] = best_us(lambda: cache[bytes(memoryview(raw))], 20_000, repeats)
+        figures["head, remembered"] = best_us(lambda: cache.get(raw), 20_000, repeats)
+        figures["head, remembered with other values"] = best_us(lambda: cache.get(other), 20_000, repeats)
         figures["decode"] = best_us(lambda: decode(text, -1, stable=True, model="simple"), 5000, repeats)
         model = service.repository.find("simple", None)
         request = decode(text, -1, stable=True, model="simple")

@@ -52,7 +52,7 @@ HALF_CLOSED_PROBE_S = 0.25  # a client that closed its side and waits this long 
 COLLECTED_OBJECTS = 20_000  # made and not freed since Python's collector looked last (Python's default: 700)
 READ_BUFFER_BYTES = 64 * KIB  # shared by all connections; libuv's suggestion
 MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
-MAX_CACHED_HEAD_BYTES = 1 * KIB  # ... of at most this size
+MAX_CACHED_HEAD_BYTES = 4 * KIB  # ... of at most this size (mirrored by http/head_cache.pyx)
 IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 
 # --- JSON and tensors, fixed (mirrored by ext/fastinfer/tensor/tensor.pxd and decoder.pxd) ------------------------------

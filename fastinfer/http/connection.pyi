@@ -12,6 +12,7 @@ from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import HttpLimits
 from fastinfer.http.exchange import Exchange, Head
+from fastinfer.http.head_cache import HeadCache
 from fastinfer.http.poller import Poller
 from fastinfer.http.upload import BodyPool, Upload
 
@@ -35,10 +36,8 @@ class Shared:
     """How the loop waits for requests."""
     bodies: BodyPool
     """The memory of bodies that do not lie in the read buffer."""
-    heads: dict[bytes, Head]
-    """Request heads seen lately, understood. Clients repeat theirs: 64 connections of a load generator or a client
-    library need one entry for each size of body. Finding one here costs a small part of understanding it
-    (`make bench-micro` tells both); each connection looks at its own last one before."""
+    heads: HeadCache
+    """Request heads seen lately, understood."""
     draining: bool
     """Answers end their connections."""
     now: float
@@ -66,8 +65,6 @@ class Shared:
         connections these are few."""
     def renew_buffer(self) -> None:
         """A new read buffer: somebody still looks into the old one."""
-    def remember(self, raw: bytes, head: Head) -> None:
-        """Keeps the meaning of a head; a flood of different ones empties the memory and cannot fill it."""
 
 class HttpExchange(Exchange):
     """An exchange of this protocol."""

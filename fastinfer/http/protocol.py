@@ -198,7 +198,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
             self._refuse(error, _unsound(raw))
             return None
         if head.error is None:
-            hub.remember(raw, head)
+            hub.heads.remember(raw, head)
         return head
 
     def _begin_chunked(self, head: Head, start: int, end: int) -> int:

@@ -295,6 +295,17 @@ def test_budget_of_bytes_in_flight(start):
 def test_many_heads_do_not_fill_memory(wire):
     client = wire.client()
     for number in range(2000):
-        client.send(b"GET /echo HTTP/1.1\r\nHost: a\r\nX-Request-Id: %d\r\n\r\n" % number)
+        client.send(b"GET /echo HTTP/1.1\r\nHost: a\r\nX-%d: 1\r\n\r\n" % number)
         client.answer()
     assert wire.call(lambda: len(wire.server.hub.heads)) <= 512
+
+
+def test_heads_that_differ_in_a_value_are_remembered_once(wire):
+    client = wire.client()
+    before = wire.call(lambda: len(wire.server.hub.heads))
+    for number in range(100):
+        text = b"x" * (number % 7)
+        head = b"POST /echo HTTP/1.1\r\nHost: a\r\nX-Own-Id: %d\r\nContent-Length: %d\r\n\r\n" % (number, len(text))
+        client.send(head + text)
+        assert client.answer().status == 200
+    assert wire.call(lambda: len(wire.server.hub.heads)) == before + 1

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget
 from fastinfer.http.exchange cimport Exchange, Head
+from fastinfer.http.head_cache cimport HeadCache
 from fastinfer.http.poller cimport Poller
 from fastinfer.http.upload cimport BodyPool, SizedUpload, Upload
 
@@ -23,7 +24,7 @@ cdef class Shared:
     cdef bint _looked_into              # a handler kept a view of its body: the buffer shall not be read into again
     cdef readonly Poller poller
     cdef readonly BodyPool bodies       # the memory of bodies that do not lie in the buffer
-    cdef readonly dict heads            # dict[bytes, Head]
+    cdef readonly HeadCache heads
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
     cdef int64_t _read_ns               # CLOCK_MONOTONIC at the start of the current read callback

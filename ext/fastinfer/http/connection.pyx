@@ -9,6 +9,7 @@ from libc.string cimport memcmp, memcpy
 
 from fastinfer.base.budget cimport Budget
 from fastinfer.http.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer.http.head_cache cimport HeadCache
 from fastinfer.http.reply cimport ok_json, reply, size_of
 from fastinfer.http.upload cimport BodyPool, SizedUpload, Upload
 from fastinfer.native.job cimport monotonic_ns
@@ -31,8 +32,6 @@ COUNTER_BYTES = 7 * sizeof(int64_t)
 INTERNAL_ERROR = ApiError(500, "internal error")
 
 cdef Py_ssize_t joined_bytes = JOINED_BYTES
-cdef Py_ssize_t max_cached_heads = constants.MAX_CACHED_HEADS
-cdef Py_ssize_t max_cached_head_bytes = constants.MAX_CACHED_HEAD_BYTES
 cdef Py_ssize_t max_awaited_bytes = constants.MAX_AWAITED_ANSWER_BYTES
 cdef bytes json_type = JSON
 
@@ -58,7 +57,7 @@ cdef class Shared:
         self.budget = budget if budget is not None else Budget(limits.in_flight_bytes)
         self._keep_alive_s = limits.keep_alive_timeout_s
         self.bodies = BodyPool(constants.KEPT_BODY_BYTES)
-        self.heads = {}
+        self.heads = HeadCache()
         self.now = loop.time()
         self.renew_buffer()
 
@@ -67,13 +66,6 @@ cdef class Shared:
         self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
         self.view = memoryview(self.buffer)
         self._data = PyByteArray_AS_STRING(self.buffer)
-
-    def remember(self, bytes raw not None, Head head not None):
-        if PyBytes_GET_SIZE(raw) <= max_cached_head_bytes:
-            if len(self.heads) >= max_cached_heads:
-                self.heads.clear()
-            self.heads[raw] = head
-            head.raw = raw
 
     def restless(self, set connections not None):
         cdef double since = self.now - self._keep_alive_s
@@ -187,7 +179,6 @@ cdef class Connection:
         cdef Py_ssize_t start = 0
         cdef Py_ssize_t first, stop
         cdef Head head
-        cdef bytes raw
         self._reading = True
         while start < end and not self._deaf:
             # The common case comes first: a head and its body wholly in the buffer.
@@ -213,13 +204,13 @@ cdef class Connection:
                     self._keep_started_head(start, first, end)
                     break
                 stop = found - data + 4
-                raw = data[first:stop]
-                head = <Head>hub.heads.get(raw)
+                head = hub.heads.find(data + first, stop - first)
                 if head is None:
-                    head = self._understand(raw)
+                    head = self._understand(data[first:stop])
                     if head is None:
                         break
-                self._latest = head if head.raw is not None else None
+                if head.raw is not None:
+                    self._latest = head
                 self._began_ns = self._newer_ns if first >= self._older else self._older_ns
                 start = self.begin(head, stop, end)
             elif self._skip > 0:
