@@ -3,15 +3,15 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from fastinfer.native.executor import Executor
-from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.backend import OnnxWorker
 from fastinfer.backends.onnx.ort import Session
+from fastinfer.native.executor import Executor
+from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.schedule.policy import BatchingPolicy
-from fastinfer.shared.statistics import ModelStats
-from fastinfer.backends.onnx.backend import OnnxWorker
 
 
 class Model:

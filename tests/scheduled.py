@@ -4,12 +4,12 @@ import asyncio
 
 import numpy as np
 
-from fastinfer.tensor.message import BatchResult, InferRequest
-from fastinfer.schedule.scheduler import Scheduler
-from fastinfer.tensor.tensor import Tensor
 from fastinfer.base.errors import ApiError
 from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.tensor import Tensor
 
 
 class Model:

@@ -37,7 +37,8 @@ FLOORS: dict[str, str] = {
 TOP = {"fastinfer", "fastinfer.__main__"}  # the package itself: its version; `python -m fastinfer`
 
 IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+(fastinfer[\w.]*)[ \t]+c?import[ \t]+(\([^)]*\)|[^\n#]*)|c?import[ \t]+(fastinfer[\w.]*))", re.M
+    r"^[ \t]*(?:from[ \t]+(fastinfer[\w.]*)[ \t]+c?import[ \t]+(\([^)]*\)|[^\n#]*)|c?import[ \t]+(fastinfer[\w.]*))",
+    re.M,
 )
 INCLUDE = re.compile(r'^[ \t]*(?:cdef extern from|#[ \t]*include)[ \t]+"(fastinfer/[\w/]+\.h)"', re.M)
 
@@ -77,7 +78,9 @@ def imports_of(path: Path) -> Iterator[str]:
                 names += [(alias.name, []) for alias in statement.names]
     else:
         for module, members, alone in IMPORT.findall(text):
-            names.append((module or alone, [member.split(" ")[0] for member in re.split(r"[(),\s]+", members) if member]))
+            names.append(
+                (module or alone, [member.split(" ")[0] for member in re.split(r"[(),\s]+", members) if member])
+            )
         for header in INCLUDE.findall(text):
             assert header in FILES, f"{path.name} includes {header}, which is not there"
             yield header

@@ -19,8 +19,8 @@ import numpy as np
 import onnx_models as models
 import uvloop
 
-from fastinfer.backends.onnx import ort
 from fastinfer.backends.batch_run import BatchRun
+from fastinfer.backends.onnx import ort
 from fastinfer.native.executor import Executor
 from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.tensor import Tensor

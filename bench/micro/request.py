@@ -28,22 +28,22 @@ import onnxruntime
 import orjson
 import uvloop
 
-from fastinfer.base import limits
 from fastinfer.api import routes
+from fastinfer.api.service import Service
 from fastinfer.backends.onnx import ort
+from fastinfer.base import limits
 from fastinfer.codec.decode import decode
 from fastinfer.codec.encode import encode
-from fastinfer.tensor.message import BatchResult, InferRequest
-from fastinfer.schedule.scheduler import Scheduler
-from fastinfer.tensor.tensor import Tensor
 from fastinfer.config.server import load_config
 from fastinfer.http.head import parse
 from fastinfer.http.head_cache import HeadCache
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
 from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.shared.statistics import ModelStats
-from fastinfer.api.service import Service
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.tensor import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model-repository"
 INPUTS = {name: np.arange(16, dtype="i4").reshape(1, 16) * 37 - 300 for name in ("INPUT0", "INPUT1")}

@@ -24,13 +24,13 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 from fastinfer import __version__
 from fastinfer.backends.onnx import ort
 from fastinfer.base.budget import Budget
-from fastinfer.native.executor import Executor
-from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
-from fastinfer.shared.counters import HISTOGRAMS
 from fastinfer.http.compression import deflate
-from fastinfer.shared.banks import Alone
+from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
 from fastinfer.schedule.model import Model
+from fastinfer.shared.banks import Alone
+from fastinfer.shared.counters import HISTOGRAMS
+from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
 from fastinfer.shared.statistics import (
     CAUSES,
     LABELS,

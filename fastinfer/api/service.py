@@ -10,19 +10,19 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fastinfer.codec import encode
-from fastinfer.base.budget import Budget
-from fastinfer.native.executor import Executor
-from fastinfer.shared.report import Text
-from fastinfer.config.server import ServerConfig
 from fastinfer.api.metrics import Metrics
+from fastinfer.base.budget import Budget
+from fastinfer.codec import encode
+from fastinfer.config.server import ServerConfig
+from fastinfer.native.executor import Executor
 from fastinfer.repository import watcher
-from fastinfer.shared.banks import Alone
 from fastinfer.repository.crashes import Crashes
 from fastinfer.repository.index import READY, Entry
 from fastinfer.repository.loader import Loader
 from fastinfer.repository.readiness import Rules
 from fastinfer.repository.replicated import Replica
+from fastinfer.shared.banks import Alone
+from fastinfer.shared.report import Text
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fastinfer.base.budget import Budget
-from fastinfer.base.errors import ApiError
-from fastinfer.base.machine import usable_cores
-from fastinfer.schedule.backend import Implementation
 from fastinfer.backends.builtin.echo import Echo, EchoMulti
 from fastinfer.backends.builtin.fake import Delay, FakeWorker
 from fastinfer.backends.builtin.image import Base64Decode, Base64Encode, InvertImage
 from fastinfer.backends.builtin.item import Computation, ItemWorker, WorkerContext
 from fastinfer.backends.parameters import Integer, Number, Parameters, parse
+from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError
+from fastinfer.base.machine import usable_cores
+from fastinfer.schedule.backend import Implementation
 
 ALIAS = "cplusplus"
 

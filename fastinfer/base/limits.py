@@ -62,7 +62,9 @@ MAX_INPUTS = 1024  # inputs or outputs of one request
 MAX_NAME_BYTES = 4 * KIB  # of an input or output; they become Python's, on the loop's thread: so large ones stop it
 MAX_ID_BYTES = 1 * MIB  # of a request, for the same reason
 MAX_CLASSES = 10_000  # of a row; ImageNet-21k has 21,841, and nobody reads them all as text
-MAX_CLASSES_TEXT_BYTES = 4 * MIB  # of an output: a hundred rows of a thousand labelled ones (mirrored by tensor/top_k.h)
+MAX_CLASSES_TEXT_BYTES = (
+    4 * MIB
+)  # of an output: a hundred rows of a thousand labelled ones (mirrored by tensor/top_k.h)
 STRING_BYTES = 64  # of the runtime's memory for each element of a BYTES tensor, on its way in and out
 AMPLIFICATION = 10  # times its body: what the strings of a request may take, beyond ...
 FREE_STRING_BYTES = 16 * MIB

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastinfer.config.server import ServerConfig
-from fastinfer.base.errors import ApiError
-from fastinfer.repository import files as model_files
 from fastinfer.backends.onnx import load as onnx_load
 from fastinfer.backends.onnx.backend import OnnxParameters
 from fastinfer.backends.onnx.load import LoadedModel
 from fastinfer.backends.parameters import parse
+from fastinfer.base.errors import ApiError
+from fastinfer.config.server import ServerConfig
+from fastinfer.repository import files as model_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastinfer import __version__
-from fastinfer.base import limits, logs
 from fastinfer.api import routes
-from fastinfer.cli import state
-from fastinfer.backends.onnx import ort
-from fastinfer.http.poller import Poller
-from fastinfer.config.server import ServerConfig
-from fastinfer.base.errors import ApiError
-from fastinfer.http.server import Server, run
 from fastinfer.api.metrics import Gauges
-from fastinfer.shared.banks import Banks
+from fastinfer.api.service import Service
+from fastinfer.backends.onnx import ort
+from fastinfer.base import limits, logs
+from fastinfer.base.errors import ApiError
+from fastinfer.base.signals import Inspection
+from fastinfer.cli import state
+from fastinfer.config.server import ServerConfig
+from fastinfer.http.poller import Poller
+from fastinfer.http.server import Server, run
 from fastinfer.repository.crashes import Crashes
 from fastinfer.repository.two_phase import Rounds
-from fastinfer.api.service import Service
-from fastinfer.base.signals import Inspection
+from fastinfer.shared.banks import Banks
 from fastinfer.supervisor.assignment import Assignment, end_with
 from fastinfer.supervisor.channel import Channel, ChannelClosedError
 

@@ -13,9 +13,9 @@ from heapq import nsmallest
 from time import monotonic_ns
 from typing import Final
 
-from fastinfer.http.server import Server
 from fastinfer.api.service import Service
 from fastinfer.base.signals import waits
+from fastinfer.http.server import Server
 
 _REQUESTS: Final = 20
 _MODELS: Final = 20

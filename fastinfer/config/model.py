@@ -17,7 +17,9 @@ import orjson
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from fastinfer.base import disk, limits
+from fastinfer.base.errors import ApiError, clip
 from fastinfer.base.json_count import values_and_depth
+from fastinfer.base.validation import place, reason, shown, suggestion
 from fastinfer.config import pbtxt
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
@@ -43,8 +45,6 @@ from fastinfer.config.model_schema import (
     triton_datatype,
 )
 from fastinfer.config.pbtxt import PbtxtError, Written, names_of
-from fastinfer.base.validation import place, reason, shown, suggestion
-from fastinfer.base.errors import ApiError, clip
 
 __all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
 

@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from fastinfer.base import limits
-from fastinfer.config.pbtxt import Written, names_of
 from fastinfer.base.validation import shown, suggestion
+from fastinfer.config.pbtxt import Written, names_of
 
 NOT_SUPPORTED = frozenset(
     {

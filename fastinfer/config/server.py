@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastinfer.base import limits
-from fastinfer.base.validation import place, reason, shown, suggestion
 from fastinfer.base.machine import memory_bytes, usable_cores
+from fastinfer.base.validation import place, reason, shown, suggestion
 
 ENV_PREFIX = "FASTINFER_"
 _MAX_FILE_BYTES = limits.MIB

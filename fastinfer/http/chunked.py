@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 
-from fastinfer.http.exchange import Head
-from fastinfer.http.upload import Body, Upload
 from fastinfer.base.errors import ApiError
-from fastinfer.http.head import TEXT, TOKEN, check_fields, too_large
 from fastinfer.base.limits import CHUNK_FRAMING_BYTES, CHUNK_FRAMING_BYTES_PER_CHUNK, HttpLimits
+from fastinfer.http.exchange import Head
+from fastinfer.http.head import TEXT, TOKEN, check_fields, too_large
+from fastinfer.http.upload import Body, Upload
 
 _SMALL_CHUNK_BYTES = 4096
 

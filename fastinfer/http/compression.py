@@ -13,10 +13,10 @@ from typing import Final
 
 from typing_extensions import Buffer
 
-from fastinfer.http.upload import Body
 from fastinfer.base.errors import ApiError
-from fastinfer.http.head import too_large
 from fastinfer.base.limits import FREE_INFLATED_BYTES, KIB, MIB
+from fastinfer.http.head import too_large
+from fastinfer.http.upload import Body
 
 FIRST_PIECE_BYTES: Final = 64 * KIB  # inflated; some 0.1 ms: the first may be made on the loop's thread
 PIECE_BYTES: Final = 1 * MIB  # some 3 ms

@@ -14,10 +14,9 @@ from typing import Any, Protocol
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from fastinfer.http.exchange import Head
 from fastinfer.base.errors import ApiError
-from fastinfer.http.exchange import Exchange
 from fastinfer.base.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
+from fastinfer.http.exchange import Exchange, Head
 
 CHUNKED = -1
 """``Head.body_size`` of a body whose size is not announced."""

@@ -15,14 +15,14 @@ from typing_extensions import Buffer
 
 from fastinfer.base import limits as constants
 from fastinfer.base.budget import Budget
-from fastinfer.http.connection import Shared
-from fastinfer.http.poller import Poller
 from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import HttpLimits
+from fastinfer.base.machine import usable_cores
+from fastinfer.http.connection import Shared
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
 from fastinfer.http.pieces import Pieces
-from fastinfer.base.limits import HttpLimits
-from fastinfer.base.machine import usable_cores
+from fastinfer.http.poller import Poller
 
 log = logging.getLogger(__name__)
 

@@ -29,16 +29,16 @@ from time import monotonic_ns
 from typing import Any, Final, cast
 
 from fastinfer.base import limits as constants
+from fastinfer.base.errors import ApiError
+from fastinfer.http.chunked import ChunkedUpload
+from fastinfer.http.compression import deflate, deflating, inflating
 from fastinfer.http.connection import JOINED_BYTES, Connection, HttpExchange
 from fastinfer.http.exchange import Fields, Head
-from fastinfer.http.reply import reply_head
-from fastinfer.http.upload import Upload, new_body
-from fastinfer.base.errors import ApiError
-from fastinfer.http.compression import deflate, deflating, inflating
 from fastinfer.http.head import check_started, parse
 from fastinfer.http.hub import Hub, Sweepable
 from fastinfer.http.pieces import Task
-from fastinfer.http.chunked import ChunkedUpload
+from fastinfer.http.reply import reply_head
+from fastinfer.http.upload import Upload, new_body
 
 log = logging.getLogger(__name__)
 

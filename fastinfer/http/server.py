@@ -24,13 +24,13 @@ from typing_extensions import Buffer
 
 from fastinfer.base import limits as constants
 from fastinfer.base.budget import Budget
-from fastinfer.http.poller import Poller
 from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import HttpLimits
 from fastinfer.http import listen
 from fastinfer.http.head import Router
 from fastinfer.http.hub import Hub
+from fastinfer.http.poller import Poller
 from fastinfer.http.protocol import HttpProtocol
-from fastinfer.base.limits import HttpLimits
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from signal import Signals
 
-from fastinfer.shared.crash_record import QUARANTINED, WITHDRAWN, CrashRecord, CrashSlot, hashed
-from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.base.errors import ApiError
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.shared.crash_record import QUARANTINED, WITHDRAWN, CrashRecord, CrashSlot, hashed
 
 
 class Crashes:

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
+from fastinfer.backends.parameters import Parameters
 from fastinfer.base.errors import ApiError
 from fastinfer.schedule.model import Model
-from fastinfer.backends.parameters import Parameters
 
 MODEL, WORKER = "model", "worker"
 Identity = tuple[str, str, bytes]

@@ -25,9 +25,9 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from fastinfer.base import disk, limits
+from fastinfer.base.errors import ApiError
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
-from fastinfer.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 

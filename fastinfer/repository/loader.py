@@ -13,31 +13,31 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from fastinfer.base import limits, waits
-from fastinfer.backends.onnx import ort
-from fastinfer.base.budget import Budget
-from fastinfer.native.executor import Executor
-from fastinfer.schedule.run_notes import RunNotes
-from fastinfer.schedule.scheduler import Scheduler
-from fastinfer.backends.watchdog import Watchdog
-from fastinfer.base.bounded import BoundedThreads
-from fastinfer.config.model import ModelConfig
-from fastinfer.config.server import ServerConfig
-from fastinfer.base.errors import ApiError
-from fastinfer.shared.banks import Alone
-from fastinfer.repository.crashes import Crashes
-from fastinfer.repository.files import ModelFiles, fingerprint
-from fastinfer.schedule.model import Model, why_not_chained
-from fastinfer.repository.operation import Operation
-from fastinfer.schedule.policy import BatchingPolicy
-from fastinfer.backends.registry import WorkerKind
-from fastinfer.backends.onnx import load as onnx_load
-from fastinfer.schedule.backend import Implementation
 from fastinfer.backends.builtin.item import WorkerContext
+from fastinfer.backends.onnx import load as onnx_load
+from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.backend import OnnxParameters, OnnxWorker
 from fastinfer.backends.onnx.load import LoadedModel
 from fastinfer.backends.onnx.trial import TrialResults, TrialRuns
 from fastinfer.backends.parameters import Parameters, parse
+from fastinfer.backends.registry import WorkerKind
+from fastinfer.backends.watchdog import Watchdog
+from fastinfer.base import limits, waits
+from fastinfer.base.bounded import BoundedThreads
+from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.server import ServerConfig
+from fastinfer.native.executor import Executor
+from fastinfer.repository.crashes import Crashes
+from fastinfer.repository.files import ModelFiles, fingerprint
+from fastinfer.repository.operation import Operation
+from fastinfer.schedule.backend import Implementation
+from fastinfer.schedule.model import Model, why_not_chained
+from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.shared.banks import Alone
 
 P = ParamSpec("P")
 T = TypeVar("T")

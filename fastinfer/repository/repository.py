@@ -18,22 +18,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fastinfer.base import limits
 from fastinfer.backends import registry
-from fastinfer.config.model import ConfigError, ModelConfig
+from fastinfer.backends.onnx.backend import OnnxParameters
+from fastinfer.backends.parameters import Parameters, parse
+from fastinfer.backends.registry import WorkerKind
+from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
+from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.repository import files as model_files
 from fastinfer.repository.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
 from fastinfer.repository.files import FilesChangedError, ModelFiles, NoVersionError, UnknownModelError, fingerprint
 from fastinfer.repository.index import NO_VERSION, Entry, entries
 from fastinfer.repository.loader import Loader
-from fastinfer.schedule.model import Model
 from fastinfer.repository.operation import Operation, text_mark
 from fastinfer.repository.readiness import NOT_READ, Readiness, Rules
 from fastinfer.repository.watcher import Look
-from fastinfer.backends.registry import WorkerKind
-from fastinfer.backends.onnx.backend import OnnxParameters
-from fastinfer.backends.parameters import Parameters, parse
+from fastinfer.schedule.model import Model
 
 log = logging.getLogger(__name__)
 

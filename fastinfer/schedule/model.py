@@ -12,14 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fastinfer.tensor.rows import concatenate
+from fastinfer.base.errors import ApiError
 from fastinfer.schedule.lifetime import Parent
-from fastinfer.tensor.message import InferRequest
 from fastinfer.schedule.scheduler import Scheduler, Target
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import InferRequest
+from fastinfer.tensor.rows import concatenate
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.base.errors import ApiError
-from fastinfer.shared.statistics import ModelStats
 
 if TYPE_CHECKING:
     from fastinfer.config.model import ModelConfig

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Final
 
+from fastinfer.shared.layout import BANK_BYTES, BLOCK_BYTES, BLOCKS
 from fastinfer.shared.report import Shared
 from fastinfer.shared.statistics import NBYTES, ModelStats
-from fastinfer.shared.layout import BANK_BYTES, BLOCK_BYTES, BLOCKS
 
 log = logging.getLogger(__name__)
 

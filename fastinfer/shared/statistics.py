@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import orjson
 
-from fastinfer.shared.report import Entry, Section, Step, Template
 from fastinfer.shared.counters import (
     ANSWERED_ROWS_CELL,
     CAUSES,
@@ -26,6 +25,7 @@ from fastinfer.shared.counters import (
     Counters,
     batch_size_of,
 )
+from fastinfer.shared.report import Entry, Section, Step, Template
 
 __all__ = [
     "CAUSES",

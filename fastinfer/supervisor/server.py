@@ -20,16 +20,16 @@ from typing import Any, Final, TypeVar
 from fastinfer import __version__
 from fastinfer.base import limits, logs, signals, waits
 from fastinfer.base.bounded import BoundedThreads
-from fastinfer.config.server import OptionError, ServerConfig
 from fastinfer.base.errors import ApiError
+from fastinfer.config.server import OptionError, ServerConfig
 from fastinfer.http import listen
 from fastinfer.repository import watcher
 from fastinfer.shared import layout
+from fastinfer.supervisor.blame import Suspects
 from fastinfer.supervisor.channel import ChannelClosedError, Handlers
 from fastinfer.supervisor.child import Child
 from fastinfer.supervisor.operations import Member, Operations
 from fastinfer.supervisor.slots import Slot, tell_death
-from fastinfer.supervisor.blame import Suspects
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from fastinfer.codec import decode as codec
 from fastinfer.base.errors import ApiError
+from fastinfer.codec import decode as codec
 from tests import reference
 from tests.unit.test_decode_hostile import agree
 from tests.unit.test_number_parse import WIDTHS

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 import uvloop
 
-from fastinfer.codec import decode as codec
 from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import HttpLimits
+from fastinfer.codec import decode as codec
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.hub import Hub
 from fastinfer.http.protocol import HttpProtocol
-from fastinfer.base.limits import HttpLimits
 from tests.unit.test_decode_hostile import VALID, agree
 
 WIDTHS = (0, 256, 512)

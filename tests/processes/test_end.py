@@ -273,7 +273,8 @@ def test_the_state_is_written_to_the_log(processes):
         assert log.count("state of the supervisor") == (processes > 0)
         assert log.count("thread 'MainThread': ") == count + (processes > 0)
         assert (
-            log.count("< serve_for (fastinfer/cli/process.py:" if processes else "< serve (fastinfer/cli/process.py:") == count
+            log.count("< serve_for (fastinfer/cli/process.py:" if processes else "< serve (fastinfer/cli/process.py:")
+            == count
         )
         stages = re.findall(r"request: POST \w+ (\w+): (\w+)", log)
         assert sorted(stages) == [("fake", "queued")] * (4 - count) + [("fake", "running")] * count + [

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from fastinfer.shared.report import Group, Report
-from fastinfer.shared.banks import Alone, Banks
-from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 from fastinfer.shared import layout
+from fastinfer.shared.banks import Alone, Banks
+from fastinfer.shared.report import Group, Report
+from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 
 MODEL = ("m", "1", 7)
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_models as models
 import pytest
 
-from fastinfer.tensor import datatype
 from fastinfer.backends.batch_run import BatchRun
-from fastinfer.native.executor import Executor
-from fastinfer.tensor.message import InferRequest
 from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.native.executor import Executor
+from fastinfer.tensor import datatype
+from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.tensor import Tensor
 
 

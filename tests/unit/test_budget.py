@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from fastinfer.base import limits
+from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import KIB, MIB
 from fastinfer.codec import decode as codec
 from fastinfer.codec import encode
-from fastinfer.base.budget import Budget
-from fastinfer.tensor.top_k import Classification
 from fastinfer.native.executor import Executor
 from fastinfer.tensor.message import InferResponse
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.base.errors import ApiError
-from fastinfer.base.limits import KIB, MIB
+from fastinfer.tensor.top_k import Classification
 
 
 def body_of(*inputs: dict[str, Any], **more: Any) -> bytes:

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastinfer.base.errors import ApiError
 from fastinfer.codec import encode as codec
-from fastinfer.tensor.top_k import Classification, Labels
 from fastinfer.tensor.datatype import numpy_dtype
 from fastinfer.tensor.message import InferResponse
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError
+from fastinfer.tensor.top_k import Classification, Labels
 
 INTEGERS = ["UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"]
 FLOATS = ["FP16", "BF16", "FP32", "FP64"]

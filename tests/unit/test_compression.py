@@ -11,10 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from fastinfer.base.budget import Budget
-from fastinfer.http.upload import Body, BodyPool, new_body
 from fastinfer.base.errors import ApiError
-from fastinfer.http.compression import FIRST_PIECE_BYTES, PIECE_BYTES, deflate, deflating, inflating
 from fastinfer.base.limits import KIB, MIB
+from fastinfer.http.compression import FIRST_PIECE_BYTES, PIECE_BYTES, deflate, deflating, inflating
+from fastinfer.http.upload import Body, BodyPool, new_body
 
 CODERS: dict[str, tuple[bytes, Callable[[bytes], bytes]]] = {
     "gzip": (b"gzip", gzip.compress),

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from fastinfer.base import limits
-from fastinfer.config.server import OptionError, ServerConfig, default_text, format_size, load_config, parse_size
 from fastinfer.base.machine import memory_bytes, usable_cores
+from fastinfer.config.server import OptionError, ServerConfig, default_text, format_size, load_config, parse_size
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from fastinfer.schedule.cost import ShapeCosts, shape_of
 from fastinfer.native.job import Clock
+from fastinfer.schedule.cost import ShapeCosts, shape_of
 
 LIMIT = 100_000
 SECOND = 1_000_000_000

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fastinfer.base import limits
+from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.shared import crash_record
 from fastinfer.shared.crash_record import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot, hashed
 from fastinfer.tensor.message import InferRequest
-from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.tensor import Tensor
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fastinfer.base import limits
+from fastinfer.base.errors import ApiError
 from fastinfer.codec import decode as codec
 from fastinfer.native.executor import Executor
 from fastinfer.tensor.message import InferRequest
-from fastinfer.base.errors import ApiError
 
 
 def body_of(*inputs: dict[str, Any], **members: Any) -> bytes:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastinfer.base.errors import ApiError
 from fastinfer.codec import decode as codec
 from fastinfer.tensor.message import InferRequest
-from fastinfer.base.errors import ApiError
 from tests import reference
 
 VALID = (

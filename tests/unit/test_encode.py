@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastinfer.base.errors import ApiError
 from fastinfer.codec import decode as reader
 from fastinfer.codec import encode as codec
 from fastinfer.tensor.message import InferResponse
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError
 
 
 def text_of(*tensors: Tensor, **response: object) -> str:

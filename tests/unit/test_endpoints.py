@@ -2,9 +2,9 @@
 
 import pytest
 
+from fastinfer.backends.parameters import Parameters
 from fastinfer.base.errors import ApiError
 from fastinfer.repository.endpoints import MODEL, WORKER, Endpoint, EndpointTable, identity
-from fastinfer.backends.parameters import Parameters
 
 
 def add(table, kind, base, parameters=None, versions=(1,)):

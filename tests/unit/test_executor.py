@@ -21,11 +21,11 @@ import onnx_models as models
 import pytest
 
 from fastinfer.backends.batch_run import BatchRun
+from fastinfer.backends.onnx.ort import Session
 from fastinfer.base.machine import usable_cores
 from fastinfer.native.executor import Executor, Share
 from fastinfer.native.job import Job
 from fastinfer.tensor.message import InferRequest
-from fastinfer.backends.onnx.ort import Session
 from fastinfer.tensor.tensor import Tensor
 
 X = Tensor.from_numpy("x", np.ones((1, 1), "f4"))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import releases
 
-from fastinfer.config.model import ModelConfig
 from fastinfer.base.errors import ApiError
+from fastinfer.config.model import ModelConfig
 from fastinfer.repository import files
 
 

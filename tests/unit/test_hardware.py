@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from fastinfer.api import hardware
-from fastinfer.base.errors import ApiError
-from fastinfer.http.exchange import Exchange
-from fastinfer.base.machine import usable_cores
 from fastinfer.api.routes import hardware as routes
+from fastinfer.base.errors import ApiError
+from fastinfer.base.machine import usable_cores
+from fastinfer.http.exchange import Exchange
 
 
 def with_gpus(root: Path, *texts: str) -> Path:

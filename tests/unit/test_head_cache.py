@@ -45,7 +45,9 @@ class Routes:
 
 def written(fields: dict[str, str] | list[tuple[str, str]], line: str = "POST /found HTTP/1.1") -> bytes:
     pairs = fields.items() if isinstance(fields, dict) else fields
-    return "".join(f"{each}\r\n" for each in (line, *(f"{name}: {value}" for name, value in pairs), "")).encode("latin-1")
+    return "".join(f"{each}\r\n" for each in (line, *(f"{name}: {value}" for name, value in pairs), "")).encode(
+        "latin-1"
+    )
 
 
 def understood(raw: bytes) -> Head:
@@ -94,9 +96,16 @@ def test_other_values_mean_what_they_would_if_they_were_parsed(changes: dict[str
 @pytest.mark.parametrize(
     "changes",
     [
-        {"Content-Length": value} for value in ("1001", "", "-1", "+1", "1 2", "0x1", "1e3", "٣".encode().decode("latin-1"), "9" * 19)
+        {"Content-Length": value}
+        for value in ("1001", "", "-1", "+1", "1 2", "0x1", "1e3", "٣".encode().decode("latin-1"), "9" * 19)
     ]
-    + [{"Host": "b"}, {"Host": "a b"}, {"Accept-Encoding": "identity"}, {"Connection": "close"}, {"Expect": "100-continue"}]
+    + [
+        {"Host": "b"},
+        {"Host": "a b"},
+        {"Accept-Encoding": "identity"},
+        {"Connection": "close"},
+        {"Expect": "100-continue"},
+    ]
     + [{"X-Request-Id": value} for value in ("a\0b", "a\x7fb", "a\rb", "a\nb", "a\r\n b", "\x1b[0m", "a\r\nb")]
     + [{"Transfer-Encoding": "chunked"}, {"content_length": "3"}, {"X-Request-Id ": "a"}, {"x" * 5000: "a"}],
 )
@@ -142,13 +151,41 @@ def test_memory_is_bounded() -> None:
     assert cache.get(long) is None
 
 
-NAMES = [*FIELDS, "content-length", "HOST", "X-A", "X_A", "Expect", "Connection", "transfer-encoding", "Content_Length", ""]
-VALUES = [*FIELDS.values(), "", "close", "chunked", "100-continue", "18", "1000", "1001", "a\rb", "a\nb", "é", "\0", "x" * 90, " 5 "]
+NAMES = [
+    *FIELDS,
+    "content-length",
+    "HOST",
+    "X-A",
+    "X_A",
+    "Expect",
+    "Connection",
+    "transfer-encoding",
+    "Content_Length",
+    "",
+]
+VALUES = [
+    *FIELDS.values(),
+    "",
+    "close",
+    "chunked",
+    "100-continue",
+    "18",
+    "1000",
+    "1001",
+    "a\rb",
+    "a\nb",
+    "é",
+    "\0",
+    "x" * 90,
+    " 5 ",
+]
 HEADS = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=8)
 
 
 @given(HEADS, st.lists(st.tuples(st.integers(0, 7), st.sampled_from(VALUES)), max_size=3))
-def test_whatever_is_found_is_what_the_parser_says(extra: list[tuple[str, str]], changes: list[tuple[int, str]]) -> None:
+def test_whatever_is_found_is_what_the_parser_says(
+    extra: list[tuple[str, str]], changes: list[tuple[int, str]]
+) -> None:
     fields = [("Host", "a:80"), *extra]
     other = list(fields)
     for place, value in changes:

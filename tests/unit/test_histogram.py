@@ -8,8 +8,6 @@ import os
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastinfer.shared import counters as histogram
 from fastinfer.shared.counters import DURATION_BOUNDS_NS, SIZE_BOUNDS, Histogram

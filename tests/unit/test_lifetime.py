@@ -11,20 +11,20 @@ from unittest.mock import Mock
 
 import pytest
 
+from fastinfer.api.inference import InferHandler
+from fastinfer.base.errors import ApiError
 from fastinfer.codec.encode import LITERAL
 from fastinfer.http.exchange import Exchange
 from fastinfer.native.executor import Executor
-from fastinfer.api.inference import InferHandler
 from fastinfer.native.job import Clock
-from fastinfer.tensor.message import BatchResult
-from fastinfer.schedule.scheduler import Scheduler
-from fastinfer.tensor.signature import Signature
-from fastinfer.tensor.tensor import TensorSpec
-from fastinfer.base.errors import ApiError
 from fastinfer.schedule import model as model_module
 from fastinfer.schedule.model import Model
 from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import BatchResult
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import TensorSpec
 
 MS = 1_000_000
 START_NS = 10**15

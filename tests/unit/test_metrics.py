@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fastinfer.api.metrics import Gauges, Metrics, Paced
 from fastinfer.base.budget import Budget
 from fastinfer.codec.encode import EncodeJob
 from fastinfer.native.executor import Executor
-from fastinfer.tensor.message import InferResponse
-from fastinfer.api.metrics import Gauges, Metrics, Paced
 from fastinfer.shared.banks import Alone
 from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import InferResponse
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastinfer.codec import decode as codec
 from fastinfer.base.errors import ApiError
+from fastinfer.codec import decode as codec
 from tests import reference
 
 FLOATS = list(reference.FLOATS)

@@ -11,11 +11,12 @@ import onnx_models
 import pytest
 from onnx import helper, numpy_helper
 
+from fastinfer.backends.onnx import load as onnx_load
+from fastinfer.backends.onnx import trial as onnx_trial
+from fastinfer.backends.onnx.graph.rows import Proof
+from fastinfer.base.errors import ApiError
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
-from fastinfer.base.errors import ApiError
-from fastinfer.backends.onnx.graph.rows import Proof
-from fastinfer.backends.onnx import load as onnx_load, trial as onnx_trial
 
 SERVER = ServerConfig(load_run_timeout_s=1)
 

@@ -7,17 +7,17 @@ import numpy as np
 import onnx_models
 import pytest
 
-from fastinfer.native.executor import Executor
-from fastinfer.tensor.message import InferRequest
+from fastinfer.backends.onnx.backend import OnnxWorker
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.backends.runner import RunningBatch
+from fastinfer.base.errors import ApiError
+from fastinfer.native.executor import Executor
+from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.shared.statistics import ModelStats
+from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError
-from fastinfer.schedule.policy import BatchingPolicy
-from fastinfer.shared.statistics import ModelStats
-from fastinfer.backends.onnx.backend import OnnxWorker
 
 
 def gather_request(index):

@@ -14,11 +14,11 @@ import pytest
 from openapi_spec_validator import validate
 
 from fastinfer.api import openapi, routes
-from fastinfer.tensor.datatype import numpy_dtype
-from fastinfer.base.errors import ApiError
-from fastinfer.http.exchange import Exchange
 from fastinfer.api.routes import docs
 from fastinfer.api.routes.router import Router
+from fastinfer.base.errors import ApiError
+from fastinfer.http.exchange import Exchange
+from fastinfer.tensor.datatype import numpy_dtype
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 DESCRIPTION = openapi.describe()

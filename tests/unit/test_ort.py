@@ -12,9 +12,9 @@ import numpy as np
 import onnx_models as models
 import pytest
 
-from fastinfer.tensor import datatype
 from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.tensor import datatype
 from fastinfer.tensor.tensor import Tensor
 
 NUMERIC = [name for name in datatype.NAMES if name != "BYTES"]

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from support import REPOSITORY
 
-from fastinfer.config.server import ServerConfig
+from fastinfer.api.service import Service
+from fastinfer.backends.onnx import load as onnx_load
+from fastinfer.backends.onnx import trial as onnx_trial
 from fastinfer.base.errors import ApiError
+from fastinfer.config.server import ServerConfig
 from fastinfer.repository import files
 from fastinfer.repository.operation import Operation
 from fastinfer.repository.replicated import Replica
 from fastinfer.repository.two_phase import _PREPARED, Rounds
-from fastinfer.api.service import Service
-from fastinfer.backends.onnx import load as onnx_load, trial as onnx_trial
 
 
 def run(directory: Path, test: Callable[[Replica, Replica], Awaitable[None]]) -> None:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from reports import expected_lines, expected_statistics, statistics
 
-from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Shared, Step, Template
-from fastinfer.shared.counters import CELLS_OF_LINE, LINE_CELL, LINES, NBYTES, Counters, batch_size_of
 from fastinfer.api.metrics import _SERVER_CELLS, _families
+from fastinfer.shared.counters import CELLS_OF_LINE, LINE_CELL, LINES, NBYTES, Counters, batch_size_of
+from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Shared, Step, Template
 from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 
 CELLS = NBYTES // 8

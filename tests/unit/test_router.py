@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from fastinfer.api.routes.router import Route, Router, in_time
 from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
-from fastinfer.api.routes.router import Route, Router, in_time
 
 
 def handler(exchange):

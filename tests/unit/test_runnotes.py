@@ -7,16 +7,16 @@ import numpy as np
 import onnx_models
 import pytest
 
-from fastinfer.shared import crash_record
-from fastinfer.shared.crash_record import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot
-from fastinfer.native.executor import Executor
-from fastinfer.tensor.message import InferRequest
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.backends.runner import Runner
-from fastinfer.schedule.run_notes import RunNotes
-from fastinfer.tensor.tensor import Tensor
 from fastinfer.base.errors import ApiError
+from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
+from fastinfer.schedule.run_notes import RunNotes
+from fastinfer.shared import crash_record
+from fastinfer.shared.crash_record import CULPRIT, LOAD_SUSPECT, QUARANTINED, SUSPECT, CrashRecord, CrashSlot
+from fastinfer.tensor.message import InferRequest
+from fastinfer.tensor.tensor import Tensor
 
 
 @pytest.fixture

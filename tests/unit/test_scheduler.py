@@ -11,13 +11,13 @@ import pytest
 from reports import statistics_entry
 from scheduled import Model, run, turn
 
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.policy import BatchingPolicy, Policy
+from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.shared import crash_record
 from fastinfer.shared.crash_record import CULPRIT, SUSPECT, WITHDRAWN, CrashRecord, CrashSlot
 from fastinfer.tensor.message import BatchResult, InferRequest
-from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError
-from fastinfer.schedule.policy import BatchingPolicy, Policy
 
 
 @run

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from fastinfer.base.errors import ApiError
 from fastinfer.codec.decode import decode
 from fastinfer.tensor.message import InferRequest, RequestedOutput
 from fastinfer.tensor.signature import Signature, names_a_batch
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.base.errors import ApiError
 
 PAIR = Signature(
     [TensorSpec("A", "INT32", [-1, 4]), TensorSpec("B", "INT32", [-1, 4])],

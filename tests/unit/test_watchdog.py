@@ -10,9 +10,9 @@ import pytest
 from inline import with_model
 from support import wait_for
 
+from fastinfer.backends.watchdog import Watchdog
 from fastinfer.base import limits
 from fastinfer.schedule.cost import shape_of
-from fastinfer.backends.watchdog import Watchdog
 
 MANY = 100_000  # trips: at least some tens of milliseconds
 FIXED = [pytest.param(True, id="in-a-binding"), pytest.param(False, id="without-a-binding")]

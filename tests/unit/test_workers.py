@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 
 from fastinfer.backends import registry
-from fastinfer.base.budget import Budget
-from fastinfer.tensor.message import BatchResult, InferRequest
-from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError
-from fastinfer.schedule.backend import Outcome
 from fastinfer.backends.builtin.echo import Echo, EchoMulti
 from fastinfer.backends.builtin.fake import MAX_DELAY_MS, Delay
 from fastinfer.backends.builtin.image import MAX_PIXELS, Base64Decode, Base64Encode, InvertImage
 from fastinfer.backends.builtin.item import GivenUpError, Item, ItemWorker, WorkerContext
+from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError
+from fastinfer.schedule.backend import Outcome
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.tensor import Tensor
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 

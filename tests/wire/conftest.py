@@ -18,9 +18,9 @@ import pytest
 import uvloop
 
 from fastinfer.base.errors import ApiError
+from fastinfer.base.limits import HttpLimits
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.server import Server
-from fastinfer.base.limits import HttpLimits
 
 TIMEOUT_S = 10.0
 

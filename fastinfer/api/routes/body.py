@@ -6,10 +6,10 @@ from typing import Any
 
 import orjson
 
-from fastinfer.base.json_count import values_and_depth
 from fastinfer.base.errors import ApiError
-from fastinfer.http.exchange import Exchange
+from fastinfer.base.json_count import values_and_depth
 from fastinfer.base.limits import MAX_CONTROL_VALUES, MAX_JSON_DEPTH
+from fastinfer.http.exchange import Exchange
 
 
 def read_object(exchange: Exchange, example: str) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import orjson
 from swagger_ui_bundle import swagger_ui_path
 
-from fastinfer.base import limits
 from fastinfer.api import openapi
+from fastinfer.api.routes.router import Route
+from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import JSON, Exchange
-from fastinfer.api.routes.router import Route
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

@@ -9,11 +9,11 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastinfer.api import hardware
-from fastinfer.base.validation import place, reason, shown
-from fastinfer.base.errors import ApiError
-from fastinfer.http.exchange import Exchange
 from fastinfer.api.routes.body import read_object
 from fastinfer.api.routes.router import Route, in_time
+from fastinfer.base.errors import ApiError
+from fastinfer.base.validation import place, reason, shown
+from fastinfer.http.exchange import Exchange
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

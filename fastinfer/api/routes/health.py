@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from fastinfer.api.routes.router import Route
 from fastinfer.base.errors import clip
 from fastinfer.http.exchange import Exchange
-from fastinfer.api.routes.router import Route
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastinfer import __version__
-from fastinfer.tensor.tensor import TensorSpec
-from fastinfer.http.exchange import Exchange
 from fastinfer.api.routes.router import Route
+from fastinfer.http.exchange import Exchange
+from fastinfer.tensor.tensor import TensorSpec
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastinfer.base import limits
-from fastinfer.http.exchange import Exchange
 from fastinfer.api.metrics import CONTENT_TYPE
 from fastinfer.api.routes.router import Route, in_time
+from fastinfer.base import limits
+from fastinfer.http.exchange import Exchange
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

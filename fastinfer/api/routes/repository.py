@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from fastinfer.api.routes.body import read_object, without_nulls
+from fastinfer.api.routes.router import Route, in_time
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.origin import why_foreign
-from fastinfer.api.routes.body import read_object, without_nulls
-from fastinfer.api.routes.router import Route, in_time
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

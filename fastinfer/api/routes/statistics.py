@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastinfer.http.exchange import Exchange
 from fastinfer.api.routes.router import Route, in_time
+from fastinfer.http.exchange import Exchange
 
 if TYPE_CHECKING:
     from fastinfer.api.service import Service

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastinfer.backends.builtin.item import Item
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.backends.builtin.item import Item
 
 
 class Echo:

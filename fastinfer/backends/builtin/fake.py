@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastinfer.tensor.message import BatchResult, InferRequest
-from fastinfer.tensor.signature import Signature
 from fastinfer.base.errors import ApiError
 from fastinfer.schedule.backend import Outcome, Run
+from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.signature import Signature
 
 MAX_DELAY_MS = 60_000.0
 _LOGNORMAL = re.compile(r"lognormal\(\s*([0-9.]{1,20})\s*,\s*([0-9.]{1,20})\s*\)")

@@ -16,12 +16,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from typing_extensions import Buffer
 
+from fastinfer.backends.builtin.item import GivenUpError, Item
 from fastinfer.base import limits
 from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.base.errors import ApiError
-from fastinfer.backends.builtin.item import GivenUpError, Item
 
 MAX_PIXELS = limits.MAX_BODY_BYTES // 3
 """Of an image that is decoded: as many as fit a request's body."""

@@ -15,11 +15,11 @@ from time import monotonic_ns
 from typing import Protocol
 
 from fastinfer.base.budget import Budget
+from fastinfer.base.errors import ApiError, without_paths
+from fastinfer.schedule.backend import Outcome, Run
 from fastinfer.tensor.message import BatchResult, InferRequest
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor
-from fastinfer.base.errors import ApiError, without_paths
-from fastinfer.schedule.backend import Outcome, Run
 
 log = logging.getLogger(__name__)
 

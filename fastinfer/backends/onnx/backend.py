@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fastinfer.native.executor import Executor
 from fastinfer.backends.onnx.ort import Session
+from fastinfer.backends.parameters import Integer, Name, Parameters
 from fastinfer.backends.runner import Runner
+from fastinfer.backends.watchdog import Watchdog
+from fastinfer.native.executor import Executor
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.signature import Signature
-from fastinfer.backends.watchdog import Watchdog
-from fastinfer.backends.parameters import Integer, Name, Parameters
 
 
 class OnnxParameters(Parameters):

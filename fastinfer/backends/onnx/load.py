@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer.base import disk, limits
-from fastinfer.tensor.top_k import Labels
-from fastinfer.tensor.datatype import numpy_dtype
-from fastinfer.backends.onnx.ort import OrtError, Session
-from fastinfer.tensor.signature import Signature
-from fastinfer.tensor.tensor import TensorSpec
-from fastinfer.config.model import ConfigError, ModelConfig, read_labels
-from fastinfer.config.model_schema import TensorConfig, WarmupInput
-from fastinfer.config.server import ServerConfig
-from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts, read_facts
 from fastinfer.backends.onnx.graph.rows import Proof, prove
 from fastinfer.backends.onnx.graph.visits import collector
+from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
+from fastinfer.base import disk, limits
+from fastinfer.base.errors import ApiError, without_paths
+from fastinfer.config.model import ConfigError, ModelConfig, read_labels
+from fastinfer.config.model_schema import TensorConfig, WarmupInput
+from fastinfer.config.server import ServerConfig
+from fastinfer.tensor.datatype import numpy_dtype
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import TensorSpec
+from fastinfer.tensor.top_k import Labels
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinfer.base import limits
 from fastinfer.backends.batch_run import BatchRun
+from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.base import limits
+from fastinfer.base.errors import without_paths
 from fastinfer.tensor.datatype import numpy_dtype
 from fastinfer.tensor.message import InferRequest
-from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.tensor.tensor import Tensor, TensorSpec
-from fastinfer.base.errors import without_paths
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,28 @@ from dataclasses import dataclass, field, replace
 
 from fastinfer.backends.onnx.graph import contents
 from fastinfer.backends.onnx.graph.dims import BATCH, DependsOnBatch, Dim, Symbols
-from fastinfer.backends.onnx.graph.operators import COUPLES, MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
-from fastinfer.backends.onnx.graph.operators import places
-from fastinfer.backends.onnx.graph.proto import Attribute, Function, Graph, Model, Node, OperatorSetId, ProtoError, ValueInfo
+from fastinfer.backends.onnx.graph.operators import (
+    COUPLES,
+    MICROSOFT,
+    ML,
+    ONNX,
+    RANDOM,
+    RULES,
+    SAME_BITS,
+    SHAPE_INPUTS,
+    Call,
+    places,
+)
+from fastinfer.backends.onnx.graph.proto import (
+    Attribute,
+    Function,
+    Graph,
+    Model,
+    Node,
+    OperatorSetId,
+    ProtoError,
+    ValueInfo,
+)
 from fastinfer.backends.onnx.graph.values import Mixes, Value, constant, free
 from fastinfer.backends.onnx.graph.visits import TooLargeError, Visits
 

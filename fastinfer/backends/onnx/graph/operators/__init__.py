@@ -11,8 +11,29 @@ as later operators need them: a size that depends on values or on parameters tha
 Pure.
 """
 
-from fastinfer.backends.onnx.graph.operators import axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes
-from fastinfer.backends.onnx.graph.operators.call import COUPLES, MICROSOFT, ML, ONNX, RANDOM, RULES, SAME_BITS, SHAPE_INPUTS, Call
+from fastinfer.backends.onnx.graph.operators import (
+    axes,
+    classical,
+    elementwise,
+    images,
+    places,
+    products,
+    quantized,
+    selection,
+    sequences,
+    shapes,
+)
+from fastinfer.backends.onnx.graph.operators.call import (
+    COUPLES,
+    MICROSOFT,
+    ML,
+    ONNX,
+    RANDOM,
+    RULES,
+    SAME_BITS,
+    SHAPE_INPUTS,
+    Call,
+)
 
 __all__ = ["COUPLES", "MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from fastinfer.backends.onnx.graph.operators.call import Call, axis_of, require_free, require_same_rows, require_untouched, rule
+from fastinfer.backends.onnx.graph.operators.call import (
+    Call,
+    axis_of,
+    require_free,
+    require_same_rows,
+    require_untouched,
+    rule,
+)
 from fastinfer.backends.onnx.graph.values import Mixes, Value, free, moved, unchanged
 
 
