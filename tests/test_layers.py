@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The lowest first. Each row: a folder (of fastinfer/, of ext/fastinfer/ or of both), and the folders that it imports from.
+# The lowest first. Each row: a folder (of fastinfer/, of ext/fastinfer/ or of both), and those that it imports from.
 FLOORS: dict[str, str] = {
     "base": "",
     "number": "",
@@ -44,8 +44,8 @@ INCLUDE = re.compile(r'^[ \t]*(?:cdef extern from|#[ \t]*include)[ \t]+"(fastinf
 
 
 def module_files() -> dict[str, list[Path]]:
-    """Every file by its module's name: `fastinfer.codec.decode` is decode.pyx, decode.pxd and decode.pyi; a header by its
-    path below ext/."""
+    """Every file by its module's name: `fastinfer.codec.decode` is decode.pyx, decode.pxd and decode.pyi; a header by
+    its path below ext/."""
     found: dict[str, list[Path]] = {}
     for tree in (ROOT, ROOT / "ext"):
         for path in sorted(tree.glob("fastinfer/**/*")):

@@ -123,7 +123,8 @@ class Connections:
             protocol.connection_made(sink)
 
     async def ask(self, turns: int, requests: Sequence[bytes]) -> None:
-        """In each turn of the loop every connection asks once, for one after the other; returns when all are answered."""
+        """In each turn of the loop every connection asks once, for one after the other; returns when all are
+        answered."""
         loop = asyncio.get_running_loop()
         left, answered, asked = turns, loop.create_future(), cycle(requests)
 

@@ -1,7 +1,7 @@
 """The OpenAPI 3.0 description of everything that the server serves, made of a few shared pieces.
 
-``python -m fastinfer.api.openapi > docs/openapi.json`` writes it down. Pure: it imports nothing of the server. Tests keep
-it equal to the file, to the routes, and its examples to what the bundled models answer.
+``python -m fastinfer.api.openapi > docs/openapi.json`` writes it down. Pure: it imports nothing of the server. Tests
+keep it equal to the file, to the routes, and its examples to what the bundled models answer.
 """
 
 from __future__ import annotations

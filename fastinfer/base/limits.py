@@ -55,7 +55,7 @@ MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
 MAX_CACHED_HEAD_BYTES = 4 * KIB  # ... of at most this size (mirrored by http/head_cache.pyx)
 IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 
-# --- JSON and tensors, fixed (mirrored by ext/fastinfer/tensor/tensor.pxd and decoder.pxd) ------------------------------
+# --- JSON and tensors, fixed (mirrored by ext/fastinfer/tensor/tensor.pxd and decoder.pxd) ----------------------------
 MAX_JSON_DEPTH = 100
 MAX_RANK = 16
 MAX_INPUTS = 1024  # inputs or outputs of one request

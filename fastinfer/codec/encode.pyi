@@ -37,7 +37,8 @@ def encode(response: InferResponse, nonfinite: int = ..., budget: Budget | None 
         budget: where the text counts.
 
     Raises:
-        ApiError: 400 for classes of more than 4 MiB of text, 500 for a value that may not be written, 503 where there is no memory.
+        ApiError: 400 for classes of more than 4 MiB of text, 500 for a value that may not be written, 503 where there
+        is no memory.
     """
 
 class EncodeJob(Job):

@@ -58,8 +58,9 @@ class Shared:
         counters: Buffer | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """``budget`` is by default one of ``limits.in_flight_bytes``. ``counters`` are :data:`COUNTER_BYTES` writable bytes, as an earlier process may have left them; memory of
-        its own by default. ValueError where they are too few or not aligned."""
+        """``budget`` is by default one of ``limits.in_flight_bytes``. ``counters`` are :data:`COUNTER_BYTES` writable
+        bytes, as an earlier process may have left them; memory of its own by default. ValueError where they are too few
+        or not aligned."""
     def restless(self, connections: set[Any]) -> list[Any]:
         """Those that wait for something else than their client's next request, or for that too long; of very many
         connections these are few."""

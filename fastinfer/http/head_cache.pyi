@@ -3,8 +3,8 @@
 from fastinfer.http.exchange import Head
 
 class HeadCache:
-    """Clients repeat their heads but for the values of some fields. Finding one here costs a small part of understanding
-    it (`make bench-micro` tells both); each connection looks at its own last one before."""
+    """Clients repeat their heads but for the values of some fields. Finding one here costs a small part of
+    understanding it (`make bench-micro` tells both); each connection looks at its own last one before."""
 
     def __len__(self) -> int: ...
     def get(self, raw: bytes) -> Head | None:

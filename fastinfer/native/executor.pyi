@@ -8,8 +8,8 @@ from fastinfer.native.job import Job
 _J = TypeVar("_J", bound=Job)
 
 class Share:
-    """What competes for an executor's threads: a model's runs, or data work of one kind. The next job is one of the share
-    with the fewest running; the last free thread is kept for shares of which nothing runs."""
+    """What competes for an executor's threads: a model's runs, or data work of one kind. The next job is one of the
+    share with the fewest running; the last free thread is kept for shares of which nothing runs."""
 
     @property
     def running(self) -> int: ...

@@ -11,7 +11,8 @@ def text_mark(text: str) -> str:
 
 
 class Operation:
-    """A change that a process makes by itself; where several do the same, :mod:`fastinfer.repository.replicated` has another.
+    """A change that a process makes by itself; where several do the same, :mod:`fastinfer.repository.replicated` has
+    another.
 
     Args:
         number: tells models apart that were loaded one after the other under the same name.

@@ -162,7 +162,7 @@ class Repository:
         """What keeps the server from being ready; None where everything asked for at start has been ready once."""
         return self._readiness.why_not_ready()
 
-    # --- What is asked for at start, and what lies on the disk (see watcher.py) ----------------------------------------
+    # --- What is asked for at start, and what lies on the disk (see watcher.py) ---------------------------------------
 
     async def look(self, *, tell: bool = False) -> Look:
         """What lies on the disk; ``tell``: log what cannot be read."""
@@ -229,9 +229,9 @@ class Repository:
         """Loads a model of the repository and returns its endpoint's name.
 
         Args:
-            name: its directory.
-            version: one version alone, beside those that are loaded; None: those that the version policy names.
-            parameters: of the load (see :mod:`fastinfer.backends.parameters`); ``config`` replaces the configuration and
+            name: its directory. version: one version alone, beside those that are loaded; None: those that the version
+            policy names. parameters: of the load (see :mod:`fastinfer.backends.parameters`); ``config`` replaces the
+            configuration and
                 is not part of the identity.
             by: what the load is part of, where several processes do the same.
 

@@ -1,8 +1,8 @@
 """What one model's runs cost, by the shapes of their inputs: whether a run belongs on the event loop's thread.
 
 Only shapes that were measured are predicted. An estimate falls quickly and rises slowly, and a single run counts for at
-most ten times the estimate. A run that takes longer than that, and longer than the limit, is an *overrun*: the first one
-puts the model on probation, and one that is found to have computed, or waited for others, suspends it for a time.
+most ten times the estimate. A run that takes longer than that, and longer than the limit, is an *overrun*: the first
+one puts the model on probation, and one that is found to have computed, or waited for others, suspends it for a time.
 """
 
 from fastinfer.native.job import Clock

@@ -47,8 +47,8 @@ class Parent:
     def start(self) -> None:
         """Takes the request. If :meth:`begin` raises, drops the children and raises the same."""
     def run(self, place: Callable[[InferRequest], None], child: InferRequest) -> None:
-        """Hands a child to ``place``, with the deadline of the request. Raises what ``place`` raises, or ApiError 504 if
-        the deadline has passed."""
+        """Hands a child to ``place``, with the deadline of the request. Raises what ``place`` raises, or ApiError 504
+        if the deadline has passed."""
     def finish(self, outputs: list[Tensor]) -> None:
         """Settles the request with outputs; does nothing after its end."""
 

@@ -76,7 +76,8 @@ class Scheduler:
     def leave(self) -> None:
         """No further part of it comes."""
     def why_withdrawn(self) -> ApiError | None:
-        """Why no request is run for now, as an error; see :meth:`fastinfer.schedule.run_notes.RunNotes.why_withdrawn`."""
+        """Why no request is run for now, as an error; see
+        :meth:`fastinfer.schedule.run_notes.RunNotes.why_withdrawn`."""
     def reinstate(self) -> bool:
         """Requests are run again; returns whether they were not."""
     def retire(self, retired: Callable[[], None]) -> None:

@@ -5,9 +5,9 @@ A process that serves alone counts in memory of its own. One of several has a ba
 ended are in it. A block belongs to a model by its key, which is the same in all processes. A process that goes on with
 a bank finds the blocks of its models there, and goes on with them too.
 
-A report of any process finds blocks by their keys while others write them (see shared/shared_counters.h). For it, blocks are
-first used in order, so that the first one without a key ends a bank; and one that is given to another model has a mark
-instead of a key until its counters are 0.
+A report of any process finds blocks by their keys while others write them (see shared/shared_counters.h). For it,
+blocks are first used in order, so that the first one without a key ends a bank; and one that is given to another model
+has a mark instead of a key until its counters are 0.
 """
 
 from __future__ import annotations

@@ -43,15 +43,15 @@ class Histogram:
 Cause = Literal["client", "model", "timeout", "rejected", "cancelled"]
 
 CAUSES: tuple[Cause, ...]
-"""Why a request failed: it was wrong (4xx), the model failed (500), its deadline passed, the queue was full or there was
-no memory for it, its client went away."""
+"""Why a request failed: it was wrong (4xx), the model failed (500), its deadline passed, the queue was full or there
+was no memory for it, its client went away."""
 DURATIONS: tuple[str, ...]
 """The histograms of durations: success, queue, compute_input, compute_infer, compute_output."""
 NBYTES: int
 """The size of the block of counters."""
 HISTOGRAMS: dict[str, tuple[int, tuple[int, ...]]]
-"""Where each histogram lies in the block: its first cell (the sum; the counts of its buckets follow), and its bounds. By
-name: :data:`DURATIONS`, ``batch_size`` and :data:`CAUSES`."""
+"""Where each histogram lies in the block: its first cell (the sum; the counts of its buckets follow), and its bounds.
+By name: :data:`DURATIONS`, ``batch_size`` and :data:`CAUSES`."""
 LINE_CELL: int
 """The first cell of the table by size of the batch."""
 LINES: int

@@ -118,8 +118,8 @@ class CrashSlot:
 
     def __init__(self, record: CrashRecord, index: int) -> None: ...
     def watch_faults(self) -> None:
-        """From now on notes the thread on which SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT comes; the process dies of it
-        all the same. Once in a process, and the record must never go away then."""
+        """From now on notes the thread on which SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT comes; the process dies of
+        it all the same. Once in a process, and the record must never go away then."""
     def begin_run(self, key: int, group: int, label: bytes, fingerprints: Collection[int], requests: int) -> None:
         """Notes a run by this thread that never ends: for tests of what is made of one."""
     def begin_load(self, key: int, group: int, label: bytes) -> int:

@@ -18,7 +18,8 @@ BANKS_PER_SLOT: Final = 2
 
 
 def create(slots: int) -> int:
-    """A descriptor of memory for so many slots, all zero. OSError as of :func:`fastinfer.base.machine.shared_memory`."""
+    """A descriptor of memory for so many slots, all zero. OSError as of
+    :func:`fastinfer.base.machine.shared_memory`."""
     return machine.shared_memory("fastinfer-counters", slots * BANKS_PER_SLOT * BANK_BYTES)
 
 

@@ -9,8 +9,8 @@ from fastinfer.native.job import Job
 from fastinfer.shared.counters import Counters
 
 USAGE_CELLS: Final[int]
-"""How many cells tell what processes use: bytes of virtual and of resident memory, the start and CPU time in clock ticks
-(the start since the machine's), open files, and the most that may be open."""
+"""How many cells tell what processes use: bytes of virtual and of resident memory, the start and CPU time in clock
+ticks (the start since the machine's), open files, and the most that may be open."""
 
 class Step(NamedTuple):
     """A piece of text with a number after it: ``before``, the entry's text, ``after``, the number.

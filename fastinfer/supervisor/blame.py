@@ -1,7 +1,7 @@
 """Who is to blame when a serving process dies: a query of death kills once or twice, and is then harmless.
 
-Every serving process notes in a :class:`~fastinfer.shared.crash_record.CrashRecord` what it is about to run: for each run
-the model and the fingerprints of the requests, for each load what it loads. The notes outlive it. When it dies of a
+Every serving process notes in a :class:`~fastinfer.shared.crash_record.CrashRecord` what it is about to run: for each
+run the model and the fingerprints of the requests, for each load what it loads. The notes outlive it. When it dies of a
 crash, what was under way becomes *suspect*, and all processes know of it at once:
 
 - A suspect request is run alone, never in a batch. If that ends well, it is cleared: the mates of a query of death are
@@ -17,8 +17,8 @@ requests are answered with 503, for a minute; then it is on trial, where one mor
 Other files or another configuration make it another model, and whoever loads it again has it tried at once.
 
 A death that does not tell who did it (SIGKILL by a person or for want of memory; a crash on another thread while
-several runs were under way) only counts: :data:`~fastinfer.base.limits.STRIKES` such deaths with the request alone in its
-run, and not one run that ended well, make it a culprit.
+several runs were under way) only counts: :data:`~fastinfer.base.limits.STRIKES` such deaths with the request alone in
+its run, and not one run that ended well, make it a culprit.
 
 What the supervisor does::
 

@@ -427,7 +427,7 @@ class Operations:
         finally:
             self._asked -= Counter((mark,))
 
-    # --- As the repository of all (see fastinfer.repository.watcher.Models) ------------------------------------------------
+    # --- As the repository of all (see fastinfer.repository.watcher.Models) -------------------------------------------
 
     async def look(self, *, tell: bool = False) -> Look:
         """What one process sees on the disk."""

@@ -7,4 +7,5 @@ def itemsize(name: str) -> int:
     """Bytes of one element; 0 for BYTES, whose elements have lengths of their own. ValueError for an unknown name."""
 
 def numpy_dtype(name: str) -> str:
-    """numpy's dtype string, little-endian; BF16 is carried as ``<u2``, BYTES as ``O``. ValueError for an unknown name."""
+    """numpy's dtype string, little-endian; BF16 is carried as ``<u2``, BYTES as ``O``. ValueError for an unknown
+    name."""

@@ -8,7 +8,8 @@ from fastinfer.tensor.tensor import Tensor, TensorSpec
 from fastinfer.tensor.top_k import Labels
 
 def names_a_batch(symbol: str) -> bool:
-    """Whether exporters call a batch dimension so: ``batch`` in any name, ``N``, ``B``, ``bs``, ``None``, ``unk__3``."""
+    """Whether exporters call a batch dimension so: ``batch`` in any name, ``N``, ``B``, ``bs``, ``None``,
+    ``unk__3``."""
 
 class Signature:
     """A model's inputs and outputs.

@@ -37,7 +37,7 @@ class Found:
 class Routes:
     found = Found()
 
-    def resolve(self, method: str, path: bytes) -> Any:
+    def resolve(self, method: str, path: bytes) -> Any:  # noqa: ARG002
         if path != b"/found":
             raise ApiError(404, "not found")
         return self.found

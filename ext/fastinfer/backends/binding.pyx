@@ -5,7 +5,9 @@ from cpython.ref cimport PyObject
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastinfer.backends.onnx.ort_run cimport Failure, check_in_place, create_binding, error_of, release_binding, run_bound
+from fastinfer.backends.onnx.ort_run cimport (
+    Failure, check_in_place, create_binding, error_of, release_binding, run_bound,
+)
 from fastinfer.backends.watchdog cimport Watchdog
 from fastinfer.native.job cimport monotonic_ns
 from fastinfer.tensor.datatype cimport BYTES, row

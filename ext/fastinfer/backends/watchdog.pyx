@@ -3,7 +3,9 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from fastinfer.backends.onnx.ort_run cimport OrtRunOptions, create_run_options, release_run_options, terminate, unset_terminate
+from fastinfer.backends.onnx.ort_run cimport (
+    OrtRunOptions, create_run_options, release_run_options, terminate, unset_terminate,
+)
 
 from fastinfer.backends.onnx import ort
 

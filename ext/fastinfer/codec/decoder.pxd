@@ -129,7 +129,7 @@ cdef struct Decoder:
 # --- Failures: each returns -1 ---------------------------------------------------------------------------------------
 
 cdef inline int fail(Decoder* decoder, const char* field, const char* text, FailureKind kind=PLAIN, int64_t element=-1,
-              int64_t got=0, int64_t wanted=0) noexcept nogil:
+                     int64_t got=0, int64_t wanted=0) noexcept nogil:
     cdef Failure* failure = &decoder.failure
     failure.is_set = True
     failure.kind = kind
@@ -153,7 +153,7 @@ cdef inline int fail_syntax(Decoder* decoder) noexcept nogil:
 
 # The fault is a value; the sentence begins with it.
 cdef inline int fail_quoting(Decoder* decoder, const char* field, const char* value, const char* text,
-                      int64_t element=-1) noexcept nogil:
+                             int64_t element=-1) noexcept nogil:
     cdef const char* end = value
     cdef const char* last = decoder.cursor.end
     fail(decoder, field, text, PLAIN, element)
@@ -238,7 +238,7 @@ cdef inline int open_array(Decoder* decoder, const char* field) noexcept nogil:
 
 # A string of at most `limit` bytes, as it is written.
 cdef inline int read_text(Decoder* decoder, Text* text, const char* field, Py_ssize_t limit,
-                   const char* too_long) noexcept nogil:
+                          const char* too_long) noexcept nogil:
     if peek(&decoder.cursor) != QUOTE:
         return fail(decoder, field, "must be a string")
     if take_string(&decoder.cursor, text) < 0:

@@ -1,5 +1,5 @@
-# The objects of a request's JSON, outermost first: request, inputs, outputs, and their parameters. One loop reads all of
-# them; a table says which members each has. Does not live here: what lies in `data` and behind the JSON (data.pyx).
+# The objects of a request's JSON, outermost first: request, inputs, outputs, and their parameters. One loop reads all
+# of them; a table says which members each has. Does not live here: what lies in `data` and behind the JSON (data.pyx).
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc

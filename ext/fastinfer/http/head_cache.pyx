@@ -1,6 +1,6 @@
-# What request heads mean, by their outline: the head without the values of fields that decide about nothing. Clients repeat
-# their heads but for such values: a request's id, a trace, the length of its body.
-# Lives here: outlines, and a head made from one that is known. Does not: understanding a new head (head.py).
+# What request heads mean, by their outline: the head without the values of fields that decide about nothing. Clients
+# repeat their heads but for such values: a request's id, a trace, the length of its body. Lives here: outlines, and a
+# head made from one that is known. Does not: understanding a new head (head.py).
 #
 # Loop's thread only. What is not exactly as expected has no outline, and is left to head.py, which says what is wrong.
 

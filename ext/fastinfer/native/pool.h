@@ -3,9 +3,9 @@
 //
 // A share is what competes for the threads: a model's runs, or data work of one kind. The next task is one of the share
 // with the fewest running, of equal ones that which came first; the last free thread is kept for shares that have none
-// running. No native code can be taken off a thread, so a run that lasts is put behind the others: at most as many as there are
-// cores but one keep their priority, and while a share of which nothing runs waits for a thread, the run loses its
-// place. Its thread ends with it, and another one stands ready.
+// running. No native code can be taken off a thread, so a run that lasts is put behind the others: at most as many as
+// there are cores but one keep their priority, and while a share of which nothing runs waits for a thread, the run
+// loses its place. Its thread ends with it, and another one stands ready.
 //
 // submit, take_done, relieve and the gauges belong to the loop's thread; the worker threads run tasks and nothing else.
 // The eventfd is written only when the done list was empty, so that wake-ups of a busy loop coalesce (measured: 533,000

@@ -1,5 +1,5 @@
-# The batching policy: how many of the waiting requests to take now, or how long to wait for more.
-# Lives here: the rule. Does not: the queue, clocks, runs. The scheduler knows no rule of its own: it asks before each batch.
+# The batching policy: how many of the waiting requests to take now, or how long to wait for more. Lives here: the rule.
+# Does not: the queue, clocks, runs. The scheduler knows no rule of its own: it asks before each batch.
 #
 # Loop's thread only. A batch is whatever waits when the model becomes free; nobody waits on purpose unless the
 # configuration asks for it. Terms are Triton's (`dynamic_batching` in its model configuration).

@@ -2,8 +2,8 @@
 # the block of counters that each version of a model has.
 # Lives here: buckets, counts, sums, the layout of the block. Does not: clocks, names for people (statistics.py).
 #
-# One thread of one process writes, the event loop's; anybody may read. Cells are aligned 64-bit integers that are stored
-# whole, so a reader sees every counter as it was at some moment, though not all at the same moment.
+# One thread of one process writes, the event loop's; anybody may read. Cells are aligned 64-bit integers that are
+# stored whole, so a reader sees every counter as it was at some moment, though not all at the same moment.
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer

@@ -1,7 +1,8 @@
 # Text made of counters: the page for Prometheus and the JSON of the statistics.
 #
 # Lives here: a template (a table of texts and of the cells whose sum follows each), and the job that reads the counters
-# of all processes and fills the template in. Does not: names of metrics, what cells mean (api/metrics.py, shared/statistics.py).
+# of all processes and fills the template in. Does not: names of metrics, what cells mean (api/metrics.py,
+# shared/statistics.py).
 #
 # A template is made once. What differs between models is an Entry each: its labels as text, its key, its counters. So a
 # model that is loaded costs a few hundred bytes here, and nothing is compiled again.

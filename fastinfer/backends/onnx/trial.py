@@ -1,8 +1,8 @@
 """Trial runs of a session at load: do rows answer together as they do alone?
 
-The second line behind the proof from the graph (:mod:`fastinfer.backends.onnx.graph.rows`): a rule of that table may be wrong, or an
-operator of the runtime. Rows of very different size stand beside each other, NaN beside numbers, integers come from
-growing ranges. Runs on a load thread, never on the loop's.
+The second line behind the proof from the graph (:mod:`fastinfer.backends.onnx.graph.rows`): a rule of that table may be
+wrong, or an operator of the runtime. Rows of very different size stand beside each other, NaN beside numbers, integers
+come from growing ranges. Runs on a load thread, never on the loop's.
 
 Two comparisons, so that rounding is not taken for dependence. A row alone against copies of itself: the number of rows
 must not matter, but other numbers take other kernels, so values of ordinary size are compared within a tolerance. A row

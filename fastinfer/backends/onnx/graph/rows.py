@@ -1,9 +1,9 @@
 """The proof that the rows of a batch do not depend on each other, whatever they hold, from a model's graph alone.
 
 The first dimension of every input is taken for the batch dimension, and followed through every operator
-(:mod:`fastinfer.backends.onnx.graph.operators`). If it comes out as the first dimension of every output, each row's answer depends on
-that row alone, and rows may be put together and divided at will. Sums may still be rounded otherwise: other numbers of
-rows take other kernels of the runtime. :attr:`Proof.rounds` names an operator for which that can be.
+(:mod:`fastinfer.backends.onnx.graph.operators`). If it comes out as the first dimension of every output, each row's
+answer depends on that row alone, and rows may be put together and divided at will. Sums may still be rounded otherwise:
+other numbers of rows take other kernels of the runtime. :attr:`Proof.rounds` names an operator for which that can be.
 
 The graph as it is stored is proven, quantized operators included; the runtime's optimizer keeps its meaning. Subgraphs
 and model-local functions are followed. Everything is bounded: operators that are visited, nesting, and the elements of
