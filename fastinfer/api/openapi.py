@@ -59,10 +59,10 @@ DATATYPES = list(ELEMENTS)
 ALPHABET = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
 TAGS = {
-    "Server": "Who it is, and whether it is well.",
-    "Models": "What is loaded, and what it takes and gives.",
-    "Inference": "From tensors to tensors.",
-    "Control": "What is there to load; loading and unloading.",
+    "Server": "Metadata and health of the server.",
+    "Models": "Metadata, readiness and configuration of models.",
+    "Inference": "Inference: tensors in, tensors out.",
+    "Control": "The repository index, loading and unloading.",
     "Observation": "Hardware, statistics and metrics.",
     "Description": "This description, and the page that shows it.",
 }
@@ -327,13 +327,15 @@ def server_paths() -> dict[str, Schema]:
     ready = media(record({"ready": {"type": "boolean"}}), ready={"ready": True})
     reason = record({"ready": {"type": "boolean", "enum": [False]}, "error": text("What it waits for.")})
     not_ready = media(reason, loading={"ready": False, "error": "models are not ready: 'digits' is loading"})
-    ready_operation = operation("serverReady", "Server", "Is it ready?", answer("It is.", ready))
-    why = "It is not: models are loading or have failed, there is none, or it drains."
+    ready_operation = operation("serverReady", "Server", "Server Ready", answer("The server is ready.", ready))
+    why = "The server is not ready: models are loading or have failed, there is none, or it drains."
     ready_operation["responses"]["503"] = answer(why, not_ready)
     metadata = answer("Name, version and extensions.", media(schema("ServerMetadata")))
     return {
-        "/v2": {"get": operation("serverMetadata", "Server", "What is it?", metadata)},
-        "/v2/health/live": {"get": operation("serverLive", "Server", "Is it there?", answer("It is.", live))},
+        "/v2": {"get": operation("serverMetadata", "Server", "Server Metadata", metadata)},
+        "/v2/health/live": {
+            "get": operation("serverLive", "Server", "Server Live", answer("The server is live.", live))
+        },
         "/v2/health/ready": {"get": ready_operation},
     }
 
@@ -342,18 +344,18 @@ def model_paths() -> dict[str, Schema]:
     """The list of models, their signatures and readiness, inference."""
     listed = media(record({"models": array(text())}), bundled={"models": ["digits", "simple"]})
     metadata = operation(
-        "modelMetadata", "Models", "What does it take and give?",
+        "modelMetadata", "Models", "Model Metadata",
         answer("Signature and versions.", media(schema("ModelMetadata"))), 404, 503,
     )  # fmt: skip
     is_ready = media(record({"name": text(), "ready": {"type": "boolean"}}), simple={"name": "simple", "ready": True})
-    ready = operation("modelReady", "Models", "Is it ready?", answer("It is.", is_ready), 404, 503)
+    ready = operation("modelReady", "Models", "Model Ready", answer("The model is ready.", is_ready), 404, 503)
     outputs = {
         "model_name": "echo",
         "model_version": "1",
         "outputs": [{"name": "output", "datatype": "UINT32", "shape": [1], "data": [42]}],
     }
     infer = operation(
-        "infer", "Inference", "Infer",
+        "infer", "Inference", "Inference",
         answer("All outputs, or those that were asked for.", {
             **media(schema("InferenceResponse"), echo=outputs),
             **media(text(format="binary"), "application/octet-stream"),
@@ -371,7 +373,7 @@ def model_paths() -> dict[str, Schema]:
     length = {"description": "Bytes of JSON before the binary values.", "schema": {"type": "integer", "minimum": 0}}
     infer["responses"]["200"]["headers"] = {"Inference-Header-Content-Length": length}
     return {
-        "/v2/models": {"get": operation("models", "Models", "What is loaded?", answer("Names, sorted.", listed), 503)},
+        "/v2/models": {"get": operation("models", "Models", "Loaded Models", answer("Names, sorted.", listed), 503)},
         **versioned("/v2/models/{model}", "get", metadata),
         **versioned("/v2/models/{model}/ready", "get", ready),
         **versioned("/v2/models/{model}/infer", "post", infer),
@@ -387,7 +389,7 @@ def control_paths() -> dict[str, Schema]:
 
     def control(identifier: str, verb: str, what: str, ok: Schema, accepted: Schema = parameters) -> Schema:
         summary, errors = (
-            f"{verb.capitalize()} a {what}",
+            f"{what.capitalize()} {verb.capitalize()}",
             (400, 403, 404, 503, 504) if verb == "load" else (400, 403, 404),
         )
         description = "" if verb == "load" else "Takes one load away; a name that is not loaded is no error."
@@ -395,13 +397,13 @@ def control_paths() -> dict[str, Schema]:
         return operation(identifier, "Control", summary, ok, *errors, body=optional, description=description)
 
     to_unload = media(schema("UnloadBody"), nothing={}, a_whole_chain=openapi_extensions.WHOLE_CHAIN)
-    loaded, unloaded = answer("It is ready, under this name.", done["load"]), answer("It is gone.", done["unload"])
+    loaded, unloaded = answer("Loaded and ready, under this name.", done["load"]), answer("Unloaded.", done["unload"])
     for family, suffix in (("/v2/models/{model}", ""), ("/v2/repository/models/{model}", "InRepository")):
         paths |= versioned(f"{family}/load", "post", control(f"loadModel{suffix}", "load", "model", loaded))
         made = control(f"unloadModel{suffix}", "unload", "model", unloaded, to_unload)
         paths |= versioned(f"{family}/unload", "post", made)
     paths |= openapi_extensions.index_paths()
-    bare = answer("It is ready; the body is the endpoint's bare name.", media(text(example="echo"), "text/html"))
+    bare = answer("Loaded and ready; the body is the endpoint's bare name.", media(text(example="echo"), "text/html"))
     given = media(schema("WorkerBody"), nothing={}, another_endpoint={"max_buffer_num": 100})
     for verb, made in (
         ("load", control("loadWorker", "load", "worker", bare, given)),
@@ -414,14 +416,14 @@ def control_paths() -> dict[str, Schema]:
 def other_paths() -> dict[str, Schema]:
     """Hardware, metrics, and the description itself."""
     enough = operation(
-        "hasHardware", "Observation", "Is there enough hardware?",
-        answer("There is.", media(schema("HardwareAnswer"))), 400, 404, 504,
+        "hasHardware", "Observation", "Hardware Check",
+        answer("There is as much.", media(schema("HardwareAnswer"))), 400, 404, 504,
         body=body(media(schema("HardwareRequest"), one_core={"name": "CPU", "num": 1},
                         a_provider={"name": "CPUExecutionProvider"})),
         description="404 tells how many there are.",
     )  # fmt: skip
     listed = operation(
-        "hardware", "Observation", "What hardware is there?",
+        "hardware", "Observation", "Hardware List",
         answer("Cores, GPUs, GPU models and execution providers.", media(schema("HardwareList"))), 504,
     )  # fmt: skip
 
@@ -431,14 +433,14 @@ def other_paths() -> dict[str, Schema]:
             content |= media({"type": "object"} if content_type == "application/json" else text(), content_type)
         return operation(identifier, tag, summary, answer("The text.", content), *errors)
 
-    asset = page("docsAsset", "Description", "What the page is made of", "text/css", "text/javascript")
+    asset = page("docsAsset", "Description", "Page Asset", "text/css", "text/javascript")
     asset["responses"]["200"]["content"] |= media(text(format="binary"), "image/png")
     asset["responses"]["404"] = ref("responses", "NotFound")
     return {
         "/v2/hardware": {"get": listed, "post": enough},
-        "/metrics": {"get": page("metrics", "Observation", "Counters for Prometheus", "text/plain", errors=(504,))},
-        "/openapi.json": {"get": page("description", "Description", "This description", "application/json")},
-        "/docs": {"get": page("docs", "Description", "A page to read and try it", "text/html")},
+        "/metrics": {"get": page("metrics", "Observation", "Metrics", "text/plain", errors=(504,))},
+        "/openapi.json": {"get": page("description", "Description", "OpenAPI Description", "application/json")},
+        "/docs": {"get": page("docs", "Description", "API Page", "text/html")},
         "/docs/{asset}": {
             "parameters": [ref("parameters", "asset")],
             "get": asset,

@@ -111,17 +111,17 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
 def model_paths() -> dict[str, Schema]:
     """The configuration and the statistics of models."""
     config = operation(
-        "modelConfig", "Models", "How is it configured?",
+        "modelConfig", "Models", "Model Configuration",
         answer("The effective configuration.", media(schema("ModelConfiguration"))), 404, 503,
     )  # fmt: skip
     counted = media(record({"model_stats": array(schema("ModelStatistics"))}))
     one = answer("An entry for each ready version, or for the one.", counted)
-    statistics = operation("modelStatistics", "Observation", "What has it done?", one, 404, 503, 504)
+    statistics = operation("modelStatistics", "Observation", "Model Statistics", one, 404, 503, 504)
     every = answer("An entry for each ready version of each.", counted)
     return {
         **versioned("/v2/models/{model}/config", "get", config),
         "/v2/models/stats": {
-            "get": operation("statistics", "Observation", "What have all models done?", every, 503, 504)
+            "get": operation("statistics", "Observation", "Statistics of All Models", every, 503, 504)
         },
         **versioned("/v2/models/{model}/stats", "get", statistics),
     }
@@ -136,7 +136,7 @@ def index_paths() -> dict[str, Schema]:
     listed = answer("By name and version.", media(array(schema("RepositoryIndexEntry")), bundled=entries))
     asked = body(media(schema("RepositoryIndexRequest"), everything={}, only_ready={"ready": True}), required=False)
     made = operation(
-        "repositoryIndex", "Control", "What is there, loaded or not?", listed, 400, 503, 504, body=asked,
+        "repositoryIndex", "Control", "Repository Index", listed, 400, 503, 504, body=asked,
         description="Each version that is served or being loaded or unloaded, and each model of the repository that "
         "is not served.",
     )  # fmt: skip
