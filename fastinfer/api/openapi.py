@@ -417,7 +417,7 @@ def other_paths() -> dict[str, Schema]:
     """Hardware, metrics, and the description itself."""
     enough = operation(
         "hasHardware", "Observation", "Hardware Check",
-        answer("There is as much.", media(schema("HardwareAnswer"))), 400, 404, 504,
+        answer("The hardware is there.", media(schema("HardwareAnswer"))), 400, 404, 504,
         body=body(media(schema("HardwareRequest"), one_core={"name": "CPU", "num": 1},
                         a_provider={"name": "CPUExecutionProvider"})),
         description="404 tells how many there are.",

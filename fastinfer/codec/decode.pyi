@@ -62,4 +62,5 @@ class DecodeJob(Job):
         budget: Budget | None = None,
     ) -> None: ...
     def result(self) -> InferRequest:
-        """The request, once after the job has run; ApiError as :func:`decode`. Loop's thread."""
+        """The request, once after the job has run; ApiError as :func:`decode`, ValueError the
+        second time. Loop's thread."""

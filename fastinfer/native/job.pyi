@@ -18,4 +18,4 @@ class Job:
     def terminate(self) -> None:
         """Nobody waits any more: the work ends soon, or does not begin. There is no result."""
     def run(self) -> None:
-        """Does the work now, on this thread, with the GIL released. Does not call ``done``."""
+        """Does the work now, on this thread, with the GIL released. Does not call ``done``. ValueError the second time."""

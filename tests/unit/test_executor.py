@@ -23,12 +23,15 @@ import pytest
 from fastinfer.backends.batch_run import BatchRun
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.base.machine import usable_cores
+from fastinfer.codec.decode import DecodeJob
+from fastinfer.codec.encode import EncodeJob
 from fastinfer.native.executor import Executor, Share
 from fastinfer.native.job import Job
-from fastinfer.tensor.message import InferRequest
+from fastinfer.tensor.message import InferRequest, InferResponse
 from fastinfer.tensor.tensor import Tensor
 
 X = Tensor.from_numpy("x", np.ones((1, 1), "f4"))
+RESPONSE = InferResponse("m", "1", [X])
 
 
 @pytest.fixture
@@ -428,3 +431,23 @@ def test_an_open_executor_at_interpreter_exit() -> None:
         timeout=60,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaving\n", "")
+
+
+# --- What memory safety rests on --------------------------------------------------------------------------------------
+
+
+def test_a_job_runs_once_and_has_one_result() -> None:
+    bare = Job()
+    with pytest.raises(ValueError, match="when it is ready"):
+        bare.run()
+    body = b'{"inputs":[{"name":"x","shape":[1],"datatype":"INT32","data":[7]}]}'
+    for make in (lambda: DecodeJob(body), lambda: DecodeJob(b"12345678", 0), lambda: EncodeJob(RESPONSE)):
+        job = make()
+        with pytest.raises(ValueError, match="when it has ended"):
+            job.result()
+        job.run()
+        with pytest.raises(ValueError, match="runs once"):
+            job.run()
+        job.result()
+        with pytest.raises(ValueError, match="one result"):
+            job.result()

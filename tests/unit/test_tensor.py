@@ -94,3 +94,43 @@ def test_specs_compare_by_what_they_say() -> None:
         TensorSpec("x", "FP8", [1])
     with pytest.raises(ValueError, match="at most 16"):
         TensorSpec("x", "FP32", [1] * 17)
+
+
+# --- What memory safety rests on --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [17, 18, 100, 1000])
+def test_more_dimensions_than_there_is_room_for_are_refused(rank: int) -> None:
+    tensor = Tensor.from_numpy("x", np.zeros((1, 1), "f4"))
+    for make in (lambda shape: Tensor.empty("x", "FP32", shape), tensor.reshaped):
+        with pytest.raises(ValueError, match="at most 16 dimensions"):
+            make([1] * rank)
+    with pytest.raises(ValueError, match="at most 16"):
+        Tensor.from_numpy("x", np.zeros((1,) * min(rank, 64), "f4"))
+
+
+@pytest.mark.parametrize("shape", [[2**62, 2], [2**61], [2**63 - 1], [2**32, 2**31], [-1], [2**40, 2**40, 0, 3][:2]])
+def test_more_elements_than_memory_has_bytes_are_refused(shape: list[int]) -> None:
+    with pytest.raises((ValueError, MemoryError)):
+        Tensor.empty("x", "FP64", shape)
+
+
+@pytest.mark.parametrize(
+    ("start", "count"),
+    [
+        (0, 4),
+        (1, 3),
+        (3, 1),
+        (4, 0),
+        (-1, 1),
+        (0, -1),
+        (1, 2**63 - 1),
+        (2**63 - 1, 1),
+        (2**63 - 1, 2**63 - 1),
+        (2, -(2**63)),
+    ],
+)
+def test_rows_that_are_not_there_are_refused(start: int, count: int) -> None:
+    for array in (np.zeros((3, 2), "f4"), np.array([["a"], ["bc"], [""]], object)):
+        with pytest.raises(IndexError):
+            Tensor.from_numpy("x", array).slice_rows(start, count)

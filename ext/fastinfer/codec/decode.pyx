@@ -348,6 +348,7 @@ cdef class DecodeJob(Job):
         return max(0, load_word(&self.decoder.timeout_us, RELAXED))
 
     def result(self):
+        self.take_result()
         body = <object>self.body.obj
         if self.raw:
             return build_raw(&self.body, body, True)

@@ -444,4 +444,5 @@ cdef class EncodeJob(Job):
         close_plan(&self.plan)
 
     def result(self):
+        self.take_result()
         return finish_plan(&self.plan, self.response, self.budget)

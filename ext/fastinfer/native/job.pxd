@@ -43,7 +43,10 @@ cdef class Clock:
 cdef class Job:
     cdef Task task                      # what native threads see of it
     cdef Interrupt interruption         # what long work looks at between pieces
+    cdef bint _result_taken
     cdef public object done             # Callable[[Job], None] or None; called on the loop's thread
 
     # Does the work on this thread, at once, without the GIL.
     cdef void run_here(self) noexcept
+    # For a subclass whose result can be taken once. ValueError the second time, or before the end.
+    cdef int take_result(self) except -1

@@ -29,7 +29,15 @@ cdef class Job:
         return self.task.ended_ns
 
     def run(self):
+        if self.task.work == NULL or self.task.ended_ns != 0:
+            raise ValueError("a job runs once, when it is ready")
         self.run_here()
+
+    cdef int take_result(self) except -1:
+        if self.task.ended_ns == 0 or self._result_taken:
+            raise ValueError("a job has one result, when it has ended")
+        self._result_taken = True
+        return 0
 
     cdef void run_here(self) noexcept:
         cdef int64_t started, ended

@@ -196,16 +196,18 @@ cdef class Tensor:
     @staticmethod
     def empty(str name not None, str datatype not None, shape, Budget budget=None):
         cdef int64_t[MAX_RANK] dims
-        cdef int rank = <int>len(shape)
+        cdef Py_ssize_t rank = len(shape)
         cdef int i
+        if rank > MAX_RANK:
+            raise ValueError(f"at most {MAX_RANK} dimensions are supported")
         for i in range(rank):
             dims[i] = shape[i]
-        cdef int64_t count = element_count(dims, rank)
+        cdef int64_t count = element_count(dims, <int>rank)
         cdef int datatype_id = from_str(datatype)
-        if count < 0 or (datatype_id == BYTES and count > 0):
+        if count < 0 or count > PY_SSIZE_T_MAX // 8 or (datatype_id == BYTES and count > 0):
             raise ValueError(f"no empty {datatype} tensor of shape {list(shape)}")
         cdef Memory memory = Memory.allocate(count * row(datatype_id).itemsize, budget)
-        return Tensor.wrap(name, datatype_id, rank, dims, memory.data, memory.nbytes, memory)
+        return Tensor.wrap(name, datatype_id, <int>rank, dims, memory.data, memory.nbytes, memory)
 
     def fill(self):
         if not isinstance(self.owner, Memory) or self.datatype_id == BYTES:
@@ -255,21 +257,21 @@ cdef class Tensor:
         return at
 
     def slice_rows(self, int64_t start, int64_t count):
-        if self.rank == 0 or start < 0 or count < 0 or start + count > self.dims[0]:
-            raise IndexError(f"rows {start}..{start + count} of {self.shape}")
+        if self.rank == 0 or start < 0 or count < 0 or count > self.dims[0] - start:     # start + count may overflow
+            raise IndexError(f"{count} rows from {start} on of {self.shape}")
         return self.rows(start, count)
 
     def reshaped(self, shape):
         cdef int64_t[MAX_RANK] dims
-        cdef int rank = <int>len(shape)
+        cdef Py_ssize_t rank = len(shape)
         cdef int i
         if rank > MAX_RANK:
             raise ValueError(f"at most {MAX_RANK} dimensions are supported")
         for i in range(rank):
             dims[i] = shape[i]
-        if element_count(dims, rank) != self.count:
+        if element_count(dims, <int>rank) != self.count:
             raise ValueError(f"{self.count} elements do not fit the shape {list(shape)}")
-        return Tensor.wrap(self.name, self.datatype_id, rank, dims, self.data, self.nbytes, self.owner)
+        return Tensor.wrap(self.name, self.datatype_id, <int>rank, dims, self.data, self.nbytes, self.owner)
 
     def renamed(self, str name not None):
         return Tensor.wrap(name, self.datatype_id, self.rank, self.dims, self.data, self.nbytes, self.owner)
@@ -303,6 +305,8 @@ cdef Tensor _from_strings(str name, array, const int64_t* dims):
     cdef bytes element
     cdef uint32_t size
     for element in elements:
+        if len(element) > 0xFFFFFFFF:
+            raise ValueError(f"an element of '{name}' is longer than 4 GiB")
         nbytes += 4 + len(element)
     cdef Memory memory = Memory.allocate(nbytes)
     for element in elements:
