@@ -1,7 +1,7 @@
 """Builds the extensions of the data plane; everything else is said in pyproject.toml.
 
 Switches, read from the environment:
-    FASTINFER_DEBUG=1      indices are checked, the C++ library checks itself, symbols, no optimisation
+    FASTINFER_DEBUG=1      invariants and indices are checked, the C++ library checks itself, symbols, no optimisation
     FASTINFER_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer
     FASTINFER_COVERAGE=1   lines count how often they run, those of .pyx files under their own names: make coverage
     FASTINFER_GUIDED=1     each basic block tells tests/fuzz/coverage.cpp that it runs: make fuzz-guided
@@ -46,7 +46,7 @@ extensions = [
         [str(source)],
         include_dirs=[str(SOURCE), numpy.get_include()],
         depends=[str(header) for header in SOURCE.rglob("*.h")],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("FASTINFER_DEBUG", "1")] if debug else [])],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         language="c++",

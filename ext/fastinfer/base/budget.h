@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "fastinfer/base/debug.h"
+
 namespace fastinfer {
 
 class Count {
@@ -16,6 +18,7 @@ class Count {
 
     // False, and nothing is counted, if that would be over the limit.
     bool reserve(int64_t nbytes) {
+        invariant(nbytes >= 0, "bytes are reserved");
         if (used_.fetch_add(nbytes, std::memory_order_relaxed) <= limit_ - nbytes)
             return true;
         used_.fetch_sub(nbytes, std::memory_order_relaxed);
@@ -25,7 +28,10 @@ class Count {
 
     // Counts what is there already, limit or not.
     void add(int64_t nbytes) { used_.fetch_add(nbytes, std::memory_order_relaxed); }
-    void release(int64_t nbytes) { used_.fetch_sub(nbytes, std::memory_order_relaxed); }
+    void release(int64_t nbytes) {
+        const int64_t before = used_.fetch_sub(nbytes, std::memory_order_relaxed);
+        invariant(nbytes >= 0 && before >= nbytes, "no more bytes are given back than are counted");
+    }
 
     bool spent() const { return used() > limit_; }
     // How often something was refused.

@@ -6,6 +6,8 @@
 
 from libc.string cimport memcmp, memcpy
 
+from fastinfer.base.debug cimport invariant
+
 cdef extern from "fastinfer/number/span.h" namespace "fastinfer::number" nogil:
     const char* skip_space "fastinfer::number::skip_space"(const char* at, const char* end) noexcept
 
@@ -32,6 +34,7 @@ cdef inline void open_cursor(Cursor* cursor, const char* begin, Py_ssize_t size)
 
 # The next byte that is not white space, not taken; -1 at the end.
 cdef inline int peek(Cursor* cursor) noexcept nogil:
+    invariant(cursor.begin <= cursor.at <= cursor.end, "a cursor is inside its text")
     if cursor.at < cursor.end and cursor.at[0] > 0x20:      # the common case; bytes above 0x7F are negative
         return cursor.at[0]
     cursor.at = skip_space(cursor.at, cursor.end)
@@ -78,6 +81,7 @@ cdef inline Py_ssize_t room(const Writer* writer) noexcept nogil:
 
 # Inlined, so that a literal of known size is a few moves.
 cdef inline void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil:
+    invariant(0 <= size <= room(writer), "what is written fits the reservation")
     memcpy(writer.at, bytes, size)
     writer.at += size
 

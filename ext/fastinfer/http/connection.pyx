@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcmp, memcpy
 
 from fastinfer.base.budget cimport Budget
+from fastinfer.base.debug cimport DEBUG, invariant
 from fastinfer.http.exchange cimport BorrowedBody, Exchange, Head, lend
 from fastinfer.http.head_cache cimport HeadCache
 from fastinfer.http.reply cimport ok_json, reply, size_of
@@ -157,6 +158,8 @@ cdef class Connection:
         cdef SizedUpload upload = self.sized_upload()
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
         cdef int64_t now = monotonic_ns()
+        invariant(0 <= size <= <Py_ssize_t>len(self._hub.buffer) - kept or upload is not None,
+                  "what was read is in the buffer")
         self._hub._read_ns = now
         self._hub.poller.came(now)
         if upload is not None and upload.body is not None:
@@ -439,6 +442,7 @@ cdef class Connection:
     cdef int retire(self, HttpExchange exchange, int status_class) except -1:
         # The exchange's answer is in the outgoing bytes.
         cdef Shared hub = self._hub
+        invariant(len(self._queue) > 0 and self._queue[0] is exchange, "answers leave in the order of requests")
         del self._queue[0]
         if 0 <= status_class <= 5:
             hub._answers[status_class] += 1
@@ -455,6 +459,8 @@ cdef class Connection:
 
     cdef int write_out(self) except -1:
         cdef list out = self._out
+        if DEBUG:
+            invariant(self._out_size == sum([len(part) for part in out]), "the outgoing size is that of its parts")
         if self._transport is not None and out:
             if len(out) == 1:
                 self._transport.write(out[0])

@@ -3,6 +3,8 @@
 cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from fastinfer.base.debug cimport invariant
+
 
 cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec now
@@ -41,6 +43,7 @@ cdef class Job:
 
     cdef void run_here(self) noexcept:
         cdef int64_t started, ended
+        invariant(self.task.work != NULL and self.task.ended_ns == 0, "a job runs once, when it is ready")
         with nogil:
             started = monotonic_ns()
             self.task.work(self.task.state)

@@ -55,6 +55,7 @@ cdef class Deadlines:
     cdef int watch(self, Life life, bint own_timer) except -1
     cdef bint _list(self, Life life) except? True
     cdef int _unlist(self, Life life) noexcept
+    cdef int _check(self) noexcept
     cdef int _set_sweep(self) except -1
 
 

@@ -6,6 +6,7 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 
+from fastinfer.base.debug cimport DEBUG, invariant
 from fastinfer.native.job cimport Clock
 from fastinfer.shared.counters cimport BY_CLIENT, BY_MODEL, BY_TIMEOUT, CANCELLED, REJECTED, Counters
 from fastinfer.tensor.message cimport ENDED, NEVER, RUNNING, InferRequest, Keeper, Waiter
@@ -152,11 +153,26 @@ cdef class Deadlines:
             (<Life>life.after).before = <void*>life
         else:
             self._last = <void*>life
+        if DEBUG:
+            self._check()
         if at == NULL and (self._sweep is None or self._sweep_ns > life.deadline_ns):
             self._set_sweep()
         return True
 
+    cdef int _check(self) noexcept:
+        # The list is linked both ways, and in the order of its deadlines.
+        cdef void* at = self._first
+        cdef void* before = NULL
+        while at != NULL:
+            invariant((<Life>at).listed and (<Life>at).before == before, "the deadlines are linked both ways")
+            invariant(before == NULL or (<Life>before).deadline_ns <= (<Life>at).deadline_ns, "deadlines are in order")
+            before = at
+            at = (<Life>at).after
+        invariant(self._last == before, "the list of deadlines ends at its last")
+        return 0
+
     cdef int _unlist(self, Life life) noexcept:
+        invariant(life.listed, "who leaves the list of deadlines is in it")
         life.listed = False
         if life.before != NULL:
             (<Life>life.before).after = life.after
@@ -166,6 +182,8 @@ cdef class Deadlines:
             (<Life>life.after).before = life.before
         else:
             self._last = life.before
+        if DEBUG:
+            self._check()
         Py_DECREF(life)
         return 0
 

@@ -60,3 +60,4 @@ cdef class Queue:
     cdef int _move_down(self, Group group, Py_ssize_t place) except -1
     cdef int _drop(self, Group group) except -1
     cdef int _sweep_out(self) except -1
+    cdef int _check(self) except -1

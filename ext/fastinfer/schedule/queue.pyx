@@ -2,6 +2,7 @@
 
 cimport cython
 
+from fastinfer.base.debug cimport DEBUG, invariant
 from fastinfer.tensor.message cimport QUEUED, RUNNING
 
 cdef enum:
@@ -71,6 +72,8 @@ cdef class Queue:
         if group.place < 0:
             self._push_head(group)
         self.size += 1
+        if DEBUG:
+            self._check()
         return 0
 
     cdef tuple _key_of(self, InferRequest request):
@@ -125,6 +128,7 @@ cdef class Queue:
 
     cdef void take_first(self, Group group) noexcept:
         # What first() has given waits no more.
+        invariant(group.live > 0 and self.size > 0, "who is taken has waited")
         (<InferRequest>group.requests[group.start]).state = RUNNING
         group.requests[group.start] = None
         group.start += 1
@@ -158,6 +162,8 @@ cdef class Queue:
             self._drop(group)
         elif self._ended > FEW and self._ended > self.size:
             self._sweep_out()
+        if DEBUG:
+            self._check()
         return 0
 
     cdef int _sweep_out(self) except -1:
@@ -170,6 +176,22 @@ cdef class Queue:
                                   if (<InferRequest>request).state == QUEUED]
                 group.start = 0
         self._ended = 0
+        return 0
+
+    cdef int _check(self) except -1:
+        # What the counts, the heap and the groups say of each other; takes steps for each request.
+        cdef Group group
+        cdef int64_t live = 0
+        cdef Py_ssize_t place = 0
+        for group in self.heads:
+            invariant(group.place == place, "a group knows its place in the heap")
+            invariant(place == 0 or not precedes(group, <Group>self.heads[(place - 1) >> 1]), "the heap is in order")
+            invariant(group.live == <int64_t>len(group.rows()), "a group counts its live requests")
+            invariant(group is self._plain or self._groups.get(group.key) is group, "a group is found by its key")
+            live += group.live
+            place += 1
+        invariant(live == self.size, "the queue's size is that of its groups")
+        invariant(self._plain.place >= 0 or self._plain.live == 0, "who waits is in the heap")
         return 0
 
     # --- The heads ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import logging
 
 cimport cython
 
+from fastinfer.base.debug cimport invariant
 from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, late, settle
 from fastinfer.schedule.policy cimport Policy
@@ -38,6 +39,7 @@ cdef class Batch:
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
         self.waiting -= 1
+        invariant(self.waiting >= 0, "nobody leaves a batch twice")
         if self.run is None:
             return 0
         if self.waiting == 0:
@@ -112,6 +114,7 @@ cdef class Scheduler:
 
     cpdef int leave(self) except -1:
         self._parents -= 1
+        invariant(self._parents >= 0, "a parent leaves once")
         return self._check_idle()
 
     cpdef int cancel(self, InferRequest request) except -1:
@@ -191,6 +194,7 @@ cdef class Scheduler:
         batch.waiting = len(requests)
         for request in requests:
             request.keeper = batch
+        invariant(self._free_instances > 0, "a batch has an instance")
         self._free_instances -= 1
         self._running.add(batch)
         try:
@@ -314,6 +318,7 @@ cdef class Scheduler:
         self._dispatch()
 
     cdef int _finish(self, Batch batch, BatchResult result) except -1:
+        invariant(batch in self._running, "a batch ends once")
         self._running.discard(batch)
         self._free_instances += 1
         return self._end_batch(batch.requests, result)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
+from fastinfer.base.debug cimport invariant
 from fastinfer.tensor.datatype cimport BYTES, row
 from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, element_count
 
@@ -19,6 +20,7 @@ cdef Py_ssize_t gathered_size(const Piece* pieces, Py_ssize_t count) noexcept no
 cdef void gather(const Piece* pieces, Py_ssize_t count, char* into) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(count):
+        invariant(pieces[i].nbytes >= 0, "a piece has a size")
         memcpy(into, pieces[i].data, pieces[i].nbytes)
         into += pieces[i].nbytes
 
@@ -94,6 +96,7 @@ def split(Tensor tensor not None, list rows not None):
         with nogil:
             scatter(tensor.datatype_id, tensor.data, element_count(tensor.dims + 1, tensor.rank - 1), counts, count,
                     bounds)
+        invariant(bounds[count] == tensor.nbytes, "the rows of a tensor are all of it")
         memcpy(dims, tensor.dims, tensor.rank * sizeof(int64_t))
         for i in range(count):
             dims[0] = counts[i]

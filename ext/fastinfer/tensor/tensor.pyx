@@ -11,7 +11,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from fastinfer.base.budget cimport Budget
-from fastinfer.tensor.datatype cimport BYTES, from_str, name_of, row
+from fastinfer.base.debug cimport invariant
+from fastinfer.tensor.datatype cimport BYTES, DATATYPE_COUNT, from_str, name_of, row
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -168,6 +169,8 @@ cdef class Tensor:
     cdef Tensor wrap(str name, int datatype_id, int rank, const int64_t* dims, char* data, Py_ssize_t nbytes,
                      object owner):
         cdef Tensor tensor = Tensor.__new__(Tensor)
+        invariant(0 <= rank <= MAX_RANK, "a tensor has at most MAX_RANK dimensions")
+        invariant(0 <= datatype_id < DATATYPE_COUNT and nbytes >= 0, "a tensor has a datatype and a size")
         tensor.name = name
         tensor.datatype_id = datatype_id
         tensor.rank = rank
@@ -176,6 +179,9 @@ cdef class Tensor:
         tensor.data = data
         tensor.nbytes = nbytes
         tensor.owner = owner
+        invariant(tensor.count >= 0, "the elements of a tensor can be counted")
+        invariant(datatype_id == BYTES or nbytes == 0 or nbytes == tensor.count * row(datatype_id).itemsize,
+                  "a tensor's bytes are those of its elements")
         return tensor
 
     @staticmethod
@@ -237,6 +243,7 @@ cdef class Tensor:
         return array
 
     cdef Tensor rows(self, int64_t start, int64_t count):
+        invariant(self.rank > 0 and start >= 0 and 0 <= count <= self.dims[0] - start, "rows are inside their tensor")
         cdef Py_ssize_t first = self.row_offset(start)
         # The end of all rows needs no walk over the elements of BYTES.
         cdef Py_ssize_t end = self.nbytes if start + count == self.dims[0] else self.row_offset(start + count)
@@ -254,6 +261,7 @@ cdef class Tensor:
         for _ in range(elements):
             memcpy(&size, self.data + at, 4)
             at += 4 + <Py_ssize_t>size
+            invariant(at <= self.nbytes, "the elements of BYTES end inside their tensor")
         return at
 
     def slice_rows(self, int64_t start, int64_t count):
