@@ -23,6 +23,8 @@ def switch(name: str) -> bool:
 
 debug, sanitize, coverage, guided = (switch(name) for name in ("DEBUG", "SANITIZE", "COVERAGE", "GUIDED"))
 
+DEBUG = [("FASTINFER_DEBUG", "1")] if debug else []
+
 compile_args = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wno-unused-function", "-Wno-deprecated-declarations"]
 link_args = ["-pthread"]
 if debug:
@@ -46,7 +48,7 @@ extensions = [
         [str(source)],
         include_dirs=[str(SOURCE), numpy.get_include()],
         depends=[str(header) for header in SOURCE.rglob("*.h")],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *([("FASTINFER_DEBUG", "1")] if debug else [])],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *DEBUG],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         language="c++",

@@ -78,7 +78,7 @@ class Service:
         self.crashes = crashes or Crashes()
         self.loop = loop
         loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
-        self.executor = Executor(config.threads, loop_fd, loop.call_later)
+        self.executor = Executor(config.threads, loop_fd, loop.call_later, max(config.processes, 1))
         self.budget = Budget(config.in_flight_bytes)
         self.counters = counters or Alone()
         self._loader = Loader(config, self.executor, self.budget, loop, self.counters, self.crashes)

@@ -22,9 +22,10 @@ class Executor:
     Args:
         threads: how many; ValueError below 1, OSError where they cannot be started.
         loop_fd: the file in which the event loop waits; long jobs offer their core while it has something to read.
-        call_later: the event loop's. While shares of which nothing runs wait, jobs that have run for 0.1 s lose their
-            places: they go on at a lower priority, and further threads (at most four for each of ``threads``) serve the
-            others. None: they keep them.
+        call_later: the event loop's. Jobs that have run for 0.1 s are put behind the others: as many as there are cores
+            but one keep their priority. While shares of which nothing runs wait for a thread, they lose their places,
+            too, and further threads (at most four for each of ``threads``) serve the others. None: nothing of this.
+        processes: that share the cores.
     """
 
     threads: int
@@ -33,7 +34,11 @@ class Executor:
     bulk: Share
     """Of data work that takes longer."""
     def __init__(
-        self, threads: int, loop_fd: int = -1, call_later: Callable[[float, Callable[[], None]], Any] | None = None
+        self,
+        threads: int,
+        loop_fd: int = -1,
+        call_later: Callable[[float, Callable[[], None]], Any] | None = None,
+        processes: int = 1,
     ) -> None: ...
     def submit(self, job: _J, done: Callable[[_J], Any] | None = None, share: Share | None = None) -> None:
         """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after its end.

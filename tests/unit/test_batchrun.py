@@ -168,7 +168,8 @@ def test_split_is_for_once_and_after_the_end(simple: Session) -> None:
         done.split()
     done.run()
     ended = done.compute_infer_ns
-    done.run()  # does nothing more
+    with pytest.raises(ValueError, match="runs once"):
+        done.run()
     assert done.compute_infer_ns == ended
     done.split()
     with pytest.raises(RuntimeError, match="split once"):

@@ -50,7 +50,7 @@ class Recorder:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
-    for name, function in (("supervisor.server", recorder.supervise), ("process", recorder.serve)):
+    for name, function in (("supervisor.server", recorder.supervise), ("cli.process", recorder.serve)):
         module = ModuleType(f"fastinfer.{name}")
         setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, f"fastinfer.{name}", module)
@@ -58,7 +58,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def test_closed_descriptors_are_not_given_to_what_is_opened_next(tmp_path: Path) -> None:
-    code = "import os, sys; from fastinfer import cli; cli.main(['--version']); " + (
+    code = "import os, sys; from fastinfer.cli.main import main; main(['--version']); " + (
         "open(sys.argv[1], 'w').write(' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)))"
     )
     python = [sys.executable, "-c", code, str(tmp_path / "found")]

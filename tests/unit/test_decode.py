@@ -281,8 +281,8 @@ def test_a_raw_request_is_all_bytes() -> None:
     assert codec.decode(b"", 0).inputs[0].shape == (0,)
     job = codec.DecodeJob(b"abc", 0)
     job.run()
-    assert bytes(job.result().inputs[0]) == b"abc"
-    assert job.result().raw
+    request = job.result()
+    assert (bytes(request.inputs[0]), request.raw) == (b"abc", True)
 
 
 # --- What is refused, and how it is said -----------------------------------------------------------------------------

@@ -189,7 +189,7 @@ cdef Head varied(Head known, const Outline* outline):
         body_size = number(&outline.length)
         if body_size < 0 or body_size > <Py_ssize_t>known.max_body_bytes:
             return None
-        if body_size != known.body_size:
+        if not is_value(<bytes>known.headers[CONTENT_LENGTH], &outline.length):
             headers = known.headers.copy()
             headers[CONTENT_LENGTH] = PyBytes_FromStringAndSize(outline.length.at, outline.length.size)
     for i in range(outline.count):

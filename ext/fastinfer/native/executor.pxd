@@ -29,7 +29,7 @@ cdef class Share:
 cdef class Executor:
     cdef Pool* pool
     cdef readonly int threads
-    cdef int _cores
+    cdef int _undisturbed               # overlong jobs that keep their priority
     cdef int _loop_fd                   # see native/interrupt.h
     cdef object _call_later             # the loop's; None: overlong jobs keep their places
     cdef bint _watching

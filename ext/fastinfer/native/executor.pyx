@@ -27,7 +27,7 @@ cdef class Share:
 
 @cython.final
 cdef class Executor:
-    def __cinit__(self, int threads, int loop_fd=-1, call_later=None):
+    def __cinit__(self, int threads, int loop_fd=-1, call_later=None, int processes=1):
         if threads < 1:
             raise ValueError("an executor has at least one thread")
         self._jobs = {}
@@ -37,7 +37,8 @@ cdef class Executor:
             self.pool.close()       # joins those that did start
             raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
         self.threads = threads
-        self._cores = usable_cores()
+        # Of all processes together at least one core is left to jobs that are short.
+        self._undisturbed = (usable_cores() - 1) // processes
         self._loop_fd = loop_fd
         self._call_later = call_later
         self.brief = Share()
@@ -69,7 +70,7 @@ cdef class Executor:
 
     def _look(self):
         # While jobs run: puts overlong ones behind the others.
-        self.pool.relieve(monotonic_ns() - OVERLONG_NS, self._cores - 1, MOST_DISPLACED * self.threads)
+        self.pool.relieve(monotonic_ns() - OVERLONG_NS, self._undisturbed, MOST_DISPLACED * self.threads)
         self._watching = self.pool.queued() > 0 or self.pool.running() > 0
         if self._watching:
             self._call_later(LOOK_S, self._look)
