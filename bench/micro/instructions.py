@@ -164,7 +164,7 @@ async def requests(marks: ctypes.CDLL) -> None:
     import request
 
     async with request.running() as service:
-        for asked in ([request.head() + request.body()], request.varied(4 * REQUESTS)):
+        for asked in ([request.head() + request.body()], request.own_requests(4 * REQUESTS)):
             connections = request.Connections(service, 1)
             for times in counted(marks):
                 await connections.ask(REQUESTS * times, asked)

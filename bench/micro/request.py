@@ -55,25 +55,24 @@ def body() -> bytes:
     return orjson.dumps({"inputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def head(number: int | None = None) -> bytes:
-    """A head like a client library's behind a gateway; each number has values of its own in it."""
-    trace = 7 if number is None else number
+def head(number: int = 0) -> bytes:
+    """A head like a client library's; each number makes another."""
     return (
-        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench\r\nAccept: */*\r\n"
-        b"X-Request-Id: %032x\r\nTraceparent: 00-%032x-%016x-01\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (trace, trace * 77, trace * 5, len(body()))
+        b"POST /v2/models/simple/infer HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: bench/%d\r\nAccept: */*\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (number, len(body()))
     )
 
 
-def varied(count: int) -> list[bytes]:
-    """Requests whose heads differ, also in the length of the body: white space behind it."""
-    length = len(body())
-    return [
-        head(number).replace(b": %d\r\n\r\n" % length, b": %d\r\n\r\n" % (length + number % 90))
-        + body()
-        + b" " * (number % 90)
-        for number in range(count)
-    ]
+def own_head(number: int) -> bytes:
+    """A head as it comes from a gateway: an id, a trace, and a length of the body that are its own."""
+    fields = b"X-Request-Id: %032x\r\nTraceparent: 00-%032x-%016x-01\r\n" % (number, number * 77, number * 5)
+    sized = head().replace(b"Length: %d" % len(body()), b"Length: %d" % (len(body()) + number % 90))
+    return sized.replace(b"Accept: */*\r\n", b"Accept: */*\r\n" + fields)
+
+
+def own_requests(count: int) -> list[bytes]:
+    """Requests with heads of their own; white space after their bodies makes them as long as the heads say."""
+    return [own_head(number) + body() + b" " * (number % 90) for number in range(count)]
 
 
 class Sink(asyncio.Transport):
@@ -126,7 +125,8 @@ class Connections:
         """In each turn of the loop every connection asks once, for one after the other; returns when all are
         answered."""
         loop = asyncio.get_running_loop()
-        left, answered, asked = turns, loop.create_future(), cycle(requests)
+        left, answered = turns, loop.create_future()
+        following = cycle([(request, len(request)) for request in requests]).__next__
 
         def turn() -> None:
             nonlocal left
@@ -135,9 +135,9 @@ class Connections:
                 return
             left -= 1
             for protocol in self.protocols:
-                request = next(asked)
-                protocol.get_buffer(65536)[: len(request)] = request
-                protocol.buffer_updated(len(request))
+                request, size = following()
+                protocol.get_buffer(65536)[:size] = request
+                protocol.buffer_updated(size)
 
         self.sinks[-1].written = lambda: loop.call_soon(turn)
         turn()
@@ -260,12 +260,13 @@ async def measured(repeats: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     async with running() as service:
         for connections in (1, 16, 64):
-            for heads, requests in (("equal heads", [head() + body()]), ("heads of their own", varied(5000))):
+            for heads, requests in (("equal heads", [head() + body()]), ("heads of their own", own_requests(200))):
                 name = f"whole request, {heads}, {connections} in a turn"
                 figures[name] = await best_ask_us(service, connections, repeats, requests)
         router, http_limits, raw, text = routes.build(service), limits.HttpLimits(), head(), body()
-        cache, other = HeadCache(), head(2**70)
-        cache.remember(raw, parse(raw, http_limits, router))
+        cache, own, other = HeadCache(), own_head(1), own_head(2**70)
+        for each in (raw, own):
+            cache.remember(each, parse(each, http_limits, router))
         figures["head, understood"] = best_us(lambda: parse(raw, http_limits, router), 2000, repeats)
         figures["head, remembered"] = best_us(lambda: cache.get(raw), 20_000, repeats)
         figures["head, remembered with other values"] = best_us(lambda: cache.get(other), 20_000, repeats)

@@ -180,7 +180,8 @@ cdef class Connection:
         cdef const char* data = hub._data       # the buffer is not renewed before this returns
         cdef const char* found
         cdef Py_ssize_t start = 0
-        cdef Py_ssize_t first, stop
+        cdef Py_ssize_t first
+        cdef Py_ssize_t stop = 0
         cdef Head head
         self._reading = True
         while start < end and not self._deaf:
@@ -202,13 +203,15 @@ cdef class Connection:
                     first = self._skip_empty_lines(start, end)
                     if first < 0:
                         break
-                found = <const char*>memmem(data + first, end - first, b"\r\n\r\n", 4)
-                if found == NULL:
-                    self._keep_started_head(start, first, end)
-                    break
-                stop = found - data + 4
-                head = hub.heads.find(data + first, stop - first)
-                if head is None:
+                head = hub.heads.find(data + first, end - first, self._latest, &stop)
+                if head is not None:
+                    stop += first
+                else:
+                    found = <const char*>memmem(data + first, end - first, b"\r\n\r\n", 4)
+                    if found == NULL:
+                        self._keep_started_head(start, first, end)
+                        break
+                    stop = found - data + 4
                     head = self._understand(data[first:stop])
                     if head is None:
                         break

@@ -8,7 +8,9 @@ from libc.stdint cimport int64_t
 cdef class Head:
     # One request's head, understood (http/head.py). Immutable once it is parsed: equal heads share one.
     cdef bytes raw                      # its bytes while it is remembered (head_cache), else None
-    cdef tuple neutral                  # then: the names, in their order, of fields that decide about nothing; or None
+    cdef bytes outline                  # then: what decides (head_cache)
+    cdef tuple neutral                  # then: the names of fields that decide about nothing, in their order; or None
+    cdef tuple values                   # then: what they say
     # Framing and the client.
     cdef readonly str method
     cdef readonly bint version_10

@@ -13,6 +13,9 @@ from fastinfer.http.exchange cimport Head
 
 from fastinfer.base import limits
 
+cdef extern from "fastinfer/http/field_value.h" namespace "fastinfer" nogil:
+    bint is_field_value(const char* at, const char* end) noexcept
+
 cdef enum:
     MAX_BYTES = 4096        # limits.MAX_CACHED_HEAD_BYTES
     MAX_FIELDS = 64         # whose values do not count
@@ -32,33 +35,37 @@ cdef struct Value:
 cdef struct Outline:
     char[MAX_BYTES] text
     Py_ssize_t size
+    Py_ssize_t head_size        # of the whole head
     int count
     Value[MAX_FIELDS] values    # of the fields that decide about nothing, in their order
     Value length                # of content-length; NULL: there is none
 
 
-# Returns whether the head has an outline.
+# Returns whether there is a whole head at `data`, and it has an outline.
 cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nogil:
-    cdef const char* end = data + size - 2      # of the lines; the empty one follows
-    cdef const char* at = <const char*>memchr(data, c"\n", size)
+    cdef const char* end = data + min(size, MAX_BYTES)
+    cdef const char* at = <const char*>memchr(data, c"\n", end - data)
     cdef const char* colon
     cdef const char* stop
     cdef const char* line
     cdef Value* value
     cdef int kind
-    if size > MAX_BYTES or at == NULL:
+    if at == NULL:
         return False
     outline.count = 0
     outline.length.at = NULL
     outline.size = 0
-    add(outline, data, at + 1 - data)
     at += 1
-    while at < end:
+    add(outline, data, at - data)
+    while True:
         line = at
         stop = <const char*>memchr(line, c"\n", end - line)
         if stop == NULL or stop == line or stop[-1] != c"\r":
             return False
         at = stop + 1
+        if at - line == 2:
+            outline.head_size = at - data
+            return True
         colon = <const char*>memchr(line, c":", stop - line)
         if colon == NULL:
             return False
@@ -76,9 +83,9 @@ cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nog
                 return False
             value = &outline.values[outline.count]
             outline.count += 1
-        if not strip(value, colon + 1, stop - 1):
+        if not is_field_value(colon + 1, stop - 1):
             return False
-    return True
+        strip(value, colon + 1, stop - 1)
 
 
 cdef inline void add(Outline* outline, const char* text, Py_ssize_t size) noexcept nogil:
@@ -87,22 +94,13 @@ cdef inline void add(Outline* outline, const char* text, Py_ssize_t size) noexce
     outline.size += size
 
 
-# Returns whether the value has only bytes that a value may have.
-cdef bint strip(Value* value, const char* begin, const char* end) noexcept nogil:
-    cdef const char* at = begin
-    cdef unsigned char c
-    while at < end:
-        c = <unsigned char>at[0]
-        if (c < 0x20 and c != 0x09) or c == 0x7F:
-            return False
-        at += 1
+cdef inline void strip(Value* value, const char* begin, const char* end) noexcept nogil:
     while begin < end and (begin[0] == c" " or begin[0] == c"\t"):
         begin += 1
     while begin < end and (end[-1] == c" " or end[-1] == c"\t"):
         end -= 1
     value.at = begin
     value.size = end - begin
-    return True
 
 
 cdef enum:
@@ -145,20 +143,24 @@ cdef class HeadCache:
     def __len__(self):
         return len(self._known)
 
-    cdef Head find(self, const char* data, Py_ssize_t size):
+    cdef Head find(self, const char* data, Py_ssize_t size, Head likely, Py_ssize_t* head_size):
         cdef Outline outline
-        cdef Head known
+        cdef Head known = likely
         if not draw(&outline, data, size):
             return None
-        known = <Head>self._known.get(outline.text[:outline.size])
-        if known is None:
-            return None
-        if PyBytes_GET_SIZE(known.raw) == size and memcmp(PyBytes_AS_STRING(known.raw), data, size) == 0:
+        if known is None or not is_text(known.outline, outline.text, outline.size):
+            known = <Head>self._known.get(outline.text[:outline.size])
+            if known is None:
+                return None
+        head_size[0] = outline.head_size
+        if is_text(known.raw, data, outline.head_size):
             return known
         return varied(known, &outline)
 
     def get(self, bytes raw not None):
-        return self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw))
+        cdef Py_ssize_t size = 0
+        cdef Head found = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), None, &size)
+        return found if size == PyBytes_GET_SIZE(raw) else None
 
     def remember(self, bytes raw not None, Head head not None):
         cdef Outline outline
@@ -169,11 +171,13 @@ cdef class HeadCache:
             self._known.clear()
         names = [line.partition(b":")[0].lower() for line in raw.split(b"\r\n")[1:-2]]
         head.raw = raw
+        head.outline = outline.text[:outline.size]
         head.neutral = None
         # Values of one name are joined; and whoever expects something is rare.
         if len(set(names)) == len(names) and b"expect" not in names:
             head.neutral = tuple([name for name in names if kind_of(name, len(name)) == NEUTRAL])
-        self._known[outline.text[:outline.size]] = head
+            head.values = tuple([head.headers[name] for name in head.neutral])
+        self._known[head.outline] = head
 
 
 # A head like one that is known, with the values of its own; None if it may have another meaning.
@@ -181,7 +185,6 @@ cdef Head varied(Head known, const Outline* outline):
     cdef Head head
     cdef dict headers = None
     cdef Py_ssize_t body_size = known.body_size
-    cdef bytes name
     cdef int i
     if known.neutral is None:
         return None
@@ -193,12 +196,11 @@ cdef Head varied(Head known, const Outline* outline):
             headers = known.headers.copy()
             headers[CONTENT_LENGTH] = PyBytes_FromStringAndSize(outline.length.at, outline.length.size)
     for i in range(outline.count):
-        name = <bytes>known.neutral[i]
-        if is_value(<bytes>known.headers[name], &outline.values[i]):
+        if is_value(<bytes>known.values[i], &outline.values[i]):
             continue
         if headers is None:
             headers = known.headers.copy()
-        headers[name] = PyBytes_FromStringAndSize(outline.values[i].at, outline.values[i].size)
+        headers[known.neutral[i]] = PyBytes_FromStringAndSize(outline.values[i].at, outline.values[i].size)
     if headers is None:
         return known
     head = Head.__new__(Head)
@@ -218,7 +220,11 @@ cdef Head varied(Head known, const Outline* outline):
 
 
 cdef inline bint is_value(bytes held, const Value* value) noexcept:
-    return PyBytes_GET_SIZE(held) == value.size and memcmp(PyBytes_AS_STRING(held), value.at, value.size) == 0
+    return is_text(held, value.at, value.size)
+
+
+cdef inline bint is_text(bytes held, const char* at, Py_ssize_t size) noexcept:
+    return PyBytes_GET_SIZE(held) == size and memcmp(PyBytes_AS_STRING(held), at, size) == 0
 
 
 # A length, or -1.

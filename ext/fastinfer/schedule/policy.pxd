@@ -21,6 +21,7 @@ cdef class BatchingPolicy(Policy):
     cdef readonly int64_t max_batch_size
     cdef readonly tuple preferred_batch_size
     cdef readonly int64_t max_queue_delay_ns
+    cdef bint _has_preferred
 
     cdef bint goes_on(self, Filling* filling, int64_t rows) except -1
     cdef int64_t answer(self, const Filling* filling, int64_t waited_ns) noexcept

@@ -28,6 +28,7 @@ cdef class BatchingPolicy(Policy):
     def __init__(self, int64_t max_batch_size=1, tuple preferred_batch_size=(), int64_t max_queue_delay_ns=0):
         self.max_batch_size = max_batch_size
         self.preferred_batch_size = preferred_batch_size
+        self._has_preferred = len(preferred_batch_size) > 0
         self.max_queue_delay_ns = max_queue_delay_ns
 
     def decide(self, rows, int64_t waited_ns):
@@ -54,7 +55,7 @@ cdef class BatchingPolicy(Policy):
             return False
         filling.count += 1
         filling.total += rows
-        if filling.total in self.preferred_batch_size:
+        if self._has_preferred and filling.total in self.preferred_batch_size:
             filling.preferred = filling.count
         filling.full = filling.total >= self.max_batch_size
         return not filling.full
