@@ -215,6 +215,13 @@ def models(few: str, many: str) -> Callable[[Result], Measured]:
     return ratio
 
 
+def heads(result: Result) -> Measured:
+    """The server's CPU time for a request with a head of its own, as a multiple of that with an equal one."""
+    timed = growth_of(result)["heads"]
+    shown = ", ".join(f"{kind}: {statistics.median(us):.2f} µs" for kind, us in timed.items())
+    return Measured([own / equal for equal, own in zip(timed["equal"], timed["own"], strict=True)], shown)
+
+
 def per_byte(kind: str) -> Callable[[Result], Measured]:
     """Time per byte of 64 MiB, as a multiple of that of 64 KiB."""
 
@@ -351,6 +358,7 @@ GOALS = [
         models("1 connection, 1 model", "1 connection, 100 models in turn"),
         most=FLAT,
     ),
+    Goal(6, "heads that differ in each request, 64 connections: CPU time, times that of equal ones", heads, most=1.1),
     Goal(6, "decoder: time per byte of 64 MiB, times that of 64 KiB", per_byte("decode"), most=LINEAR),
     Goal(6, "encoder: the same", per_byte("encode"), most=LINEAR),
     Goal(6, "memory of a request, times body + tensors + 64 KiB", memory, most=1),

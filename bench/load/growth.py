@@ -5,6 +5,8 @@ Every figure has its small case beside it, measured in the same round:
     connections   1 or 64 ask, alone or among 10,000 open connections; 1,000 ask at once. The floor is measured, too:
                   what the kernel and the client need for many connections is in its figures as well
     models        `simple`, asked in a server with 1 model and in one with 100; one of them asked, and all in turn
+    heads         the server's CPU time a request, 64 connections: heads that are equal, and heads that differ in each
+                  request as gateways make them, by an id, a trace and the length of the body
     bytes         decoder and encoder without a server, 1 KiB to 64 MiB of FP32 text
     memory        the most that a fresh server ever held, with 1 and with 32 requests of 2 MB in flight
 """
@@ -45,6 +47,8 @@ SIZES = tuple(2**n << 10 for n in (0, 3, 6, 9, 12, 16))  # 1 KiB ... 64 MiB of t
 IN_FLIGHT = 32
 ELEMENTS = 200_000  # of such a request
 STEP_S = 0.5  # of each measurement
+HEADS_S = 2.0  # of one whose figure is CPU time, which is counted in hundredths of a second
+OWN_HEADS = 4000
 OPENING_S = 0.6  # of ten thousand connections
 BYTES_S = 3.0  # of all sizes
 MEMORY_S = 2 * STEP_S + 1.5  # and a fresh server
@@ -52,13 +56,13 @@ MEMORY_S = 2 * STEP_S + 1.5  # and a fresh server
 
 def planned_s(options: argparse.Namespace) -> float:
     connections = 2 * (len(CONNECTIONS) * (STEP_S + 0.2) + 2 * OPENING_S)
-    return 3 + options.rounds * (connections + 4 * (STEP_S + 0.2) + BYTES_S + MEMORY_S)
+    return 3 + options.rounds * (connections + 4 * (STEP_S + 0.2) + 2 * HEADS_S + BYTES_S + MEMORY_S)
 
 
 def measure(options: argparse.Namespace, served: Models, servers: dict[str, Server], say: Progress) -> dict[str, Any]:
     """Everything; each value has its rounds."""
     server_cores, cores = apart(options.pin)
-    made: dict[str, Any] = {"connections": {}, "models": {}, "bytes": [], "absent": {}}
+    made: dict[str, Any] = {"connections": {}, "models": {}, "heads": {}, "bytes": [], "absent": {}}
     asked = [(SIMPLE, cases(SIMPLE, served.files))]
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - OTHER_FILES
     possible = [(asking, among) for asking, among in CONNECTIONS if among <= room]
@@ -85,6 +89,11 @@ def measure(options: argparse.Namespace, served: Models, servers: dict[str, Serv
                 say(f"growth: {number + 1}/{options.rounds}, {label}", STEP_S + 0.2)
                 got = loadgen.run(server.port, [(SIMPLE, named(asked[0][1], count))], asking, STEP_S, cores=cores)
                 made["models"].setdefault(label, []).append(us_a_request(got, asking))
+            for label, own in (("equal", 1), ("own", OWN_HEADS)):
+                say(f"growth: {number + 1}/{options.rounds}, {label} heads", HEADS_S + 0.2)
+                before = sum(one.cpu_s())
+                got = loadgen.run(one.port, [(SIMPLE, headed(asked[0][1], own))], 64, HEADS_S, cores=cores)
+                made["heads"].setdefault(label, []).append(1e6 * (sum(one.cpu_s()) - before) / got["answered"])
             say(f"growth: {number + 1}/{options.rounds}, bytes", BYTES_S)
             made["bytes"].append([ns_a_byte(size) for size in SIZES])
     made["memory"] = []
@@ -125,6 +134,21 @@ def models_order(one: Server, many: Server) -> list[tuple[str, Server, int, int]
         ("64 connections, 1 model", one, 1, 64),
         ("64 connections, 1 of 100 models", many, 1, 64),
     ]
+
+
+# --- Heads ------------------------------------------------------------------------------------------------------------
+
+
+def headed(asked: Sequence[Case], count: int) -> list[Case]:
+    """The same requests to the first model, with so many different heads."""
+    made = []
+    for number in range(count):
+        case = asked[number % len(asked)] if count > 1 else asked[0]
+        trace = f"00-{number * 7919:032x}-{number * 104729:016x}-01"
+        fields = (("X-Request-Id", f"{number:032x}"), ("Traceparent", trace))
+        body = case.body + b" " * (number % 90)
+        made.append(replace(case, path="/v2/models/simple_0/infer", body=body, fields=fields))
+    return made
 
 
 # --- Bytes ------------------------------------------------------------------------------------------------------------

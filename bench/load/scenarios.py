@@ -64,12 +64,15 @@ class Case:
     body: bytes
     json_size: int | None
     outputs: Tensors
+    fields: tuple[tuple[str, str], ...] = ()  # of the head, beside those that the request needs
 
     def headers(self) -> dict[str, str]:
-        """What the request needs beside its length."""
+        """The fields of the head, but its length."""
         if self.json_size is None:
-            return {"Content-Type": "application/json"}
-        return {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(self.json_size)}
+            return {"Content-Type": "application/json", **dict(self.fields)}
+        length = str(self.json_size)
+        needed = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": length}
+        return needed | dict(self.fields)
 
     def request(self) -> bytes:
         """The request as it is sent."""

@@ -124,6 +124,12 @@ def test_connections_that_the_machine_forbids_are_not_measured():
         goals.connections(1, 1, 10_000)(run)
 
 
+def test_heads_are_judged_by_the_servers_time():
+    measured = goals.heads(result(growth={"heads": {"equal": [10.0, 8.0], "own": [11.0, 8.0]}}))
+    assert measured.ratios == [1.1, 1.0]
+    assert measured.note == "equal: 9.00 µs, own: 9.50 µs"
+
+
 def test_memory_is_judged_by_what_a_request_must_hold():
     held = {"a_request": 2 << 20, "body": 1 << 20, "tensors": (1 << 20) - (64 << 10)}
     assert goals.memory(result(growth={"memory": [held]})).ratios == [1.0]
