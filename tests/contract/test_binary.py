@@ -1,10 +1,11 @@
 """Part B2: tensors as bytes behind the JSON, in requests and answers; raw requests."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
-from support import inference, tensor
+from support import exchange, inference, tensor
 
 LENGTH = "Inference-Header-Content-Length"
 ROWS = np.arange(32, dtype="<i4").reshape(2, 16)
@@ -45,6 +46,31 @@ def test_both_kinds_in_one_request_and_one_answer(server):
         "name": "OUTPUT0", "datatype": "INT32", "shape": [2, 16], "parameters": {"binary_data_size": 128},
     }  # fmt: skip
     assert payload == (ROWS + ROWS).tobytes()
+
+
+@pytest.mark.parametrize("name", ["inference-header-content-length", "INFERENCE-Header-Content-LENGTH"])
+def test_heads_that_differ_in_each_request_of_a_connection(server, name):
+    """Ids, the length of the body and that of its JSON, beside a head that is known."""
+    with contextlib.closing(server.connect()) as connection:
+        for number in range(12):
+            rows = np.arange(16, dtype="<i4").reshape(1, 16) * number
+            parameters = {"binary_data_output": True}
+            head = inference(
+                binary("INPUT0", rows), binary("INPUT1", rows), id="i" * (number + 1), parameters=parameters
+            )
+            text = json.dumps(head).encode()
+            fields = {
+                "X-Request-Id": f"{number * 7919:x}",
+                name: f" {len(text)}\t",
+                "X-Empty": "" if number % 2 else "a",
+            }
+            answer = exchange(connection, "POST", "/v2/models/simple/infer", text + rows.tobytes() * 2, fields)
+            answered, payload = told(answer)
+            assert (answered["id"], payload) == ("i" * (number + 1), (rows + rows).tobytes() + (rows - rows).tobytes())
+        fields[name] = str(len(text) - 1)
+        assert exchange(connection, "POST", "/v2/models/simple/infer", text, fields).status == 400
+        fields[name] = "-1"
+        assert exchange(connection, "POST", "/v2/models/simple/infer", text, fields).status == 400
 
 
 def test_an_output_decides_for_itself_before_the_request_does(server):

@@ -64,8 +64,7 @@ cdef class InferHandler:
         inference.model = self.target(inference.arguments)      # 404 before the body is looked at
         body = exchange.body
         stable = exchange.body_is_stable
-        headers = exchange.headers
-        length = (<dict>headers).get(HEADER_LENGTH) if type(headers) is dict else headers.get(HEADER_LENGTH)
+        length = exchange.field(HEADER_LENGTH)
         PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
         try:
             if length is not None:

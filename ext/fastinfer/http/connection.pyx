@@ -95,7 +95,6 @@ cdef class HttpExchange(Exchange):
         self._connection = connection
         self.method = head.method
         self.arguments = head.arguments
-        self.headers = head.headers
         self.body = body
         self.body_is_stable = stable
         self.head = head
@@ -103,8 +102,15 @@ cdef class HttpExchange(Exchange):
         self.handled_ns = connection._hub._read_ns
 
     @property
+    def headers(self):
+        return self.head.headers
+
+    @property
     def accepted(self):
         return self.head.accepted
+
+    cdef bytes field(self, bytes name):
+        return self.head.field(name)
 
     cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1:
         return (<Connection>self._connection).answer(self, status, content_type, body, fields)
@@ -116,7 +122,6 @@ cdef HttpExchange new_exchange(Connection connection, Head head, object body, bi
     exchange._connection = connection
     exchange.method = head.method
     exchange.arguments = head.arguments
-    exchange.headers = head.headers
     exchange.body = body
     exchange.body_is_stable = stable
     exchange.head = head

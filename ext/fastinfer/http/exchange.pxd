@@ -7,14 +7,16 @@ from libc.stdint cimport int64_t
 
 cdef class Head:
     # One request's head, understood (http/head.py). Immutable once it is parsed: equal heads share one.
-    cdef bytes raw                      # its bytes while it is remembered (head_cache), else None
-    cdef bytes outline                  # then: what decides (head_cache)
-    cdef tuple neutral                  # then: the names of fields that decide about nothing, in their order; or None
-    cdef tuple values                   # then: what they say
+    # While it is remembered (head_cache), else None: its bytes, and where its lines are in them.
+    cdef bytes raw
+    cdef bytes lines
+    # Of one that differs from a remembered head in values alone: that head, and its own bytes. Else None.
+    cdef Head like
+    cdef bytes own
+    cdef dict _fields                   # by lower-case name; made of `own` when somebody asks for all
     # Framing and the client.
     cdef readonly str method
     cdef readonly bint version_10
-    cdef readonly dict headers
     cdef public Py_ssize_t body_size    # CHUNKED (-1) where only its end will tell
     cdef public bint keep_alive
     cdef public bint expects_continue
@@ -27,6 +29,9 @@ cdef class Head:
     cdef public object handler
     cdef public tuple arguments
     cdef public object max_body_bytes
+
+    # The value of a field by its lower-case name, or None.
+    cdef bytes field(self, bytes name)
 
 
 cdef class BorrowedBody:
@@ -47,7 +52,7 @@ cdef class Exchange:
     cdef object _connection
     cdef readonly str method
     cdef readonly tuple arguments
-    cdef readonly object headers
+    cdef object _headers                # of the base class
     cdef public object body
     cdef public bint body_is_stable
     cdef public int64_t arrived_ns      # CLOCK_MONOTONIC when its first byte came
@@ -57,6 +62,8 @@ cdef class Exchange:
     cdef public bint packed             # its answer was compressed
     cdef public bint in_pieces          # its answer leaves in pieces, with a turn of the loop between
 
+    # The value of a header field by its lower-case name, or None.
+    cdef bytes field(self, bytes name)
     cpdef respond(self, int status, body=*, bytes content_type=*, fields=*)
     cpdef fail(self, error)
     # Where the answer goes: the connection's `answer`.

@@ -2,6 +2,8 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memchr
 
 from fastinfer.native.job cimport monotonic_ns
 
@@ -21,10 +23,46 @@ cdef class Head:
     def __init__(self, str method not None, bint version_10, dict headers not None):
         self.method = method
         self.version_10 = version_10
-        self.headers = headers
+        self._fields = headers
         self.keep_alive = not version_10
         self.arguments = ()
         self.max_body_bytes = 0
+
+    @property
+    def headers(self):
+        if self._fields is None:
+            self._fields = {}
+            lines = self.own.split(b"\r\n")
+            for line in lines[1:len(lines) - 2]:
+                name, _, value = line.partition(b":")
+                self._fields[name.lower()] = value.strip(b" \t")
+        return self._fields
+
+    cdef bytes field(self, bytes name):
+        if self._fields is None:
+            if name not in self.like._fields:       # it has the same fields
+                return None
+            return find_field(self.own, name)
+        return <bytes>self._fields.get(name)
+
+
+# A field's value in a sound head that has it once.
+cdef bytes find_field(bytes head, bytes name):
+    cdef const char* at = PyBytes_AS_STRING(head)
+    cdef const char* end = at + PyBytes_GET_SIZE(head)
+    cdef const char* wanted = PyBytes_AS_STRING(name)
+    cdef const char* stop
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(name)
+    cdef Py_ssize_t i
+    while True:
+        at = <const char*>memchr(at, c"\n", end - at) + 1
+        stop = <const char*>memchr(at, c"\n", end - at) - 1
+        if stop - at > size and at[size] == c":":
+            i = 0
+            while i < size and (at[i] == wanted[i] or (at[i] | 0x20) == wanted[i]):
+                i += 1
+            if i == size:
+                return PyBytes_FromStringAndSize(at + size + 1, stop - at - size - 1).strip(b" \t")
 
 
 @cython.final
@@ -61,10 +99,17 @@ cdef class Exchange:
         self._connection = connection
         self.method = method
         self.arguments = arguments
-        self.headers = headers
+        self._headers = headers
         self.body = body
         self.body_is_stable = body_is_stable
         self.arrived_ns = self.handled_ns = monotonic_ns()
+
+    @property
+    def headers(self):
+        return self._headers
+
+    cdef bytes field(self, bytes name):
+        return self._headers.get(name)
 
     cpdef respond(self, int status, body=b"", bytes content_type=JSON, fields=()):
         if self.answered:

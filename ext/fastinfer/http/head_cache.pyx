@@ -18,74 +18,66 @@ cdef extern from "fastinfer/http/field_value.h" namespace "fastinfer" nogil:
 
 cdef enum:
     MAX_BYTES = 4096        # limits.MAX_CACHED_HEAD_BYTES
-    MAX_FIELDS = 64         # whose values do not count
+    MAX_LINES = 128         # more than limits.MAX_HEADERS
     MAX_DIGITS = 18         # of a length; a larger one is left to head.py
 
 assert MAX_BYTES == limits.MAX_CACHED_HEAD_BYTES
 
 cdef Py_ssize_t max_heads = limits.MAX_CACHED_HEADS
 
-cdef bytes CONTENT_LENGTH = b"content-length"
+cdef enum:
+    DECIDES = 0     # about the request, framing, the connection or the form of the answer
+    NEUTRAL = 1     # decides about nothing
+    LENGTH = 2      # a number that is taken as it is
 
-# A field's value as it is meant, without the white space around it; borrowed from the head.
-cdef struct Value:
-    const char* at
+# A line of a head, with the bytes that end it; the request line and the empty line, too.
+cdef struct Line:
+    int kind
+    Py_ssize_t start
     Py_ssize_t size
+    Py_ssize_t name_size    # with the colon; 0: it has no name
 
 cdef struct Outline:
-    char[MAX_BYTES] text
-    Py_ssize_t size
-    Py_ssize_t head_size        # of the whole head
     int count
-    Value[MAX_FIELDS] values    # of the fields that decide about nothing, in their order
-    Value length                # of content-length; NULL: there is none
+    Line[MAX_LINES] lines
+    Py_ssize_t head_size
+    Py_ssize_t size
+    char[MAX_BYTES] text    # of the lines, what decides
 
 
 # Returns whether there is a whole head at `data`, and it has an outline.
 cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nogil:
     cdef const char* end = data + min(size, MAX_BYTES)
-    cdef const char* at = <const char*>memchr(data, c"\n", end - data)
+    cdef const char* at = data
     cdef const char* colon
     cdef const char* stop
-    cdef const char* line
-    cdef Value* value
-    cdef int kind
-    if at == NULL:
-        return False
+    cdef Line* line
     outline.count = 0
-    outline.length.at = NULL
     outline.size = 0
-    at += 1
-    add(outline, data, at - data)
-    while True:
-        line = at
-        stop = <const char*>memchr(line, c"\n", end - line)
-        if stop == NULL or stop == line or stop[-1] != c"\r":
+    while outline.count < MAX_LINES:
+        stop = <const char*>memchr(at, c"\n", end - at)
+        if stop == NULL or stop == at or (stop - 1)[0] != c"\r":
             return False
+        line = &outline.lines[outline.count]
+        line.start = at - data
+        line.size = stop + 1 - at
+        line.kind = DECIDES
+        line.name_size = 0
+        if outline.count > 0 and line.size > 2:
+            colon = <const char*>memchr(at, c":", stop - at)
+            if colon == NULL:
+                return False
+            line.kind = kind_of(at, colon - at)
+            line.name_size = colon + 1 - at
+            if line.kind != DECIDES and not is_field_value(colon + 1, stop - 1):
+                return False
+        add(outline, at, line.size if line.kind == DECIDES else line.name_size)
+        outline.count += 1
         at = stop + 1
-        if at - line == 2:
+        if outline.count > 1 and line.size == 2:
             outline.head_size = at - data
             return True
-        colon = <const char*>memchr(line, c":", stop - line)
-        if colon == NULL:
-            return False
-        kind = kind_of(line, colon - line)
-        if kind == DECIDES:
-            add(outline, line, at - line)
-            continue
-        add(outline, line, colon + 1 - line)
-        if kind == LENGTH:
-            if outline.length.at != NULL:
-                return False
-            value = &outline.length
-        else:
-            if outline.count == MAX_FIELDS:
-                return False
-            value = &outline.values[outline.count]
-            outline.count += 1
-        if not is_field_value(colon + 1, stop - 1):
-            return False
-        strip(value, colon + 1, stop - 1)
+    return False
 
 
 cdef inline void add(Outline* outline, const char* text, Py_ssize_t size) noexcept nogil:
@@ -94,19 +86,56 @@ cdef inline void add(Outline* outline, const char* text, Py_ssize_t size) noexce
     outline.size += size
 
 
-cdef inline void strip(Value* value, const char* begin, const char* end) noexcept nogil:
-    while begin < end and (begin[0] == c" " or begin[0] == c"\t"):
-        begin += 1
-    while begin < end and (end[-1] == c" " or end[-1] == c"\t"):
+# A field's value, with the white space around it; borrowed from the head. NULL: none.
+cdef struct Value:
+    const char* at
+    const char* end
+
+
+# Compares a head with one that is known, line by line. Returns where it ends, or -1 if it does not have the same
+# outline. `length`: the value of content-length, if that is another one.
+cdef Py_ssize_t compare(Head known, const char* data, Py_ssize_t size, Value* length) noexcept:
+    cdef const Line* line = <const Line*>PyBytes_AS_STRING(known.lines)
+    cdef const Line* last = line + PyBytes_GET_SIZE(known.lines) // <Py_ssize_t>sizeof(Line)
+    cdef const char* raw = PyBytes_AS_STRING(known.raw)
+    cdef const char* at = data
+    cdef const char* end = data + min(size, MAX_BYTES)
+    cdef const char* stop
+    while line < last:
+        if line.size <= end - at and memcmp(raw + line.start, at, line.size) == 0:
+            at += line.size
+        else:
+            if (line.kind == DECIDES or line.name_size > end - at
+                    or memcmp(raw + line.start, at, line.name_size) != 0):
+                return -1
+            stop = <const char*>memchr(at + line.name_size, c"\n", end - at - line.name_size)
+            if stop == NULL or (stop - 1)[0] != c"\r" or not is_field_value(at + line.name_size, stop - 1):
+                return -1
+            if line.kind == LENGTH:
+                length.at = at + line.name_size
+                length.end = stop - 1
+            at = stop + 1
+        line += 1
+    return at - data
+
+
+# A length, or -1.
+cdef int64_t number(const Value* value) noexcept nogil:
+    cdef const char* at = value.at
+    cdef const char* end = value.end
+    cdef int64_t found = 0
+    while at < end and (at[0] == c" " or at[0] == c"\t"):
+        at += 1
+    while at < end and ((end - 1)[0] == c" " or (end - 1)[0] == c"\t"):
         end -= 1
-    value.at = begin
-    value.size = end - begin
-
-
-cdef enum:
-    NEUTRAL = 0
-    DECIDES = 1     # about framing, the connection or the form of the answer
-    LENGTH = 2      # a number that is taken as it is
+    if not 0 < end - at <= MAX_DIGITS:
+        return -1
+    while at < end:
+        if not c"0" <= at[0] <= c"9":
+            return -1
+        found = 10 * found + at[0] - c"0"
+        at += 1
+    return found
 
 
 cdef inline int kind_of(const char* name, Py_ssize_t size) noexcept nogil:
@@ -146,16 +175,24 @@ cdef class HeadCache:
     cdef Head find(self, const char* data, Py_ssize_t size, Head likely, Py_ssize_t* head_size):
         cdef Outline outline
         cdef Head known = likely
-        if not draw(&outline, data, size):
-            return None
-        if known is None or not is_text(known.outline, outline.text, outline.size):
+        cdef Value length = Value(NULL, NULL)
+        cdef Py_ssize_t found = -1
+        if known is not None:
+            found = compare(known, data, size, &length)
+        if found < 0:
+            if not draw(&outline, data, size):
+                return None
             known = <Head>self._known.get(outline.text[:outline.size])
             if known is None:
                 return None
-        head_size[0] = outline.head_size
-        if is_text(known.raw, data, outline.head_size):
+            length.at = NULL
+            found = compare(known, data, size, &length)
+            if found < 0:
+                return None
+        head_size[0] = found
+        if found == PyBytes_GET_SIZE(known.raw) and memcmp(PyBytes_AS_STRING(known.raw), data, found) == 0:
             return known
-        return varied(known, &outline)
+        return varied(known, data, found, &length)
 
     def get(self, bytes raw not None):
         cdef Py_ssize_t size = 0
@@ -164,50 +201,36 @@ cdef class HeadCache:
 
     def remember(self, bytes raw not None, Head head not None):
         cdef Outline outline
-        cdef list names
+        cdef int i
         if not draw(&outline, PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
             return
         if len(self._known) >= max_heads:
             self._known.clear()
-        names = [line.partition(b":")[0].lower() for line in raw.split(b"\r\n")[1:-2]]
+        lines = raw.split(b"\r\n")
+        names = [line.partition(b":")[0].lower() for line in lines[1:len(lines) - 2]]
+        if len(set(names)) < len(names) or b"expect" in names:
+            # Values of one name are joined, and whoever expects something is rare: known only as they are.
+            for i in range(outline.count):
+                outline.lines[i].kind = DECIDES
         head.raw = raw
-        head.outline = outline.text[:outline.size]
-        head.neutral = None
-        # Values of one name are joined; and whoever expects something is rare.
-        if len(set(names)) == len(names) and b"expect" not in names:
-            head.neutral = tuple([name for name in names if kind_of(name, len(name)) == NEUTRAL])
-            head.values = tuple([head.headers[name] for name in head.neutral])
-        self._known[head.outline] = head
+        head.lines = (<const char*>outline.lines)[:outline.count * <Py_ssize_t>sizeof(Line)]
+        self._known[outline.text[:outline.size]] = head
 
 
-# A head like one that is known, with the values of its own; None if it may have another meaning.
-cdef Head varied(Head known, const Outline* outline):
+# A head like one that is known, with values of its own; None if it may have another meaning.
+cdef Head varied(Head known, const char* data, Py_ssize_t size, const Value* length):
     cdef Head head
-    cdef dict headers = None
-    cdef Py_ssize_t body_size = known.body_size
-    cdef int i
-    if known.neutral is None:
-        return None
-    if outline.length.at != NULL:
-        body_size = number(&outline.length)
-        if body_size < 0 or body_size > <Py_ssize_t>known.max_body_bytes:
+    cdef int64_t body_size = known.body_size
+    if length.at != NULL:
+        body_size = number(length)
+        if body_size < 0 or body_size > <int64_t>known.max_body_bytes:
             return None
-        if not is_value(<bytes>known.headers[CONTENT_LENGTH], &outline.length):
-            headers = known.headers.copy()
-            headers[CONTENT_LENGTH] = PyBytes_FromStringAndSize(outline.length.at, outline.length.size)
-    for i in range(outline.count):
-        if is_value(<bytes>known.values[i], &outline.values[i]):
-            continue
-        if headers is None:
-            headers = known.headers.copy()
-        headers[known.neutral[i]] = PyBytes_FromStringAndSize(outline.values[i].at, outline.values[i].size)
-    if headers is None:
-        return known
     head = Head.__new__(Head)
+    head.like = known
+    head.own = PyBytes_FromStringAndSize(data, size)
     head.method = known.method
     head.version_10 = known.version_10
-    head.headers = headers
-    head.body_size = body_size
+    head.body_size = <Py_ssize_t>body_size
     head.keep_alive = known.keep_alive
     head.coding = known.coding
     head.accepted = known.accepted
@@ -217,24 +240,3 @@ cdef Head varied(Head known, const Outline* outline):
     head.arguments = known.arguments
     head.max_body_bytes = known.max_body_bytes
     return head
-
-
-cdef inline bint is_value(bytes held, const Value* value) noexcept:
-    return is_text(held, value.at, value.size)
-
-
-cdef inline bint is_text(bytes held, const char* at, Py_ssize_t size) noexcept:
-    return PyBytes_GET_SIZE(held) == size and memcmp(PyBytes_AS_STRING(held), at, size) == 0
-
-
-# A length, or -1.
-cdef int64_t number(const Value* value) noexcept nogil:
-    cdef int64_t found = 0
-    cdef Py_ssize_t i
-    if value.size == 0 or value.size > MAX_DIGITS:
-        return -1
-    for i in range(value.size):
-        if not c"0" <= value.at[i] <= c"9":
-            return -1
-        found = 10 * found + value.at[i] - c"0"
-    return found

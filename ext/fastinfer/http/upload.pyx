@@ -214,5 +214,5 @@ cdef class SizedUpload(Upload):
 
 # Where binary tensors begin in the body, if they do; whoever decodes it judges the field.
 cdef Py_ssize_t json_size(Head head) except -1:
-    value = head.headers.get(JSON_SIZE)
+    value = head.field(JSON_SIZE)
     return int(value) if value is not None and len(value) <= 18 and value.isdigit() else 0
