@@ -47,6 +47,6 @@ class Runner(BatchRunner):
         """Lets go of the session; nothing is under way any more."""
 
 class RunningBatch:
-    """A batch under way; a :class:`fastinfer.schedule.run.Run`."""
+    """A batch under way; a :class:`fastinfer.schedule.backend.Run`."""
 
     def terminate(self) -> None: ...

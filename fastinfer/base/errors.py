@@ -55,7 +55,7 @@ class ApiError(Exception):
         return orjson.dumps({"error": clip(self.message)})
 
     def told(self) -> dict[str, Any]:
-        """What another process makes the same error of, as JSON."""
+        """Serialises the error for another process."""
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]
         return {"status": self.status, "message": self.message, "headers": headers}
 

@@ -49,13 +49,13 @@ LINGER_S = 2.0  # after an error, so that the client can read the answer
 MAX_LINGERS = 15  # times that, while it still sends: nginx's lingering_time
 DRAIN_IDLE_S = 1.0  # while draining: an idle connection is given this long to send one more request
 HALF_CLOSED_PROBE_S = 0.25  # a client that closed its side and waits this long is asked whether it is still there
-COLLECTED_OBJECTS = 20_000  # made and not freed since Python's collector looked last (Python's default: 700)
+COLLECTED_OBJECTS = 20_000  # collector threshold of generation 0 (Python's default: 700)
 READ_BUFFER_BYTES = 64 * KIB  # shared by all connections; libuv's suggestion
 MAX_CACHED_HEADS = 512  # request heads whose meaning is remembered ...
 MAX_CACHED_HEAD_BYTES = 4 * KIB  # ... of at most this size (mirrored by http/head_cache.pyx)
 IN_FLIGHT_MEMORY_SHARE = 0.25  # of RAM; 503 above
 
-# --- JSON and tensors, fixed (mirrored by ext/fastinfer/tensor/tensor.pxd and decoder.pxd) ----------------------------
+# --- JSON and tensors, fixed (mirrored by codec/json.pxd, codec/decoder.pxd, codec/data.pyx, tensor/tensor.pxd) -------
 MAX_JSON_DEPTH = 100
 MAX_RANK = 16
 MAX_INPUTS = 1024  # inputs or outputs of one request
@@ -85,8 +85,8 @@ MAX_MODEL_DEPTH = 32  # directories in each other, below a version
 MAX_LABELS_BYTES = 16 * MIB  # a label file; a million labels of 16 bytes
 SUSPECT_S = 600.0  # a request that was running when a process died runs alone for so long, or until it has run
 CULPRIT_S = 86_400.0  # a request or load that ends processes is refused for so long; then it may cost one more
-CROWD_S = 60.0  # a model runs each request alone for so long after a death with more in a run than are noted
-STRIKES = 3  # deaths with a request alone in its run that do not tell who did it: so many are no accident
+CROWD_S = 60.0  # after a crash whose batch was too large to record, isolate this model's requests for this long
+STRIKES = 3  # convict a request after this many unexplained deaths while it ran alone
 SWITCH_INTERVAL_S = 0.0005  # a thread that runs Python gives way after this long (Python's default: ten times that)
 LOAD_TIMEOUT_S = 600.0  # one step of a load; Kubernetes' progressDeadlineSeconds
 MAX_STUCK_LOADS = 8  # steps of loads that were given up and go on all the same: threads that cannot be ended
@@ -94,7 +94,7 @@ MAX_ENDPOINTS = 1_000  # loaded at a time; requests make some of them (AMD's wor
 MAX_CONFIG_BYTES = 256 * KIB  # a model's configuration in a file: 1,024 inputs and outputs take 150 KiB
 MAX_CONFIG_OVERRIDE_BYTES = 1 * MIB  # one given with a load, in Triton's JSON, which is wordier
 MAX_LABELS = 1_000_000  # lines of a label file
-MAX_LABEL_BYTES = 1 * KIB  # of one of them (mirrored by classify.pyx); ImageNet's longest has 130
+MAX_LABEL_BYTES = 1 * KIB  # of one of them (mirrored by tensor/top_k.pyx); ImageNet's longest has 130
 MODEL_DEATHS = 3  # processes that a model ends with different requests ...
 MODEL_DEATHS_S = 60.0  # ... in this time: then it is withdrawn
 WITHDRAWN_S = 60.0  # the first time; twice as long each time after that ...

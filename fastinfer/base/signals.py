@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _STATE, _DEBUG = signal.SIGUSR1, signal.SIGUSR2
 _BOTH: Final = (_STATE, _DEBUG)
 _STANDS_STILL_S: Final = 1.0
+_PACKAGE: Final = __name__.partition(".")[0]
 _FRAMES: Final = 50  # of a thread
 _TASKS: Final = 50
 
@@ -112,8 +113,9 @@ def _calls(frame: FrameType | None) -> Iterator[str]:
     for _ in range(_FRAMES):
         if frame is None:
             return
-        path = Path(frame.f_code.co_filename)
-        yield f"{frame.f_code.co_qualname} ({path.parent.name}/{path.name}:{frame.f_lineno})"
+        parts = Path(frame.f_code.co_filename).parts
+        depth = parts[::-1].index(_PACKAGE) + 1 if _PACKAGE in parts else 2
+        yield f"{frame.f_code.co_qualname} ({'/'.join(parts[-depth:])}:{frame.f_lineno})"
         frame = frame.f_back
     yield "..."
 

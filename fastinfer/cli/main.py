@@ -1,7 +1,7 @@
 """The command line: ``fastinfer serve``, ``fastinfer check``, ``fastinfer infer``.
 
-Nothing heavy is imported before it is needed: help is quick, and needs no built extension. Exit codes: 0 well, 1 the
-thing itself failed, 2 it was asked for in a wrong way or could not be tried.
+Nothing heavy is imported before it is needed: help is quick, and needs no built extension. Exit codes: 0 success, 1 the
+operation failed, 2 wrong usage.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class ModelConfig(Table):
             names = [tensor.name for tensor in tensors]
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice is not None:
-                raise ValueError(f"{what} '{twice[:60]}' is there twice")
+                raise ValueError(f"{what} '{twice[:60]}' is listed twice")
         if self.max_batch_size is not None:
             self._check_preferred(self.max_batch_size)
         return self

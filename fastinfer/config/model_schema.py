@@ -284,7 +284,8 @@ class InstanceGroup(Table):
     def _check(self) -> Self:
         if self.kind == "KIND_GPU":
             raise ValueError(
-                "KIND_GPU cannot be had; use KIND_CPU or KIND_AUTO, and the parameter execution_providers for devices"
+                "KIND_GPU is not supported; use KIND_CPU or KIND_AUTO, "
+                "and the parameter execution_providers for devices"
             )
         return self
 

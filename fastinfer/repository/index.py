@@ -46,7 +46,7 @@ def entries(
     """The index, by name and version.
 
     Args:
-        ready: what answers requests; its state is told where it is loaded or unloaded beside that too.
+        ready: versions that are being served; READY wins over LOADING and UNLOADING.
         loading: what is being made.
         unloading: what only ends the requests that it has.
         on_disk: the versions of each model of the repository. Of a model that is served in any state these are told,

@@ -1,4 +1,4 @@
-"""A repository that is alike in several processes, or in one and the next.
+"""A repository replicated across processes and restored in a replacement process.
 
 What is loaded changes only by operations that the supervisor hands to all processes. Each prepares an operation and
 says so; when all have, all publish, and where one has failed, none does. What a process holds can be told

@@ -274,7 +274,7 @@ class Repository:
                 name = await self._load_once(wanted, made_of, version, parameters, override, by, asked)
                 if name is not None:
                     return name
-        raise ApiError(503, f"'{wanted[1]}' is unloaded again and again meanwhile", retry_after_s=1)
+        raise ApiError(503, f"'{wanted[1]}' keeps being unloaded while it loads", retry_after_s=1)
 
     async def _load_once(
         self,

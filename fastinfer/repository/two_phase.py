@@ -1,4 +1,4 @@
-"""Operations on a replica, in step with the other processes.
+"""Two-phase operations: every process prepares, the supervisor decides, all publish.
 
 The supervisor begins an operation in all processes. Each runs until it has prepared what is to change, and reports
 that; when all have, the supervisor decides, and all go on: to the next change of the same operation, or to its end.

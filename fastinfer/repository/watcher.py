@@ -1,6 +1,6 @@
 """What is loaded without being asked for over HTTP: all that a server starts with, and what changes on the disk.
 
-It decides, and has it done: by a repository, or by the repositories of all processes alike.
+Decides what to load; the repository, or the supervisor's operations, does it.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ class Operations:
     # --- Operations ---------------------------------------------------------------------------------------------------
 
     async def ask(self, operation: str, arguments: dict[str, Any]) -> Any:
-        """An operation that a client asks for. ApiError as of the repository's method of that name."""
+        """Runs a client's operation on all processes. Raises what the repository's method raises."""
         if operation not in _CLIENTS:
             raise ApiError(400, f"'{operation}' cannot be asked for")
         return await self.run(operation, **arguments)
@@ -329,7 +329,7 @@ class Operations:
                 begun = self._drop_lost(await _all(group, "begin", **call))
             for report in begun.values():
                 report["record"] = self.record
-            # One that has gone on before has not died of it: then others' ends have other reasons.
+            # If the first process survived the load, later deaths are unrelated to it.
             reports |= _without_lost(begun) if reports else begun
             if _has_failed(reports):
                 break

@@ -64,7 +64,7 @@ struct Outcome {
     bool operator==(const Outcome& other) const { return memory == other.memory && runs == other.runs; }
 };
 
-// Reads row after row, as payload.pyx does. `at` is behind the first opening bracket.
+// Reads row after row, as codec/data.pyx does. `at` is behind the first opening bracket.
 static Outcome read_rows(const char* begin, const char* at, const char* end, int datatype, int width, bool nullable,
                          int64_t room, int64_t limit, char* memory) {
     const int size = SIZES[datatype];

@@ -1,8 +1,3 @@
-# One inference on its way: from a request's body to tensors to its answer.
-#
-# It knows the exchange, the codec, the signature and the scheduler, and no runtime. What is quick is decoded and
-# encoded on the loop's thread; what is not, on a native one. Loop's thread only.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget

@@ -1,4 +1,8 @@
-# One inference on its way: see inference.pxd.
+# Handles an inference request from its body to its answer: decode, check, queue, encode. Small bodies and answers are
+# decoded and encoded on the loop's thread, larger ones (`--off-loop-bytes`) as jobs on native threads. Does not live
+# here: HTTP, batching, ONNX Runtime.
+#
+# Loop's thread only. The exchange owns the Inference; the Inference owns the request and the job that works for it.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer

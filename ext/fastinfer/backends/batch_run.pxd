@@ -1,8 +1,3 @@
-# One run of a session over the rows of one or more requests, as a Job.
-#
-# Built on the loop's thread; runs anywhere without the GIL, touching only `run_state`, whose pointers lie in memory of
-# this object or in the inputs of its requests, which it keeps; split() afterwards, on the loop's thread again.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.backends.onnx.ort cimport Session

@@ -1,4 +1,8 @@
-# One run of a session over the rows of one or more requests: see batchrun.pxd.
+# Runs a session once over the rows of one or more requests, as a Job: gather the inputs, run, receive the outputs.
+# Lives here: the run and its memory. Does not: choosing the thread, retries (runner).
+#
+# Made and split on the loop's thread. Runs on any thread without the GIL, and touches only its state, whose pointers
+# lie in memory of this object or in the inputs of its requests, which it keeps alive.
 
 cimport cython
 from libc.stdint cimport int64_t

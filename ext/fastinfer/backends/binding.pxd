@@ -1,9 +1,3 @@
-# A session bound once to memory of its own, for batches of so many rows: the runtime then neither makes values nor
-# allocates outputs, which is much of a small model's run.
-#
-# The rows are copied in; the outputs are lent out, and as long as somebody holds one, the binding is not free. Only for
-# shapes that the model's own declaration fixes, and for what is small. Loop's thread only.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.backends.onnx.ort cimport Session

@@ -1,13 +1,3 @@
-# Runs the batches of one session: on the loop's thread where that is short, else on a native thread.
-#
-# A hop to a sleeping thread and back costs 65 to 90 µs, more than many small models run. So a batch whose shape is
-# known to take less than a limit (cost) runs at once on the loop's thread, where the watchdog ends it if it takes
-# much longer: then it is run again on a native thread. With a limit of 0 nothing runs inline.
-# A request that is whole (message.pxd) runs alone, and its outputs are not split into rows.
-# Small batches of fixed shapes, inline, run in bindings, which stand ready for the numbers of rows that were seen.
-# Large rows are copied into one block only where a run of many gains more than the copies cost: that, too, is measured.
-# Lives here: where a batch runs, and what becomes of its requests. Does not: queues. Loop's thread only.
-
 from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer.backends.batch_run cimport BatchRun, RunSeries
@@ -24,8 +14,8 @@ from fastinfer.tensor.message cimport BatchResult, BatchRunner, Keeper
 cdef enum:
     MAX_BINDING_BYTES = 16 << 10    # of one binding: larger runs take so long that a binding hardly matters
     MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
-    LARGE_REQUEST = 32 << 10        # bytes of inputs whose copy is worth a thought
-    TRIAL = 32                      # of so many batches of large requests one runs in the way that seems slower
+    LARGE_REQUEST = 32 << 10        # bytes of inputs; from here on, choose between batching and back to back
+    TRIAL = 32                      # every so many batches of large requests the slower way is measured again
 
 
 cdef class Runner(BatchRunner):

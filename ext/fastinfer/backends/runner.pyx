@@ -1,4 +1,8 @@
-# Runs the batches of one session: see runner.pxd.
+# Picks the thread for a batch by its predicted run time, runs it, and retries a failed batch in halves. Large rows are
+# copied into one block only if batching saves more than the copies cost; both are measured. Lives here: choice of
+# thread, bindings, retries. Does not: queues, batching rules.
+#
+# Loop's thread only; its BatchRuns run on any.
 
 import logging
 

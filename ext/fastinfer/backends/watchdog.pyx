@@ -1,4 +1,9 @@
-# Ends a run on the event loop's thread that takes too long: see watchdog.pxd.
+# Ends a run on the event loop's thread that takes too long. Lives here: the watch over one thread (native/watch.h), and
+# the run options through which it ends a run. Does not: which runs belong on that thread (cost), and what becomes of
+# one that was ended (runner).
+#
+# ONNX Runtime looks at the wish to terminate between two operators. One object serves all models of a process, since
+# its loop runs one batch at a time: they share the run options.
 
 cimport cython
 from libc.stdint cimport int64_t

@@ -1,7 +1,3 @@
-# The memory that requests hold in a process: bodies, inflated bodies, tensors, outputs, the text of answers.
-# Whoever makes such memory reserves it first; its owner (upload.Body, tensor.Memory, ort_run.Value) gives it back.
-# Thread-safe, without the GIL. A budget outlives everything that counts in it: its owners hold references.
-
 from libc.stdint cimport int64_t
 
 cdef extern from "fastinfer/base/budget.h" namespace "fastinfer" nogil:

@@ -1,4 +1,8 @@
-# The memory that requests hold in a process: see budget.pxd and base/budget.h.
+# The memory that requests hold in a process: bodies, inflated bodies, tensors, outputs, the text of answers. The code
+# that allocates such memory reserves it first; the owner (`http/upload` Body, `tensor/tensor` Memory, `onnx/ort_run`
+# Value) releases the reservation.
+#
+# Thread-safe, without the GIL. A budget outlives everything that counts in it: its owners hold references.
 
 cimport cython
 from libc.stdint cimport int64_t

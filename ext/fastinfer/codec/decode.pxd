@@ -1,10 +1,3 @@
-# Body -> InferRequest: JSON and binary tensors, in one pass, without a document tree.
-#
-# The core (objects, data, decoder.pxd) runs over C structs and needs no GIL: on the loop's thread for small bodies,
-# as a DecodeJob on a native thread for large ones. What it owns is the tensors' blocks and its two lists; `build` hands
-# the blocks over to Tensors, `close_decoder` frees what is left. The body must not change or go away meanwhile.
-# Does not live here: models (what a tensor should be), HTTP (where a body comes from).
-
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 

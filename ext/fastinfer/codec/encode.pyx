@@ -1,4 +1,9 @@
-# InferResponse -> text: see encode.pxd.
+# InferResponse -> text, straight from the outputs' memory.
+#
+# A plan (plain C structs, borrowed from the response's tensors) is made with the GIL; writing it needs none: on the
+# loop's thread for small answers, as an EncodeJob on a native thread for large ones. One block is reserved for the
+# most that the text can take, so the loops over elements check nothing.
+# Does not live here: which outputs are answered, and HTTP.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo

@@ -1,9 +1,3 @@
-# Cursor: bounded reads of JSON text. Writer: reserve, then write.
-#
-# The law of this file: raw pointers into text move here (and in number_*.h) and nowhere else in the codec, and nothing
-# moves before it is checked. What a cursor reads is strict RFC 8259: every function says in `fault` what it expected,
-# with `at` on the byte where it was not. No Python objects; everything runs without the GIL.
-
 from libc.string cimport memcmp, memcpy
 
 from fastinfer.base.debug cimport invariant

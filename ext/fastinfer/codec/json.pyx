@@ -1,4 +1,8 @@
-# Cursor and Writer: see buffer.pxd.
+# Cursor: bounded reads of JSON text. Writer: reserve, then write. Invariant: only this file (and `number/*.h`) advances
+# raw pointers into text, and it checks the bound before each step.
+#
+# What a cursor reads is strict RFC 8259: every function says in `fault` what it expected, with `at` on the byte where
+# it was not. No Python objects; everything runs without the GIL.
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy

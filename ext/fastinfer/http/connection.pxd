@@ -1,7 +1,3 @@
-# The half of an HTTP/1.1 connection that every request passes: bytes from the socket to exchanges, answers back in
-# request order. The other half, what is rare, is http/protocol.py, a subclass; the law of both stands there.
-# Loop's thread only.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget

@@ -1,4 +1,9 @@
-# The half of an HTTP/1.1 connection that every request passes: see connection.pxd, and http/protocol.py for the rest.
+# The hot path of an HTTP/1.1 connection: bytes from the socket to exchanges, answers back in the order of requests. The
+# rare cases (refusals, chunked and compressed bodies, timeouts, the end) are in the subclass, http/protocol.py, which
+# also states the invariants of both.
+#
+# An answer: `Exchange.respond` -> `answer` (keeps the order) -> `emit` -> `emit_plain` or `_emit_any` (rare) ->
+# `retire` -> `flush` -> `write_out`. Loop's thread only.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release

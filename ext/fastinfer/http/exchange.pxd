@@ -1,7 +1,3 @@
-# An HTTP request and its answer: its head as the connection understood it, its body, and the way to answer it.
-# Lives here: what the routes and the connection both see. Does not: the socket, the order of answers.
-# Loop's thread only.
-
 from libc.stdint cimport int64_t
 
 

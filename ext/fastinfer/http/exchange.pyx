@@ -1,4 +1,5 @@
-# One HTTP request and its answer: see exchange.pxd.
+# An HTTP request and its answer: its parsed head, its body, and the way to answer it. Lives here: what the routes and
+# the connection both see. Does not: the socket, the order of answers. Loop's thread only.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo

@@ -1,11 +1,3 @@
-# Busy polling: where requests come close together, the loop looks for the next one instead of going to sleep.
-#
-# To be woken takes longer than a small request, and who sleeps finds its caches cold. So the loop keeps turning for a
-# short window after each answer, as long as most windows find another request. It does not where native
-# threads have work, which could use the core, and it sleeps now and then all the same: while it turns, it leaves
-# Python's other threads no time to take the interpreter lock.
-# Loop's thread only.
-
 from libc.stdint cimport int64_t
 
 

@@ -1,4 +1,9 @@
-# Busy polling: see poller.pxd.
+# Busy polling: under load the loop polls for the next request instead of sleeping, because waking takes longer than a
+# small request and leaves the caches cold. It polls for a short window after each answer, as long as most windows find
+# a request. It never polls while native threads have work, and it sleeps after every millisecond of polling, so that
+# other Python threads get the GIL.
+#
+# Loop's thread only.
 
 cimport cython
 

@@ -1,5 +1,3 @@
-# An answer as bytes: its head, and behind it the body where that is short. Pure.
-
 # The most common answer whole: 200, JSON, no further fields. None where the body is longer than the limit.
 cdef bytes ok_json(object body, Py_ssize_t limit)
 # Any answer. `fields`: pairs of bytes; `ending`: a field line or nothing; `size`: of the body; `parts`: the body's

@@ -1,4 +1,4 @@
-# An answer as bytes: see reply.pxd.
+# An answer as bytes: the head, followed by the body if it is short.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

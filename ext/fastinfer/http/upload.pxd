@@ -1,9 +1,3 @@
-# Request bodies on their way in: their memory, and how they get on. No socket, no clock.
-#
-# Only a body that does not lie in the connections' read buffer wholly comes here. Its memory follows the bytes that
-# really came, so that a promise costs nothing; but for memory that is there already, which a promise may have at once.
-# Threads: all with the GIL. The loop makes and fills bodies; whoever drops the last view gives the memory back.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget
@@ -56,7 +50,7 @@ cdef class Body:
 
 
 cdef class Upload:
-    # What bodies of announced length and chunked ones (http/upload.py) have: how they get on.
+    # What bodies of announced length and chunked ones (http/chunked.py) have: how they get on.
     cdef readonly Head head
     cdef public int64_t arrived_ns          # when the first byte of its head came (CLOCK_MONOTONIC)
     cdef public Py_ssize_t received         # bytes of the body so far

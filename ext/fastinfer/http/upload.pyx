@@ -1,4 +1,8 @@
-# Request bodies on their way in: see upload.pxd.
+# Request bodies on their way in: their memory, and how they get on. No socket, no clock.
+#
+# Only a body that does not lie in the connections' read buffer wholly comes here. Its memory follows the bytes that
+# really came, so that a promise costs nothing; but for memory that is there already, which a promise may have at once.
+# Threads: all with the GIL. The loop makes and fills bodies; whoever drops the last view gives the memory back.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer

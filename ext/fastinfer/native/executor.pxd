@@ -1,8 +1,3 @@
-# Native threads that run Jobs, and tell the event loop of their ends.
-# Lives here: hand-over and completion, on the loop's thread. Does not: what a job does.
-#
-# The threads have no Python state and never take the GIL; all Python references stay in `_jobs`.
-
 from libcpp cimport bool as cbool
 from libc.stdint cimport int64_t
 

@@ -1,4 +1,7 @@
-# Native threads that run Jobs: see executor.pxd and native/pool.h.
+# Native threads that run Jobs, and tell the event loop of their ends.
+# Lives here: hand-over and completion, on the loop's thread. Does not: what a job does.
+#
+# The threads have no Python state and never take the GIL; all Python references stay in `_jobs`.
 
 import atexit
 import os

@@ -1,12 +1,3 @@
-# A piece of native work: runs once, without the GIL, on any thread; its end is told on the loop's thread.
-#
-# Nobody has to wait for a job: `terminate` has it end at the next of its pieces, or before it begins. A job that was
-# terminated has no result.
-#
-# A subclass sets `task.work` and `task.state` in its constructor; the state points into C fields of the subclass
-# itself, which must not change and must own all the memory that the work touches until the job has ended. Whoever hands
-# a job over keeps a reference to it meanwhile (the executor does).
-
 from libc.stdint cimport int64_t
 
 cdef extern from "fastinfer/native/interrupt.h" namespace "fastinfer" nogil:

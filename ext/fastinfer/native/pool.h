@@ -7,7 +7,7 @@
 // there are cores but one keep their priority, and while a share of which nothing runs waits for a thread, the run
 // loses its place. Its thread ends with it, and another one stands ready.
 //
-// submit, take_done, relieve and the gauges belong to the loop's thread; the worker threads run tasks and nothing else.
+// submit, take_done, relieve and the gauges belong to the loop's thread; the native threads run tasks and nothing else.
 // The eventfd is written only when the done list was empty, so that wake-ups of a busy loop coalesce (measured: 533,000
 // tiny jobs a second, against 35,000 through Python's ThreadPoolExecutor; 2026-11-23, 2 cores).
 

@@ -1,4 +1,19 @@
-# What one model's runs cost, by the shapes of their inputs: see cost.pxd.
+# What one model's runs cost, by the shapes of their inputs: whether a run belongs on the event loop's thread.
+# Lives here: estimates, and the suspension of a model whose runs take longer than estimated. Does not: runs (runner),
+# and what ends one (watchdog). Loop's thread only.
+#
+# A shape is a 64-bit hash of all that the work may follow from: rows, dimensions, the size of texts. Only what was
+# measured is predicted: equal bytes may cost a hundred times as much in another shape, and twice the size eight times
+# as much, so a shape that was never run goes to a native thread once, where it is measured.
+#
+# An estimate falls quickly and rises slowly, and one run counts for at most LEAP times the estimate, so a run that was
+# preempted hardly moves it; a shape that is above the limit runs, and is measured, on native threads until it is not.
+#
+# A run that takes more than LEAP times its estimate, and longer than the limit, is an overrun. Is it the model, or was
+# the thread preempted? Its processor time shows which, but reading it before each run would cost a system call. So the
+# first overrun puts the model on probation: its next PROBATION runs are measured with processor time and waits. An
+# overrun that computed or waited there suspends the model, as does a run that the watchdog ended while it computed: all
+# its runs go to native threads for a time that doubles with each suspension. A preempted run has no consequence.
 
 cimport cython
 from libc.math cimport INFINITY, fmax, fmin

@@ -1,16 +1,3 @@
-# The life of a request, from its first byte to its single end.
-# Lives here: deadline, cancellation, the outcome, the count in the statistics, and parents, whose requests are done by
-# child requests. Does not: queues and batches (scheduler), bodies and answers (inference).
-# Thread: the loop's. Owners: a Life owns its request; Deadlines owns the lives in its list; a Parent owns its children.
-#
-# A Life is the wait of one client, from the first byte of its request to the encoded answer, with one deadline for all
-# of it. If the deadline passes or the client goes away, the Life drops its request, wherever that is.
-# A request is held by one Keeper: a scheduler, or a Parent, which makes child requests: slices, or the stages of a
-# chain. A request ends once: its keeper settles it with an outcome, or its waiter drops it. A parent that is dropped
-# drops its children, so nothing runs for a request that has ended.
-# Decisions compare the clock with the deadline, in nanoseconds: before a request is queued, when it is taken for a
-# batch, when its outcome comes, when its answer is encoded. Timers end what nothing else decides; they may be late.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.native.job cimport Clock
@@ -22,9 +9,9 @@ from fastinfer.tensor.message cimport InferRequest, Keeper, Waiter
 # Called by the keeper, which holds the request no more: gives `outcome` (list[Tensor] or ApiError) to the waiter. Does
 # nothing if the request has ended.
 cdef int settle(InferRequest request, object outcome, int64_t now) except -1
-# Called by the waiter, which waits no more: `complete` is not called. `cause` is one of stats, for the count.
+# Called by the waiter, which waits no more: `complete` is not called. `cause`: one of those in shared/counters.pxd.
 cdef int drop(InferRequest request, int cause, int64_t now) except -1
-# Counts the end in the model's statistics, on the first call only. `cause`: SUCCESS, or one of stats.
+# Counts the end in the model's statistics, on the first call only. `cause`: SUCCESS, or one of those in shared/counters.pxd.
 cdef int count(InferRequest request, int cause, int64_t now) except -1
 
 cdef enum:

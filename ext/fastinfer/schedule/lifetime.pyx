@@ -1,4 +1,15 @@
-# The life of a request: see lifetime.pxd.
+# The life of a request, from its first byte to its single end.
+# Lives here: deadline, cancellation, the outcome, the count in the statistics, and parents, whose requests are done by
+# child requests. Does not: queues and batches (scheduler), bodies and answers (inference).
+# Thread: the loop's. Owners: a Life owns its request; Deadlines owns the lives in its list; a Parent owns its children.
+#
+# A Life is the wait of one client, from the first byte of its request to the encoded answer, with one deadline for all
+# of it. If the deadline passes or the client goes away, the Life drops its request, wherever that is.
+# A request is held by one Keeper: a scheduler, or a Parent, which makes child requests: slices, or the stages of a
+# chain. A request ends once: its keeper settles it with an outcome, or its waiter drops it. A parent that is dropped
+# drops its children, so nothing runs for a request that has ended.
+# Decisions compare the clock with the deadline, in nanoseconds: before a request is queued, when it is taken for a
+# batch, when its outcome comes, when its answer is encoded. Timers end what nothing else decides; they may be late.
 
 import logging
 

@@ -1,4 +1,10 @@
-# The requests that wait for one loaded model: see queue.pxd.
+# The requests that wait for one loaded model, in groups of those that may share a batch. Loop's thread only.
+#
+# Compatible requests (equal priority and shape_key) wait in one group; the group whose oldest is the most urgent, or
+# came first, is served first. Requests end wherever they are; those that ended while they waited are skipped when
+# their turn comes, or swept out when they become many. A group in which nobody waits any more leaves at once: each
+# group knows its place in the heap, so a departure takes steps in proportion to the heap's height, however many
+# groups there are.
 
 cimport cython
 

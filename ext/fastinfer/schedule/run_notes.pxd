@@ -1,6 +1,3 @@
-# One model's notes in the crash record: what of it is about to run, and whether a request may. Loop's thread, but for
-# what the run itself writes (run_begins, run_ends).
-
 from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer.shared.crash_record cimport CrashSlot, NotedRun

@@ -1,4 +1,5 @@
-# One model's notes in the crash record: see runnotes.pxd.
+# Writes one model's runs to the crash record, and looks up whether a request is suspect or a culprit. Does not live
+# here: the memory (shared/crash_record), the verdicts (supervisor/blame). Loop's thread only.
 
 cimport cython
 from libc.stdint cimport int64_t, uint64_t

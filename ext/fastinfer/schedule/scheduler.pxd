@@ -1,13 +1,3 @@
-# The scheduler of one loaded model: instances and batches; what waits is in a Queue.
-#
-# Touched by the loop's thread only, hence no locks. It knows neither HTTP nor ONNX: requests come in by submit, batches
-# go to the `start` callable that it was given, and every request is settled once (lifetime), with its outputs or with
-# an error, unless it was dropped.
-#
-# Requests that arrive in the same turn of the loop are seen together: submit only queues, the dispatch follows at the
-# end of the turn. A request whose deadline has passed, or that was dropped, is not run, and a batch in which nobody
-# waits any more is terminated.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.native.job cimport Clock

@@ -1,9 +1,3 @@
-# What a process is about to run, noted in memory that outlives it; and what is known of requests and loads that ended
-# processes. Lives here: the memory, and single steps on it. Does not: who is to blame (supervisor/suspects.py),
-# requests (runnotes), models.
-#
-# It imports neither ONNX Runtime nor numpy, so that a supervisor can.
-
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
 

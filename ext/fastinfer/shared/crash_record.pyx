@@ -1,4 +1,8 @@
-# What a process is about to run, noted in memory that outlives it: see crashrecord.pxd.
+# What a process is about to run, noted in memory that outlives it; and what is known of requests and loads that ended
+# processes. Lives here: the memory, and single steps on it. Does not: who is to blame (supervisor/suspects.py),
+# requests (runnotes), models.
+#
+# It imports neither ONNX Runtime nor numpy, so that a supervisor can.
 
 import os
 from hashlib import blake2b

@@ -1,5 +1,5 @@
 // Notes the thread on which a signal of a crash came, then lets the process die of it as it would have.
-// Included once: by crashrecord.pyx.
+// Included once: by crash_record.pyx.
 
 #ifndef FASTINFER_CRASH_SIGNALS_H
 #define FASTINFER_CRASH_SIGNALS_H

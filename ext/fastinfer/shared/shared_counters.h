@@ -1,7 +1,7 @@
 // The sum of a model's counters over all processes, read from the memory that they share.
 //
 // Lives here: finding the blocks of models in the banks, and copying their cells. Does not: what the cells mean, and who
-// writes them (fastinfer/models/banks.py has the layout). Any thread; no Python, no allocation. The memory belongs to the
+// writes them (shared/banks.py writes them, shared/layout.py has the sizes of blocks, shared/counters.pyx the cells). Any thread; no Python, no allocation. The memory belongs to the
 // caller and outlives the call.
 //
 // A bank is an array of blocks; the first block is the process's own. A model's block begins with its key. Another process

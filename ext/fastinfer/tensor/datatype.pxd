@@ -1,6 +1,3 @@
-# The table of v2 datatypes: one row each. Everything that depends on a datatype looks it up here.
-# Lives here: names, numpy dtypes, ONNX element types, sizes. Does not: memory, shapes, text.
-
 from libc.stdint cimport int32_t
 
 cdef enum DatatypeId:

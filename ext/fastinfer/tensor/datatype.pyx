@@ -1,4 +1,5 @@
-# The table of v2 datatypes: see datatype.pxd.
+# The table of v2 datatypes: one row each. Everything that depends on a datatype looks it up here.
+# Lives here: names, numpy dtypes, ONNX element types, sizes. Does not: memory, shapes, text.
 
 from libc.string cimport memcmp, strlen
 

@@ -1,5 +1,3 @@
-# What a model takes, as plain structs: the decoder compares with it before it decodes data that cannot fit.
-
 from libc.stdint cimport int64_t
 
 cdef struct ExpectedInput:

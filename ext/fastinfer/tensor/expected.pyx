@@ -1,4 +1,5 @@
-# What a model takes, as plain structs: see expected.pxd.
+# What a model takes, as plain structs: the decoder compares with it before it decodes data that cannot fit. Immutable
+# after the load, read without the GIL on any thread; the model's Signature owns it.
 
 cimport cython
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize

@@ -1,5 +1,3 @@
-# The records that travel through the server: what a client asked for, and what it is answered. No behaviour.
-
 from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer.shared.counters cimport Counters
@@ -38,7 +36,7 @@ cdef class InferRequest:
     cdef public object shape_key        # requests with equal keys may share a batch
     cdef public bint whole              # has no common number of rows: runs alone and as it was sent, as one row
 
-    # Of what the model is to compute, where crashes are recorded (runnotes); 0: not known yet.
+    # Of what the model is to compute, if crashes are recorded (schedule/run_notes); 0: not known yet.
     cdef uint64_t fingerprint
 
     # Its life (lifetime); loop's thread only. Times are CLOCK_MONOTONIC's.
@@ -69,7 +67,7 @@ cdef class Waiter:
 
 # Holds requests that have not ended: in a queue, in a run, or as a parent. Loop's thread.
 cdef class Keeper:
-    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of stats.
+    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of those in shared/counters.pxd.
     cdef int let_go(self, InferRequest request, int was, int cause) except -1
 
 
@@ -102,5 +100,5 @@ cdef class BatchResult:
 # Runs batches. Where it can do so at once it is asked at the level of C.
 cdef class BatchRunner:
     cdef Counters stats                 # of the model; None before a scheduler has it
-    # Runs requests that share a batch on this thread; None where that is not what to do with them: then start them.
+    # Runs requests that share a batch on this thread; None if they must not run here: then call `start`.
     cdef BatchResult run_at_once(self, list requests)

@@ -1,4 +1,4 @@
-# The records that travel through the server: see message.pxd.
+# The request, response and batch records that are passed between the layers. No behaviour.
 
 cimport cython
 

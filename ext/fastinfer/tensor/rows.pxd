@@ -1,6 +1,3 @@
-# Rows of several requests as one block of memory, and back. Pure memory work, without the GIL.
-# Lives here: gather, bounds of rows. Does not: the runtime, requests.
-
 from libc.stdint cimport int64_t
 
 cdef struct Piece:

@@ -1,4 +1,5 @@
-# Rows of several requests as one block of memory, and back: see batch.pxd.
+# Rows of several requests as one block of memory, and back. Pure memory work, without the GIL.
+# Lives here: gather, bounds of rows. Does not: the runtime, requests.
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc

@@ -1,6 +1,3 @@
-# What a model takes and gives, and the check of a request against it.
-# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.tensor.expected cimport Expectation

@@ -1,4 +1,5 @@
-# What a model takes and gives, and the check of a request against it: see signature.pxd.
+# What a model takes and gives, and the check of a request against it.
+# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime.
 
 import re
 

@@ -1,9 +1,3 @@
-# Tensors: a name, a datatype, a shape, and memory with its owner.
-#
-# Memory is native (malloc, 64-byte aligned), so that it can be written on threads without the GIL; numpy arrays are
-# views of it whose base is the Tensor. Elements are little-endian and row-major. BYTES elements lie one behind the
-# other, each a uint32 length and its bytes: the wire's binary form is also the form in memory.
-
 from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget

@@ -1,9 +1,3 @@
-# The classification extension: of an output's elements the largest ones, each as "value:index" or "value:index:label".
-#
-# Who asked for it, and how many, is in the request; here is what becomes of one output. The work is a Ranking
-# (tensor/top_k.h), which needs no GIL; whoever writes the answer runs it.
-# Does not live here: JSON, and where label files are.
-
 from libc.stdint cimport int64_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector

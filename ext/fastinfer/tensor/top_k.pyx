@@ -1,4 +1,8 @@
-# The classification extension: see classify.pxd.
+# The classification extension: of an output's elements the largest ones, each as "value:index" or "value:index:label".
+#
+# Computes the k largest elements of each row of one output, as text; the request says which outputs and how many. The
+# work is a Ranking (tensor/top_k.h), which needs no GIL; the encoder runs it.
+# Does not live here: JSON, and where label files are.
 
 cimport cython
 from libc.string cimport memchr

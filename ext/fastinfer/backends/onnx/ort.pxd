@@ -1,6 +1,3 @@
-# ONNX Runtime through its C API: the library, its environment, sessions.
-# Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
-
 from fastinfer.backends.onnx.ort_run cimport Handle
 from fastinfer.base.budget cimport Budget
 

@@ -1,5 +1,8 @@
-# ONNX Runtime through its C API: see ort.pxd. The library is loaded with dlopen from the installed wheel; the package
-# itself is never imported, since it carries a second copy of the whole runtime.
+# ONNX Runtime through its C API: the library, its environment, sessions.
+# Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
+#
+# The library is loaded with dlopen from the installed wheel; the package itself is never imported, since it carries a
+# second copy of the whole runtime.
 
 import importlib.util
 import os

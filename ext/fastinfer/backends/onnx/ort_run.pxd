@@ -1,9 +1,3 @@
-# Runs of a session at the level of C, without the GIL and on any thread; one Handle may be used by several at once.
-# Lives here: memory to the runtime's values and back. Does not: sessions and the library (ort), requests, batches.
-#
-# A run is three steps, so that each can be timed: bind (memory -> values), run, receive (values -> memory). Where the
-# shapes are the same again and again, a binding does the first and the last once for all.
-
 from libc.stdint cimport int32_t, int64_t
 
 from fastinfer.backends.onnx.ort_table cimport OrtIoBinding, OrtRunOptions, OrtSession, OrtStatus, OrtValue

@@ -1,4 +1,9 @@
-# Runs of a session at the level of C: see ort_run.pxd.
+# Runs a session through ONNX Runtime's C API, without the GIL and on any thread; several threads may run one Handle at
+# the same time. Lives here: converting memory to the runtime's values and back. Does not: sessions and the library
+# (ort), requests, batches.
+#
+# A run has three steps, so that each can be timed: bind the inputs, run, receive the outputs. If the shapes repeat, a
+# binding does the first and the last step once.
 
 cimport cython
 from libc.stdint cimport uint32_t

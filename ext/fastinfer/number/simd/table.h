@@ -33,7 +33,7 @@ static Run run_wide(Reader* reader, const char* at, const char* end, char* memor
 
 constexpr int RUNS = 13;
 
-// By datatype id (datatype.pxd): BOOL, UINT8 .. UINT64, INT8 .. INT64, FP16, BF16, FP32, FP64.
+// By datatype id (tensor/datatype.pxd): BOOL, UINT8 .. UINT64, INT8 .. INT64, FP16, BF16, FP32, FP64.
 static constexpr RunFunction PORTABLE_RUNS[RUNS] = {
     run_portable<BoolElement>,
     run_portable<IntegerElement<uint8_t>>, run_portable<IntegerElement<uint16_t>>,
