@@ -131,6 +131,8 @@ class Connection:
         """Calls the route's handler; what it raises is the answer."""
     def _finish(self, upload: Upload, body: Buffer) -> None:
         """Handles a message whose body came in parts."""
+    def _collect(self, part: bytes | memoryview) -> None:
+        """Adds to the outgoing bytes; a view has items of one byte."""
     def _retire(self, exchange: HttpExchange, status_class: int) -> None:
         """The exchange's answer is in the outgoing bytes; it is the queue's first and leaves it."""
     def _flush(self) -> None:

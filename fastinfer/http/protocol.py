@@ -123,6 +123,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         self._deaf = True
         self._pending = b""
         self._out.clear()
+        self._out_size = 0
         self._pieces = []
         self._upload = None
         if self._lingering is not None:
@@ -319,17 +320,16 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         last = len(self._queue) == 1 and (self._deaf or (self._hub.draining and self._is_idle()))
         start = reply_head(status, content_type, size, fields, last, head.version_10)
         if head.method == "HEAD":
-            self._out.append(start)
+            self._collect(start)
         elif exchange.in_pieces and size > JOINED_BYTES:
             self._deaf = self._deaf or last
             self._begin_pieces(exchange, start, parts)
             return
         elif size <= JOINED_BYTES:
-            self._out.append(b"".join((start, *parts)))
+            self._collect(b"".join((start, *parts)))
         else:  # not copied
-            self._out.append(start)
-            self._out.extend(parts)
-        self._out_size += size
+            for part in (start, *parts):
+                self._collect(part)
         if last:
             self._deaf = True
         self._retire(exchange, status // 100)
@@ -353,8 +353,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
     def _begin_pieces(self, exchange: HttpExchange, start: bytes, parts: list[memoryview]) -> None:
         """Writes a large answer a piece at a time; until the last one it keeps its place in the queue."""
         exchange.reply = None
-        self._out.append(start)
-        self._out_size += len(start)
+        self._collect(start)
         pieces = [part[at : at + JOINED_BYTES] for part in parts for at in range(0, len(part), JOINED_BYTES)]
         self._pieces = pieces[::-1]
         self._hub.in_turn(self._write_piece)
@@ -391,7 +390,7 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         upload.wants_continue = False
         upload.started = upload.window_started = self._hub.now
         if not upload.received:
-            self._out.append(_CONTINUE)
+            self._collect(_CONTINUE)
 
     # --- For people ---------------------------------------------------------------------------------------------------
 

@@ -526,6 +526,10 @@ cdef class Connection:
                 and self._skip == 0 and PyBytes_GET_SIZE(self._pending) == 0 and self._stuck_size == 0
                 and self._transport.get_write_buffer_size() == 0)
 
+    def _collect(self, part not None):
+        self._out.append(part)
+        self._out_size += len(part)
+
     # --- For the other half ------------------------------------------------------------------------------------------
 
     def _keep_head(self, Py_ssize_t start, Py_ssize_t begins, Py_ssize_t end):
