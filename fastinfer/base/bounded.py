@@ -13,6 +13,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -112,9 +113,11 @@ class BoundedThreads:
         try:
             result = call.function()
         except BaseException as raised:
+            _let_go(raised)
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed
             call.done.get_loop().call_soon_threadsafe(self._ended, call, result, error)
+        error = None  # whose traceback holds this frame
 
     def _ended(self, call: _Call, result: Any, error: BaseException | None) -> None:
         if call.limit is not None:
@@ -152,6 +155,19 @@ class BoundedThreads:
         for call in list(self._running):
             if call.thread is not None:
                 call.thread.join()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames that an exception and its causes hold: a refused model, some gigabytes perhaps, would stay in
+    them until Python's collector of cycles looks at old objects, which on a server may be never."""
+    seen: set[int] = set()
+    ahead = [error]
+    while ahead:
+        error = ahead.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            ahead += [error.__cause__, error.__context__]
 
 
 def _place(thread: threading.Thread | None) -> str:

@@ -82,6 +82,7 @@ INLINE_BOUND_MS = 10  # ... and is ended there if it takes longer (mirrored by b
 BUSY_POLL_US = 50  # about what it takes to be woken; Linux's net.core.busy_poll advises the same
 MAX_MODEL_FILES = 20_000  # of a model, in all versions; ONNX exporters write one file for each of some thousand weights
 MAX_MODEL_DEPTH = 32  # directories in each other, below a version
+MAX_MODEL_FILE_BYTES = 2**31 - 1  # protobuf's; further weights lie in external data
 MAX_LABELS_BYTES = 16 * MIB  # a label file; a million labels of 16 bytes
 SUSPECT_S = 600.0  # a request that was running when a process died runs alone for so long, or until it has run
 CULPRIT_S = 86_400.0  # a request or load that ends processes is refused for so long; then it may cost one more

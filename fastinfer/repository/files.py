@@ -127,7 +127,14 @@ class ModelFiles:
         """
         try:
             with disk.regular_file(path) as file:
-                before = _entry(path.name, os.fstat(file.fileno()))
+                found = os.fstat(file.fileno())
+                if found.st_size > limits.MAX_MODEL_FILE_BYTES:
+                    raise ApiError(
+                        400,
+                        f"model '{self.name}' version {version} has a file of {found.st_size:,} bytes, and a model "
+                        "file has less than 2 GiB; weights beyond that lie in external data",
+                    )
+                before = _entry(path.name, found)
                 content = file.read()
                 after = _entry(path.name, os.fstat(file.fileno()))
         except FileNotFoundError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -132,3 +134,41 @@ def test_waiting_is_logged_once_and_at_growing_intervals(caplog: pytest.LogCaptu
         asyncio.run(main())
     assert "nothing lasts" not in caplog.text
     assert "a load waits: ended after" in caplog.text
+
+
+def test_an_error_keeps_nothing_of_what_the_call_had_in_hand() -> None:
+    """A refused model, some gigabytes perhaps, would stay in the frames of the traceback, in a cycle."""
+
+    class Model:
+        pass
+
+    kept: list[weakref.ref[Model]] = []
+
+    def load() -> None:
+        model = Model()
+        kept.append(weakref.ref(model))
+
+        def check() -> None:
+            other = Model()
+            kept.append(weakref.ref(other))
+            raise ValueError(f"{other} is wrong")
+
+        try:
+            check()
+        except ValueError as error:
+            raise ApiError(400, "wrong") from error
+
+    async def test(threads: BoundedThreads) -> None:
+        for _ in range(3):
+            with pytest.raises(ApiError, match="wrong"):
+                await threads.call("loading", load)
+        threads.join()
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(test, timeout_s=20)
+        assert len(kept) == 6
+        assert [each() for each in kept] == [None] * 6
+    finally:
+        gc.enable()

@@ -262,11 +262,14 @@ cdef class RunningBatch:
                 return self.end()
 
     cdef bint reserve(self, int64_t input_bytes) except? True:
-        # What the model's latest runs have made of as many bytes. Outputs count by themselves once they are there.
+        # What the model's latest runs have made of as many bytes. Outputs count by themselves once they are there. The
+        # guess is bounded: where values decide how large outputs are, one huge answer says nothing about the next
+        # request, which must not be refused for it; and a run that is refused teaches nothing.
         cdef Budget budget = self.runner.session.budget
-        cdef int64_t expected = <int64_t>(self.runner.output_ratio * <double>input_bytes)
+        cdef int64_t expected
         if budget is None:
             return True
+        expected = <int64_t>min(self.runner.output_ratio * <double>input_bytes, <double>(budget.limit // GUESSES))
         if budget.count.spent() or not budget.count.reserve(expected):
             return False
         self.budget = budget

@@ -359,7 +359,7 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     cdef Encoded encoded
     cdef Py_ssize_t i
     if plan.failure == NO_MEMORY:
-        raise ApiError(503, "out of memory for the answer's text", retry_after_s=1)
+        raise ApiError(503, "out of memory for the answer", retry_after_s=1)
     if plan.failure == INTERRUPTED:
         raise ApiError(503, "the request was given up", retry_after_s=1)
     if plan.failure == LONG_CLASSES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,6 +123,8 @@ def _read(path: Path) -> bytes:
     """
     try:
         with disk.regular_file(path) as file:
+            if os.fstat(file.fileno()).st_size > limits.MAX_MODEL_FILE_BYTES:
+                raise OrtError("the model cannot be read: a model file has less than 2 GiB")
             return file.read()
     except OSError as error:
         raise OrtError(f"the model cannot be read: {error.strerror}") from None
