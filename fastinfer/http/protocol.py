@@ -328,7 +328,8 @@ class HttpProtocol(Connection, asyncio.BufferedProtocol):
         elif size <= JOINED_BYTES:
             self._collect(b"".join((start, *parts)))
         else:  # not copied
-            for part in (start, *parts):
+            self._collect(start)
+            for part in parts:
                 self._collect(part)
         if last:
             self._deaf = True
