@@ -147,9 +147,9 @@ def exchange(
     if body is not None and not isinstance(body, bytes):
         body = (body if isinstance(body, str) else json.dumps(body)).encode()
     connection.request(method, path, body, dict(headers))
-    response = connection.getresponse()
-    fields = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, response.read(), fields)
+    with connection.getresponse() as response:  # closed if its process is killed before all of it is read
+        fields = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, response.read(), fields)
 
 
 @contextlib.contextmanager
