@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from tests.fault import chaos, clients, connections, disks, ending, hostile, models, overload, surroundings, work
+from tests.fault import (
+    chaos,
+    clients,
+    connections,
+    disks,
+    ending,
+    hostile,
+    leftovers,
+    models,
+    overload,
+    surroundings,
+    work,
+)
 from tests.fault.trial import Fault
 
 FAULTS = [
@@ -83,6 +95,10 @@ FAULTS = [
           work.images, 20, 10),
     Fault("endless", "runs without end, on all native threads", "p99 of another model at most twice that beside busy "
           "processes; 0 failed", work.endless_runs, 75, 18),
+    Fault("refused loads", "100 refused loads of a model of 64 MiB", "two models' memory kept at most; a good "
+          "load works", leftovers.refused_loads, 40, 6),
+    Fault("huge answers", "requests whose outputs exceed the budget", "small requests to the same model are answered",
+          leftovers.huge_answers, 30, 5),
     Fault("chaos", "loads, signals, disks, bombs, departures, all at once", "all answers of others right, their p99 at "
           "most twice the control's; no process lost; memory inside the budget", chaos.row, 130, 30),
 ]  # fmt: skip
