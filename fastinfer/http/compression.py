@@ -18,6 +18,8 @@ from fastinfer.base.limits import FREE_INFLATED_BYTES, KIB, MIB
 from fastinfer.http.head import too_large
 from fastinfer.http.upload import Body
 
+# Pieces double from the first to the largest. The body with the fewest pieces goes next (pieces.py), so one of 100 KiB
+# waits for as much of each of many large ones, and not for a mebibyte of each.
 FIRST_PIECE_BYTES: Final = 64 * KIB  # inflated; some 0.1 ms: the first may be made on the loop's thread
 PIECE_BYTES: Final = 1 * MIB  # some 3 ms
 _INPUT_BYTES: Final = 64 * KIB  # compressed bytes that are given to zlib at once: it copies what it does not take
@@ -41,13 +43,14 @@ def inflating(coding: bytes, data: memoryview, body: Body, limit: int, ratio: in
         wbits = 15 if len(data) > 1 and data[0] & 15 == 8 and (data[0] << 8 | data[1]) % 31 == 0 else -15
     stream = zlib.decompressobj(wbits)
     given, made = 0, 0
+    piece_bytes = FIRST_PIECE_BYTES
     while not stream.eof:
         rest: bytes | memoryview = stream.unconsumed_tail
         if not rest:
             rest = data[given : given + _INPUT_BYTES]
             given += len(rest)
         try:
-            piece = stream.decompress(rest, PIECE_BYTES if made else FIRST_PIECE_BYTES)
+            piece = stream.decompress(rest, piece_bytes)
         except zlib.error:
             raise ApiError(400, f"the body is not in {coding.decode()} format") from None
         except MemoryError:
@@ -64,6 +67,7 @@ def inflating(coding: bytes, data: memoryview, body: Body, limit: int, ratio: in
         except MemoryError:
             raise _no_memory() from None
         if not stream.eof:
+            piece_bytes = min(2 * piece_bytes, PIECE_BYTES)
             yield
     if stream.unused_data or given < len(data):
         raise ApiError(400, f"the body goes on after its {coding.decode()} stream")
@@ -77,9 +81,13 @@ def _no_memory() -> ApiError:
 def deflating(coding: bytes, parts: list[memoryview], packed: list[bytes]) -> Iterator[None]:
     """Compresses an answer into ``packed``, fast rather than small; each step takes one piece."""
     stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
+    piece_bytes = FIRST_PIECE_BYTES
     for part in parts:
-        for at in range(0, len(part), PIECE_BYTES):
-            packed.append(stream.compress(part[at : at + PIECE_BYTES]))
+        at = 0
+        while at < len(part):
+            packed.append(stream.compress(part[at : at + piece_bytes]))
+            at += piece_bytes
+            piece_bytes = min(2 * piece_bytes, PIECE_BYTES)
             yield
     packed.append(stream.flush())
 

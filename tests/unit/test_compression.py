@@ -74,6 +74,19 @@ def test_what_is_refused_is_refused_early() -> None:
     assert budget.used == body.received
 
 
+def test_pieces_double_from_a_small_first_one() -> None:
+    """A body of 100 KiB has ended before a mebibyte of each of many large ones is made."""
+    body = new_body(BodyPool(0), Budget(), 64 * MIB)
+    data = gzip.compress(random.Random(3).randbytes(8 * MIB), 1)
+    sizes, before = [], 0
+    for _ in inflating(b"gzip", memoryview(data), body, 64 * MIB, 100):
+        sizes.append(body.received - before)
+        before = body.received
+    assert sizes[0] <= 64 * KIB
+    assert all(size <= 64 * KIB << number for number, size in enumerate(sizes))
+    assert max(sizes) <= PIECE_BYTES
+
+
 @pytest.mark.parametrize("coder", CODERS)
 def test_a_body_has_its_limit(coder: str) -> None:
     coding, compress = CODERS[coder]
@@ -117,6 +130,7 @@ def test_bytes_count_before_they_are_there_and_until_the_last_view_is_gone() -> 
 def test_answers_are_compressed_in_pieces() -> None:
     parts = [memoryview(random.Random(i).randbytes(size)) for i, size in enumerate((0, 1, PIECE_BYTES + 1, 3 * MIB))]
     packed: list[bytes] = []
-    assert len(list(deflating(b"gzip", parts, packed))) == 1 + 2 + 3
+    # 1 byte with 64 KiB; 128, 256, 512 KiB and 1 MiB for the next part; then mebibytes.
+    assert len(list(deflating(b"gzip", parts, packed))) == 1 + 4 + 3
     assert gzip.decompress(b"".join(packed)) == b"".join(parts)
     assert zlib.decompress(deflate(b"deflate", *parts)) == b"".join(parts)
