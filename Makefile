@@ -86,7 +86,7 @@ guided-run: $(BUILT) $(DONE)/dev build/coverage.so
 build/coverage.so: tests/fuzz/coverage.cpp
 	@mkdir -p build && $(CXX) -O2 -shared -fPIC $< -o $@
 
-fault: $(BUILT) $(DONE)/dev  ## eighteen minutes: try what may happen to a server, show a figure for each (bench/results/)
+fault: $(BUILT) $(DONE)/dev  ## half an hour: try what may happen to a server, show a figure for each (bench/results/)
 	@$(BIN)/python -m tests.fault.run $(ARGS)
 
 fault-quick: $(BUILT) $(DONE)/dev  ## the same with small counts, in a few minutes; ARGS="SIGTERM idle" tries these only

@@ -140,7 +140,7 @@ def models_order(one: Server, many: Server) -> list[tuple[str, Server, int, int]
 
 
 def headed(asked: Sequence[Case], count: int) -> list[Case]:
-    """The same requests to the first model, with so many different heads."""
+    """The same requests to the first model, with ``count`` different heads."""
     made = []
     for number in range(count):
         case = asked[number % len(asked)] if count > 1 else asked[0]

@@ -1,7 +1,7 @@
 """Tries the faults and judges the figures: `python -m tests.fault.run [--quick] [NAME ...]`.
 
-Each fault gets servers of its own. The full form takes about eighteen minutes, the quick one (small counts; what
-depends on how busy the machine is, is told but not judged) five minutes. Writes bench/results/<time>-faults.json and
+Each fault gets servers of its own. The full form takes about half an hour, the quick one (small counts; what
+depends on how busy the machine is, is told but not judged) seven minutes. Writes bench/results/<time>-faults.json and
 .md; ends with 1 if a figure is not what is required.
 """
 

@@ -16,7 +16,7 @@ cdef enum:
     MAX_BOUND_BYTES = 256 << 10     # of all bindings of a model; no further one is made then
     LARGE_REQUEST = 32 << 10        # bytes of inputs; from here on, choose between batching and back to back
     GUESSES = 8                     # guessed outputs that fit the budget at least
-    TRIAL = 32                      # every so many batches of large requests the slower way is measured again
+    TRIAL = 32                      # batches of large requests after which the slower way is measured again
 
 
 cdef class Runner(BatchRunner):
