@@ -11,7 +11,8 @@ from fastinfer.tensor.message cimport InferRequest, Keeper, Waiter
 cdef int settle(InferRequest request, object outcome, int64_t now) except -1
 # Called by the waiter, which waits no more: `complete` is not called. `cause`: one of those in shared/counters.pxd.
 cdef int drop(InferRequest request, int cause, int64_t now) except -1
-# Counts the end in the model's statistics, on the first call only. `cause`: SUCCESS, or one of those in shared/counters.pxd.
+# Counts the end in the model's statistics, on the first call only. `cause`: SUCCESS, or one of those in
+# shared/counters.pxd.
 cdef int count(InferRequest request, int cause, int64_t now) except -1
 
 cdef enum:

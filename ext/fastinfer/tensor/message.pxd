@@ -67,7 +67,8 @@ cdef class Waiter:
 
 # Holds requests that have not ended: in a queue, in a run, or as a parent. Loop's thread.
 cdef class Keeper:
-    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of those in shared/counters.pxd.
+    # Releases a request that its waiter has dropped: its state was `was` and is ENDED already. `cause`: one of those in
+    # shared/counters.pxd.
     cdef int let_go(self, InferRequest request, int was, int cause) except -1
 
 
