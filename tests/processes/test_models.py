@@ -37,18 +37,10 @@ def names(server):
     return sorted(answer[1].decode().split('"')[3::2])
 
 
-def crash(server, index=0):
-    """Ends a process, and waits for the one that takes its place."""
-    before = server.serving_pids()
-    os.kill(before[index], signal.SIGKILL)
-    wait_until(lambda: before[index] not in server.serving_pids())
-    wait_until(lambda: len(server.serving_pids()) == len(before))
-
-
 def settled(server):
     """After a crash: ends the process that was left, so that only ones that were made equal are there."""
-    crash(server, 0)
-    crash(server, 0)
+    server.replace()
+    server.replace()
 
 
 def test_loads_and_unloads_are_seen_everywhere(server):
@@ -139,7 +131,7 @@ def test_files_that_have_changed_meanwhile(tmp_path):
         shutil.copy(file, tmp_path / "m" / "2")  # a version that nobody has asked for
         file.write_bytes(turned_round())
         assert answers(server) == [before]
-        crash(server)
+        server.replace()
         wait_until(lambda: "all processes load it again" in server.log)
         wait_until(lambda: len(found := answers(server)) == 1 and b"-1" in found[0][1])
         assert server.get("/v2/models/m").json["versions"] == ["1"]
@@ -179,7 +171,7 @@ def test_the_only_process_serves_what_it_can(tmp_path):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     with serving(repository=tmp_path) as server:
         shutil.rmtree(tmp_path / "digits")
-        crash(server)
+        server.replace()
         assert server.get("/v2/models/simple/ready").status == 200
         answer = server.get("/v2/models/digits/ready")
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
@@ -194,7 +186,7 @@ def test_what_changes_on_the_disk_is_followed_by_all(tmp_path):
     with serving(*options, repository=tmp_path) as server:
         shutil.copytree(REPOSITORY / "digits", tmp_path / "digits")
         wait_until(lambda: everywhere(server, "GET", "/v2/models/digits/ready")[-1][0] == 200)
-        crash(server)
+        server.replace()
         shutil.rmtree(tmp_path / "simple")
         wait_until(lambda: [found[0] for found in everywhere(server, "GET", "/v2/models/simple/ready")] == [404])
         assert names(server) == ["digits"]
@@ -229,7 +221,7 @@ def test_trials_are_not_repeated_by_processes_that_take_anothers_place(tmp_path)
     body = inference(*(tensor(name, [1, 16], "INT32", [0] * 16) for name in ("INPUT0", "INPUT1")))
     with serving("--log-level", "debug", repository=tmp_path) as server:
         assert known not in server.log
-        crash(server)
+        server.replace()
         assert server.infer("simple", body).status == 200
         assert server.log.count(known) == 1
         server.process.send_signal(signal.SIGHUP)
@@ -237,6 +229,6 @@ def test_trials_are_not_repeated_by_processes_that_take_anothers_place(tmp_path)
         assert server.log.count(known) == 2
         (tmp_path / "simple" / "1" / "model.onnx").touch()
         assert server.post("/v2/models/simple/load").status == 200
-        crash(server)
+        server.replace()
         assert server.infer("simple", body).status == 200
         assert server.log.count(known) == 3

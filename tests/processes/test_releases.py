@@ -35,15 +35,6 @@ def numbers(server: Server) -> set[int]:
     return set(in_order(server))
 
 
-def kill(server: Server, index: int) -> None:
-    """Ends a process, and waits for the one that takes its place."""
-    wait_until(lambda: len(server.serving_pids()) == 2)
-    pid = server.serving_pids()[index]
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: pid not in server.serving_pids())
-    wait_until(lambda: len(server.serving_pids()) == 2)
-
-
 @pytest.mark.parametrize("deploy", releases.ALL)
 def test_a_load_takes_what_the_links_lead_to(tmp_path: Path, deploy: releases.Deploy) -> None:
     deploy(tmp_path, 1)
@@ -153,7 +144,7 @@ def test_where_nobody_serves_one_process_alone_accepts_until_it_has_all_models(t
             wait_until(lambda: server.get("/v2/models/m/ready").status == 200)
             releases.write(gate.repository / ".new", 2).rename(gate.repository / "m" / "1" / "model.onnx")
             assert in_order(server) == [1] * CONNECTIONS
-            kill(server, 0)
+            server.replace()
             seen = in_order(server)
         while server.get("/v2/models/slow/ready").status != 200:
             seen += in_order(server)
@@ -257,7 +248,7 @@ def churn(root: Path, deploy: releases.Deploy, server: Server, seed: int, second
                     assert answer.status == 200, answer.body
                     assert numbers(server) == {number}
                 case "kill":
-                    kill(server, chance.randrange(2))
+                    server.replace(chance.randrange(2))
                 case "kill and load":
                     os.kill(chance.choice(server.serving_pids()), signal.SIGKILL)
                     windows.append(window := Window(time.monotonic()))
