@@ -58,7 +58,7 @@ class Server:
         cwd: Path | None = None,
         limits: Mapping[int, tuple[int, int]] = {},
     ):
-        self.processes = int(options[options.index("--processes") + 1]) if "--processes" in options else 1
+        self.process_count = int(options[options.index("--processes") + 1]) if "--processes" in options else 1
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
         self.process = subprocess.Popen(
@@ -106,11 +106,11 @@ class Server:
 
     def replace(self, index: int = 0) -> None:
         """Kills a process that serves; waits for the one that takes its place, and before for any that is leaving."""
-        wait_for(lambda: len(self.serving_pids()) == self.processes, START_TIMEOUT_S)
+        wait_for(lambda: len(self.serving_pids()) == self.process_count, START_TIMEOUT_S)
         killed = self.serving_pids()[index]
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: killed not in self.serving_pids(), START_TIMEOUT_S)
-        wait_for(lambda: len(self.serving_pids()) == self.processes, START_TIMEOUT_S)
+        wait_for(lambda: len(self.serving_pids()) == self.process_count, START_TIMEOUT_S)
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
