@@ -39,10 +39,12 @@ lint: $(BUILT) $(DONE)/dev  ## check style and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint ext
+	@git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 
-format: $(DONE)/dev  ## format the Python files
+format: $(DONE)/dev  ## format Python and C++
 	@$(BIN)/ruff check --fix --exit-zero
 	@$(BIN)/ruff format
+	@git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format -i
 
 debug:  ## run the unit tests in a build that checks indices
 	@FASTINFER_DEBUG=1 $(MAKE) --no-print-directory test ARGS="tests/unit $(ARGS)"

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 
-from fastinfer.backends.onnx.backend import OnnxWorker
+from fastinfer.backends.onnx.backend import OnnxModel
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.native.executor import Executor
 from fastinfer.schedule.policy import BatchingPolicy
@@ -21,7 +21,7 @@ class Model:
         session = Session(model=model)
         self.names = [spec.name for spec in session.inputs]
         signature = Signature(session.inputs, session.outputs, batched=batched, max_batch_size=64)
-        self.worker = OnnxWorker(session, signature, executor, inline_run_us)
+        self.worker = OnnxModel(session, signature, executor, inline_run_us)
         self.stats = ModelStats()
         self.scheduler = Scheduler(
             self.worker.start,

@@ -58,6 +58,7 @@ class Server:
         cwd: Path | None = None,
         limits: Mapping[int, tuple[int, int]] = {},
     ):
+        self.repository = repository
         self.process_count = int(options[options.index("--processes") + 1]) if "--processes" in options else 1
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]

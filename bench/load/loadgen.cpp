@@ -47,10 +47,10 @@
 namespace {
 
 constexpr int64_t SECOND = 1'000'000'000;
-constexpr int64_t DRAIN = 5 * SECOND;       // the longest wait for what is under way when the time is over
-constexpr int64_t RETRY = SECOND / 100;     // how soon a server that did not listen is tried again
-constexpr size_t SLICE = 64u << 10;         // of a request, sent at once; it takes the kernel some 20 microseconds
-constexpr size_t KEPT_BYTES = 256u << 20;   // of distinct answers; further ones are counted as unchecked
+constexpr int64_t DRAIN = 5 * SECOND;      // the longest wait for what is under way when the time is over
+constexpr int64_t RETRY = SECOND / 100;    // how soon a server that did not listen is tried again
+constexpr size_t SLICE = 64u << 10;        // of a request, sent at once; it takes the kernel some 20 microseconds
+constexpr size_t KEPT_BYTES = 256u << 20;  // of distinct answers; further ones are counted as unchecked
 
 int64_t now() {
     timespec t;
@@ -62,7 +62,7 @@ int64_t now() {
 class Histogram {
     std::vector<uint64_t> counts = std::vector<uint64_t>(64 * 1024);
 
-public:
+ public:
     uint64_t total = 0;
 
     void add(int64_t value) {
@@ -74,9 +74,10 @@ public:
 
     void print() const {
         std::printf("[");
-        const char *comma = "";
+        const char* comma = "";
         for (size_t i = 0; i < counts.size(); i++) {
-            if (!counts[i]) continue;
+            if (!counts[i])
+                continue;
             int shift = i < 2048 ? 0 : int(i / 1024) - 1;
             uint64_t low = uint64_t(i - shift * 1024) << shift;
             std::printf("%s[%lu,%lu]", comma, low + ((uint64_t(1) << shift) >> 1), counts[i]);
@@ -139,7 +140,7 @@ int64_t start, measured_from, measured_to, refused_at = 0;
 bool until_refused = false;
 Histogram lateness;
 
-uint64_t hash(const char *data, size_t size, uint64_t seed) {
+uint64_t hash(const char* data, size_t size, uint64_t seed) {
     uint64_t h = seed * 0x9E3779B97F4A7C15u + size, word = 0;
     for (; size >= 8; data += 8, size -= 8) {
         std::memcpy(&word, data, 8);
@@ -152,15 +153,17 @@ uint64_t hash(const char *data, size_t size, uint64_t seed) {
     return h ^ (h >> 32);
 }
 
-void note(uint64_t &count, const std::string &what) {
+void note(uint64_t& count, const std::string& what) {
     count++;
-    if (errors.first.empty()) errors.first = what.substr(0, 300);
+    if (errors.first.empty())
+        errors.first = what.substr(0, 300);
 }
 
 // Returns whether somebody listens; if not, the connection has no socket.
 bool open_connection(int index) {
-    Connection &c = connections[index];
-    if (c.fd >= 0) close(c.fd);
+    Connection& c = connections[index];
+    if (c.fd >= 0)
+        close(c.fd);
     int lane = c.lane;
     int64_t idle_since = c.idle_since;
     c = Connection();
@@ -171,7 +174,7 @@ bool open_connection(int index) {
     address.sin_family = AF_INET;
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (connect(c.fd, reinterpret_cast<sockaddr *>(&address), sizeof address)) {
+    if (connect(c.fd, reinterpret_cast<sockaddr*>(&address), sizeof address)) {
         if (!start) {
             std::fprintf(stderr, "connect: %s\n", std::strerror(errno));
             std::exit(1);
@@ -180,7 +183,8 @@ bool open_connection(int index) {
         close(c.fd);
         c.fd = -1;
         refused_at = now();
-        if (until_refused) measured_to = std::min(measured_to, refused_at);
+        if (until_refused)
+            measured_to = std::min(measured_to, refused_at);
         return false;
     }
     fcntl(c.fd, F_SETFL, O_NONBLOCK);
@@ -194,8 +198,9 @@ bool open_connection(int index) {
 }
 
 void watch_writing(int index, bool wanted) {
-    Connection &c = connections[index];
-    if (c.wants_write == wanted) return;
+    Connection& c = connections[index];
+    if (c.wants_write == wanted)
+        return;
     c.wants_write = wanted;
     epoll_event event{};
     event.events = EPOLLIN | (wanted ? uint32_t(EPOLLOUT) : 0u);
@@ -204,10 +209,11 @@ void watch_writing(int index, bool wanted) {
 }
 
 void write_more(int index) {
-    Connection &c = connections[index];
-    const std::string &request = classes[c.klass].requests[c.request];
+    Connection& c = connections[index];
+    const std::string& request = classes[c.klass].requests[c.request];
     ssize_t n = send(c.fd, request.data() + c.sent, std::min(SLICE, request.size() - c.sent), MSG_NOSIGNAL);
-    if (n > 0) c.sent += n;  // else full, or gone: reading will tell
+    if (n > 0)
+        c.sent += n;  // else full, or gone: reading will tell
     watch_writing(index, c.sent < request.size());
 }
 
@@ -215,14 +221,15 @@ void write_more(int index) {
 int next_class() {
     uint64_t place = sequence++ % block;
     int k = 0;
-    while (place >= uint64_t(classes[k].weight)) place -= classes[k++].weight;
+    while (place >= uint64_t(classes[k].weight))
+        place -= classes[k++].weight;
     return k;
 }
 
 void ask(int index, Due due) {
-    Connection &c = connections[index];
+    Connection& c = connections[index];
     c.klass = due.klass;
-    Class &klass = classes[c.klass];
+    Class& klass = classes[c.klass];
     c.request = klass.next++ % klass.requests.size();
     c.due = due.when;
     c.sent = 0;
@@ -232,7 +239,7 @@ void ask(int index, Due due) {
 }
 
 void rest(int index) {
-    Connection &c = connections[index];
+    Connection& c = connections[index];
     c.idle = true;
     c.idle_since = now();
     busy--;
@@ -248,47 +255,55 @@ void send_due(int64_t t) {
             int k = next_class();
             lanes[k].waiting.push_back({k, when});
         }
-    for (Lane &lane : lanes)
+    for (Lane& lane : lanes)
         while (!lane.idle.empty() && (rate > 0 ? !lane.waiting.empty() : t < measured_to)) {
             int index = lane.idle.front();
-            if (connections[index].fd < 0 && (now() < refused_at + RETRY || !open_connection(index))) break;
+            if (connections[index].fd < 0 && (now() < refused_at + RETRY || !open_connection(index)))
+                break;
             lane.idle.pop_front();
             Due due{};
             if (rate > 0) {
                 due = lane.waiting.front();
                 lane.waiting.pop_front();
                 // The lateness of this program alone: a connection was free, so nobody else was waited for.
-                if (connections[index].idle_since <= due.when) lateness.add(now() - due.when);
-            } else due = {next_class(), now()};
+                if (connections[index].idle_since <= due.when)
+                    lateness.add(now() - due.when);
+            } else
+                due = {next_class(), now()};
             ask(index, due);
         }
 }
 
-void fail(int index, uint64_t &count, const std::string &what) {
+void fail(int index, uint64_t& count, const std::string& what) {
     note(count, what);
     bool was_idle = connections[index].idle;
     open_connection(index);
-    if (!was_idle) rest(index);
+    if (!was_idle)
+        rest(index);
 }
 
 // The value of a header as a number; -1 if it is not there.
-long field(const std::string &head, const char *name) {
+long field(const std::string& head, const char* name) {
     size_t length = std::strlen(name);
     for (size_t at = head.find("\r\n"); at != std::string::npos && at + 2 < head.size(); at = head.find("\r\n", at + 2))
-        if (!strncasecmp(head.data() + at + 2, name, length)) return std::atol(head.data() + at + 2 + length);
+        if (!strncasecmp(head.data() + at + 2, name, length))
+            return std::atol(head.data() + at + 2 + length);
     return -1;
 }
 
-void completed(int index, int status, const std::string &head, const char *body, size_t size) {
-    Connection &c = connections[index];
-    Class &klass = classes[c.klass];
+void completed(int index, int status, const std::string& head, const char* body, size_t size) {
+    Connection& c = connections[index];
+    Class& klass = classes[c.klass];
     int64_t t = now();
     answered++;
     klass.statuses[status]++;
-    if (status == 503 && field(head, "retry-after:") < 0) klass.without_retry_after++;
-    if (status != 200) note(errors.status, std::to_string(status) + " " + std::string(body, size));
+    if (status == 503 && field(head, "retry-after:") < 0)
+        klass.without_retry_after++;
+    if (status != 200)
+        note(errors.status, std::to_string(status) + " " + std::string(body, size));
     else if (seen.insert(hash(body, size, c.klass * 65536u + c.request)).second) {
-        if (kept + size > KEPT_BYTES) unchecked++;
+        if (kept + size > KEPT_BYTES)
+            unchecked++;
         else {
             kept += size;
             long json_size = field(head, "inference-header-content-length:");
@@ -296,20 +311,24 @@ void completed(int index, int status, const std::string &head, const char *body,
             answers.write(body, size);
         }
     }
-    if (t >= measured_from && t < measured_to) klass.completed++;
+    if (t >= measured_from && t < measured_to)
+        klass.completed++;
     if (c.due >= measured_from && c.due < measured_to) {
         klass.latencies.add(t - c.due);
-        if (status != 200) klass.refusals.add(t - c.due);
+        if (status != 200)
+            klass.refusals.add(t - c.due);
     }
     rest(index);
-    if (strcasestr(head.c_str(), "\nconnection: close\r")) open_connection(index);
+    if (strcasestr(head.c_str(), "\nconnection: close\r"))
+        open_connection(index);
 }
 
 void readable(int index) {
     static std::vector<char> buffer(1 << 18);
-    Connection &c = connections[index];
+    Connection& c = connections[index];
     ssize_t n = recv(c.fd, buffer.data(), buffer.size(), 0);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
     if (n <= 0) {
         if (c.idle) {  // the server ended an idle connection, which it may
             open_connection(index);
@@ -320,7 +339,8 @@ void readable(int index) {
     }
     c.in.append(buffer.data(), n);
     size_t end = c.in.find("\r\n\r\n");
-    if (end == std::string::npos) return;
+    if (end == std::string::npos)
+        return;
     std::string head = c.in.substr(0, end + 2);
     long length = field(head, "content-length:");
     if (c.idle || length < 0 || head.compare(0, 7, "HTTP/1.")) {
@@ -341,14 +361,15 @@ void readable(int index) {
     completed(index, std::atoi(head.data() + 9), head, answer.data() + end, length);
 }
 
-void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
+void wait(std::vector<epoll_event>& events, int64_t nanoseconds) {
     timespec timeout{nanoseconds / SECOND, nanoseconds % SECOND};
     int count = epoll_pwait2(poll_fd, events.data(), events.size(), nanoseconds < 0 ? nullptr : &timeout, nullptr);
     if (count < 0 && errno == ENOSYS)  // before Linux 5.11: whole milliseconds
         count = epoll_wait(poll_fd, events.data(), events.size(), nanoseconds / 1'000'000);
     for (int i = 0; i < count; i++) {
         int index = events[i].data.u32;
-        if (events[i].events & ~uint32_t(EPOLLOUT)) readable(index);
+        if (events[i].events & ~uint32_t(EPOLLOUT))
+            readable(index);
         if ((events[i].events & EPOLLOUT) && connections[index].wants_write) {
             write_more(index);
             send_due(now());  // what became due during this slice
@@ -358,7 +379,7 @@ void wait(std::vector<epoll_event> &events, int64_t nanoseconds) {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
     port = std::atoi(argv[1]);
     int asking = std::atoi(argv[2]), silent = std::atoi(argv[3]);
     double warmup = std::atof(argv[4]), seconds = std::atof(argv[5]);
@@ -387,7 +408,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < connections.size(); i++) {
         connections[i].lane = i % lanes.size();
         open_connection(i);
-        if (i + silent < connections.size()) lanes[connections[i].lane].idle.push_back(i);
+        if (i + silent < connections.size())
+            lanes[connections[i].lane].idle.push_back(i);
     }
 
     start = now();
@@ -399,20 +421,24 @@ int main(int argc, char **argv) {
     for (int64_t t = start; t < measured_to; t = now()) {
         send_due(t);
         int64_t next = rate > 0 ? std::min(next_due(), measured_to) : measured_to;
-        if (refused_at) next = std::min(next, refused_at + RETRY);
+        if (refused_at)
+            next = std::min(next, refused_at + RETRY);
         wait(events, std::max<int64_t>(0, next - now()));
     }
     getrusage(RUSAGE_SELF, &after);
     // Nothing further is due; what was and what is under way counts, with its age if it does not come in time.
     auto left = [&] {
-        for (Lane &lane : lanes)
-            if (!lane.waiting.empty()) return true;
+        for (Lane& lane : lanes)
+            if (!lane.waiting.empty())
+                return true;
         return busy > 0;
     };
     auto send_rest = [&] {
-        if (!until_refused || !refused_at) send_due(measured_to);
+        if (!until_refused || !refused_at)
+            send_due(measured_to);
         else
-            for (Lane &lane : lanes) lane.waiting.clear();
+            for (Lane& lane : lanes)
+                lane.waiting.clear();
     };
     send_rest();
     for (int64_t end = measured_to + DRAIN, t; (t = now()) < end && left();) {
@@ -420,37 +446,45 @@ int main(int argc, char **argv) {
         send_rest();
     }
     int64_t end = now();
-    auto unfinished = [&](const Due &due) {
-        if (due.when < measured_from) return;
+    auto unfinished = [&](const Due& due) {
+        if (due.when < measured_from)
+            return;
         classes[due.klass].unfinished++;
         classes[due.klass].latencies.add(end - due.when);
     };
-    for (Connection &c : connections)
-        if (!c.idle) unfinished({c.klass, c.due});
+    for (Connection& c : connections)
+        if (!c.idle)
+            unfinished({c.klass, c.due});
     size_t unsent = 0;
-    for (Lane &lane : lanes) {
+    for (Lane& lane : lanes) {
         unsent += lane.waiting.size();
-        for (Due &due : lane.waiting) unfinished(due);
+        for (Due& due : lane.waiting)
+            unfinished(due);
     }
 
-    auto spent = [](const timeval &a, const timeval &b) { return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6; };
-    std::printf("{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_error\":\"",
-                seconds, answered, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
-                errors.status + errors.closed + errors.malformed + errors.refused);
-    for (unsigned char c : errors.first) std::printf(c < 32 || c > 126 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
+    auto spent = [](const timeval& a, const timeval& b) {
+        return b.tv_sec - a.tv_sec + (b.tv_usec - a.tv_usec) * 1e-6;
+    };
+    std::printf(
+        "{\"seconds\":%.6f,\"answered\":%lu,\"user_s\":%.6f,\"sys_s\":%.6f,\"unchecked\":%lu,\"errors\":%lu,\"first_"
+        "error\":\"",
+        seconds, answered, spent(before.ru_utime, after.ru_utime), spent(before.ru_stime, after.ru_stime), unchecked,
+        errors.status + errors.closed + errors.malformed + errors.refused);
+    for (unsigned char c : errors.first)
+        std::printf(c < 32 || c > 126 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
     std::printf("\",\"closed\":%lu,\"malformed\":%lu,\"refused\":%lu,\"unsent\":%lu,\"lateness\":", errors.closed,
                 errors.malformed, errors.refused, unsent);
     lateness.print();
     std::printf(",\"classes\":[");
     for (size_t i = 0; i < classes.size(); i++) {
-        Class &k = classes[i];
-        std::printf("%s{\"name\":\"%s\",\"completed\":%lu,\"unfinished\":%lu,\"latencies\":", i ? "," : "", k.name.c_str(),
-                    k.completed, k.unfinished);
+        Class& k = classes[i];
+        std::printf("%s{\"name\":\"%s\",\"completed\":%lu,\"unfinished\":%lu,\"latencies\":", i ? "," : "",
+                    k.name.c_str(), k.completed, k.unfinished);
         k.latencies.print();
         std::printf(",\"refusals\":");
         k.refusals.print();
         std::printf(",\"without_retry_after\":%lu,\"statuses\":{", k.without_retry_after);
-        const char *comma = "";
+        const char* comma = "";
         for (auto [status, count] : k.statuses) {
             std::printf("%s\"%d\":%lu", comma, status, count);
             comma = ",";

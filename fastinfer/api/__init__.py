@@ -1,1 +1,1 @@
-"""The endpoints: from a request to its answer, and what the server says about itself."""
+"""The endpoints: inference, metadata, control, metrics, and the API description."""

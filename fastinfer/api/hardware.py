@@ -1,7 +1,7 @@
-"""What this machine has to compute with, by name and number.
+"""Lists the hardware of this machine, by name and number.
 
-``CPU`` (cores that the process may use), ``GPU`` and each GPU's model name (NVIDIA's, as the driver tells), and the
-execution providers of the installed ONNX Runtime.
+``CPU`` (cores that the process may use), ``GPU`` and each GPU's model name (from NVIDIA's driver), and the execution
+providers of the installed ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MODEL = re.compile(r"^Model:\s*(\S.*?)\s*$", re.M)
 
 
 def available(root: Path = Path("/")) -> dict[str, int]:
-    """How many there are of everything, by name; reads files, so not on the loop's thread.
+    """Return the number of each kind of hardware. Reads files, so do not call it on the loop's thread.
 
     Args:
-        root: where ``proc`` and ``sys`` are looked for.
+        root: the directory that holds ``proc`` and ``sys``.
     """
     models = gpu_models(root)
     providers = dict.fromkeys(ort.available_providers(), 1)
@@ -28,12 +28,12 @@ def available(root: Path = Path("/")) -> dict[str, int]:
 
 
 def gpu_models(root: Path = Path("/")) -> list[str]:
-    """The model name of each NVIDIA GPU; empty without one, or without its driver."""
+    """Return the model name of each NVIDIA GPU; empty without a GPU or its driver."""
     models = []
     for information in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
         try:
             found = _MODEL.search(information.read_text("utf-8", "replace"))
         except OSError:
-            continue  # it was taken away meanwhile
+            continue  # the GPU was removed meanwhile
         models.append(found[1] if found else "NVIDIA GPU")
     return models

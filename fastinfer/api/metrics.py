@@ -1,12 +1,13 @@
-"""The page for Prometheus and the answers of the statistics extension: what models and the HTTP server have counted.
+"""The Prometheus page and the JSON of the statistics extension: the counters of models and of the HTTP server.
 
 Both are reports (:mod:`fastinfer.shared.report`): a table says which cells of the counters each line sums, and a native
-job reads and writes them, so that a page of hundreds of models delays no request. A new family is a row of
+job sums the cells and writes the text, so that a page of hundreds of models delays no request. A new family is a row of
 :func:`_families`.
 
-Of several processes the page has the sums, whichever is asked: counters are in memory that all share and that outlives
-a process, gauges are asked for. Labels are names and versions of loaded models and words of this code, so the page does
-not grow with traffic. A model that is unloaded leaves the page, and its counters begin again at 0 when it comes back.
+With several processes the page has the sums, whichever process answers: counters are in shared memory that outlives a
+process; gauges are requested from each process. Labels are names and versions of loaded models and words of this code,
+so the page does not grow with traffic. An unloaded model leaves the page, and its counters restart at 0 when it is
+loaded again.
 
 Loop's thread only.
 """
@@ -28,8 +29,8 @@ from fastinfer.http.compression import deflate
 from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
 from fastinfer.schedule.model import Model
-from fastinfer.shared.banks import Alone
 from fastinfer.shared.counters import HISTOGRAMS
+from fastinfer.shared.model_counters import ModelCounters
 from fastinfer.shared.report import USAGE_CELLS, Entry, Group, Report, Section, Step, Template, Text
 from fastinfer.shared.statistics import (
     CAUSES,
@@ -45,15 +46,15 @@ from fastinfer.shared.statistics import (
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-_AT_ONCE: Final = 64  # models that the loop's thread looks at before others have a turn
-_PAUSE: Final = 10  # times what a report took: then the next one may begin ...
-_MAX_PAUSE_S: Final = 1.0  # ... or after this time
+_MODELS_PER_TURN: Final = 64  # models that are visited in one turn of the loop
+_PAUSE_FACTOR: Final = 10  # the pause after a report is this many times its duration ...
+_MAX_PAUSE_S: Final = 1.0  # ... and at most this time
 
 T = TypeVar("T")
 
 
 class HttpCounters(Protocol):
-    """What the HTTP server counts; see :class:`fastinfer.http.hub.Hub`."""
+    """The HTTP server's counters; see :class:`fastinfer.http.hub.Hub`."""
 
     connections: int
     connections_total: int
@@ -63,15 +64,15 @@ class HttpCounters(Protocol):
 
 
 class LogCounters(Protocol):
-    """What the log counts; see :class:`fastinfer.base.logs.Logs`."""
+    """The log's counters; see :class:`fastinfer.base.logs.Logs`."""
 
     @property
     def dropped(self) -> int: ...
 
 
 Gauges = dict[str, Any]
-"""What is so now in one process: ``pid``, the server's gauges by their names, and ``models``: name, version and the
-values of :data:`_GAUGES` of those models that are not idle."""
+"""The gauges of one process: ``pid``, the server's gauges by name, and ``models``: name, version and the values of
+:data:`_GAUGES` of each model that is not idle."""
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
@@ -79,20 +80,20 @@ values of :data:`_GAUGES` of those models that are not idle."""
 _MODELS, _SERVER = 0, 1  # groups of a report
 
 _GAUGES: dict[str, tuple[str, Callable[[Model], int]]] = {
-    "queue_depth": ("Requests that wait.", lambda model: model.scheduler.queued),
-    "requests_in_flight": ("Requests that wait or run.", lambda model: model.scheduler.in_flight),
-    "batches_running": ("Batches under way.", lambda model: model.scheduler.running),
+    "queue_depth": ("Requests in the queue.", lambda model: model.scheduler.queued),
+    "requests_in_flight": ("Requests in the queue or running.", lambda model: model.scheduler.in_flight),
+    "batches_running": ("Batches that are running.", lambda model: model.scheduler.running),
 }
 _DURATIONS = {
-    "request": ("success", "From the first byte to the encoded answer, if that has outputs."),
-    "queue": ("queue", "The wait for a batch, of requests that got outputs."),
+    "request": ("success", "From the first byte to the encoded answer, of requests that got outputs."),
+    "queue": ("queue", "Time in the queue, of requests that got outputs."),
     "compute_input": ("compute_input", "Gathering a batch's inputs, once for each of its requests."),
     "compute_infer": ("compute_infer", "Running a batch, once for each of its requests."),
     "compute_output": ("compute_output", "Scattering a batch's outputs, once for each of its requests."),
 }
 _CLASSES: Final = range(2, 6)  # of an answer's status
 
-# The cells that are given of the server: first what processes use, which the report finds out by itself.
+# The server's cells. The first ones, the resources of processes, are filled by the report itself.
 _VIRTUAL, _RESIDENT, _START, _CPU, _OPEN_FILES, _MAX_FILES = range(USAGE_CELLS)
 _BOOT, _ONE, _CONNECTIONS, _ACCEPTED, _IN_FLIGHT_BYTES, _BYTES_LIMIT, _DISPLACED, _STUCK_LOADS, _CULPRITS = range(
     USAGE_CELLS, USAGE_CELLS + 9
@@ -104,7 +105,7 @@ _SERVER_CELLS: Final = _ANSWERS + len(_CLASSES)
 
 
 class _Sample(NamedTuple):
-    """A line of a family: the sum of some cells, divided by the unit; ``goes_on``: and of the line before."""
+    """A line of a family: the sum of some cells, divided by the unit; ``goes_on``: plus the previous line's sum."""
 
     cells: Sequence[int]
     unit: float = 1.0
@@ -114,7 +115,7 @@ class _Sample(NamedTuple):
 
 
 class _Family(NamedTuple):
-    """Lines of one name, for each model or for the server."""
+    """The lines of one metric, for each model or for the server."""
 
     group: int
     name: str
@@ -137,7 +138,7 @@ class _Family(NamedTuple):
 
 
 def _of_processes() -> Iterator[_Family]:
-    """The usual families of a process, summed over several; the times of those that have ended count."""
+    """Yield Prometheus' usual families of a process, summed over all, processor time of ended ones included."""
     ticks = os.sysconf("SC_CLK_TCK")
     start = "Start time of the process since unix epoch in seconds."
     for name, kind, text, cells, unit in (
@@ -152,7 +153,7 @@ def _of_processes() -> Iterator[_Family]:
 
 
 def _of_models() -> Iterator[_Family]:
-    """Cells of a model are its gauges, then its counters."""
+    """Yield the families of models. A model's cells are its gauges, then its counters."""
 
     def counters(cells: Iterable[int]) -> list[int]:
         return [len(_GAUGES) + cell for cell in cells]
@@ -176,7 +177,7 @@ def _of_models() -> Iterator[_Family]:
         yield _Family(_MODELS, f"fastinfer_{name}_total", "counter", text, [_Sample(counters(cells))])
     failures = [_Sample(counters(counts(cause)), labels=f'cause="{cause}"') for cause in CAUSES]
     yield _Family(_MODELS, "fastinfer_failures_total", "counter", "Requests without outputs.", failures)
-    overruns = "Runs on the event loop's thread that took more than ten times what was expected."
+    overruns = "Runs on the event loop's thread that took more than ten times the predicted time."
     refused = "Requests that were refused because their model has ended several processes."
     for name, text, cell in (
         ("inline_overruns", overruns, OVERRUNS_CELL),
@@ -191,14 +192,14 @@ def _of_models() -> Iterator[_Family]:
 
 
 def _of_http() -> Iterator[_Family]:
-    held = "Bytes that requests hold: bodies, tensors, outputs, answers."
-    stuck = "Steps of loads, and looks at the repository, that were given up and have not returned."
+    held = "Bytes of bodies, tensors, outputs and answers of unanswered requests."
+    stuck = "Steps of loads and repository scans that timed out and have not returned."
     for name, kind, text, cell in (
-        ("connections", "gauge", "Connections that are open.", _CONNECTIONS),
-        ("connections_accepted_total", "counter", "Connections so far.", _ACCEPTED),
+        ("connections", "gauge", "Open connections.", _CONNECTIONS),
+        ("connections_accepted_total", "counter", "Connections accepted.", _ACCEPTED),
         ("in_flight_bytes", "gauge", held, _IN_FLIGHT_BYTES),
-        ("in_flight_bytes_limit", "gauge", "What they may hold; further requests get 503.", _BYTES_LIMIT),
-        ("displaced_runs", "gauge", "Runs that last so long that another thread has their place.", _DISPLACED),
+        ("in_flight_bytes_limit", "gauge", "Limit of these bytes; requests beyond it get 503.", _BYTES_LIMIT),
+        ("displaced_runs", "gauge", "Long runs that no longer count against --threads.", _DISPLACED),
         ("stuck_loads", "gauge", stuck, _STUCK_LOADS),
     ):
         yield _Family(_SERVER, f"fastinfer_{name}", kind, text, [_Sample([cell])])
@@ -207,19 +208,21 @@ def _of_http() -> Iterator[_Family]:
 
 
 def _families(http: bool, logs: bool) -> Iterator[_Family]:
-    """All of them, in the order of the page."""
+    """Yield all families in the order of the page."""
     yield from _of_processes()
     build = f'onnxruntime="{ort.version()}",version="{__version__}"'
-    yield _Family(_SERVER, "fastinfer_build_info", "gauge", "What is running.", [_Sample([_ONE], labels=build)])
+    yield _Family(
+        _SERVER, "fastinfer_build_info", "gauge", "Versions of the software.", [_Sample([_ONE], labels=build)]
+    )
     yield from _of_models()
-    text = "Requests that were not run because they had ended a process."
+    text = "Requests that were refused because they had ended a process."
     yield _Family(_SERVER, "fastinfer_culprits_refused_total", "counter", text, [_Sample([_CULPRITS])])
-    text = "Models that are not run because they have ended several processes."
+    text = "Models that are withdrawn because they have ended several processes."
     yield _Family(_SERVER, "fastinfer_models_withdrawn", "gauge", text, [_Sample([_WITHDRAWN])])
     if http:
         yield from _of_http()
     if logs:
-        text = "Log lines that were lost because they could not be written fast enough."
+        text = "Log lines that were dropped because they could not be written fast enough."
         yield _Family(_SERVER, "fastinfer_log_lines_dropped_total", "counter", text, [_Sample([_LOST_LINES])])
 
 
@@ -227,10 +230,10 @@ def _families(http: bool, logs: bool) -> Iterator[_Family]:
 
 
 class Page:
-    """A page for all who asked for it meanwhile.
+    """A page, shared by all clients that requested it before it was begun.
 
     Attributes:
-        text: as it is.
+        text: the page, uncompressed.
     """
 
     def __init__(self, text: Text) -> None:
@@ -238,7 +241,7 @@ class Page:
         self._packed: dict[bytes, asyncio.Future[bytes]] = {}
 
     async def packed(self, coding: bytes) -> bytes:
-        """The text, compressed once for all, on a thread."""
+        """Return the text compressed; each coding is compressed once, on a thread."""
         packed = self._packed.get(coding)
         if packed is None:
             threads = ThreadPoolExecutor(1, "fastinfer-report")
@@ -252,20 +255,20 @@ class Metrics:
     """The reports of a server.
 
     Args:
-        models: the versions that are loaded.
-        counters: where they count.
-        executor: the native threads that write reports; None: the loop's thread does, in pieces.
+        models: returns the loaded versions.
+        counters: the counters of this process or of all.
+        executor: the native threads that write reports; None: the loop's thread writes them, in pieces.
 
     Attributes:
-        crashes: what is known of crashes, where they are recorded.
-        http: the HTTP server's counters, where there is a server.
-        logs: the log's counters, where there is a log.
-        stuck_loads: tells how many calls of loads were given up and have not returned.
-        everywhere: tells the gauges of all processes, where there are several.
+        crashes: the crash record, if there is one.
+        http: the HTTP server's counters, or None.
+        logs: the log's counters, or None.
+        stuck_loads: returns how many calls of loads timed out and have not returned.
+        collect_gauges: returns the gauges of all processes; None: there is only this one.
     """
 
     def __init__(
-        self, models: Callable[[], Sequence[Model]], counters: Alone, executor: Executor | None = None
+        self, models: Callable[[], Sequence[Model]], counters: ModelCounters, executor: Executor | None = None
     ) -> None:
         self._models = models
         self._counters = counters
@@ -274,33 +277,33 @@ class Metrics:
         self.http: HttpCounters | None = None
         self.logs: LogCounters | None = None
         self.stuck_loads: Callable[[], int] = lambda: 0
-        self.everywhere: Callable[[], Awaitable[list[Gauges]]] | None = None
+        self.collect_gauges: Callable[[], Awaitable[list[Gauges]]] | None = None
         self._boot_ticks = _boot_ticks()
-        self._templates: dict[tuple[bool, bool], Template] = {}  # by what the page has
+        self._templates: dict[tuple[bool, bool], Template] = {}  # by whether the page has HTTP and log counters
         self._statistics_template: Template | None = None
         self._known: dict[tuple[str, str, int], Entry] = {}  # of the last report of all models
         self._pages = Paced(self._page)
         self._statistics = Paced(self._statistics_of_all)
 
     async def page(self) -> Page:
-        """The page, of type :data:`CONTENT_TYPE`. It has all that was counted before the call."""
+        """Return the page, of type :data:`CONTENT_TYPE`. It has everything that was counted before the call."""
         return await self._pages.next()
 
     async def statistics(self) -> Text:
-        """The JSON of the statistics extension for all models, with all that was counted before the call."""
+        """Return the JSON of the statistics extension for all models, with everything counted before the call."""
         return await self._statistics.next()
 
     async def statistics_of(self, models: Sequence[Model]) -> Text:
-        """The same for some models."""
+        """Return the same for some models."""
         return await self._statistics_written([self._entry(model) for model in models])
 
     async def gauges(self) -> Gauges:
-        """What is so now in this process."""
+        """Return the gauges of this process."""
         busy = []
         for place, model in enumerate(self._models(), 1):
             if model.scheduler.in_flight or model.scheduler.running:
                 busy.append((model.name, model.version, [value(model) for _, value in _GAUGES.values()]))
-            if place % _AT_ONCE == 0:
+            if place % _MODELS_PER_TURN == 0:
                 await asyncio.sleep(0)
         http = self.http
         return {
@@ -314,7 +317,7 @@ class Metrics:
         }
 
     async def _page(self) -> Page:
-        all_gauges = [await self.gauges()] if self.everywhere is None else await self.everywhere()
+        all_gauges = [await self.gauges()] if self.collect_gauges is None else await self.collect_gauges()
         models = self._models()
         entries = await self._entries(models)
         has = self.http is not None, self.logs is not None
@@ -337,7 +340,7 @@ class Metrics:
     async def _written(self, template: Template, groups: Sequence[Group], pids: Sequence[int] = ()) -> Text:
         executor = self._executor
         report = Report(template, groups, self._counters.shared, pids, LAST_INFERENCE_CELL)
-        if executor is None or len(executor) >= executor.threads:  # models may keep the threads for long
+        if executor is None or len(executor) >= executor.threads:  # runs may occupy the threads for long
             while not report.step():
                 await asyncio.sleep(0)
         else:
@@ -351,7 +354,7 @@ class Metrics:
         return entry(model.name, model.version, model.stats, key)
 
     async def _entries(self, models: Sequence[Model]) -> list[Entry]:
-        """All models as entries of a report. Most are known from the last one."""
+        """Return the report entries of all models; unchanged ones are reused from the last report."""
         known, entries, new = self._known, {}, 0
         for model in models:
             of = model.name, model.version, model.number
@@ -359,7 +362,7 @@ class Metrics:
             if found is None or found.counters is not model.stats:
                 found = self._entry(model)
                 new += 1
-                if new % _AT_ONCE == 0:
+                if new % _MODELS_PER_TURN == 0:
                     await asyncio.sleep(0)
             entries[of] = found
         self._known = entries
@@ -370,9 +373,9 @@ class Metrics:
         cells[_BOOT], cells[_ONE] = self._boot_ticks, 1
         cells[_CULPRITS] = self.crashes.refused or 0
         cells[_WITHDRAWN] = self.crashes.withdrawn
-        everybodys = self._counters.process_totals()
+        totals = self._counters.process_totals()
         if self.http is not None:
-            *answers, accepted = everybodys[0] if everybodys else [*self.http.answers, self.http.connections_total]
+            *answers, accepted = totals[0] if totals else [*self.http.answers, self.http.connections_total]
             cells[_ACCEPTED] = accepted
             cells[_ANSWERS:] = array("q", answers[_CLASSES.start : _CLASSES.stop])
             for cell, gauge in (
@@ -384,7 +387,7 @@ class Metrics:
             ):
                 cells[cell] = sum(gauges.get(gauge, 0) for gauges in all_gauges)
         if self.logs is not None:
-            cells[_LOST_LINES] = everybodys[1] if everybodys else self.logs.dropped
+            cells[_LOST_LINES] = totals[1] if totals else self.logs.dropped
         return cells
 
 
@@ -394,20 +397,20 @@ def _end(future: asyncio.Future[None]) -> None:
 
 
 def _model_gauges(models: Sequence[Model], all_gauges: Sequence[Gauges]) -> array[int]:
-    """The sums over processes, model after model."""
+    """Return the gauges of each model, summed over processes."""
     cells = array("q", bytes(8 * len(_GAUGES) * len(models)))
     busy = [each for gauges in all_gauges for each in gauges.get("models", ())]
     places = {(model.name, model.version): place for place, model in enumerate(models)} if busy else {}
     for name, version, values in busy:
         place = places.get((name, version))
-        if place is not None:  # another process may be a step ahead
+        if place is not None:  # another process may be one operation ahead
             for number, value in enumerate(values):
                 cells[place * len(_GAUGES) + number] += value
     return cells
 
 
 def _boot_ticks() -> int:
-    """When the machine has started, in clock ticks since 1970."""
+    """Return when the machine started, in clock ticks since 1970."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -417,23 +420,23 @@ def _boot_ticks() -> int:
 
 
 class Paced(Generic[T]):
-    """Makes something for all callers that wait for it, one at a time and with pauses in between.
+    """Rate-limits an expensive report: makes one at a time, with pauses, and shares it between callers.
 
-    A caller gets the next one that begins after the call, so all that has happened before is in it. The pauses bound
-    the work to about a tenth of a thread, however many callers there are; a caller that comes too early waits.
+    A caller gets the next report that begins after the call, so it has everything that happened before. The pauses
+    bound the work to about a tenth of a thread, however many callers there are; a caller during a pause waits.
 
     Args:
-        make: makes one.
+        make: makes a report.
     """
 
     def __init__(self, make: Callable[[], Awaitable[T]]) -> None:
         self._make = make
-        self._waiting: asyncio.Task[T] | None = None  # has not begun
+        self._waiting: asyncio.Task[T] | None = None  # not begun yet
         self._running: asyncio.Task[T] | None = None
         self._free_at = 0.0
 
     async def next(self) -> T:
-        """The next one that begins; what :attr:`make` raises."""
+        """Return the next report that begins. Raises what ``make`` raises."""
         if self._waiting is None:
             self._waiting = asyncio.get_running_loop().create_task(self._run(self._running))
         return await asyncio.shield(self._waiting)
@@ -451,4 +454,4 @@ class Paced(Generic[T]):
         finally:
             self._running = None
             ended = loop.time()
-            self._free_at = ended + min(_MAX_PAUSE_S, _PAUSE * (ended - began))
+            self._free_at = ended + min(_MAX_PAUSE_S, _PAUSE_FACTOR * (ended - began))

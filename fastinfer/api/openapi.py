@@ -1,7 +1,7 @@
-"""The OpenAPI 3.0 description of everything that the server serves, made of a few shared pieces.
+"""The OpenAPI 3.0 description of all endpoints, built from a few shared parts.
 
-``python -m fastinfer.api.openapi > docs/openapi.json`` writes it down. Pure: it imports nothing of the server. Tests
-keep it equal to the file, to the routes, and its examples to what the bundled models answer.
+``python -m fastinfer.api.openapi > docs/openapi.json`` writes it. Pure: it imports nothing of the server. Tests compare
+it with the file and the routes, and its examples with the answers of the bundled models.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from fastinfer.api.openapi_parts import (
 )
 
 VERSION = "2"
-"""Of the protocol, not of the server: the description changes with the wire alone."""
+"""The protocol's version, not the server's: the description changes only if the API does."""
 
 
 def _rounded(beyond: float, **more: str) -> Schema:
-    """A number that its type can hold; those at ``beyond`` and outside of it are rounded to infinity."""
+    """A number that its type can hold; magnitudes from ``beyond`` on would round to infinity."""
     bounds = {"minimum": -beyond, "exclusiveMinimum": True, "maximum": beyond, "exclusiveMaximum": True}
     return {"type": "number", **more, **bounds}
 
@@ -53,7 +53,7 @@ ELEMENTS: Mapping[str, Schema] = {
     "FP64": {"type": "number", "format": "double"},
     "BYTES": {"type": "string"},
 }
-"""Each datatype, and an element of it in JSON."""
+"""Each datatype with the schema of an element in JSON."""
 
 DATATYPES = list(ELEMENTS)
 ALPHABET = "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -64,17 +64,17 @@ TAGS = {
     "Inference": "Inference: tensors in, tensors out.",
     "Control": "The repository index, loading and unloading.",
     "Observation": "Hardware, statistics and metrics.",
-    "Description": "This description, and the page that shows it.",
+    "Description": "This API description, and the page that shows it.",
 }
 
 INTRODUCTION = """\
 fastinfer serves ONNX models over the KServe v2 protocol (Open Inference Protocol), with the endpoints of the AMD
 Inference Server.
 
-Every answer that is not 2xx is `{"error": "<one sentence>"}`; the sentence names the place. `GET` also answers `HEAD`,
+Every answer that is not 2xx is `{"error": "<one sentence>"}`; the sentence names the field. `GET` also answers `HEAD`,
 one trailing slash is accepted, and a query string is ignored. Bodies are read as JSON whatever their `Content-Type`.
 
-To try it: load the worker `echo` under *Control*, then send it a tensor under *Inference*.
+To try the API, load the worker `echo` under *Control*, then send it a tensor under *Inference*.
 """
 
 
@@ -84,11 +84,11 @@ To try it: load the worker `echo` under *Control*, then send it a tensor under *
 CONTENT_TYPES = (
     "base64 str np nplist pd pd_json datetime raw dict hf hg_str hg_json hg_jsonlist hg_conversation pillow_image"
 )
-"""What an input's ``content_type`` may be, with spaces between."""
+"""The known values of an input's ``content_type``, separated by spaces."""
 
 
 def tensor(datatype: str) -> Schema:
-    """A tensor of one datatype: flat or nested data, or none where the values come in binary."""
+    """A tensor of one datatype, with flat or nested data, or without data if the values are binary."""
     nested = array({}, description="A row of a nested array.")
     data = array({"oneOf": [ELEMENTS[datatype], nested]}, description="Row-major; flat, or nested as the shape is.")
     parts = {
@@ -102,7 +102,7 @@ def tensor(datatype: str) -> Schema:
 
 
 def tensors() -> dict[str, Schema]:
-    """The schema of each datatype, and the one that is any of them."""
+    """The schema of a tensor of each datatype, and of a tensor of any."""
     by_datatype = {f"Tensor{datatype}": tensor(datatype) for datatype in DATATYPES}
     references = {datatype: schema(f"Tensor{datatype}") for datatype in DATATYPES}
     discriminator = {
@@ -110,9 +110,9 @@ def tensors() -> dict[str, Schema]:
         "mapping": {datatype: reference["$ref"] for datatype, reference in references.items()},
     }
     text_of_any = (
-        "A tensor. In place of `data` there may be `parameters.binary_data_size`: the values then follow the JSON. "
-        "Floating-point data may hold the literals NaN, Infinity and -Infinity (and null for NaN, where "
-        "`--json-nonfinite` is `null`); BYTES are one string an element."
+        "A tensor. Instead of `data` it may have `parameters.binary_data_size`: its values then follow the JSON. "
+        "Floating-point data may hold the literals NaN, Infinity and -Infinity (and null for NaN, if "
+        "`--json-nonfinite` is `null`); each BYTES element is a string."
     )
     return {
         "Tensor": {"description": text_of_any, "oneOf": list(references.values()), "discriminator": discriminator},
@@ -121,7 +121,7 @@ def tensors() -> dict[str, Schema]:
 
 
 def inference_parameters() -> dict[str, Schema]:
-    """What ``parameters`` may hold at each place of an inference request or its answer."""
+    """The schemas of ``parameters`` at each place of an inference request or its answer."""
 
     def known(properties: Mapping[str, Schema], description: str) -> Schema:
         given = {name: nullable(value) for name, value in properties.items()}
@@ -130,29 +130,29 @@ def inference_parameters() -> dict[str, Schema]:
     count: Schema = {"type": "integer", "format": "int64", "minimum": 0, "maximum": 2**63 - 1}
     flag: Schema = {"type": "boolean"}
     of_request = {
-        "timeout": {**count, "description": "µs from the first byte until it is answered 504; 0: the server's own."},
-        "priority": {**count, "description": "1 is first; 0: the model's own."},
-        "binary_data_output": {**flag, "description": "Of the outputs that do not say `binary_data`."},
+        "timeout": {**count, "description": "µs from the request's first byte until 504; 0: the server's default."},
+        "priority": {**count, "description": "1 is served first; 0: the model's default."},
+        "binary_data_output": {**flag, "description": "The default of the outputs' `binary_data`."},
     }
     of_output = {
-        "binary_data": {**flag, "description": "Its values come in binary, behind the JSON."},
+        "binary_data": {**flag, "description": "The values are binary and follow the JSON."},
         "classification": {
             **count,
             "minimum": 1,
-            "description": "How many of its largest elements are answered, as BYTES `value:index[:label]`.",
+            "description": "Return this many of the largest elements, as BYTES `value:index[:label]`.",
         },
     }
-    of_tensor = {"binary_data_size": {**count, "description": "Bytes of its values behind the JSON, in place of data."}}
+    of_tensor = {"binary_data_size": {**count, "description": "Bytes of the values after the JSON, instead of data."}}
     content_type = text(
-        "`base64`: each element of `data` is base64 text of the bytes that are meant (standard alphabet, padded, no "
-        "white space), which binary data is not. The others, MLServer's, change nothing.",
+        "`base64`: each element of `data` is the base64 text of the bytes (standard alphabet, padded, no white space); "
+        "not allowed with binary data. The others, MLServer's, have no effect.",
         enum=["", *CONTENT_TYPES.split()],
     )
     return {
         "RequestParameters": known(
             of_request,
             "`sequence_id`, `sequence_start` and `sequence_end` other than 0, false or empty, and `shared_memory_…`, "
-            "here and below, are refused with 400. Others are ignored.",
+            "also of inputs and outputs, are refused with 400. Others are ignored.",
         ),
         "TensorParameters": known(of_tensor, "Others are ignored."),
         "BytesParameters": known({**of_tensor, "content_type": content_type}, "Others are ignored."),
@@ -161,7 +161,7 @@ def inference_parameters() -> dict[str, Schema]:
 
 
 def load_parameters() -> dict[str, Schema]:
-    """The bodies of loads: of models, and of workers, which have parameters of their own."""
+    """The bodies of loads of models and of workers."""
     value: Schema = {"oneOf": [{"type": "string"}, {"type": "boolean"}, {"type": "number"}], "nullable": True}
     as_text = text("The same as text.")
 
@@ -177,35 +177,35 @@ def load_parameters() -> dict[str, Schema]:
 
     rows = {"minimum": 1, "maximum": 1 << 20}
     common = {
-        "share": switch("Default: true. false: a load of what is loaded already counts as one more load."),
-        "batch_size": number("Rows of a batch at most.", **rows),
+        "share": switch("Default: true. false: loading a loaded endpoint counts as one more load."),
+        "batch_size": number("Maximum rows of a batch.", **rows),
         "batch": number("Another name of `batch_size`.", **rows),
-        "timeout": number("ms that a batch may wait for company.", "number", minimum=0, maximum=60_000),
-        "instances": number("Batches that may run at once.", minimum=1, maximum=1024),
-        "next": text("A loaded endpoint that gets the outputs.", pattern=f"^{ALPHABET}$"),
+        "timeout": number("ms that a request may wait for a fuller batch.", "number", minimum=0, maximum=60_000),
+        "instances": number("Batches that may run concurrently.", minimum=1, maximum=1024),
+        "next": text("A loaded endpoint that gets the outputs as its inputs.", pattern=f"^{ALPHABET}$"),
     }
     of_models = {
         "config": text("A JSON text that replaces the model's configuration; not part of the identity."),
-        "model": text("Only for the identity.", pattern=f"^{ALPHABET}$"),
-        "intra_op_threads": number("Threads of a pool of its own.", minimum=1, maximum=1024),
-        "inter_op_threads": number("More than 1: independent operators side by side.", minimum=1, maximum=1024),
-        "execution_providers": text("Names with commas between them, the most wanted first."),
+        "model": text("Only part of the endpoint's identity.", pattern=f"^{ALPHABET}$"),
+        "intra_op_threads": number("Threads of the model's own pool.", minimum=1, maximum=1024),
+        "inter_op_threads": number("More than 1: independent operators run in parallel.", minimum=1, maximum=1024),
+        "execution_providers": text("Names separated by commas, the preferred one first."),
         "graph_optimization_level": text(enum=["none", "basic", "extended", "layout", "all"]),
-        "allow_spinning": switch("Idle threads of its own pool burn their cores for a while."),
+        "allow_spinning": switch("Idle threads of the model's own pool spin for a while."),
     }
     of_workers = {
-        **{name: own("onnx", "as of a model's load.") for name in of_models if name not in ("config", "model")},
-        "model": own("onnx", "the model, which is required; of `cplusplus`: the built-in worker."),
+        **{name: own("onnx", "as for loading a model.") for name in of_models if name not in ("config", "model")},
+        "model": own("onnx", "the model (required); of `cplusplus`: the built-in worker."),
         "format": own("base64_encode", "`png` or `jpeg`."),
         "delay_ms": own("fake", "a number up to 60,000, or `lognormal(median,p99)`."),
-        "error_rate": own("fake", "the share of requests that fail, from 0 to 1."),
+        "error_rate": own("fake", "the fraction of requests that fail, from 0 to 1."),
         "seed": own("fake", "an integer that makes delays and failures repeatable."),
     }
-    told = "All but `share` tells one endpoint from another; unknown ones count too."
+    description = "All but `share` are part of the endpoint's identity, unknown ones included."
 
     def flat(properties: Schema) -> Schema:
         given = {name: nullable(of) for name, of in properties.items()}
-        return {"type": "object", "description": told, "properties": given, "additionalProperties": value}
+        return {"type": "object", "description": description, "properties": given, "additionalProperties": value}
 
     return {
         "LoadParameters": flat({**common, **of_models}),
@@ -224,12 +224,12 @@ def schemas() -> dict[str, Schema]:
             "shape": array({"type": "integer"}, description="-1: any size.", example=[-1, 16]),
             "parameters": record(
                 {"open_rank": {"type": "boolean", "enum": [True]}},
-                description="The model says nothing of the shape: `shape` is `[-1]`, any number of dimensions fits.",
+                description="The model declares no shape: `shape` is `[-1]`, and any number of dimensions is accepted.",
             ),
         },
         "parameters",
     )
-    wanted = record({"name": text(), "parameters": nullable(schema("OutputParameters"))}, "parameters")
+    requested = record({"name": text(), "parameters": nullable(schema("OutputParameters"))}, "parameters")
     listed = record({"name": text(example="CPU"), "available": {"type": "integer", "minimum": 0}})
     return {
         "Error": record({"error": text("One sentence; at most 512 bytes.", example="no such path")}),
@@ -240,7 +240,7 @@ def schemas() -> dict[str, Schema]:
             {
                 "name": text(example="fastinfer"),
                 "version": text(),
-                "extensions": array(text(), description="Those of Triton's that work.", example=["statistics"]),
+                "extensions": array(text(), description="Triton's extensions that work.", example=["statistics"]),
             }
         ),
         "ModelMetadata": record(
@@ -256,11 +256,11 @@ def schemas() -> dict[str, Schema]:
         **tensors(),
         "InferenceRequest": record(
             {
-                "id": nullable(text("Given back in the answer.")),
+                "id": nullable(text("Returned in the answer.")),
                 "parameters": nullable(schema("RequestParameters")),
                 "inputs": array(schema("Tensor"), maxItems=1024),
                 "outputs": nullable(
-                    array(wanted, maxItems=1024, description="What is wanted, in that order; default: all.")
+                    array(requested, maxItems=1024, description="The outputs to return, in this order; default: all.")
                 ),
             },
             "id",
@@ -318,17 +318,17 @@ REQUESTS: Mapping[str, Schema] = {
     "digits": {"id": "a seven", **example("FP32", ("pixels", [1, 64], [int(ink) for ink in SEVEN.split()]))},
     "echo": example("UINT32", ("input", [1], [41])),
 }
-"""What works on the bundled models, and on the worker ``echo`` once it is loaded."""
+"""Requests that work with the bundled models, and with the worker ``echo`` once it is loaded."""
 
 
 def server_paths() -> dict[str, Schema]:
     """Metadata and health of the server."""
     live = media(record({"live": {"type": "boolean"}}), ready={"live": True})
     ready = media(record({"ready": {"type": "boolean"}}), ready={"ready": True})
-    reason = record({"ready": {"type": "boolean", "enum": [False]}, "error": text("What it waits for.")})
+    reason = record({"ready": {"type": "boolean", "enum": [False]}, "error": text("Why it is not ready.")})
     not_ready = media(reason, loading={"ready": False, "error": "models are not ready: 'digits' is loading"})
     ready_operation = operation("serverReady", "Server", "Server Ready", answer("The server is ready.", ready))
-    why = "The server is not ready: models are loading or have failed, there is none, or it drains."
+    why = "The server is not ready: models are loading or have failed, no model is loaded, or it is draining."
     ready_operation["responses"]["503"] = answer(why, not_ready)
     metadata = answer("Name, version and extensions.", media(schema("ServerMetadata")))
     return {
@@ -356,7 +356,7 @@ def model_paths() -> dict[str, Schema]:
     }
     infer = operation(
         "infer", "Inference", "Inference",
-        answer("All outputs, or those that were asked for.", {
+        answer("All outputs, or the requested ones.", {
             **media(schema("InferenceResponse"), echo=outputs),
             **media(text(format="binary"), "application/octet-stream"),
         }),
@@ -365,8 +365,8 @@ def model_paths() -> dict[str, Schema]:
             **media(schema("InferenceRequest"), "application/json", **REQUESTS),
             **media(text(format="binary"), "application/octet-stream"),
         }),
-        description="The shape holds the batch dimension. With the header `Inference-Header-Content-Length: N` the "
-        "first N bytes of the body are JSON and the rest are the values of the tensors that have "
+        description="The shape includes the batch dimension. With the header `Inference-Header-Content-Length: N` the "
+        "first N bytes of the body are JSON, followed by the values of the tensors that have "
         "`binary_data_size`; an answer with binary outputs has the same header.",
     )  # fmt: skip
     infer["parameters"] = [ref("parameters", "headerLength")]
@@ -392,12 +392,12 @@ def control_paths() -> dict[str, Schema]:
             f"{what.capitalize()} {verb.capitalize()}",
             (400, 403, 404, 503, 504) if verb == "load" else (400, 403, 404),
         )
-        description = "" if verb == "load" else "Takes one load away; a name that is not loaded is no error."
+        description = "" if verb == "load" else "Removes one load; a name that is not loaded is not an error."
         optional = body(accepted, required=False)
         return operation(identifier, "Control", summary, ok, *errors, body=optional, description=description)
 
     to_unload = media(schema("UnloadBody"), nothing={}, a_whole_chain=openapi_extensions.WHOLE_CHAIN)
-    loaded, unloaded = answer("Loaded and ready, under this name.", done["load"]), answer("Unloaded.", done["unload"])
+    loaded, unloaded = answer("Loaded and ready under this name.", done["load"]), answer("Unloaded.", done["unload"])
     for family, suffix in (("/v2/models/{model}", ""), ("/v2/repository/models/{model}", "InRepository")):
         paths |= versioned(f"{family}/load", "post", control(f"loadModel{suffix}", "load", "model", loaded))
         made = control(f"unloadModel{suffix}", "unload", "model", unloaded, to_unload)
@@ -417,10 +417,10 @@ def other_paths() -> dict[str, Schema]:
     """Hardware, metrics, and the description itself."""
     enough = operation(
         "hasHardware", "Observation", "Hardware Check",
-        answer("The hardware is there.", media(schema("HardwareAnswer"))), 400, 404, 504,
+        answer("The hardware is available.", media(schema("HardwareAnswer"))), 400, 404, 504,
         body=body(media(schema("HardwareRequest"), one_core={"name": "CPU", "num": 1},
                         a_provider={"name": "CPUExecutionProvider"})),
-        description="404 tells how many there are.",
+        description="404 says how many there are.",
     )  # fmt: skip
     listed = operation(
         "hardware", "Observation", "Hardware List",
@@ -456,21 +456,21 @@ def parameters() -> dict[str, Schema]:
         return {"name": name, "in": "path", "required": True, "description": description, "schema": of}
 
     return {
-        "model": in_path("model", "An endpoint's name, or, to load, a model of the repository.", "simple"),
-        "worker": in_path("worker", "A worker's name, in any case; to unload, an endpoint's.", "echo"),
+        "model": in_path("model", "An endpoint's name; for a load: a model of the repository.", "simple"),
+        "worker": in_path("worker", "A worker's name, case-insensitive; for an unload: an endpoint's name.", "echo"),
         "version": in_path("version", "A version.", "1", "[1-9][0-9]{0,18}"),
-        "asset": in_path("asset", "The name of a file of the page.", "swagger-ui.css"),
+        "asset": in_path("asset", "A file of the page.", "swagger-ui.css"),
         "headerLength": {
             "name": "Inference-Header-Content-Length",
             "in": "header",
-            "description": "Bytes of JSON before the binary values; 0: the body is the only input's bytes.",
+            "description": "Bytes of JSON before the binary values; 0: the body is the bytes of the only input.",
             "schema": {"type": "integer", "minimum": 0},
         },
     }
 
 
 def responses() -> dict[str, Schema]:
-    """The failures by name."""
+    """The error responses by name."""
     retry = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": 0}}}
     error = schema("Error")
     named = {
@@ -478,12 +478,12 @@ def responses() -> dict[str, Schema]:
         for name, meaning, sentence in ERRORS.values()
     }
     named["Unavailable"]["headers"] = retry
-    http = "Failures of HTTP itself: 400, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503 and 505."
+    http = "Errors of HTTP itself: 400, 405, 408, 411, 413, 414, 415, 417, 431, 501, 503 and 505."
     return {**named, "HttpError": answer(http, media(error))}
 
 
 def describe() -> dict[str, Any]:
-    """The whole description."""
+    """Return the whole description."""
     return {
         "openapi": "3.0.3",
         "info": {
@@ -500,7 +500,7 @@ def describe() -> dict[str, Any]:
 
 
 def written() -> bytes:
-    """The description as it is committed."""
+    """Return the text of docs/openapi.json."""
     return orjson.dumps(describe(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 

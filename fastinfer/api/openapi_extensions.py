@@ -1,4 +1,4 @@
-"""The part of the description that Triton's extensions define: index, configuration, statistics. Pure."""
+"""The description of Triton's extensions: index, configuration, statistics. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastinfer.api.openapi_parts import (
 )
 
 WHOLE_CHAIN: Schema = {"parameters": {"unload_dependents": True}}
-"""An unload with everything that gets the endpoint's outputs."""
+"""An unload of an endpoint and its successors."""
 
 _COUNT: Schema = {"type": "integer", "format": "int64", "minimum": 0}
 _NOTHING: Schema = array({}, maxItems=0)
@@ -33,7 +33,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
     tensor = {
         "name": text(),
         "data_type": text(enum=types),
-        "dims": array({"type": "integer"}, description="Without the batch dimension where max_batch_size is above 0."),
+        "dims": array({"type": "integer"}, description="Without the batch dimension if max_batch_size is above 0."),
     }
     group = {"name": text(), "kind": text(example="KIND_CPU"), "count": {"type": "integer", "minimum": 1}}
     batch = {"batch_size": _COUNT, **{f"compute_{part}": schema("Duration") for part in ("input", "infer", "output")}}
@@ -41,7 +41,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
     unload_dependents = {
         "type": "boolean",
         "default": False,
-        "description": "If this removes the endpoint, take one load of its successor (`next`) away too, and so on.",
+        "description": "If this removes the endpoint, also remove one load of its successor (`next`), and so on.",
     }
     return {
         "UnloadParameters": {
@@ -52,16 +52,16 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
         },
         "UnloadBody": flat_or_wrapped("UnloadParameters"),
         "RepositoryIndexRequest": record(
-            {"ready": nullable({"type": "boolean", "default": False, "description": "true: only what is ready."})},
+            {"ready": nullable({"type": "boolean", "default": False, "description": "true: only ready versions."})},
             "ready",
             nullable=True,
         ),
         "RepositoryIndexEntry": record(
             {
-                "name": text("An endpoint's, or that of a model of the repository.", example="simple"),
-                "version": text("Empty: there is none, or it is not known yet.", example="1"),
+                "name": text("The name of an endpoint, or of a model of the repository.", example="simple"),
+                "version": text("Empty if there is none, or it is not known yet.", example="1"),
                 "state": text(enum=["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]),
-                "reason": text("Why it is unavailable: `unloaded`, or why it does not load. Else empty."),
+                "reason": text("If it is unavailable: `unloaded`, or why it does not load; else empty."),
             }
         ),
         "ModelConfiguration": record(
@@ -71,7 +71,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                 "backend": text(example="onnxruntime"),
                 "runtime": text(),
                 "version_policy": _ANYTHING,
-                "max_batch_size": {"type": "integer", "minimum": 0, "description": "0: it is not batched."},
+                "max_batch_size": {"type": "integer", "minimum": 0, "description": "0: the model is not batched."},
                 "input": array(record(tensor, additionalProperties=True)),
                 "output": array(record({**tensor, "label_filename": text()}, additionalProperties=True)),
                 "batch_input": _NOTHING,
@@ -87,21 +87,21 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                 "model_transaction_policy": record({"decoupled": {"type": "boolean", "enum": [False]}}),
             },
             "dynamic_batching",
-            description="Triton's ModelConfig as JSON, with what was found out when the model was loaded.",
+            description="Triton's ModelConfig as JSON, completed with the values found at load.",
         ),
         "Duration": record({"count": _COUNT, "ns": _COUNT}),
         "ModelStatistics": record(
             {
                 "name": text(example="simple"),
                 "version": text(example="1"),
-                "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0: there was none."},
-                "inference_count": {**_COUNT, "description": "Rows that were answered."},
+                "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0: none yet."},
+                "inference_count": {**_COUNT, "description": "Rows of successful requests."},
                 "execution_count": {**_COUNT, "description": "Batches that ran."},
                 "inference_stats": record(
                     {name: schema("Duration") for name in (*durations, "cache_hit", "cache_miss")},
-                    description="Each counts requests; `fail` also those that cannot be read or do not fit the model.",
+                    description="Durations of requests; `fail` includes malformed and unfitting requests.",
                 ),
-                "batch_stats": array(record(batch), description="Batches by size; each duration counts batches."),
+                "batch_stats": array(record(batch), description="Batches by size; the durations are per batch."),
                 "memory_usage": _NOTHING,
             }
         ),
@@ -115,9 +115,9 @@ def model_paths() -> dict[str, Schema]:
         answer("The effective configuration.", media(schema("ModelConfiguration"))), 404, 503,
     )  # fmt: skip
     counted = media(record({"model_stats": array(schema("ModelStatistics"))}))
-    one = answer("An entry for each ready version, or for the one.", counted)
+    one = answer("An entry for each ready version, or for the requested one.", counted)
     statistics = operation("modelStatistics", "Observation", "Model Statistics", one, 404, 503, 504)
-    every = answer("An entry for each ready version of each.", counted)
+    every = answer("An entry for each ready version of each model.", counted)
     return {
         **versioned("/v2/models/{model}/config", "get", config),
         "/v2/models/stats": {
@@ -137,7 +137,7 @@ def index_paths() -> dict[str, Schema]:
     asked = body(media(schema("RepositoryIndexRequest"), everything={}, only_ready={"ready": True}), required=False)
     made = operation(
         "repositoryIndex", "Control", "Repository Index", listed, 400, 503, 504, body=asked,
-        description="Each version that is served or being loaded or unloaded, and each model of the repository that "
-        "is not served.",
+        description="Each version that is served, loading or unloading, and each model of the repository that is not "
+        "served.",
     )  # fmt: skip
     return {"/v2/repository/index": {"post": made}}

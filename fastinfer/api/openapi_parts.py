@@ -1,4 +1,4 @@
-"""What the OpenAPI description is put together from: schemas, bodies, answers, operations. Pure."""
+"""The parts of the OpenAPI description: schemas, bodies, answers, operations. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERRORS: Mapping[int, tuple[str, str, str]] = {
         "Model control is off.",
         "model control is off: the server was started with --model-control none",
     ),
-    404: ("NotFound", "It does not exist.", "Request for unknown model: 'M' is not found"),
+    404: ("NotFound", "The path, model or version does not exist.", "Request for unknown model: 'M' is not found"),
     413: ("TooLarge", "The body is larger than the limit.", "the body is larger than 67108864 bytes"),
     415: (
         "UnsupportedCoding",
@@ -28,17 +28,17 @@ ERRORS: Mapping[int, tuple[str, str, str]] = {
     500: ("ModelFailed", "The model failed.", "the model failed: division by zero"),
     503: (
         "Unavailable",
-        "The queue is full, the model is loading, the repository has not been read yet, or the server drains or is out "
-        "of memory.",
+        "The queue is full, the model is loading, the repository has not been read yet, or the server is draining or "
+        "out of memory.",
         "Exceeds maximum queue size",
     ),
     504: (
         "DeadlinePassed",
-        "The request's deadline has passed, or a load has not ended in time.",
+        "The request's deadline has passed, or a load has timed out.",
         "Request timeout expired",
     ),
 }
-"""The documented failures: status, name of the response, meaning, an example of a sentence."""
+"""The documented errors by status: name of the response, meaning, an example of a sentence."""
 
 
 def ref(kind: str, name: str) -> Schema:
@@ -52,13 +52,13 @@ def schema(name: str) -> Schema:
 
 
 def record(properties: Mapping[str, Schema], *optional: str, **more: Any) -> Schema:
-    """The schema of an object; its properties are required but for the ``optional`` ones."""
+    """The schema of an object; its properties are required, except the ``optional`` ones."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", **({"required": required} if required else {}), "properties": dict(properties), **more}
 
 
 def nullable(of: Schema) -> Schema:
-    """The schema of a value, or of null, which is as if the key were not there."""
+    """The schema of a value or null; null means that the key is absent."""
     return {"allOf": [of], "nullable": True} if "$ref" in of else {**of, "nullable": True}
 
 
@@ -73,16 +73,16 @@ def text(description: str = "", **more: Any) -> Schema:
 
 
 def flat_or_wrapped(name: str) -> Schema:
-    """The schema of a body that holds parameters flat, or under the key ``parameters``, or none."""
+    """The schema of a body with parameters, either flat or under the key ``parameters``, or without any."""
     flat = {"allOf": [schema(name)], "not": {"required": ["parameters"]}}
     wrapped = record({"parameters": nullable(schema(name))}, additionalProperties=False)
     nothing = {"type": "object", "nullable": True, "enum": [None]}
-    told = "A flat object, the same under the key `parameters`, or null: none."
-    return {"description": told, "oneOf": [flat, wrapped, nothing]}
+    description = "The parameters as a flat object, or under the key `parameters`; null: none."
+    return {"description": description, "oneOf": [flat, wrapped, nothing]}
 
 
 def media(of: Schema, content_type: str = "application/json", /, **examples: Any) -> Schema:
-    """A body, with examples by name; the underscores of a name are spaces."""
+    """A body, with examples by name; underscores in a name are shown as spaces."""
     named = {name: {"summary": name.replace("_", " "), "value": value} for name, value in examples.items()}
     return {content_type: {"schema": of, **({"examples": named} if named else {})}}
 
@@ -95,7 +95,7 @@ def answer(description: str, content: Schema) -> Schema:
 def operation(
     identifier: str, tag: str, summary: str, ok: Schema, *errors: int, body: Schema | None = None, description: str = ""
 ) -> Schema:
-    """What a method does; ``errors`` are its own failures, beside those of its body and of HTTP itself."""
+    """An operation; ``errors`` are its own statuses, besides those of its body and of HTTP itself."""
     statuses = sorted({*errors, *((413, 415) if body else ())})
     responses = {"200": ok, **{str(status): ref("responses", ERRORS[status][0]) for status in statuses}}
     return {
@@ -114,7 +114,7 @@ def body(content: Schema, *, required: bool = True) -> Schema:
 
 
 def versioned(template: str, method: str, made: Schema) -> dict[str, Schema]:
-    """An operation without and with ``/versions/{version}``."""
+    """The paths of an operation, without and with ``/versions/{version}``."""
     model, tail = template.split("{model}")
     identifier, summary = made["operationId"], made["summary"]
     of_version = {**made, "operationId": f"{identifier}Version", "summary": f"{summary} (one version)"}

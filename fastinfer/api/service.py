@@ -1,4 +1,4 @@
-"""The service: what the routes work with."""
+"""Everything that one serving process owns: models, native threads, counters, the memory budget. Loop's thread only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fastinfer.repository.crashes import Crashes
 from fastinfer.repository.index import READY, Entry
 from fastinfer.repository.loader import Loader
 from fastinfer.repository.readiness import Rules
-from fastinfer.repository.replicated import Replica
-from fastinfer.shared.banks import Alone
+from fastinfer.repository.replicated import ReplicatedRepository
+from fastinfer.shared.model_counters import LocalCounters, ModelCounters
 from fastinfer.shared.report import Text
 
 log = logging.getLogger(__name__)
 
-_LOG_S = 0.2  # for the log's last line
+_LOG_FLUSH_S = 0.2  # time to write the log's last line
 _NONFINITE = {"literal": encode.LITERAL, "null": encode.NULL, "error": encode.ERROR}
 
 
@@ -40,7 +40,7 @@ def _rules(config: ServerConfig) -> Rules:
 
 
 class Control(Protocol):
-    """What changes the models; see :class:`fastinfer.repository.repository.Repository`."""
+    """Loads and unloads models; see :class:`fastinfer.repository.repository.Repository`."""
 
     async def load_model(self, name: str, version: int | None, parameters: Mapping[str, Any]) -> str: ...
 
@@ -54,16 +54,16 @@ class Service:
 
     Attributes:
         config: the server's configuration.
-        crashes: what ended processes before.
-        loop: the event loop, on whose thread everything here is used.
+        crashes: which requests and loads have ended processes.
+        loop: the event loop; everything here is used on its thread.
         executor: the native threads.
-        budget: of the memory that requests hold.
+        budget: limits the memory that requests hold.
         repository: the models.
-        control: whom to ask for loads and unloads: the repository, where it is the only one.
-        counters: where they count.
-        metrics: what all processes have counted.
+        control: performs loads and unloads: the repository, or the supervisor if there are several processes.
+        counters: the counters of models and connections.
+        metrics: the reports over all processes.
         nonfinite: how NaN and infinities are written in JSON answers.
-        draining: the server is about to end.
+        draining: the server is ending.
     """
 
     def __init__(
@@ -71,18 +71,20 @@ class Service:
         config: ServerConfig,
         loop: asyncio.AbstractEventLoop,
         control: Control | None = None,
-        counters: Alone | None = None,
+        counters: ModelCounters | None = None,
         crashes: Crashes | None = None,
     ) -> None:
         self.config = config
         self.crashes = crashes or Crashes()
         self.loop = loop
-        loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only a uvloop tells in which file it waits
+        loop_fd = getattr(loop, "_get_backend_id", lambda: -1)()  # only uvloop exposes its epoll descriptor
         self.executor = Executor(config.threads, loop_fd, loop.call_later, max(config.processes, 1))
         self.budget = Budget(config.in_flight_bytes)
-        self.counters = counters or Alone()
+        self.counters = counters or LocalCounters()
         self._loader = Loader(config, self.executor, self.budget, loop, self.counters, self.crashes)
-        self.repository = Replica(config.model_repository, self._loader, _rules(config), config.max_endpoints)
+        self.repository = ReplicatedRepository(
+            config.model_repository, self._loader, _rules(config), config.max_endpoints
+        )
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters, self.executor)
@@ -94,25 +96,25 @@ class Service:
         loop.add_reader(self.executor.fileno(), self.executor.drain)
 
     def drain(self) -> None:
-        """The server begins to end: it is not ready any more; what is in flight is answered."""
+        """Makes the server not ready; requests in flight are still answered."""
         self.draining = True
 
     def why_not_ready(self) -> str | None:
-        """What keeps the server from being ready, or None."""
+        """Return why the server is not ready, or None."""
         if self.draining:
             return "the server is draining"
         return self.repository.why_not_ready() if self.control is self.repository else self._not_ready
 
     def readiness(self, reason: str | None) -> None:
-        """What keeps the whole server from being ready, where this process is not all of it."""
+        """Sets why the whole server is not ready; the supervisor calls it."""
         self._not_ready = reason
 
     async def statistics(self, name: str | None = None, version: str | None = None) -> Text:
-        """The answer of the statistics extension: for all models, one model's versions, or one version.
+        """Return the JSON of the statistics extension: for all models, one model's versions, or one version.
 
         Raises:
-            ApiError: 404 where there is no such model or version, 503 where it is not ready, or where the repository
-                has not been read yet.
+            ApiError: 404 if there is no such model or version, 503 if it is not ready or the repository has not been
+                read yet.
         """
         self.repository.check_read()
         if name is None:
@@ -123,40 +125,40 @@ class Service:
         return await self.metrics.statistics_of(chosen)
 
     async def index(self, *, ready_only: bool) -> list[Entry]:
-        """The entries of the repository's index, those that answer requests or all."""
+        """Return the entries of the repository's index, optionally only those that are READY."""
         return [entry for entry in await self.repository.index() if entry.state == READY or not ready_only]
 
     def start(self) -> None:
-        """Begins to load what is asked for at start, and to follow the disk where that is asked for."""
+        """Starts the task that loads the configured models, then polls the repository if configured."""
         task = self.loop.create_task(self._load_and_follow())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _load_and_follow(self) -> None:
         config, began = self.config, time.monotonic()
-        wanted = None if config.load_all else config.load_names
-        seen = await watcher.load_all(self.repository, wanted)
+        requested = None if config.load_all else config.load_names
+        seen = await watcher.load_all(self.repository, requested)
         reason = self.repository.why_not_ready()
         if reason is None:
             count = len(self.repository.names())
             log.info("ready: %d models, %.1f s", count, time.monotonic() - began)
         else:
             log.error("not ready: %s", reason)
-        seen = await watcher.load_rest(self.repository, wanted, seen)
+        seen = await watcher.load_rest(self.repository, requested, seen)
         if config.model_control == "poll":
             await watcher.follow(self.repository, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
 
     async def close(self) -> None:
-        """Ends everything; requests in flight have been answered or given up."""
+        """Releases everything. Requests in flight must have been answered or aborted."""
         for task in list(self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.repository.close()
         self._loader.close()
-        if self._loader.stuck:  # inside of the runtime, perhaps, which would not survive the end of its library
-            log.warning("ended beside %d calls that have not returned", self._loader.stuck)
-            time.sleep(_LOG_S)
+        if self._loader.stuck:  # they may be in the runtime, which would crash if its library were unloaded
+            log.warning("ended while %d calls of loads had not returned", self._loader.stuck)
+            time.sleep(_LOG_FLUSH_S)
             os._exit(0)
         self.loop.remove_reader(self.executor.fileno())
         self.executor.close()

@@ -1,1 +1,1 @@
-"""What computes: batches in ONNX Runtime, and the built-in workers."""
+"""Engines that run batches: ONNX Runtime, Python models, and the built-in workers."""

@@ -8,7 +8,7 @@ from fastinfer.tensor.tensor import Tensor
 class BatchRun(Job):
     """A run, for :meth:`Job.run` or an executor; once. It keeps the requests' inputs alive, which must not change.
 
-    Several requests' rows are gathered into new memory; a single request's tensors are used where they lie.
+    Several requests' rows are gathered into new memory; a single request's tensors are used in place.
 
     Args:
         session: what to run.
@@ -29,7 +29,7 @@ class BatchRun(Job):
         """Why the run failed; None after success (and before the end)."""
     @property
     def compute_input_ns(self) -> int:
-        """Gathering the rows, and giving them to the runtime."""
+        """Gathering the rows, and making the runtime's values."""
     @property
     def compute_infer_ns(self) -> int:
         """The run itself."""
@@ -44,7 +44,7 @@ class BatchRun(Job):
             RuntimeError: it was split before, or has not ended.
         """
     def terminate(self) -> None:
-        """Ends the run early, with an error; before its start it will not run at all, after its end nothing happens.
+        """Ends the run early, with an error; a run that has not started will not run, one that has ended is unchanged.
 
         For the loop's thread, whatever thread the run is on.
         """

@@ -1,7 +1,7 @@
 """The parameters of a load: a flat object of strings, booleans and numbers.
 
-Those that every worker understands are here; a worker adds its own in a subclass. A number may come as a string.
-Unknown ones are accepted, because they count for an endpoint's identity, and have no effect.
+Parameters that every worker accepts are here; a worker adds its own in a subclass. A number may be a string. Unknown
+parameters are accepted without effect, because they are part of an endpoint's identity.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,
 
 
 class Parameters(BaseModel):
-    """What is understood everywhere.
+    """Parameters of every load.
 
     Attributes:
-        share: False: a load of what is loaded already counts as one more load.
-        batch_size: rows of a batch at most, in place of the configuration's ``max_batch_size``; also called ``batch``.
+        share: False: loading a loaded endpoint counts as one more load.
+        batch_size: maximum rows of a batch, instead of the configuration's ``max_batch_size``; also called ``batch``.
         timeout: milliseconds that a request may wait for others to share its batch.
-        instances: batches that may run at once; None leaves it to the configuration or the worker.
-        next: a loaded endpoint that gets the outputs.
+        instances: batches that may run concurrently; None: the configuration or the worker decides.
+        next: a loaded endpoint that gets the outputs as its inputs.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True, protected_namespaces=())
@@ -60,7 +60,7 @@ Read = TypeVar("Read", bound=Parameters)
 
 
 def parse(model: type[Read], given: Mapping[str, object]) -> Read:
-    """The parameters as ``model`` describes them. ApiError 400 that names the first one that is wrong."""
+    """Parse the parameters with ``model``. ApiError 400 names the first wrong one."""
     for name, value in given.items():
         if not isinstance(value, str | bool | int | float):
             raise ApiError(400, f"parameter '{name}' should be a string, a boolean or a number")

@@ -1,120 +1,77 @@
-"""The built-in workers, by name.
-
-A worker is an implementation that serves an endpoint. Two names are not in the table: ``onnx``, which serves models of
-the repository, and ``cplusplus``, which with the parameter ``model`` stands for the worker of that name, as clients of
-the AMD Inference Server load it.
-"""
+"""Finds the backend of a model: built in, or from another package by the entry-point group ``fastinfer.backends``."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from importlib.metadata import entry_points
+from threading import Lock
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from fastinfer.backends.backend import Backend, BackendContext
+from fastinfer.backends.onnx.backend import OnnxBackend
+from fastinfer.backends.python.backend import PythonBackend
+from fastinfer.base.errors import ApiError, without_paths
+from fastinfer.base.validation import shown
+from fastinfer.config.model import ModelConfig
 
-from fastinfer.backends.builtin.echo import Echo, EchoMulti
-from fastinfer.backends.builtin.fake import Delay, FakeWorker
-from fastinfer.backends.builtin.image import Base64Decode, Base64Encode, InvertImage
-from fastinfer.backends.builtin.item import Computation, ItemWorker, WorkerContext
-from fastinfer.backends.parameters import Integer, Number, Parameters, parse
-from fastinfer.base.budget import Budget
-from fastinfer.base.errors import ApiError
-from fastinfer.base.machine import usable_cores
-from fastinfer.schedule.backend import Implementation
+log = logging.getLogger(__name__)
 
-ALIAS = "cplusplus"
+GROUP = "fastinfer.backends"
+BUILT_IN: tuple[type[Backend[Any]], ...] = (OnnxBackend, PythonBackend)
 
-
-class EncodeParameters(Parameters):
-    """Of ``base64_encode``."""
-
-    format: Annotated[Literal["png", "jpeg"], BeforeValidator(lambda value: str(value).lower())] = "png"
+_BY_NAME: Mapping[str, str] = {alias: each.name for each in BUILT_IN for alias in (each.name, *each.aliases)}
 
 
-class FakeParameters(Parameters):
-    """Of ``fake``."""
+class Backends:
+    """The backends of a process; each is made when the first model needs it. Thread-safe but for :meth:`close`."""
 
-    delay_ms: Annotated[Delay, BeforeValidator(Delay.parse)] = Delay()
-    error_rate: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    seed: Integer | None = None
+    def __init__(self, context: BackendContext) -> None:
+        self._context = context
+        self._lock = Lock()
+        self._made: dict[str, Backend[Any]] = {}
 
+    def choose(self, config: ModelConfig, holds: Callable[[str], bool]) -> Backend[Any]:
+        """Returns the backend of a model.
 
-@dataclass(frozen=True, slots=True)
-class WorkerKind:
-    """A worker that can be loaded.
+        Args:
+            config: its configuration; ``backend``, else ``platform``, names the backend.
+            holds: whether the version's directory has a file that matches a pattern; decides if neither is given. Only
+                built-in backends are found so.
 
-    Attributes:
-        name: as in ``/v2/workers/{name}/load``.
-        description: one sentence for people.
-        parameters: those that it understands.
-        factory: makes an implementation; called with parsed ``parameters``.
-        instances: concurrent runs, where the load does not say.
-    """
+        Raises:
+            ApiError: 400, no backend has that name, or it cannot be imported.
+        """
+        for field in ("backend", "platform"):
+            if name := getattr(config, field):
+                return self._named(name, field)
+        found = next((each for each in BUILT_IN if holds(each.pattern)), BUILT_IN[0])
+        return self._named(found.name, "backend")
 
-    name: str
-    description: str
-    parameters: type[Parameters]
-    factory: Callable[[Any, WorkerContext], Implementation]
-    instances: int
+    def close(self) -> None:
+        """Closes all backends."""
+        for backend in self._made.values():
+            backend.close()
 
-
-def _item(name: str, description: str, computation: Callable[[Budget], Computation], instances: int) -> WorkerKind:
-    return WorkerKind(
-        name,
-        description,
-        Parameters,
-        lambda _parameters, context: ItemWorker(computation(context.budget), context),
-        instances,
-    )
-
-
-def _base64_encode(parameters: EncodeParameters, context: WorkerContext) -> Implementation:
-    return ItemWorker(Base64Encode(parameters.format), context)
+    def _named(self, given: str, field: str) -> Backend[Any]:
+        name = _BY_NAME.get(given, given)
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = _backend_class(name, field)(self._context)
+            return self._made[name]
 
 
-def _fake(parameters: FakeParameters, context: WorkerContext) -> Implementation:
-    return FakeWorker(parameters.delay_ms, parameters.error_rate, parameters.seed, context.loop)
-
-
-KINDS: Mapping[str, WorkerKind] = {
-    kind.name: kind
-    for kind in (
-        _item("echo", "Adds one to a number.", lambda _: Echo(), 1),
-        _item("echo_multi", "Repeats three numbers over three outputs.", lambda _: EchoMulti(), 1),
-        _item("invert_image", "Turns each colour of an image into its opposite.", InvertImage, usable_cores()),
-        _item("base64_decode", "Makes pixels of the base64 text of a JPEG or PNG file.", Base64Decode, usable_cores()),
-        WorkerKind(
-            "base64_encode",
-            "Makes base64 text of a PNG or JPEG file of pixels.",
-            EncodeParameters,
-            _base64_encode,
-            usable_cores(),
-        ),
-        # Its requests only wait, so any number may.
-        WorkerKind("fake", "Gives back its inputs after a while.", FakeParameters, _fake, 65_536),
-    )
-}
-
-
-def resolve(worker: str, parameters: Mapping[str, object]) -> tuple[WorkerKind, Parameters]:
-    """The worker that a load asks for, and its parameters.
-
-    Args:
-        worker: the name in the path, in any case; not ``onnx``.
-        parameters: of the load, as they were given.
-
-    Raises:
-        ApiError: 400, no such worker or a parameter that will not do.
-    """
-    name = worker.lower()
-    if name == ALIAS:
-        parameters = dict(parameters)
-        model = parameters.pop("model", None)
-        if not isinstance(model, str):
-            raise ApiError(400, f"worker '{ALIAS}' needs the parameter 'model', the name of a built-in worker")
-        name = model.lower()
-    kind = KINDS.get(name)
-    if kind is None:
-        raise ApiError(400, f"unknown worker '{name}': it is none of {', '.join(sorted([*KINDS, ALIAS, 'onnx']))}")
-    return kind, parse(kind.parameters, parameters)
+def _backend_class(name: str, field: str) -> Callable[[BackendContext], Backend[Any]]:
+    for built_in in BUILT_IN:
+        if built_in.name == name:
+            return built_in
+    installed = entry_points(group=GROUP)
+    if name not in installed.names:
+        known = sorted({*(each.name for each in BUILT_IN), *installed.names})
+        raise ApiError(400, f"{field}: {shown(name)} is not served here; use {' or '.join(known)}")
+    try:
+        made: Callable[[BackendContext], Backend[Any]] = installed[name].load()
+        return made
+    except Exception as error:
+        log.exception("the backend '%s' cannot be imported", name)
+        raise ApiError(400, f"{field}: '{name}' cannot be imported: {without_paths(str(error))}") from error

@@ -1,4 +1,4 @@
-"""Runs the batches of one session: on the loop's thread where that is short, else on a native thread."""
+"""Runs the batches of one session: on the loop's thread if that is short, else on a native thread."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,19 @@ from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.message import BatchResult, BatchRunner, InferRequest
 
 class Runner(BatchRunner):
-    """Predicts how long a batch runs, and runs it where that is best. Loop's thread only.
+    """Picks the thread for a batch by its predicted run time, and runs it. Loop's thread only.
 
     Args:
         session: the loaded model.
         batched: the first dimension of all its inputs and outputs is the batch.
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread; 0: every one does.
-        notes: where every run is noted, so that a crash finds what ran; None: nowhere.
-        watchdog: ends runs on the loop's thread that take too long; None: one of its own does.
+        notes: notes every run in the crash record; None: runs are not noted.
+        watchdog: terminates runs on the loop's thread that take too long; None: the runner makes one.
 
     Attributes:
-        bound_nbytes: of the memory that stands ready for small batches of fixed shapes.
-        costs: what is known of runs.
+        bound_nbytes: the preallocated memory for small batches of fixed shapes.
+        costs: the measured run times.
     """
 
     session: Session
@@ -39,12 +39,12 @@ class Runner(BatchRunner):
         watchdog: Watchdog | None = None,
     ) -> None: ...
     def __call__(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
-        """Runs requests that share a batch. Where it fails, its halves are run again by themselves.
+        """Runs requests that share a batch. If it fails, its halves are retried separately.
 
         Calls ``done`` once, on the loop's thread: before it returns (then it returns None), or later.
         """
     def close(self) -> None:
-        """Lets go of the session; nothing is under way any more."""
+        """Releases the session; no run may be under way."""
 
 class RunningBatch:
     """A batch under way; a :class:`fastinfer.schedule.backend.Run`."""

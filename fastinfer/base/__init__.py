@@ -1,1 +1,1 @@
-"""What everything else may use: errors, limits, the log, the machine, calls that may hang."""
+"""Parts that every other layer may use: errors, limits, the log, the machine, calls that may hang."""

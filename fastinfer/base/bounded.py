@@ -1,8 +1,8 @@
-"""Calls on threads, of which each has a time limit.
+"""Calls on threads, each with a time limit.
 
-A thread that waits for a disk cannot be ended, nor can one inside of a foreign library. When its time is over, its call
-fails for whoever waits, and another thread takes its place; the thread itself is *stuck* until the call returns, whose
-result is dropped then. Of stuck threads there is a most; while it is reached, further calls are refused.
+A thread that waits for a disk, or runs inside a foreign library, cannot be ended. When its time limit passes, its call
+fails for the caller, and another thread takes its place. The thread itself is *stuck* until the call returns; the
+result is then dropped. The number of stuck threads has a limit; while it is reached, further calls are refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class _Call:
-    """One call; ``done`` is its end for whoever waits."""
+    """One call; ``done`` gets its result or error for the caller."""
 
     def __init__(self, what: str, function: Callable[[], Any], done: asyncio.Future[Any]) -> None:
         self.what = what
@@ -43,10 +43,10 @@ class BoundedThreads:
     """Runs a few calls at a time, each on a thread of its own. Loop's thread only.
 
     Args:
-        name: of the threads.
-        threads: calls that run at a time; others wait for their turn, in order.
-        timeout_s: what one call may take from its beginning.
-        most_stuck: calls that have taken longer and still run.
+        name: the name of the threads.
+        threads: how many calls run at a time; others wait for their turn, in order.
+        timeout_s: how long one call may run.
+        most_stuck: how many calls may have exceeded that and still run.
     """
 
     def __init__(self, name: str, threads: int, timeout_s: float, most_stuck: int) -> None:
@@ -60,18 +60,18 @@ class BoundedThreads:
 
     @property
     def stuck(self) -> int:
-        """How many threads there are whose calls were given up."""
+        """The number of threads whose calls were given up and still run."""
         return len(self._stuck)
 
     async def call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Calls a function.
+        """Calls a function on a thread, and returns its result.
 
         Args:
-            what: it does, for the log and the client: ``loading model 'm'``.
+            what: what the call does, for the log and the client: ``loading model 'm'``.
             function: called with the other arguments.
 
         Raises:
-            ApiError: 504 if it has taken too long; 503 if it was not begun, because too many others are stuck.
+            ApiError: 504 if the call exceeds the time limit; 503 if it is not begun because too many others are stuck.
         """
         self._check()
         loop = asyncio.get_running_loop()
@@ -99,25 +99,25 @@ class BoundedThreads:
             call.began = time.monotonic()
             call.limit = call.done.get_loop().call_later(self._timeout_s, self._give_up, call)
             self._running.add(call)
-            # A daemon: the process's end does not wait for it.
+            # A daemon thread: the process can exit while the thread is stuck.
             call.thread = threading.Thread(target=self._run, args=(call,), name=self._name, daemon=True)
             try:
                 call.thread.start()
-            except RuntimeError:  # the system has no room for another thread
-                self._ended(call, None, ApiError(503, f"{call.what}: there is no thread for it", retry_after_s=1))
+            except RuntimeError:  # the system refuses another thread
+                self._ended(call, None, ApiError(503, f"{call.what}: no thread can be started", retry_after_s=1))
 
     def _run(self, call: _Call) -> None:
-        """On the thread."""
+        """Runs on the thread."""
         result: Any = None
         error: BaseException | None = None
         try:
             result = call.function()
         except BaseException as raised:
-            _let_go(raised)
+            _clear_frames(raised)
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed
             call.done.get_loop().call_soon_threadsafe(self._ended, call, result, error)
-        error = None  # whose traceback holds this frame
+        error = None  # its traceback refers to this frame
 
     def _ended(self, call: _Call, result: Any, error: BaseException | None) -> None:
         if call.limit is not None:
@@ -139,11 +139,11 @@ class BoundedThreads:
         self._running.discard(call)
         self._stuck.add(call)
         message = f"{call.what} has not ended in {self._timeout_s:g} s"
-        log.error("%s: it is given up, at %s; its thread goes on", message, _place(call.thread))
+        log.error("%s: it is given up, at %s; its thread keeps running", message, _place(call.thread))
         if not call.done.done():
             call.done.set_exception(ApiError(504, message))
         if len(self._stuck) >= self._most_stuck:
-            log.error("no further calls like this are begun before one of %d returns", len(self._stuck))
+            log.error("no further calls of this kind are begun until one of %d returns", len(self._stuck))
             for waiting in self._waiting:
                 if not waiting.done.done():
                     waiting.done.set_exception(self._refusal())
@@ -151,27 +151,27 @@ class BoundedThreads:
         self._begin()
 
     def join(self) -> None:
-        """Waits for what runs, but for what is stuck."""
+        """Waits for the running calls, except for stuck ones."""
         for call in list(self._running):
             if call.thread is not None:
                 call.thread.join()
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Empties the frames that an exception and its causes hold: a refused model, some gigabytes perhaps, would stay in
-    them until Python's collector of cycles looks at old objects, which on a server may be never."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Clears the frames that an exception and its causes refer to. Otherwise a refused model, perhaps gigabytes, stays
+    in memory until the cyclic collector visits old objects, which on a server may be never."""
     seen: set[int] = set()
-    ahead = [error]
-    while ahead:
-        error = ahead.pop()
+    pending = [error]
+    while pending:
+        error = pending.pop()
         if error is not None and id(error) not in seen:
             seen.add(id(error))
             traceback.clear_frames(error.__traceback__)
-            ahead += [error.__cause__, error.__context__]
+            pending += [error.__cause__, error.__context__]
 
 
 def _place(thread: threading.Thread | None) -> str:
-    """Where a thread is, as a place in the code."""
+    """The place in the code that a thread is at."""
     frame = sys._current_frames().get(thread.ident or 0) if thread is not None else None
     if frame is None:
         return "an unknown place"

@@ -1,13 +1,13 @@
 class Budget:
-    """The memory that requests hold in a process: bodies, inflated bodies, tensors, outputs, the text of answers.
+    """Counts the memory that requests hold in a process: bodies, inflated bodies, tensors, outputs, answers as text.
 
     Thread-safe.
 
     Args:
-        limit: bytes; by default there is none.
+        limit: in bytes; by default there is no limit.
 
     Attributes:
-        used: bytes that are held now.
+        used: bytes that are reserved now.
         refused: how often a reservation was refused.
     """
 
@@ -16,7 +16,7 @@ class Budget:
     refused: int
     def __init__(self, limit: int = ...) -> None: ...
     def reserve(self, nbytes: int) -> bool:
-        """Counts memory that is about to be made; False, and nothing is counted, if that would be over the limit."""
+        """Counts memory that is about to be allocated. Returns False, and counts nothing, if it exceeds the limit."""
 
     def release(self, nbytes: int) -> None:
-        """Gives back what was counted."""
+        """Returns reserved bytes to the budget."""

@@ -1,7 +1,7 @@
-"""Opening files that others have put there.
+"""Opens files that other programs have written.
 
-What is no regular file is refused: to open a pipe waits until somebody writes to it, which may be for ever. A disk that
-does not answer blocks its reader in any case, so no event loop's thread reads one.
+Only regular files are opened: opening a pipe blocks until another process writes to it, which may be forever. A disk
+that does not answer blocks its reader in any case, so no event loop's thread reads files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class NotRegularError(OSError):
 
 @contextmanager
 def regular_file(path: Path) -> Iterator[BinaryIO]:
-    """A file, open for reading; a symbolic link is followed. OSError."""
+    """Opens a file for reading; follows symbolic links. OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not S_ISREG(os.fstat(descriptor).st_mode):
@@ -36,7 +36,7 @@ def regular_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read(path: Path, most_bytes: int) -> bytes:
-    """The content of a regular file, or one byte more than ``most_bytes`` of it. OSError."""
+    """The content of a regular file; of a larger file, its first ``most_bytes`` + 1 bytes. OSError."""
     with regular_file(path) as file:
-        size = os.fstat(file.fileno()).st_size  # a read takes memory for all that it is asked for
+        size = os.fstat(file.fileno()).st_size  # read() allocates all that is requested
         return file.read(min(size, most_bytes) + 1)

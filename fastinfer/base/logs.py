@@ -1,8 +1,8 @@
-"""Log lines to the standard error, written by a thread of its own.
+"""Writes log lines to the standard error on a separate thread.
 
-Whoever logs only puts a record into a bounded queue: a full disk or a reader that has stopped never makes the server
-wait. What does not fit is dropped and counted, and the count is logged when there is room again. Text from clients
-cannot forge lines or drive a terminal: control characters are written as escapes.
+Logging only puts a record into a bounded queue, so that a full disk or a stopped reader never blocks the server.
+Records that do not fit are dropped and counted, and the count is logged when there is room again. Text from clients
+cannot forge lines or control a terminal, because control characters are written as escapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import orjson
 log = logging.getLogger(__name__)
 
 MAX_QUEUED = 10_000
-_STOP_S = 1.0  # how long a stop waits for a slow sink
+_STOP_S = 1.0  # how long stop() waits for a slow sink
 _POLL_MS = 1000
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -37,32 +37,32 @@ class TextFormatter(logging.Formatter):
     """``2026-01-31 12:00:00.000 WARNING  message``, in local time; the lines of a traceback are indented.
 
     Args:
-        colours: whether the level has one.
-        slot: the process's place among several, which is told before the message: ``[1] message``.
+        colours: whether the level is coloured.
+        slot: the process's slot, written before the message: ``[1] message``; None: there is one process.
     """
 
     def __init__(self, colours: bool = False, slot: int | None = None) -> None:
         super().__init__()
         self._colours = colours
-        self._who = "" if slot is None else f"[{slot}] "
+        self._prefix = "" if slot is None else f"[{slot}] "
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         level = f"{record.levelname:<8}"
         if self._colours and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
-        line = f"{stamp}.{int(record.msecs):03d} {level} {self._who}{printable(record.getMessage())}"
+        line = f"{stamp}.{int(record.msecs):03d} {level} {self._prefix}{printable(record.getMessage())}"
         trace = _traceback(self, record)
         return "\n    ".join([line, *(printable(part) for part in trace.splitlines())]) if trace else line
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``; where there are several
-    processes that serve, ``slot``; and ``exception`` if any."""
+    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``; ``slot`` if there are several
+    serving processes; and ``exception`` if any."""
 
     def __init__(self, slot: int | None = None) -> None:
         super().__init__()
-        self._who = {} if slot is None else {"slot": slot}
+        self._slot = {} if slot is None else {"slot": slot}
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -71,7 +71,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": record.process,
-            **self._who,
+            **self._slot,
             "message": _encodable(record.getMessage()),
         }
         trace = _traceback(self, record)
@@ -92,11 +92,11 @@ class Logs(logging.Handler):
     """The queue, and the thread that empties it.
 
     Args:
-        descriptor: the file descriptor to write to; it stays open. Written to directly: a thread that is stuck in a
-            stream object would hold the stream's lock while the interpreter ends.
+        descriptor: the file descriptor to write to; it stays open. The thread writes to it directly, because a thread
+            stuck in a stream object would hold the stream's lock while the interpreter shuts down.
         formatter: makes the lines.
-        size: records that may wait.
-        lost: a 64-bit integer that counts the records that are lost, also for an earlier process.
+        size: how many records may wait.
+        lost: a 64-bit integer that counts lost records; it may continue an earlier process's count.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Logs(logging.Handler):
     ) -> None:
         super().__init__()
         self._lost = memoryview(bytearray(8)).cast("q") if lost is None else lost
-        self._told = self.dropped
+        self._reported = self.dropped
         self._descriptor = descriptor
         self.setFormatter(formatter)
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(size)
@@ -114,22 +114,22 @@ class Logs(logging.Handler):
 
     @property
     def dropped(self) -> int:
-        """How many records were lost so far."""
+        """The number of records lost so far."""
         return int(self._lost[0])
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Any thread: queues the record, its arguments already put into the text."""
+        """Any thread: formats the message and queues the record."""
         try:
             record.msg, record.args = record.getMessage(), None
-        except Exception:  # a message that does not fit its arguments must not end a request
+        except Exception:  # a wrong format string must not fail a request
             record.msg, record.args = f"{record.msg!s} (bad arguments)", None
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self._lost[0] += 1  # under the handler's lock
+            self._lost[0] += 1  # logging holds the handler's lock here
 
     def stop(self) -> None:
-        """Writes what waits, but does not wait long for a sink that takes nothing."""
+        """Writes the waiting records, but does not wait long for a sink that accepts nothing."""
         deadline = time.monotonic() + _STOP_S
         self._stopped = True
         try:
@@ -141,13 +141,13 @@ class Logs(logging.Handler):
     def _run(self) -> None:
         while (record := self._queue.get()) is not None:
             self._write(record)
-            if self.dropped > self._told and self._queue.empty():
-                self._tell()
-        if self.dropped > self._told:
-            self._tell()
+            if self.dropped > self._reported and self._queue.empty():
+                self._report_dropped()
+        if self.dropped > self._reported:
+            self._report_dropped()
 
-    def _tell(self) -> None:
-        missing, self._told = self.dropped - self._told, self.dropped
+    def _report_dropped(self) -> None:
+        missing, self._reported = self.dropped - self._reported, self.dropped
         text = f"{missing} log lines were dropped, because they could not be written fast enough"
         self._write(logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None))
 
@@ -163,10 +163,10 @@ class Logs(logging.Handler):
                     while not poll.poll(_POLL_MS):
                         if self._stopped:
                             return
-        except Exception:  # disk full, pipe closed, a record that cannot be formatted: the next one may fare better
+        except Exception:  # disk full, pipe closed, a record that cannot be formatted: the next one may succeed
             self.acquire()
             self._lost[0] += 1
-            self._told += 1  # telling would fail as well
+            self._reported += 1  # the report would fail as well
             self.release()
 
 
@@ -180,11 +180,11 @@ def start(
     """Sets logging up for this process.
 
     Args:
-        level: the least important level that is logged: debug, info, warning, error.
+        level: the lowest level that is logged: debug, info, warning, error.
         form: lines for people, or JSON.
-        descriptor: where the lines go; colours are used if it is a terminal.
-        slot: which one of several processes this is; every line tells it.
-        lost: where lost lines are counted (see :class:`Logs`).
+        descriptor: the file descriptor of the sink; colours are used if it is a terminal.
+        slot: this process's slot, which every line names; None: there is one process.
+        lost: memory for the count of lost lines (see :class:`Logs`).
 
     Returns:
         The handler; ``stop()`` it at the end.
@@ -203,7 +203,7 @@ def start(
 
 
 class Debug:
-    """Debug logging, which a signal turns on and off."""
+    """Switches debug logging on and off, on a signal."""
 
     def __init__(self) -> None:
         self._level = logging.getLogger().level
@@ -214,7 +214,7 @@ class Debug:
         self.set(on=not self.on)
 
     def set(self, *, on: bool) -> None:
-        """Turns it on or off, and says so if it was not. Off, the level is the configured one, or info."""
+        """Turns it on or off, and logs a change. If it is off, the level is the configured one, or info."""
         if on == self.on:
             return
         self.on = on

@@ -1,7 +1,7 @@
-"""What of this machine the process may use: cores and memory, by CPU affinity and limits (ulimit; cgroups v1 and v2).
+"""The cores and memory that this process may use, by CPU affinity and limits (ulimit; cgroups v1 and v2).
 
-In a container the machine's own numbers are too large: threads made for 64 cores with a quota of two are throttled
-together, and a budget counted from the host's memory ends with the process being killed.
+In a container the machine's own numbers are too large: with threads for 64 cores and a quota of two cores, all threads
+are throttled together; with a budget computed from the host's memory, the process is killed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _MAX_MEMORY = 1 << 62  # cgroup v1 says "unlimited" as a number near 2^63
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """How many cores may be kept busy: affinity, lowered by the cgroup's quota (rounded up); at least 1.
+    """The number of usable cores: the CPU affinity, limited by the cgroup's quota (rounded up); at least 1.
 
     Args:
-        root: where ``proc`` and ``sys`` are looked for.
+        root: the directory of ``proc`` and ``sys``.
     """
     cores = len(os.sched_getaffinity(0))
     for directory in _cgroups(root, "cpu"):
@@ -29,12 +29,12 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def shared_memory(name: str, size: int) -> int:
-    """The descriptor of new memory, all zero, for several processes.
+    """Creates zeroed memory for several processes, and returns its file descriptor.
 
-    To the kernel it is a file, and may not be larger than one (``ulimit -f``); where that may be raised it is.
+    The kernel treats the memory as a file and limits its size (``ulimit -f``); the soft limit is raised meanwhile.
 
     Raises:
-        OSError: files may not be so large, or there are no descriptors.
+        OSError: the hard limit is too low, or there is no free descriptor.
     """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     descriptor = os.memfd_create(name)
@@ -50,10 +50,10 @@ def shared_memory(name: str, size: int) -> int:
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """How much memory the process may use: the machine's, lowered by the cgroup's limit.
+    """The memory that the process may use: the machine's, limited by the cgroup.
 
     Args:
-        root: where ``proc`` and ``sys`` are looked for.
+        root: the directory of ``proc`` and ``sys``.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for directory in _cgroups(root, "memory"):
@@ -65,21 +65,21 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def _quota(directory: Path) -> int | None:
-    """The cores of one cgroup's quota, rounded up; None where there is none."""
-    both = (_read(directory / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
-    if len(both) != 2:
-        both = [_read(directory / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]  # v1: -1 is no quota
-    quota, period = (_integer(text) for text in both)
+    """The cores of one cgroup's quota, rounded up; None if there is no quota."""
+    parts = (_read(directory / "cpu.max") or "").split()  # v2: "200000 100000" or "max 100000"
+    if len(parts) != 2:
+        parts = [_read(directory / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]  # v1: -1 is no quota
+    quota, period = (_integer(text) for text in parts)
     if quota is None or period is None or quota <= 0 or period <= 0:
         return None
     return -(-quota // period)
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """The directories of this process's cgroup and of those around it; a limit anywhere above counts as well.
+    """The directories of this process's cgroup and of its parents, because each of their limits applies.
 
-    Inside a container the path that the kernel tells may be the host's; then only the mount's own directory exists,
-    which is the container's.
+    In a container the kernel may report the path on the host; then only the mount's root exists, which is the
+    container's cgroup.
     """
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")

@@ -1,9 +1,9 @@
-"""Signals of a server besides those that end it: its state to the log, debug logging, and processes that end.
+"""Signals other than those that end the server: SIGUSR1 logs the state, SIGUSR2 toggles debug logging, SIGCHLD.
 
 SIGUSR1 and SIGUSR2 are blocked in all threads, from the process's first line on (see :func:`hold`), so that they never
-end it; one thread waits for them. It writes the stacks of all threads itself, so that they come even if the event loop
-stands still, and has the loop write everything else. A handler in C that reads the stacks (faulthandler) would come
-through even if a thread keeps the interpreter's lock; but it reads them while other threads change them, and crashes.
+end the process; one thread waits for them. This thread logs the stacks of all threads itself, so that they appear even
+if the event loop is blocked; the loop logs everything else. A C handler that reads the stacks (faulthandler) would work
+even if a thread keeps the GIL; but it reads stacks while other threads change them, and crashes.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ log = logging.getLogger(__name__)
 
 _STATE, _DEBUG = signal.SIGUSR1, signal.SIGUSR2
 _BOTH: Final = (_STATE, _DEBUG)
-_STANDS_STILL_S: Final = 1.0
+_LOOP_BLOCKED_S: Final = 1.0
 _PACKAGE: Final = __name__.partition(".")[0]
-_FRAMES: Final = 50  # of a thread
+_FRAMES: Final = 50  # frames of a thread that are logged
 _TASKS: Final = 50
 
 
 def hold() -> None:
-    """Has this thread, those that it starts, and processes that it starts keep the signals until they can answer."""
+    """Blocks the signals in this thread and in all threads and processes that it starts; they stay pending."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _BOTH)
 
 
 class Inspection:
-    """Answers SIGUSR1 and SIGUSR2 until :meth:`close`. Made by the loop's thread.
+    """Handles SIGUSR1 and SIGUSR2 until :meth:`close`. Created on the loop's thread.
 
     Args:
-        loop: of this process.
-        tell: called on the loop for SIGUSR1: lines for the log.
+        loop: this process's event loop.
+        state_lines: called on the loop for SIGUSR1; returns lines for the log.
         toggle: called on the loop for SIGUSR2.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, tell: Callable[[], Iterable[str]], toggle: Callable[[], None]
+        self, loop: asyncio.AbstractEventLoop, state_lines: Callable[[], Iterable[str]], toggle: Callable[[], None]
     ) -> None:
         hold()
         self._loop = loop
-        self._tell = tell
+        self._state_lines = state_lines
         self._toggle = toggle
         self._closed = False
         self._thread = threading.Thread(target=self._wait, name="fastinfer-signals", daemon=True)
@@ -67,43 +67,43 @@ class Inspection:
                     self._loop.call_soon_threadsafe(self._toggle)
                 else:
                     self._write_state()
-            except RuntimeError:  # the loop has ended
+            except RuntimeError:  # the loop is closed
                 return
             except Exception:
-                log.exception("a signal could not be answered")
+                log.exception("a signal could not be handled")
 
     def _write_state(self) -> None:
-        _say(f"stacks of the threads of process {os.getpid()}")
+        _log_always(f"stacks of the threads of process {os.getpid()}")
         for line in stacks():
-            _say(line)
-        told = threading.Event()
-        self._loop.call_soon_threadsafe(self._told, told)
-        if not told.wait(_STANDS_STILL_S):
-            _say(f"the event loop has stood still for {_STANDS_STILL_S:g} s; the rest comes when it goes on")
+            _log_always(line)
+        started = threading.Event()
+        self._loop.call_soon_threadsafe(self._log_state, started)
+        if not started.wait(_LOOP_BLOCKED_S):
+            _log_always(f"the event loop has been blocked for {_LOOP_BLOCKED_S:g} s; the rest follows later")
 
-    def _told(self, told: threading.Event) -> None:
-        told.set()
+    def _log_state(self, started: threading.Event) -> None:
+        started.set()
         try:
-            for line in self._tell():
-                _say(line)
+            for line in self._state_lines():
+                _log_always(line)
         except Exception:
-            log.exception("the state could not be told")
+            log.exception("the state could not be reported")
 
     def close(self) -> None:
-        """Leaves them unanswered from now on."""
+        """Stops the thread; later signals are ignored."""
         self._closed = True
         with contextlib.suppress(ProcessLookupError):
             signal.pthread_kill(self._thread.ident or 0, _STATE)
         self._thread.join()
 
 
-def _say(text: str) -> None:
-    """Logs it whatever the level: somebody has asked."""
+def _log_always(text: str) -> None:
+    """Logs a line at every log level, because the operator has requested it."""
     log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def stacks() -> Iterator[str]:
-    """What each thread is in, a line each, the innermost call first. Reads no source file: a disk may hang."""
+    """The stack of each thread as one line, innermost call first. Reads no source file, because a disk may hang."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         yield f"thread '{names.get(ident, ident)}': {' < '.join(_calls(frame))}"
@@ -121,7 +121,7 @@ def _calls(frame: FrameType | None) -> Iterator[str]:
 
 
 def waits(tasks: Iterable[asyncio.Task[Any]]) -> list[str]:
-    """What tasks wait for: the functions that each is in, the innermost last; equal ones once, with their number."""
+    """The functions in which tasks wait, the innermost last; equal lines appear once, with their number."""
     found = Counter(" > ".join(_steps(task.get_coro())) for task in tasks if not task.done())
     return [text if count == 1 else f"{text} ({count} times)" for text, count in found.most_common(_TASKS)]
 
@@ -131,11 +131,11 @@ def _steps(step: Any) -> Iterator[str]:
         frame = getattr(step, "cr_frame", None)
         if frame is None:
             if not inspect.iscoroutine(step):
-                return  # a future, which is what all wait for in the end
+                return  # a future, the end of every chain of awaits
         else:
-            known = frame.f_locals
-            of = " ".join(str(known[name])[:80] for name in ("operation", "name", "call") if name in known)
-            yield f"{frame.f_code.co_qualname}:{frame.f_lineno}" + (f" [{of}]" if of else "")
+            values = [frame.f_locals.get(name) for name in ("operation", "name", "call")]
+            subject = " ".join(value[:80] for value in values if isinstance(value, str))
+            yield f"{frame.f_code.co_qualname}:{frame.f_lineno}" + (f" [{subject}]" if subject else "")
         step = getattr(step, "cr_await", None)
 
 
@@ -143,28 +143,27 @@ def _steps(step: Any) -> Iterator[str]:
 
 
 def reap(ours: Container[int]) -> list[int]:
-    """Collects children that have ended and that nobody here waits for.
+    """Reaps ended children that no task of this process waits for.
 
-    A container's first process inherits every process whose parent ends, and has to collect it, or it stays in the
-    table of processes.
+    A container's first process inherits every process whose parent ends, and must reap it; otherwise it stays a zombie.
 
     Args:
-        ours: the processes that somebody waits for; their status is left alone.
+        ours: processes that a task waits for; they are not reaped.
 
     Returns:
-        The process numbers of those that were collected.
+        The ids of the reaped processes.
     """
     reaped = []
     for pid in _ended_children():
         if pid not in ours:
-            with contextlib.suppress(ChildProcessError):  # a thread that waits for it was quicker
+            with contextlib.suppress(ChildProcessError):  # a thread that waits for it has reaped it
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     reaped.append(pid)
     return reaped
 
 
 def _ended_children() -> list[int]:
-    """All zombies of this process. The cheap question first: signals come for each child that ends."""
+    """All zombies of this process. A cheap check comes first, because SIGCHLD arrives for every child that ends."""
     with contextlib.suppress(ChildProcessError):
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return []

@@ -1,4 +1,4 @@
-"""pydantic's findings as sentences for people: where, what is wrong, what would be right."""
+"""pydantic's errors as sentences for people: the place, the fault, and a correct value."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _REASONS = {
     "too_short": "has {actual_length} entries, at least {min_length} are needed",
     "string_too_long": "is longer than {max_length} characters",
     "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "has characters that are not allowed, or a length that is not",
+    "string_pattern_mismatch": "has characters that are not allowed, or a wrong length",
     "path_type": "must be a path",
 }
 _WITHOUT_VALUE = {"missing", "too_long", "too_short", "string_too_short", "string_too_long", "value_error"}
 
 
 def place(location: Sequence[int | str]) -> str:
-    """A location as one would write it: ``input[0].dims``."""
+    """A location as a path: ``input[0].dims``."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -52,7 +52,7 @@ def place(location: Sequence[int | str]) -> str:
 
 
 def reason(error: ErrorDetails) -> str:
-    """What is wrong with a value, and the value, in a few words."""
+    """The fault of a value, and the value, in a few words."""
     kind = error["type"]
     template = _REASONS.get(kind)
     context = error.get("ctx", {})
@@ -66,7 +66,7 @@ def reason(error: ErrorDetails) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON, shortened."""
+    """A value as shortened JSON."""
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     if isinstance(value, str):
@@ -79,6 +79,6 @@ def shown(value: Any) -> str:
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """``; did you mean 'port'?`` where something is near, else nothing."""
+    """``; did you mean 'port'?`` if a known name is similar, else an empty string."""
     near = get_close_matches(wrong, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

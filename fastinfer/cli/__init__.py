@@ -1,1 +1,1 @@
-"""The command line, and what a serving process is made of."""
+"""The command line, and the main function of a serving process."""

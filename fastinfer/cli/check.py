@@ -1,29 +1,32 @@
-"""``fastinfer check``: loads every model of a repository as a server would, without serving it."""
+"""``fastinfer check``: loads every model of a repository as a server would, without serving."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastinfer.backends.onnx import load as onnx_load
-from fastinfer.backends.onnx.backend import OnnxParameters
-from fastinfer.backends.onnx.load import LoadedModel
-from fastinfer.backends.parameters import parse
+from fastinfer.backends.backend import BackendContext
+from fastinfer.backends.findings import Findings
+from fastinfer.backends.registry import Backends
+from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.config.server import ServerConfig
+from fastinfer.native.executor import Executor
 from fastinfer.repository import files as model_files
+from fastinfer.repository.loader import try_version
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What came of one version of a model.
+    """The result of one version of a model.
 
     Attributes:
-        name: the model's.
-        version: the version; None where the model as a whole is refused.
+        name: the model's name.
+        version: the version; None if the whole model is refused.
         ok: whether a server would serve it.
-        detail: its signature, with why requests should not share a batch if so; or why it is not served.
+        detail: its signature, with the reason if its requests should not share a batch; or why it does not load.
     """
 
     name: str
@@ -33,13 +36,26 @@ class CheckResult:
 
 
 def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str] = ()) -> Iterator[CheckResult]:
-    """Tries the versions that a server would serve, one after the other.
+    """Load the versions that a server would serve, one after the other.
 
     Args:
         config: the server's configuration.
         directories: the repositories.
-        names: the models; empty: all.
+        names: the models to check; empty: all.
     """
+    with asyncio.Runner() as runner:
+        executor = Executor(1)
+        backends = Backends(BackendContext(config, runner.get_loop(), executor, Budget(), Findings()))
+        try:
+            yield from _check_all(runner, backends, directories, names)
+        finally:
+            backends.close()
+            executor.close()
+
+
+def _check_all(
+    runner: asyncio.Runner, backends: Backends, directories: Sequence[Path], names: Sequence[str]
+) -> Iterator[CheckResult]:
     for name in names or model_files.names(directories):
         try:
             files = model_files.find(directories, name)
@@ -52,16 +68,9 @@ def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str
             continue
         for version in versions:
             try:
-                path = files.model_file(version, model_config)
-                options = parse(OnnxParameters, model_config.worker_parameters).session_options()
-                loaded = onnx_load.load(path, model_config, name, options, config)
-                yield CheckResult(name, version, True, _described(loaded))
+                loaded = runner.run(try_version(backends, files, version, model_config))
+                signature = str(loaded.implementation.signature)
+                loaded.implementation.close()
+                yield CheckResult(name, version, True, f"{signature} ({loaded.remark})" if loaded.remark else signature)
             except ApiError as error:
                 yield CheckResult(name, version, False, error.message)
-
-
-def _described(loaded: LoadedModel) -> str:
-    if loaded.why_alone is None:
-        return str(loaded.signature)
-    kind = "although" if loaded.signature.batched else "because"
-    return f"{loaded.signature} ({kind} {loaded.why_alone})"

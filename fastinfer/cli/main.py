@@ -1,7 +1,7 @@
 """The command line: ``fastinfer serve``, ``fastinfer check``, ``fastinfer infer``.
 
-Nothing heavy is imported before it is needed: help is quick, and needs no built extension. Exit codes: 0 success, 1 the
-operation failed, 2 wrong usage.
+Heavy modules are imported only when needed, so that help is quick and needs no built extension. Exit codes: 0 success,
+1 the operation failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ fastinfer serves ONNX models over the KServe v2 REST protocol.
 Usage:
   fastinfer serve [OPTIONS]        serve the models of a repository
   fastinfer check DIR [NAME ...]   validate the models of a repository without serving them
-  fastinfer infer MODEL FILE       send the request in a file (-: standard input), print the answer
+  fastinfer infer MODEL FILE       send the request in a file (-: stdin) and print the answer
   fastinfer --version
 
-'fastinfer COMMAND --help' tells more about each.
+'fastinfer COMMAND --help' describes a command.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code."""
+    """Run a command; returns the exit code."""
     _open_standard_descriptors()
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     try:
@@ -63,15 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(*str(refused).splitlines())
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough; keep the interpreter from complaining when it flushes
+    except BrokenPipeError:  # the reader has closed the pipe; without this the interpreter fails again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
 
 def _open_standard_descriptors() -> None:
-    """Opens the null device for those that are closed (``2>&-``), or what is opened next would get their numbers.
+    """Opens the null device for closed standard descriptors (``2>&-``), so that no other file gets their numbers.
 
-    The log, for one, is written to descriptor 2, whatever that is.
+    Otherwise the log, which goes to descriptor 2, would be written into that file.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -79,7 +79,7 @@ def _open_standard_descriptors() -> None:
 
 
 class _Refused(Exception):
-    """The command cannot be run; each line of the text is one sentence."""
+    """The command cannot run; each line of the text is one sentence."""
 
 
 def _complain(*sentences: str) -> int:
@@ -98,8 +98,9 @@ def _safe(text: str) -> str:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    # Until the server has handlers of its own: it has begun nothing that needs an end. The first process of a container
-    # is not ended by a signal without a handler. Before any import, which may take as long as the rest of the start.
+    # SIGTERM ends the process at once until the server installs its own handlers, because nothing needs cleaning up. A
+    # handler is needed because the kernel ignores SIGTERM without one for PID 1 of a container. It comes before the
+    # imports, which may take as long as the rest of the start.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from fastinfer.base import signals
 
@@ -123,7 +124,7 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 def _process(arguments: Sequence[str]) -> int:
-    """One of the processes that the supervisor starts; the argument is a descriptor."""
+    """Serve for the supervisor, which starts this process; the argument is a descriptor."""
     try:
         from fastinfer.cli.process import serve_for
     except ImportError as error:
@@ -144,20 +145,20 @@ _ALIASES: dict[str, tuple[str, Any]] = {
     "repository_load_existing": ("load", ["all"]),
     "repository_monitoring": ("model_control", "poll"),
 }
-"""Options of the AMD Inference Server: what they are here."""
+"""Options of the AMD Inference Server, and the options here that they stand for."""
 
 
 def serve_parser() -> _Parser:
-    """The options of ``fastinfer serve``, made from the fields of the configuration."""
+    """Make the parser of ``fastinfer serve`` from the fields of the configuration."""
     from fastinfer.config.server import ENV_PREFIX, ServerConfig
 
     parser = _Parser(
         "serve",
         "[OPTIONS]",
-        "Serves the models of a repository until it is told to stop (SIGINT or SIGTERM).",
+        "Serves the models of a repository until SIGINT or SIGTERM.",
         "Each option can also be given as an environment variable (--max-body-bytes as "
         f'{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = "64MiB"). '
-        "The command line wins over the environment, and that over the file.",
+        "The command line wins over the environment, the environment over the file.",
     )
     groups: dict[str, Any] = {}
     for name, field in ServerConfig.model_fields.items():
@@ -193,11 +194,12 @@ def _check(arguments: Sequence[str]) -> int:
     parser = _Parser(
         "check",
         "DIR [NAME ...]",
-        "Loads the models of a repository, as serving would, and prints a line for each: its signature, or why it does "
+        "Loads the models of a repository as a server would, and prints a line for each: its signature, or why it does "
         "not load. Exits with 1 if any fails.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="a directory of models")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="the directory of the models")
     parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="check these models only")
+    parser.add_argument("--allow-python-models", action="store_true", help="also load models that are Python code")
     given = parser.parse(arguments)
     if not given.directory.is_dir():
         raise _Refused(f"there is no directory '{_safe(str(given.directory))}'")
@@ -205,7 +207,8 @@ def _check(arguments: Sequence[str]) -> int:
         from fastinfer.cli.check import check
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
-    results = list(check(_configuration({}), [given.directory], given.names))
+    options = {"allow_python_models": True} if given.allow_python_models else {}
+    results = list(check(_configuration(options), [given.directory], given.names))
     if not results:
         print(f"fastinfer: there is no model in '{_safe(str(given.directory))}'", file=sys.stderr)
         return FAILED
@@ -223,8 +226,8 @@ def _infer(arguments: Sequence[str]) -> int:
     parser = _Parser(
         "infer",
         "MODEL FILE [OPTIONS]",
-        "Sends the inference request in FILE (JSON; - is the standard input) and prints the answer. "
-        "Exits with 1 if the server answers with an error, with 2 if none answers.",
+        "Sends the inference request in FILE (JSON; -: standard input) and prints the answer. "
+        "Exits with 1 if the server answers with an error, with 2 if no server answers.",
     )
     parser.add_argument("model", metavar="MODEL", help="the model's name")
     parser.add_argument("file", metavar="FILE", help="a JSON file, or -")
@@ -300,7 +303,7 @@ def _error_text(answer: bytes) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line and a hint where an option is misspelt."""
+    """argparse with errors of one line, and a suggestion for a misspelt option."""
 
     def __init__(self, command: str, usage: str, description: str, epilog: str = "") -> None:
         super().__init__(

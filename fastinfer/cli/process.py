@@ -1,4 +1,4 @@
-"""One serving process: the service, its routes and its HTTP server, from start to drain; alone or for a supervisor."""
+"""The main function of a serving process, alone or for a supervisor: service, routes, HTTP server, drain."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from fastinfer.config.server import ServerConfig
 from fastinfer.http.poller import Poller
 from fastinfer.http.server import Server, run
 from fastinfer.repository.crashes import Crashes
-from fastinfer.repository.two_phase import Rounds
-from fastinfer.shared.banks import Banks
+from fastinfer.repository.two_phase import TwoPhaseOperations
+from fastinfer.shared.model_counters import SharedCounters
 from fastinfer.supervisor.assignment import Assignment, end_with
 from fastinfer.supervisor.channel import Channel, ChannelClosedError
 
 log = logging.getLogger(__name__)
 
-_LOG_S = 0.2  # for the log's last line
-_NOWHERE = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+_LOG_FLUSH_S = 0.2  # time to write the log's last line
+_DEV_NULL = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def serve(config: ServerConfig) -> int:
-    """Serves alone until a signal ends it; returns the process's exit status."""
-    written = logs.start(config.log_level, config.log_format)
+    """Serve without a supervisor until a signal; returns the exit status."""
+    log_writer = logs.start(config.log_level, config.log_format)
     try:
-        return run(_serve(config, written))
+        return run(_serve(config, log_writer))
     finally:
-        written.stop()
+        log_writer.stop()
 
 
 def serve_for(descriptor: int) -> int:
-    """Serves for the supervisor at the other end of a socket until it says so; returns the process's exit status."""
-    # These are for the supervisor, which tells when to end.
+    """Serve for the supervisor at the other end of a socket until it ends this process; returns the exit status."""
+    # The supervisor handles these signals, and sends this process a message.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     end = socket.socket(fileno=descriptor)
@@ -58,16 +58,16 @@ def serve_for(descriptor: int) -> int:
     except EOFError:
         return 1
     end_with(given.supervisor)
-    config, counters = given.config, Banks(given.counters, given.bank)
+    config, counters = given.config, SharedCounters(given.counters, given.bank)
     slot = given.slot if config.processes > 1 else None
-    written = logs.start(config.log_level, config.log_format, slot=slot, lost=counters.log)
+    log_writer = logs.start(config.log_level, config.log_format, slot=slot, lost=counters.log)
     try:
-        return run(_serve_for(given, counters, end, written))
+        return run(_serve_for(given, counters, end, log_writer))
     finally:
-        written.stop()
+        log_writer.stop()
 
 
-async def _serve(config: ServerConfig, written: logs.Logs) -> int:
+async def _serve(config: ServerConfig, log_writer: logs.Logs) -> int:
     if reason := config.why_not_servable():
         log.error("%s", reason)
         return 1
@@ -80,7 +80,7 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
         log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
         await service.close()
         return 1
-    service.metrics.http, service.metrics.logs = server.hub, written
+    service.metrics.http, service.metrics.logs = server.hub, log_writer
     host = f"[{config.host}]" if ":" in config.host else config.host
     log.info("fastinfer %s on http://%s:%d, ONNX Runtime %s", __version__, host, server.port, ort.version())
     log.info("threads: 1 for the loop, %d native, %d of ONNX Runtime's pool", config.threads, config.intra_op_threads)
@@ -90,23 +90,23 @@ async def _serve(config: ServerConfig, written: logs.Logs) -> int:
     clean = await server.serve(config.drain_timeout_s, overdue=_end_after)
     await service.close()
     inspection.close()
-    log.info("ended" if clean else "ended; some requests were given up")
+    log.info("ended" if clean else "ended; some requests were aborted")
     return 0
 
 
-async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, written: logs.Logs) -> int:
+async def _serve_for(given: Assignment, counters: SharedCounters, end: socket.socket, log_writer: logs.Logs) -> int:
     config, loop = given.config, asyncio.get_running_loop()
     _prepare(config)
-    asked = _Asked()
+    control = _SupervisorControl()
     crashes = Crashes.attach(given.inherited["crashes"], given.crash_slot)
-    service = Service(config, loop, asked, counters, crashes)
+    service = Service(config, loop, control, counters, crashes)
     groups = [[socket.socket(fileno=descriptor) for descriptor in group] for group in given.listeners]
     server = _server(service, sockets=[listener for group in groups for listener in group], accepting=False)
     await server.start()
-    service.metrics.http, service.metrics.logs = server.hub, written
+    service.metrics.http, service.metrics.logs = server.hub, log_writer
     repository = service.repository
-    repository.override_of = asked.override
-    rounds = Rounds(repository)
+    repository.override_of = control.override
+    rounds = TwoPhaseOperations(repository)
     debug = logs.Debug()
     inspection = Inspection(loop, lambda: state.lines(service, server), debug.toggle)
     channel = await Channel.open(
@@ -130,38 +130,38 @@ async def _serve_for(given: Assignment, counters: Banks, end: socket.socket, wri
             "end": server.end,
         },
     )
-    asked.channel = channel
-    service.metrics.everywhere = asked.gauges
-    channel.closed.add_done_callback(lambda _: server.drain_soon())  # the supervisor is gone
-    loop.add_signal_handler(signal.SIGTERM, channel.tell, "leave")
-    channel.tell("up", runtime=ort.version())
+    control.channel = channel
+    service.metrics.collect_gauges = control.gauges
+    channel.closed.add_done_callback(lambda _: server.drain_soon())  # the supervisor has died
+    loop.add_signal_handler(signal.SIGTERM, channel.notify, "leave")
+    channel.notify("up", runtime=ort.version())
     clean = await server.serve(config.drain_timeout_s, signals=(), overdue=_end_after)
     channel.close()
     await service.close()
     inspection.close()
     if not clean:
-        log.warning("some requests were given up")
+        log.warning("some requests were aborted")
     return 0
 
 
 def _end_after(seconds: float) -> None:
-    """Ends the process then at the latest: a run cannot be ended inside of an operator, nor a load that hangs."""
-    overdue = threading.Timer(seconds - _LOG_S, _end)
+    """Ends the process after this time at the latest, because a run inside an operator or a hanging load cannot be."""
+    overdue = threading.Timer(seconds - _LOG_FLUSH_S, _end)
     overdue.daemon = True
     overdue.start()
-    # A thread of C, which needs no GIL.
-    faulthandler.dump_traceback_later(seconds + _LOG_S, file=_NOWHERE, exit=True)
+    # The second timer is a C thread, which does not need the GIL.
+    faulthandler.dump_traceback_later(seconds + _LOG_FLUSH_S, file=_DEV_NULL, exit=True)
 
 
 def _end() -> None:
-    log.error("ended with work that could not be ended by itself: a run inside of an operator, or a load")
-    time.sleep(_LOG_S)
+    log.error("ended with unfinished work: a run inside an operator or a load did not end")
+    time.sleep(_LOG_FLUSH_S)
     os._exit(0)
 
 
 def _prepare(config: ServerConfig) -> None:
-    """Settles what holds for the whole process, before there is a session."""
-    # A load thread that runs Python gives way to the loop's thread after this long.
+    """Applies the settings of the whole process. Call it before the first session is made."""
+    # A load thread that runs Python releases the GIL for the loop's thread after this time.
     sys.setswitchinterval(limits.SWITCH_INTERVAL_S)
     if config.telemetry:
         os.environ["FASTINFER_ORT_TELEMETRY"] = "1"
@@ -182,8 +182,8 @@ def _server(service: Service, **where: Any) -> Server:
     )
 
 
-class _Asked:
-    """Control by the supervisor: what clients of this process ask for is done in all."""
+class _SupervisorControl:
+    """Sends the loads and unloads of clients to the supervisor, which performs them in all processes."""
 
     channel: Channel
 
@@ -197,14 +197,14 @@ class _Asked:
         await self._ask("unload", name=name, version=version, dependents=dependents)
 
     async def override(self, mark: str) -> str:
-        """A configuration that a load has given to the other processes."""
+        """Return a configuration that came with a load before this process started."""
         try:
             return str(await self.channel.call("override", mark=mark))
         except ChannelClosedError:
             raise ApiError(503, "the server is ending") from None
 
     async def gauges(self) -> list[Gauges]:
-        """What is so now in each process."""
+        """Return the gauges of each process."""
         found: list[Gauges] = await self.channel.call("gauges")
         return found
 

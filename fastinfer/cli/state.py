@@ -1,6 +1,6 @@
-"""A serving process's state as lines of text, for SIGUSR1: made when it is asked for, of what is there anyway.
+"""The SIGUSR1 report: a serving process's state as lines of text. It needs no bookkeeping while requests run.
 
-Loop's thread. Work is bounded: counts of everything, details of the oldest requests and the busiest models.
+Loop's thread. The work is bounded: counts of everything, details of the oldest requests and the busiest models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MODELS: Final = 20
 
 
 def lines(service: Service, server: Server) -> Iterator[str]:
-    """What a process is doing, its summary first."""
+    """Yield the lines, the summary first."""
     hub = server.hub
     connections = list(hub.each())
     stage = "draining" if server.draining else "about to drain" if hub.draining else service.why_not_ready() or "ready"

@@ -22,7 +22,7 @@ class Encoded(Buffer):
     size: int
     """Bytes of the whole body: the text and the raw tensors."""
     binary: bool
-    """Some output leaves as bytes: the body is not JSON alone."""
+    """Some output is sent as bytes: the body is not JSON alone."""
     def parts(self) -> list[Buffer]:
         """The body in order: the JSON text, then each raw tensor (the Tensor itself, not a copy)."""
 
@@ -30,14 +30,14 @@ def encode(response: InferResponse, nonfinite: int = ..., budget: Budget | None 
     """Writes an answer: ``{"model_name":…,"model_version":…,"id":…,"outputs":[…]}``, compact, ``data`` flat.
 
     Floating point has the fewest digits that read back to the same value of its own type, in the form of Python's repr.
-    Elements of BYTES are strings; where they are not UTF-8, U+FFFD stands for each maximal ill-formed part.
+    Elements of BYTES are strings; if they are not UTF-8, U+FFFD stands for each maximal ill-formed part.
 
     Args:
         nonfinite: LITERAL (the default), NULL or ERROR.
         budget: where the text counts.
 
     Raises:
-        ApiError: 400 for classes of more than 4 MiB of text, 500 for a value that may not be written, 503 where there
+        ApiError: 400 for classes of more than 4 MiB of text, 500 for a value that may not be written, 503 if there
         is no memory.
     """
 

@@ -1,1 +1,1 @@
-"""Cursor and Writer, the codec's bounded access to raw text. C only: nothing is offered to Python."""
+"""Cursor and Writer, the codec's bounded access to raw text. C only: Python cannot use it."""

@@ -1,1 +1,1 @@
-"""Configuration: the server's options, and a model's in TOML, protobuf text and JSON."""
+"""Configuration: the server's options, and a model's configuration in TOML, protobuf text and JSON."""

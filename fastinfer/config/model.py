@@ -48,8 +48,8 @@ from fastinfer.config.pbtxt import PbtxtError, Written, names_of
 
 __all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
 
-_MAX_TOML_LINE_BYTES = 4 * limits.KIB  # the parser's time for a dotted key is quadratic in its length
-_MAX_KEY_PARTS = 16  # of a dotted key: each is a table to the parser; the fields here are nested in five
+_MAX_TOML_LINE_BYTES = 4 * limits.KIB  # because the parser's time for a dotted key is quadratic in its length
+_MAX_KEY_PARTS = 16  # of a dotted key: the parser makes a table for each; real fields have at most five
 # The lookbehind and the possessive quantifiers keep the search linear.
 _LONG_KEY = re.compile(
     r"(?<![\w\"'-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+)" + f"{{{_MAX_KEY_PARTS}}}", re.ASCII
@@ -58,7 +58,6 @@ _MAX_ENTRIES = 1024  # of one list or table, and ...
 _MAX_VALUES = 50_000  # ... of all together
 FILES = ("config.toml", "config.pbtxt")
 PLATFORMS = ("onnxruntime_onnx", "onnx_onnxv1", "onnx")
-BACKENDS = ("onnxruntime", "onnx")
 
 _NO_STRINGS: Any = Field(default={}, max_length=0)
 
@@ -67,7 +66,7 @@ _TRITON_PARAMETERS = {"intra_op_thread_count": "intra_op_threads", "inter_op_thr
 
 
 class ConfigError(ApiError):
-    """A configuration that cannot be used, told in one sentence (status 400)."""
+    """A configuration that cannot be used; the message is one sentence (status 400)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, clip(message))
@@ -87,7 +86,7 @@ class Spec(Protocol):
 
 
 class LoadedSignature(Protocol):
-    """What a loaded model takes and gives."""
+    """The inputs and outputs of a loaded model."""
 
     @property
     def inputs(self) -> Sequence[Spec]: ...
@@ -110,7 +109,7 @@ class ModelConfig(Table):
     max_batch_size: Annotated[Whole, Field(le=1_000_000)] | None = None
     """Rows of a batch; 0: not batched; None: not configured, the graph decides."""
     batching: Literal["auto", "exact"] | None = None
-    """``exact``: requests share a batch only if that changes no bit of an answer; None: as the server's option says."""
+    """``exact``: requests share a batch only if that changes no bit of an answer; None: the server's option decides."""
     inputs: Annotated[tuple[InputConfig, ...], Field(max_length=limits.MAX_INPUTS)] = Field(
         default=(), validation_alias=AliasChoices("input", "inputs")
     )
@@ -150,16 +149,16 @@ class ModelConfig(Table):
         if largest > rows:
             raise ValueError(f"dynamic_batching.preferred_batch_size {largest} is above max_batch_size {rows}")
 
-    # --- What the fields come to ---
+    # --- Derived values ---
 
     @property
     def instances(self) -> int:
-        """How many batches may run at once."""
+        """How many batches may run concurrently."""
         return sum(group.count for group in self.instance_group) or 1
 
     @property
     def worker_parameters(self) -> dict[str, Parameter]:
-        """``parameters`` under the names that a load uses, with what Triton says in other fields."""
+        """``parameters`` by the names that a load uses, with the values of Triton's other fields."""
         merged: dict[str, Parameter] = {}
         if self.optimization.graph.level in _GRAPH_LEVELS:
             merged["graph_optimization_level"] = _GRAPH_LEVELS[self.optimization.graph.level]
@@ -168,14 +167,14 @@ class ModelConfig(Table):
         return merged
 
     def select_versions(self, versions: Iterable[int]) -> list[int]:
-        """Those of the existing ``versions`` that the version policy names, ascending."""
+        """Return those of ``versions`` that the version policy selects, ascending."""
         return self.version_policy.select(versions)
 
     def effective(self, signature: LoadedSignature) -> ModelConfig:
-        """The configuration with what was found out when the model was loaded.
+        """Return the configuration, completed with the signature that was found at load.
 
         Raises:
-            ConfigError: where it cannot hold for the size of batches that was found out.
+            ConfigError: it contradicts the batch size that was found at load.
         """
         labels = {output.name: output.label_filename for output in self.outputs}
         formats = {given.name: given.format for given in self.inputs}
@@ -202,7 +201,7 @@ class ModelConfig(Table):
         return self.model_copy(update={"inputs": inputs, "outputs": outputs, "max_batch_size": rows})
 
     def running(self, name: str, instances: int) -> ModelConfig:
-        """The configuration as the endpoint ``name`` has it, with so many batches at once."""
+        """Return the configuration of the endpoint ``name`` with this many instances."""
         groups = self.instance_group
         if sum(group.count for group in groups) != instances:
             groups = (InstanceGroup.model_construct(count=instances),)
@@ -213,7 +212,7 @@ class ModelConfig(Table):
         return self.model_copy(update={"name": name, "instance_group": named})
 
     def to_triton_json(self) -> bytes:
-        """The configuration in Triton's field names, compact, in Triton's order."""
+        """Return compact JSON with Triton's field names, in Triton's order."""
         onnx = self.platform in ("", *PLATFORMS)
         batching = self.dynamic_batching.model_dump(
             exclude={"default_queue_policy", "max_queue_size", "default_timeout_microseconds", "priority_queue_policy"}
@@ -255,10 +254,10 @@ class ModelConfig(Table):
 
     @classmethod
     def from_json(cls, text: str, name: str) -> ModelConfig:
-        """The configuration in Triton's JSON, as a load's ``config`` parameter gives it.
+        """Parse Triton's JSON, from the ``config`` parameter of a load.
 
         Raises:
-            ConfigError: with the field that is wrong.
+            ConfigError: names the wrong field.
         """
         where = "config"
         content = text.encode("utf-8", "surrogatepass")
@@ -274,34 +273,34 @@ class ModelConfig(Table):
 
 
 def load(directory: Path, name: str) -> ModelConfig | None:
-    """The configuration of the model in ``directory``; None where it has none.
+    """Read the configuration of the model in ``directory``; None if it has none.
 
     Args:
-        directory: the model's; its ``config.toml`` or ``config.pbtxt`` is read.
-        name: the model's, which the configuration may repeat but not change.
+        directory: the model's directory; its ``config.toml`` or ``config.pbtxt`` is read.
+        name: the model's name, which the configuration may repeat but not change.
 
     Raises:
-        ConfigError: with the file's name, the line where it is known, and the field that is wrong.
+        ConfigError: names the file, the line if it is known, and the wrong field.
     """
     found = [file for file in FILES if os.path.lexists(directory / file)]
     if not found:
         return None
     if len(found) > 1:
-        raise ConfigError(f"{found[0]}: there is a {found[1]} as well; keep one of them")
+        raise ConfigError(f"{found[0]}: there is also a {found[1]}; keep one of them")
     text = _read(directory / found[0], limits.MAX_CONFIG_BYTES)
     values = _parse_toml(text) if found[0] == FILES[0] else _parse_pbtxt(text)
     return _validated(values, name, found[0])
 
 
 def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
-    """The text of the label files that the configuration names, by the output's name.
+    """Read the label files that the configuration names; returns their text by output name.
 
     Args:
-        directory: the model's, in which they must lie, also where they are symbolic links.
+        directory: the model's directory. The files must be in it, after following symbolic links.
         config: the model's configuration.
 
     Raises:
-        ConfigError: with the output and the file's name.
+        ConfigError: names the output and the file.
     """
     outputs = {output.name: output.label_filename for output in config.outputs if output.label_filename}
     texts: dict[str, str] = {}
@@ -317,7 +316,7 @@ def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
 
 
 def _read(path: Path, most_bytes: int) -> str:
-    """The file's text; a symbolic link is followed, what is no regular file is refused and never waited for."""
+    """Read a file's text. Symbolic links are followed; pipes and devices are refused, because they may block."""
     try:
         content = disk.read(path, most_bytes)
     except disk.NotRegularError as error:
@@ -364,13 +363,9 @@ def _parse_pbtxt(text: str) -> dict[str, Any]:
 
 
 def _validated(values: Any, name: str, where: str) -> ModelConfig:
-    """What was read, checked. ConfigError tells the first thing that is wrong."""
+    """Validate the values that were read. ConfigError names the first error."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must be a table of fields")
-    for kind, known in (("platform", PLATFORMS), ("backend", BACKENDS)):
-        given = values.get(kind)
-        if given and given not in known:
-            raise ConfigError(f"{where}: {kind}: {shown(given)} is not served here; use {known[0]}")
     _check_size(values, where)
     if values.get("name") not in (None, "", name):
         raise ConfigError(f"{where}: name: {shown(values['name'])} is not the name of the model's directory, '{name}'")
@@ -386,7 +381,7 @@ def _validated(values: Any, name: str, where: str) -> ModelConfig:
 
 
 def _check_size(values: dict[str, Any], where: str) -> None:
-    """Bounds what the schema looks at: it finds a fault in each entry of a list, before it counts them. ConfigError."""
+    """Bounds the number of values, because the schema checks each list entry before it counts them. ConfigError."""
     count = 0
     left: list[tuple[str, dict[str, Any] | list[Any]]] = [("", values)]
     while left:
@@ -408,7 +403,7 @@ def _unknown(path: str) -> str:
 
 
 def _suggestion(location: Sequence[int | str]) -> str:
-    """A field with a like name, where the unknown one is at the top."""
+    """Suggest a field with a similar name, if the unknown field is at the top level."""
     if len(location) != 1 or location[0] in NOT_SUPPORTED:
         return ""
     known = [alias for name, field in ModelConfig.model_fields.items() for alias in names_of(name, field)]

@@ -1,8 +1,8 @@
 """The tables of a model's configuration, with Triton's and AMD's field names.
 
-A field is here only if it has an effect, or with the values that change nothing; what else Triton knows is listed in
-``NOT_SUPPORTED`` and refused by name, so that nobody relies on what does not happen. The whole is put together in
-:mod:`fastinfer.config.model`.
+A field is here only if it has an effect, or with only the values that mean "off". Triton's other fields are listed in
+``NOT_SUPPORTED`` and refused by name, so that nobody relies on a field without effect. :mod:`fastinfer.config.model`
+combines the tables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOT_SUPPORTED = frozenset(
         "models", "rate_limiter", "reshape", "sequence_batching",
     }
 )  # fmt: skip
-"""Fields that Triton or AMD know, and that are not served here."""
+"""Fields of Triton or AMD that this server does not support."""
 
 DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -82,7 +82,7 @@ def _one_or_more(value: Any) -> Any:
 
 
 def read_parameters(value: Any) -> Any:
-    """Parameters as plain values; Triton writes ``{"string_value": x}``, AMD ``{"int64_param": x}`` and the like."""
+    """Convert parameters to plain values; Triton writes ``{"string_value": x}``, AMD ``{"int64_param": x}`` etc."""
     if not isinstance(value, dict):
         return value
     return {key: _parameter(key, item) for key, item in value.items()}
@@ -134,7 +134,7 @@ class Table(BaseModel):
 
 
 class Nothing(Table):
-    """A table in which nothing can be set."""
+    """A table without fields."""
 
 
 Never = Annotated[tuple[Nothing, ...], Field(max_length=0)]
@@ -145,7 +145,7 @@ NoText = Annotated[tuple[str, ...], Field(max_length=0)]
 
 
 class TensorConfig(Table):
-    """An input or an output; ``dims`` is without the batch dimension where ``max_batch_size`` is above 0."""
+    """An input or an output; ``dims`` has no batch dimension if ``max_batch_size`` is above 0."""
 
     name: Name
     datatype: Datatype = _DATATYPE
@@ -208,7 +208,7 @@ class VersionPolicy(Table):
         return self
 
     def select(self, versions: Iterable[int]) -> list[int]:
-        """Those of ``versions`` that are to be loaded, ascending."""
+        """Return those of ``versions`` that should be loaded, ascending."""
         ordered = sorted(versions)
         if self.specific is not None:
             return [version for version in ordered if version in self.specific.versions]
@@ -219,7 +219,7 @@ class VersionPolicy(Table):
 
 
 class QueuePolicy(Table):
-    """Triton's place for what may also be said directly in ``dynamic_batching``."""
+    """Triton's place for two fields that ``dynamic_batching`` also accepts directly."""
 
     timeout_action: Literal["REJECT"] = "REJECT"
     default_timeout_microseconds: Whole = 0
@@ -235,9 +235,9 @@ class DynamicBatching(Table):
     ] = ()
     max_queue_delay_microseconds: Annotated[Whole, Field(le=3_600_000_000)] = 0
     max_queue_size: Whole = 0
-    """Requests that may wait; 0: as many as the server allows."""
+    """Requests that may wait; 0: the server's limit."""
     default_timeout_microseconds: Annotated[Whole, Field(le=86_400_000_000)] = 0
-    """Until a request without a timeout of its own is given up; 0: the server's."""
+    """Timeout of requests that have none of their own; 0: the server's default."""
     priority_levels: Annotated[Whole, Field(le=1_000_000)] = 0
     default_priority_level: Whole = 0
     preserve_ordering: Literal[False] = False
@@ -247,7 +247,7 @@ class DynamicBatching(Table):
     @model_validator(mode="before")
     @classmethod
     def _flatten(cls, value: Any) -> Any:
-        """Takes what ``default_queue_policy`` sets."""
+        """Copies the fields of ``default_queue_policy`` into the table."""
         policy = value.get("default_queue_policy") if isinstance(value, dict) else None
         if not isinstance(policy, dict):
             return value
@@ -269,7 +269,7 @@ class DynamicBatching(Table):
 
 
 class InstanceGroup(Table):
-    """How many batches may run at once."""
+    """How many batches may run concurrently."""
 
     name: Text = ""
     kind: Literal["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
@@ -294,7 +294,7 @@ class InstanceGroup(Table):
 
 
 class WarmupInput(Table):
-    """The values of one input of a warm-up run: exactly one of the three."""
+    """The values of one input of a warm-up run, from exactly one of three sources."""
 
     datatype: Datatype = _DATATYPE
     dims: Dims = _DIMS
@@ -329,7 +329,7 @@ class PinnedMemory(Table):
 
 
 class Optimization(Table):
-    """Only ``graph.level`` has an effect; pinned memory has none on a CPU, in Triton either."""
+    """Only ``graph.level`` has an effect. Pinned memory has none on a CPU, as in Triton."""
 
     graph: Graph = Graph()
     priority: Literal["PRIORITY_DEFAULT"] = "PRIORITY_DEFAULT"

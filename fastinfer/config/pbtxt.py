@@ -1,8 +1,7 @@
 """Protocol buffers' text format (``config.pbtxt``), read with the schema of a pydantic model.
 
-The message types are built at run time from the model's fields, so that there is one schema for TOML, JSON and text
-format; protobuf's own library parses. A field that is written in another way in text format says so with
-:class:`Written`.
+The message types are built at run time from the model's fields, so that TOML, JSON and text format share one schema;
+protobuf's own library parses the text. :class:`Written` marks fields with another notation in text format.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class PbtxtError(Exception):
     """The text does not follow the schema.
 
     Attributes:
-        line: where, counted from 1; 0 where it is not known.
-        unknown: the field that the schema does not have, or "".
+        line: counted from 1; 0 if it is not known.
+        unknown: the name of an unknown field, or "".
     """
 
     def __init__(self, message: str, line: int, unknown: str = "") -> None:
@@ -44,17 +43,17 @@ class PbtxtError(Exception):
 
 @dataclass(frozen=True)
 class Written:
-    """In ``Annotated``: how a field is written in text format.
+    """In ``Annotated``: the notation of a field in text format.
 
     Attributes:
-        types: the type, by the field's name or alias.
+        types: the type by the field's name or alias.
     """
 
     types: tuple[tuple[str, Any], ...]
 
 
 def parse(text: str, schema: type[BaseModel]) -> dict[str, Any]:
-    """The fields that ``text`` sets, as the dict that ``schema`` validates. PbtxtError."""
+    """Parse ``text`` to the dict that ``schema`` validates. PbtxtError."""
     message = _message_class(schema)()
     try:
         text_format.Parse(text, message)
@@ -79,7 +78,7 @@ def _explained(text: str, line: int, message: Message) -> PbtxtError:
 
 @cache
 def _message_class(schema: type[BaseModel]) -> type[Message]:
-    # Kept for the process's life, one for each schema; the pool is of our own, away from the default one's names.
+    # One class per schema, kept for the life of the process; its own pool avoids conflicts of names.
     file = descriptor_pb2.FileDescriptorProto(name=f"{schema.__name__}.proto", package=_PACKAGE, syntax="proto2")
     _add_message(file, schema, set())
     pool = descriptor_pool.DescriptorPool()
@@ -136,7 +135,7 @@ def _set_type(
 
 
 def _fields(schema: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """Every name under which a field may be written, with its type in text format."""
+    """Yield each name of each field, with its type in text format."""
     for name, field in schema.model_fields.items():
         written = {alias: of for item in field.metadata if isinstance(item, Written) for alias, of in item.types}
         for alias in names_of(name, field):
@@ -144,7 +143,7 @@ def _fields(schema: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 
 def names_of(name: str, field: FieldInfo) -> list[str]:
-    """The names under which a field is read."""
+    """Return the names of a field: its aliases, or its own name."""
     match field.validation_alias:
         case AliasChoices(choices=choices):
             return [str(choice) for choice in choices]
@@ -155,7 +154,7 @@ def names_of(name: str, field: FieldInfo) -> list[str]:
 
 
 def _bare(annotation: Any) -> Any:
-    """A type without ``Annotated`` and without ``None``."""
+    """Strip ``Annotated`` and ``None`` from a type."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]

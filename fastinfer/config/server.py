@@ -1,8 +1,8 @@
 """The server's configuration: each option is defined here once, with its default, its bounds and its help.
 
-From the fields of :class:`ServerConfig` come the option of the command line (``--max-body-bytes``), the variable of the
-environment (``FASTINFER_MAX_BODY_BYTES``) and the key of the configuration file (``max_body_bytes``). Precedence:
-command line, environment, file, default.
+Each field of :class:`ServerConfig` is an option of the command line (``--max-body-bytes``), a variable of the
+environment (``FASTINFER_MAX_BODY_BYTES``) and a key of the configuration file (``max_body_bytes``). Precedence: command
+line, environment, file, default.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")  # Kubernetes sets FASTINFER_PO
 
 
 class OptionError(Exception):
-    """The configuration cannot be used; each line of the text is one sentence that names the option and its source."""
+    """The configuration is invalid; each line of the text is one sentence that names the option and its source."""
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 
 def parse_size(value: Any) -> Any:
-    """Bytes from ``65536``, ``"64KiB"`` or ``"1.5 GiB"``; what is not text is left for the next check."""
+    """Parse bytes from ``65536``, ``"64KiB"`` or ``"1.5 GiB"``; other types are left to the next check."""
     if not isinstance(value, str):
         return _no_bool(value)
     found = _SIZE.fullmatch(value.strip())
@@ -51,7 +51,7 @@ def parse_size(value: Any) -> Any:
 
 
 def format_size(size: int) -> str:
-    """``67108864`` as ``64MiB``; what is not a whole number of a unit stays in bytes."""
+    """Format ``67108864`` as ``64MiB``; a size that is not a multiple of a unit stays in bytes."""
     for unit in ("GiB", "MiB", "KiB"):
         if size and size % _UNITS[unit.lower()] == 0:
             return f"{size // _UNITS[unit.lower()]}{unit}"
@@ -77,14 +77,14 @@ def _size_or_off(value: Any) -> Any:
 
 
 def _list(value: Any) -> Any:
-    """One value, or several with commas between them, is a list too."""
+    """Convert one value, or text with commas, to a tuple."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return (value,) if isinstance(value, Path) else value
 
 
 def _lower_list(value: Any) -> Any:
-    """As :func:`_list`, of texts whose case does not matter."""
+    """As :func:`_list`, in lower case."""
     value = _list(value)
     if not isinstance(value, (list, tuple)):
         return value
@@ -110,14 +110,14 @@ Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=86_400, all
 
 
 def _option(default: Any, help: str, group: str, *, shown_default: str | None = None, metavar: str = "") -> Any:
-    """A field that is an option.
+    """Define a field that is an option.
 
     Args:
         default: the value, or a callable that makes it.
-        help: what it does, as prose; the default is added by who prints it.
-        group: the heading it stands under.
-        shown_default: the default in words, where the value does not tell.
-        metavar: what stands for the value in the help.
+        help: what it does; ``--help`` adds the default.
+        group: its heading in the help.
+        shown_default: the default in words, if the value depends on the machine.
+        metavar: the name of the value in the help.
     """
     extra: dict[str, Any] = {"group": group, "shown_default": shown_default, "metavar": metavar}
     if callable(default):
@@ -132,7 +132,7 @@ _LOGGING, _HTTP, _TIMES = "logging and the rest", "limits of requests and connec
 
 
 class ServerConfig(BaseSettings):
-    """Every option of the server. Immutable; made by :func:`load_config`, or directly with keyword arguments."""
+    """All options of the server. Immutable; made by :func:`load_config`, or directly with keyword arguments."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, validate_default=False
@@ -141,25 +141,25 @@ class ServerConfig(BaseSettings):
     # Models
     model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list), Field(min_length=1)] = _option(
         (Path("model-repository"),),
-        "A directory of models. May be given several times.",
+        "A directory of models. May be repeated.",
         _MODELS,
         metavar="DIR",
     )
     load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
         ("all",),
-        "Which models to load at start: all, none, or the names of some.",
+        "The models to load at start: all, none, or some names.",
         _MODELS,
         metavar="NAME",
     )
     allow_empty: bool = _option(
         False,
-        "Let a server be ready that holds no model. With --load none it is in any case.",
+        "Let the server be ready without any model. With --load none it always is.",
         _MODELS,
     )
     strict_readiness: bool = _option(
         True,
-        "Whether one model that was asked for at start and does not load keeps the server from being ready. Without it "
-        "the server is ready when each has been tried and one is served.",
+        "Whether a model that is to be loaded at start and fails keeps the server from being ready. Without it the "
+        "server is ready when each of them has been tried and one is served.",
         _MODELS,
     )
     model_control: Literal["explicit", "none", "poll"] = _option(
@@ -169,22 +169,28 @@ class ServerConfig(BaseSettings):
         _MODELS,
     )
     poll_interval_s: Annotated[Seconds, Field(ge=0.1)] = _option(
-        2.0, "Seconds between two looks at the repository, with --model-control poll.", _MODELS
+        2.0, "Seconds between two scans of the repository, with --model-control poll.", _MODELS
     )
     poll_unload_all: bool = _option(
         False,
         "With --model-control poll: unload the models even if all of several vanish from the repository at once. By "
-        "default that is taken for a disk that is away.",
+        "default the disk is then assumed to be missing, and nothing is unloaded.",
         _MODELS,
     )
     default_max_batch_size: Count = _option(
         limits.DEFAULT_MAX_BATCH_SIZE, "Rows in a batch of a model that does not configure max_batch_size.", _MODELS
     )
+    allow_python_models: bool = _option(
+        False,
+        "Serve models whose version is a model.py. It is code, which may do whatever the server may. Without this "
+        "option such models are refused.",
+        _MODELS,
+    )
     batching: Literal["auto", "exact"] = _option(
         "auto",
         "When requests share a batch. auto: if the model's graph proves that rows do not depend on each other, or "
-        "max_batch_size is configured; the last digits may differ, since other numbers of rows take other kernels. "
-        "exact: if it also proves that no bit of an answer changes.",
+        "max_batch_size is configured; the last digits may differ, because the number of rows selects the kernels. "
+        "exact: only if the graph also proves that no bit of an answer changes.",
         _MODELS,
     )
     load_run_timeout_s: Seconds = _option(
@@ -192,106 +198,110 @@ class ServerConfig(BaseSettings):
     )
     load_timeout_s: Seconds = _option(
         limits.LOAD_TIMEOUT_S,
-        "Seconds that one version of a model may take to load, once it is its turn; then the load is given up and "
-        "answered with 504. Give more if the runtime needs more for large models, or the disk is slow.",
+        "Seconds that each step of a load (finding the files, loading one version) may take once its turn has come; "
+        "then the load fails with 504. Raise it for large models or a slow disk.",
         _MODELS,
     )
     max_endpoints: Count = _option(
-        limits.MAX_ENDPOINTS, "Models and workers that may be loaded at a time; further loads get 503.", _MODELS
+        limits.MAX_ENDPOINTS, "Models and workers that may be loaded at the same time; further loads get 503.", _MODELS
     )
 
     # Network
     host: Annotated[str, Field(min_length=1, max_length=253)] = _option(
         "127.0.0.1",
-        "The address to listen on. Whoever can reach it can load and unload models, unless --model-control is none.",
+        "The address to listen on. Every client that can reach it can load and unload models, unless --model-control "
+        "is none.",
         _NETWORK,
         metavar="ADDRESS",
     )
     port: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65_535)] = _option(
-        8000, "The TCP port to listen on; 0 takes a free one, which is told in the log.", _NETWORK
+        8000, "The TCP port to listen on; 0: a free one, which the log names.", _NETWORK
     )
     allowed_host: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_lower_list)] = _option(
         (),
-        "A name of this server, under which web pages of its own may load and unload models, beside localhost and "
-        "addresses. May be given several times.",
+        "A host name of this server: its web pages may load and unload models under this name, besides localhost and "
+        "IP addresses. May be repeated.",
         _NETWORK,
         shown_default="none",
         metavar="NAME",
     )
     allowed_origin: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_lower_list)] = _option(
         (),
-        "An origin (https://console.example) whose web pages may load and unload models. May be given several times.",
+        "An origin (https://console.example) whose web pages may load and unload models. May be repeated.",
         _NETWORK,
         shown_default="none",
         metavar="ORIGIN",
     )
     server_name: Annotated[str, Field(pattern=r"^[ -~]{1,128}$")] = _option(
-        "fastinfer", "The name that GET /v2 answers.", _NETWORK, metavar="TEXT"
+        "fastinfer", "The name in the answer to GET /v2.", _NETWORK, metavar="TEXT"
     )
 
     # Compute
     processes: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=256)] = _option(
         1,
-        "Processes that serve. One that crashes is replaced, and the others go on; each loads all models. 0: this "
-        "process serves by itself, for debuggers and profilers.",
+        "Serving processes; each loads all models. One that crashes is replaced while the others continue. 0: no "
+        "supervisor, one process, for debuggers and profilers.",
         _COMPUTE,
     )
     hang_timeout_s: Seconds = _option(
-        limits.HANG_TIMEOUT_S, "Seconds that a process may stand still; then it is killed and replaced.", _COMPUTE
+        limits.HANG_TIMEOUT_S, "Seconds that a process may hang; then it is killed and replaced.", _COMPUTE
     )
     threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         lambda: 2 * usable_cores(),
-        "Native threads of a process, which run batches and long conversions, shared by all models.",
+        "Native threads of a process. They run batches and long conversions, for all models.",
         _COMPUTE,
         shown_default="twice the usable cores, divided among the processes",
     )
     intra_op_threads: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = _option(
         usable_cores,
-        "Threads of ONNX Runtime's pool in a process, which one run may spread over; shared by all models.",
+        "Threads of ONNX Runtime's pool in a process, for parallelism within a run; shared by all models.",
         _COMPUTE,
         shown_default="the usable cores, divided among the processes",
     )
     off_loop_bytes: Size = _option(
         limits.OFF_LOOP_BYTES,
-        "Requests and answers above this size are converted on the native threads, not on the event loop's.",
+        "Requests and answers above this size are decoded and encoded on native threads instead of the event loop's "
+        "thread.",
         _COMPUTE,
     )
     inline_run_us: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=1_000_000)] = _option(
         limits.INLINE_RUN_US,
-        "Batches that are predicted to run for fewer microseconds run at once, without a change of threads; 0: none.",
+        "Batches with a predicted run time below this many microseconds run on the event loop's thread; 0: none.",
         _COMPUTE,
     )
     busy_poll_us: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=10_000)] = _option(
         limits.BUSY_POLL_US,
-        "Where requests come closer together than so many microseconds, the event loop looks for the next one for as "
-        "long instead of sleeping: lower latency for a busier core; 0: it always sleeps.",
+        "Microseconds that the event loop polls for the next request before it sleeps, while requests come that close "
+        "together: lower latency for a busier core; 0: no polling.",
         _COMPUTE,
-        shown_default=f"{limits.BUSY_POLL_US}; 0 for several processes that have no core each to themselves",
+        shown_default=f"{limits.BUSY_POLL_US}; 0 if several processes share cores",
     )
 
     # Inference
     max_queue_size: Count = _option(
-        limits.MAX_QUEUE_SIZE, "Requests that may wait for one model; further ones are answered with 503.", _INFERENCE
+        limits.MAX_QUEUE_SIZE, "Requests that may wait for one model; further ones get 503.", _INFERENCE
     )
     request_timeout_s: Seconds = _option(
         limits.REQUEST_TIMEOUT_S,
-        "Seconds from a request's first byte until it gets 504, if it gives no timeout of its own.",
+        "Seconds from a request's first byte until it gets 504, if it has no timeout of its own.",
         _INFERENCE,
     )
     drain_timeout_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = _option(
-        limits.DRAIN_TIMEOUT_S, "Seconds that requests in flight get to finish after SIGTERM.", _INFERENCE
+        limits.DRAIN_TIMEOUT_S,
+        "Seconds that requests in flight get to finish after SIGTERM; then they get 503.",
+        _INFERENCE,
     )
     shutdown_delay_s: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=86_400, allow_inf_nan=False)] = (
         _option(
             0.0,
-            "Seconds from SIGTERM to the drain: the server is not ready, and still accepts connections, until a load "
-            "balancer has noticed.",
+            "Seconds from SIGTERM to the drain. The server is not ready and still accepts connections, so that a load "
+            "balancer can notice.",
             _INFERENCE,
         )
     )
     compress_answers: Annotated[int | None, BeforeValidator(_size_or_off), Field(ge=1, le=1 << 50)] = _option(
         None,
-        "Compress answers to inference from this size on, for clients that accept gzip or deflate; off: none. Many "
+        "Compress inference answers from this size on, for clients that accept gzip or deflate; off: never. Many "
         "clients accept it by default, and compression takes several times as long as the rest of a request.",
         _INFERENCE,
         shown_default="off",
@@ -300,7 +310,7 @@ class ServerConfig(BaseSettings):
     json_nonfinite: Literal["literal", "null", "error"] = _option(
         "literal",
         "How JSON answers write NaN and infinities: as the words NaN, Infinity and -Infinity (literal), as null (null "
-        "in requests is then NaN), or not at all (error: the answer is 500).",
+        "in requests is then NaN), or as an error with status 500 (error).",
         _INFERENCE,
     )
 
@@ -310,8 +320,8 @@ class ServerConfig(BaseSettings):
     )
     max_control_body_bytes: Size = _option(
         limits.MAX_CONTROL_BODY_BYTES,
-        "The largest body of a request that is not an inference. The configuration that a load of a model may give "
-        "does not count; such a body may have 1 MiB in all.",
+        "The largest body of a request that is not an inference. A model configuration in a load does not count; such "
+        "a body may have 1 MiB in all.",
         _HTTP,
     )
     max_head_bytes: Size = _option(
@@ -324,7 +334,7 @@ class ServerConfig(BaseSettings):
     max_chunks: Count = _option(limits.MAX_CHUNKS, "Chunks of one chunked body; more get 400.", _HTTP)
     max_inflation: Count = _option(
         limits.MAX_INFLATION,
-        "How many times larger than it is sent a compressed body may be, beyond 1 MiB; larger ones get 413.",
+        "Beyond 1 MiB, a compressed body may inflate to this many times its size; more gets 413.",
         _HTTP,
     )
     max_connections: Count = _option(
@@ -335,7 +345,7 @@ class ServerConfig(BaseSettings):
     )
     in_flight_bytes: Annotated[int, BeforeValidator(_share_of_memory), Field(ge=limits.MIB, le=1 << 50)] = _option(
         lambda: int(memory_bytes() * limits.IN_FLIGHT_MEMORY_SHARE),
-        "Bytes that a process may hold for unanswered requests (bodies, tensors, outputs, answers), as a size or as a "
+        "Memory budget of a process for unanswered requests (bodies, tensors, outputs, answers), as a size or as a "
         "share of the memory (25%); further requests get 503.",
         _HTTP,
         shown_default=f"{limits.IN_FLIGHT_MEMORY_SHARE:.0%}, divided among the processes",
@@ -343,26 +353,29 @@ class ServerConfig(BaseSettings):
 
     # Times
     head_timeout_s: Seconds = _option(
-        limits.HEAD_TIMEOUT_S, "Seconds that a client may take to send a request's head; then 408.", _TIMES
+        limits.HEAD_TIMEOUT_S, "Seconds that a request's head may take to arrive; then 408.", _TIMES
     )
     body_idle_timeout_s: Seconds = _option(
         limits.BODY_IDLE_TIMEOUT_S, "Seconds without progress of a body; then 408.", _TIMES
     )
     body_min_bytes_per_s: Size = _option(
-        limits.BODY_MIN_BYTES_PER_S, "The slowest body that counts as progress, in bytes a second.", _TIMES
+        limits.BODY_MIN_BYTES_PER_S, "The slowest rate of a body that counts as progress, in bytes per second.", _TIMES
     )
     upload_timeout_s: Seconds = _option(
-        limits.UPLOAD_TIMEOUT_S, "Seconds that a whole body may take; then 408.", _TIMES
+        limits.UPLOAD_TIMEOUT_S, "Seconds that a whole body may take to arrive; then 408.", _TIMES
     )
     keep_alive_timeout_s: Seconds = _option(
-        limits.KEEP_ALIVE_TIMEOUT_S, "Seconds that a connection without a request is kept open.", _TIMES
+        limits.KEEP_ALIVE_TIMEOUT_S, "Seconds that an idle connection is kept open.", _TIMES
     )
     write_timeout_s: Seconds = _option(
-        limits.WRITE_TIMEOUT_S, "Seconds without progress of an answer's reader; then it is cut off.", _TIMES
+        limits.WRITE_TIMEOUT_S,
+        "Seconds that a client may read nothing of its answer; then the connection is closed.",
+        _TIMES,
     )
     linger_s: Seconds = _option(
         limits.LINGER_S,
-        "Seconds that a connection is kept after an error, so that the client can read it; longer while it sends.",
+        "Seconds that a connection is kept open after an error, so that the client can read it; longer while the "
+        "client sends.",
         _TIMES,
     )
 
@@ -373,31 +386,33 @@ class ServerConfig(BaseSettings):
         _LOGGING,
         metavar="FILE",
     )
-    log_format: Literal["text", "json"] = _option("text", "How log lines are written, to the standard error.", _LOGGING)
-    log_level: Literal["debug", "info", "warning", "error"] = _option(
-        "info", "The least important messages that are logged.", _LOGGING
+    log_format: Literal["text", "json"] = _option(
+        "text", "The format of log lines, which go to standard error.", _LOGGING
     )
-    telemetry: bool = _option(False, "Let ONNX Runtime send telemetry, on platforms where it can.", _LOGGING)
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info", "The lowest level that is logged.", _LOGGING
+    )
+    telemetry: bool = _option(False, "Let ONNX Runtime send telemetry, on platforms that support it.", _LOGGING)
 
     @property
     def load_all(self) -> bool:
-        """Whether everything in the repository is loaded at start."""
+        """Whether all models of the repository are loaded at start."""
         return self.load == ("all",)
 
     @property
     def load_names(self) -> tuple[str, ...]:
-        """The models to load at start, where not everything is; empty for ``none``."""
+        """The models to load at start; empty for ``none`` and ``all``."""
         return () if self.load in (("all",), ("none",)) else self.load
 
     def why_not_servable(self) -> str | None:
-        """What is missing on this machine, or None."""
+        """Return what is missing on this machine, or None."""
         missing = [directory for directory in self.model_repository if not directory.is_dir()]
         if not missing:
             return None
         return f"there is no directory '{missing[0]}'; name the one with the models: --model-repository DIR"
 
     def share(self) -> ServerConfig:
-        """What one of several processes gets: what was not given is divided, so that all together use the machine."""
+        """Return the configuration of one process: defaults are divided, so that all processes share the machine."""
         cores, processes = usable_cores(), max(self.processes, 1)
         share = max(cores // processes, 1)
         ours: dict[str, Any] = {
@@ -406,12 +421,12 @@ class ServerConfig(BaseSettings):
             "in_flight_bytes": self.in_flight_bytes // processes,
         }
         if processes > 1 and processes >= cores:
-            ours["busy_poll_us"] = 0  # who polls would keep another process from its core
+            ours["busy_poll_us"] = 0  # polling would take the core from another process
         return self.model_copy(update={key: ours[key] for key in ours.keys() - self.model_fields_set})
 
     @property
     def http_limits(self) -> limits.HttpLimits:
-        """The limits of the HTTP server, as one parcel."""
+        """The limits of the HTTP server."""
         return limits.HttpLimits(**{field.name: getattr(self, field.name) for field in fields(limits.HttpLimits)})
 
     @classmethod
@@ -457,13 +472,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def load_config(arguments: Mapping[str, Any] | None = None) -> ServerConfig:
-    """Makes the configuration from the command line's options, the environment, the file and the defaults.
+    """Make the configuration from the command line's options, the environment, the file and the defaults.
 
     Args:
         arguments: the options that were given on the command line, by field name.
 
     Raises:
-        OptionError: with a sentence for each thing that is wrong.
+        OptionError: with one sentence for each error.
     """
     given = dict(arguments or {})
     try:
@@ -477,7 +492,7 @@ def load_config(arguments: Mapping[str, Any] | None = None) -> ServerConfig:
 
 
 def _source(name: str, given: Mapping[str, Any]) -> str:
-    """An option, written as in the place its value came from."""
+    """Return the option's name, as it is written in the source of its value."""
     if name in given:
         return f"--{name.replace('_', '-')}"
     variable = f"{ENV_PREFIX}{name.upper()}"
@@ -489,7 +504,7 @@ def _source(name: str, given: Mapping[str, Any]) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default of an option as one would write it on the command line; in words where it depends on the machine."""
+    """Format the default of an option as on the command line; in words if it depends on the machine."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and extra.get("shown_default"):
         return str(extra["shown_default"])
@@ -510,7 +525,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def is_size(field: FieldInfo) -> bool:
-    """Whether an option's value is a number of bytes, which may be written with a unit."""
+    """Whether an option's value is a size in bytes, which may have a unit."""
     readers = [item.func for item in field.metadata if isinstance(item, BeforeValidator)]
     return parse_size in readers or _share_of_memory in readers
 
@@ -521,5 +536,5 @@ def is_list(field: FieldInfo) -> bool:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words that an option can be; empty where it is not one of a few."""
+    """Return the possible values of an option; empty if any value is allowed."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

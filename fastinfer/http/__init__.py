@@ -1,1 +1,1 @@
-"""HTTP: one connection, what connections share, sockets and drain."""
+"""HTTP: connections, their shared state, sockets, and the drain."""

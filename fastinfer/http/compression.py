@@ -1,8 +1,7 @@
-"""Compressed bodies and answers, a piece at a time. No socket, no clock, no threads: see :mod:`fastinfer.http.pieces`.
+"""Inflates bodies and compresses answers, in pieces. No socket, clock or thread: see :mod:`fastinfer.http.pieces`.
 
-What compresses well is small on the wire and large in memory. So a body is inflated in pieces, each is counted in the
-budget before the next is made, and one that inflates to too many times its size is refused when it has done so for a
-mebibyte, not when memory is gone.
+A small compressed body can inflate to gigabytes. So each inflated piece counts in the budget before the next one is
+made, and a body that inflates to too many times its size is refused after its first mebibyte, before memory is short.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from fastinfer.base.limits import FREE_INFLATED_BYTES, KIB, MIB
 from fastinfer.http.head import too_large
 from fastinfer.http.upload import Body
 
-# Pieces double from the first to the largest. The body with the fewest pieces goes next (pieces.py), so one of 100 KiB
-# waits for as much of each of many large ones, and not for a mebibyte of each.
-FIRST_PIECE_BYTES: Final = 64 * KIB  # inflated; some 0.1 ms: the first may be made on the loop's thread
-PIECE_BYTES: Final = 1 * MIB  # some 3 ms
-_INPUT_BYTES: Final = 64 * KIB  # compressed bytes that are given to zlib at once: it copies what it does not take
+# Pieces double in size, up to the largest. The body with the fewest pieces goes next (pieces.py), so a body of 100 KiB
+# waits for 100 KiB of each large one, not for a mebibyte of each.
+FIRST_PIECE_BYTES: Final = 64 * KIB  # inflated; about 0.1 ms, so the first one may run on the loop's thread
+PIECE_BYTES: Final = 1 * MIB  # about 3 ms
+_INPUT_BYTES: Final = 64 * KIB  # compressed bytes of one call: zlib copies those that it does not consume
 
 
 def inflating(coding: bytes, data: memoryview, body: Body, limit: int, ratio: int) -> Iterator[None]:
-    """Inflates ``data`` into ``body``, which is complete at the end; each step makes one piece.
+    """Inflates ``data`` into ``body``, one piece in each step; after the last step the body is complete.
 
     Args:
         coding: ``gzip`` (one member) or ``deflate`` (zlib's format, or raw as some clients send it).
         data: the compressed body.
-        body: where the bytes go; it may hold ``limit``.
-        limit: bytes of the inflated body.
+        body: receives the bytes; its capacity is ``limit``.
+        limit: maximum bytes of the inflated body.
         ratio: how many times larger than ``data`` it may be, beyond its first mebibyte.
 
     Raises:
-        ApiError: 400 for bad data, 413 above the limit or the ratio, 503 where there is no memory.
+        ApiError: 400 for bad data, 413 above the limit or the ratio, 503 if there is no memory.
     """
     wbits = 31
     if coding == b"deflate":
@@ -70,7 +69,7 @@ def inflating(coding: bytes, data: memoryview, body: Body, limit: int, ratio: in
             piece_bytes = min(2 * piece_bytes, PIECE_BYTES)
             yield
     if stream.unused_data or given < len(data):
-        raise ApiError(400, f"the body goes on after its {coding.decode()} stream")
+        raise ApiError(400, f"the body continues after its {coding.decode()} stream")
     body.end()
 
 
@@ -79,7 +78,7 @@ def _no_memory() -> ApiError:
 
 
 def deflating(coding: bytes, parts: list[memoryview], packed: list[bytes]) -> Iterator[None]:
-    """Compresses an answer into ``packed``, fast rather than small; each step takes one piece."""
+    """Compresses an answer into ``packed``, at the fastest level; each step compresses one piece."""
     stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
     piece_bytes = FIRST_PIECE_BYTES
     for part in parts:
@@ -93,7 +92,7 @@ def deflating(coding: bytes, parts: list[memoryview], packed: list[bytes]) -> It
 
 
 def deflate(coding: bytes, *parts: Buffer) -> bytes:
-    """The same of a small answer, or on a thread of its own, at once."""
+    """Compresses an answer in one call: for small ones, or on another thread."""
     packed: list[bytes] = []
     for _ in deflating(coding, [memoryview(part).cast("B") for part in parts], packed):
         pass

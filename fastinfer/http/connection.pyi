@@ -1,5 +1,5 @@
 """The half of an HTTP/1.1 connection that every request passes; :mod:`fastinfer.http.protocol` has the other half and
-the law of both. Loop's thread only."""
+the invariants of both. Loop's thread only."""
 
 import asyncio
 from abc import abstractmethod
@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import HttpLimits
-from fastinfer.http.exchange import Exchange, Head
+from fastinfer.http.exchange import Exchange, RequestHead
 from fastinfer.http.head_cache import HeadCache
 from fastinfer.http.poller import Poller
 from fastinfer.http.upload import BodyPool, Upload
@@ -24,20 +24,20 @@ COUNTER_BYTES: int
 """The size of the block of counters of a hub: 64-bit integers, written on the loop's thread, read anywhere."""
 
 class Shared:
-    """What all connections of a loop share, as far as every request needs it."""
+    """The state that all connections of a loop share and every request needs."""
 
     limits: HttpLimits
     loop: asyncio.AbstractEventLoop
     buffer: bytearray
-    """Where every connection reads; valid until the callback returns."""
+    """Every connection reads into it; valid until the callback returns."""
     view: memoryview
     """Of the whole buffer."""
     poller: Poller
-    """How the loop waits for requests."""
+    """Busy polling for requests."""
     bodies: BodyPool
-    """The memory of bodies that do not lie in the read buffer."""
+    """The memory of bodies that are not in the read buffer."""
     heads: HeadCache
-    """Request heads seen lately, understood."""
+    """The parsed heads of recent requests."""
     draining: bool
     """Answers end their connections."""
     now: float
@@ -45,7 +45,7 @@ class Shared:
     budget: Budget
     """Of the memory that requests hold."""
     in_flight_bytes: int
-    """What is used of it."""
+    """The bytes of it that are used."""
     answers: list[int]
     """Answers so far by the status's first digit; a copy."""
     connections_total: int
@@ -59,55 +59,55 @@ class Shared:
         budget: Budget | None = None,
     ) -> None:
         """``budget`` is by default one of ``limits.in_flight_bytes``. ``counters`` are :data:`COUNTER_BYTES` writable
-        bytes, as an earlier process may have left them; memory of its own by default. ValueError where they are too few
+        bytes, maybe with counts of an earlier process; memory of its own by default. ValueError if they are too few
         or not aligned."""
-    def restless(self, connections: set[Any]) -> list[Any]:
-        """Those that wait for something else than their client's next request, or for that too long; of very many
-        connections these are few."""
+    def connections_to_check(self, connections: set[Any]) -> list[Any]:
+        """The connections that wait for anything but their client's next request, or wait too long for it. They are
+        few, even of very many."""
     def renew_buffer(self) -> None:
-        """A new read buffer: somebody still looks into the old one."""
+        """Replaces the read buffer, because a view of the old one is still in use."""
 
 class HttpExchange(Exchange):
     """An exchange of this protocol."""
 
-    head: Head
+    head: RequestHead
     """The request's."""
     inflating: bool
-    """Its body is not there yet."""
+    """Its body is still being inflated."""
     reply: tuple[int, bytes, Buffer | Sequence[Buffer], Sequence[tuple[bytes, bytes]]] | None
-    """Its answer, if that came before its turn: status, content type, body, fields."""
-    def __init__(self, connection: Connection, head: Head, body: Buffer, stable: bool) -> None: ...
+    """Its answer, if it came before its turn: status, content type, body, fields."""
+    def __init__(self, connection: Connection, head: RequestHead, body: Buffer, stable: bool) -> None: ...
 
 class Connection:
-    """The common path of one connection. A subclass supplies what is rare."""
+    """The hot path of one connection. A subclass handles the rare cases."""
 
     _hub: Shared
     _transport: asyncio.Transport | None
     """None: lost, or not made yet."""
-    _deaf: bool
-    """Nothing more is read as a request."""
+    _closing: bool
+    """No further request is read."""
     _eof: bool
     """The client has closed its side."""
     _write_paused: bool
     _stuck_size: int
     _wake: asyncio.Handle | None
-    """A call of :meth:`_resume` that is due."""
+    """A scheduled call of :meth:`_resume`."""
     _since: float
     """When the current wait for the client began."""
     _reading: bool
     """Inside a callback that reads: answers are collected."""
     _more: bool
-    """While draining: there are bytes behind the message that is being handled."""
+    """While draining: there are bytes after the message that is being handled."""
     _resumed: bool
-    """What is read begins with a head that was started earlier."""
+    """The bytes that are read begin with a head that was started earlier."""
     _pending: bytes
-    """A started head; when reading is paused, all that was read."""
+    """A started head; while reading is paused, all bytes that were read."""
     _upload: Upload | None
-    """A body that is not in the buffer wholly."""
+    """A body that is not wholly in the buffer."""
     _skip: int
-    """Bytes of a refused body, still to be thrown away."""
+    """Bytes of a refused body, still to be discarded."""
     _queue: list[HttpExchange]
-    """What is not answered yet, in order."""
+    """Requests that are not answered yet, in order."""
     _out: list[bytes | memoryview]
     """Outgoing bytes, and ..."""
     _out_size: int
@@ -128,7 +128,7 @@ class Connection:
     def _enqueue(self, exchange: HttpExchange) -> None:
         """Gives an exchange its place in the order of answers."""
     def _handle(self, exchange: HttpExchange) -> None:
-        """Calls the route's handler; what it raises is the answer."""
+        """Calls the route's handler; an exception of it is the answer."""
     def _finish(self, upload: Upload, body: Buffer) -> None:
         """Handles a message whose body came in parts."""
     def _collect(self, part: bytes | memoryview) -> None:
@@ -140,38 +140,38 @@ class Connection:
     def _write_out(self) -> None:
         """Hands the collected answers to the transport."""
     def _wake_up(self) -> None:
-        """Lets :meth:`_resume` be called in the loop's next turn."""
+        """Schedules :meth:`_resume` for the loop's next turn."""
     def _resume(self) -> None:
-        """Writes what was collected in the last turn, and goes on reading if that was paused."""
+        """Writes the answers collected in the last turn, and resumes reading if it was paused."""
 
     # The subclass's. Offsets count in the hub's buffer.
     @abstractmethod
     def _skip_empty_lines(self, start: int, end: int) -> int:
         """Where the request line starts; -1 if nothing more can be read now."""
     @abstractmethod
-    def _keep_started_head(self, first: int, start: int, end: int) -> None:
-        """A head that has not ended yet."""
+    def _keep_partial_head(self, first: int, start: int, end: int) -> None:
+        """Keeps a head that has not ended yet."""
     @abstractmethod
-    def _understand(self, raw: bytes) -> Head | None:
-        """The meaning of a head that was not seen before; None if it has none and was refused."""
+    def _parse_head(self, raw: bytes) -> RequestHead | None:
+        """Parses a head that is not cached; None if it was refused."""
     @abstractmethod
-    def _answer_early(self, head: Head, error: ApiError, start: int, end: int) -> int:
+    def _answer_early(self, head: RequestHead, error: ApiError, start: int, end: int) -> int:
         """Answers before the body, which begins at ``start``; returns where to go on."""
     @abstractmethod
-    def _begin_chunked(self, head: Head, start: int, end: int) -> int:
+    def _begin_chunked(self, head: RequestHead, start: int, end: int) -> int:
         """Starts a message with a chunked body; returns where to go on."""
     @abstractmethod
     def _expect(self, upload: Upload) -> None:
-        """The client may wait to be asked for the body."""
+        """Asks for the body if the client waits for ``100 Continue``."""
     @abstractmethod
-    def _refuse_for_memory(self, head: Head) -> None:
-        """Too many bytes of requests are in flight: the connection's last answer."""
+    def _refuse_for_memory(self, head: RequestHead) -> None:
+        """Refuses a request because too many bytes are in flight: the connection's last answer."""
     @abstractmethod
     def _feed(self, upload: Any, start: int, end: int) -> int:
-        """Takes what belongs to a chunked body; returns where to go on."""
+        """Takes the bytes of a chunked body; returns where to go on."""
     @abstractmethod
-    def _inflate(self, head: Head, data: memoryview) -> None:
-        """A request whose body is compressed."""
+    def _inflate(self, head: RequestHead, data: memoryview) -> None:
+        """Handles a request whose body is compressed."""
     @abstractmethod
     def _spawn(self, exchange: HttpExchange, coroutine: Coroutine[Any, Any, None]) -> None:
         """Runs the rest of a handler as a task."""

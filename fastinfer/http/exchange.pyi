@@ -13,7 +13,7 @@ Fields = Sequence[tuple[bytes, bytes]]
 """More fields of an answer's head: names and values."""
 
 class Connection(Protocol):
-    """What an exchange needs of the connection that it came over."""
+    """The part of a connection that an exchange uses."""
 
     def answer(
         self,
@@ -25,8 +25,8 @@ class Connection(Protocol):
     ) -> None:
         """Sends the answer when all earlier requests of the connection are answered."""
 
-class Head:
-    """One request's head, understood. Immutable once it is parsed: equal heads share one."""
+class RequestHead:
+    """A parsed request head. Immutable after parsing: equal heads share one."""
 
     method: str
     """One of the known methods."""
@@ -35,7 +35,7 @@ class Head:
     headers: dict[bytes, bytes]
     """Field values by lower-case name."""
     body_size: int
-    """Bytes of the body; CHUNKED where only its end will tell."""
+    """Bytes of the body; CHUNKED if its size is not announced."""
     keep_alive: bool
     """Whether the client wants the connection to stay open."""
     expects_continue: bool
@@ -43,24 +43,25 @@ class Head:
     coding: bytes | None
     """``gzip`` or ``deflate`` if the body is compressed."""
     accepted: bytes | None
-    compress_from: int
     """``gzip`` or ``deflate`` if the answer may be compressed."""
+    compress_from: int
+    """The smallest answer that is compressed, in bytes."""
     plain: bool
-    """An HTTP/1.1 request with nothing unusual to its answer's head: the common case."""
+    """An HTTP/1.1 request with nothing unusual in its answer's head: the common case."""
     error: ApiError | None
     """The framing is sound, but this is the answer: 404, 405, 413, 415 or 417."""
     handler: Callable[[Exchange], Coroutine[Any, Any, None] | None]
-    """The route's; unset where there is an error. One with a method ``await_body(exchange)`` is asked before a body is
-    inflated; what it returns is given the work (``work_on``) and its failure (``refuse``)."""
+    """The route's; unset if there is an error. If it has a method ``await_body(exchange)``, that is called before a
+    body is inflated; the object that it returns gets the job (``work_on``) and its failure (``refuse``)."""
     arguments: tuple[str, ...]
-    """What the route captured."""
+    """The parts of the path that the route captured."""
     max_body_bytes: int
     """The route's limit, also for chunked and for inflated bodies."""
     def __init__(self, method: str, version_10: bool, headers: dict[bytes, bytes]) -> None: ...
 
 class BorrowedBody(Buffer):
-    """A body in the connections' shared read buffer. A view of it that is kept stays sound: the connections get
-    another buffer then."""
+    """A body in the connections' shared read buffer. A view that is kept stays valid: the connections then get
+    another buffer."""
 
     def __len__(self) -> int: ...
 
@@ -78,22 +79,22 @@ class Exchange:
     headers: Mapping[bytes, bytes]
     """Field values by lower-case field name; a repeated field's values joined by ``", "``."""
     body: Buffer
-    """The request's body. Where ``body_is_stable`` is false it lies in the connection's shared read buffer and is valid
+    """The request's body. If ``body_is_stable`` is false, it is in the connections' shared read buffer, and valid
     only until the handler returns; otherwise it may be kept, and read on other threads."""
     body_is_stable: bool
     arrived_ns: int
-    """When its first byte came, in nanoseconds of CLOCK_MONOTONIC; where no connection says so, when it was made."""
+    """When its first byte came, in nanoseconds of CLOCK_MONOTONIC; without a connection, when it was made."""
     handled_ns: int
     """The start of the callback that called its handler, on the same clock."""
-    abandoned: Callable[[], None] | None
-    """Set by a handler that answers later; called if the client goes away first. Nothing need be answered then, and an
-    answer is dropped. Its ``stage``, if it has one, is what the log tells of a request that is under way."""
+    on_client_gone: Callable[[], None] | None
+    """Set by a handler that answers later; called if the client goes away first. Then no answer is needed, and an
+    answer is dropped. The log reports its ``stage``, if it has one, for a request under way."""
     answered: bool
     packed: bool
     """The answer's body is compressed already, with a field that says so."""
     in_pieces: bool
-    """A large body leaves in pieces, with a turn of the loop between: for reports, which may take long, so that they
-    delay nobody. Other answers leave as fast as the client takes them."""
+    """A large body is sent in pieces, with a turn of the loop between: for reports, which may take long, so that they
+    delay no request. Other answers are sent as fast as the client takes them."""
     @property
     def accepted(self) -> bytes | None:
         """The coding that a large answer shall have: ``gzip``, ``deflate`` or none."""
@@ -117,4 +118,4 @@ class Exchange:
     def fail(self, error: ApiError) -> None:
         """Answers with an error's status and sentence."""
     def guard(self, step: Callable[..., object], *arguments: object) -> None:
-        """Calls a step towards the answer; whatever it raises is the answer."""
+        """Calls a step towards the answer; an exception of it is the answer."""

@@ -1,8 +1,8 @@
-"""The head of an HTTP request: bytes to a checked Head, or an ApiError. Pure: no socket, no clock, no state.
+"""Parses the head of an HTTP request: bytes to a checked RequestHead, or an ApiError. Pure: no socket, clock or state.
 
-httptools splits the fields; everything that it lets pass and that two parties could read differently is refused here,
-so that nobody can smuggle a request: the grammar is RFC 9112's, without its leniencies. It is checked from left to
-right, so that a head gets the same answer in one piece and in many: the one for the first byte that cannot be.
+httptools splits the fields. This module refuses everything that httptools accepts and that two parties could read
+differently, so that no request can be smuggled: the grammar is RFC 9112's, without its leniencies. It is checked from
+left to right, so that the error is that of the first invalid byte, however the head is cut into packets.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import MAX_SKIPPED_BODY_BYTES, HttpLimits
-from fastinfer.http.exchange import Exchange, Head
+from fastinfer.http.exchange import Exchange, RequestHead
 
 CHUNKED = -1
-"""``Head.body_size`` of a body whose size is not announced."""
+"""``RequestHead.body_size`` of a chunked body."""
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 TEXT = rb"[\t\x20-\x7e\x80-\xff]"
 
-_MAX_METHOD_BYTES = 32  # beyond any name that is registered
-# CONNECT is not here: what follows one is no HTTP, and the server is no proxy.
+_MAX_METHOD_BYTES = 32  # longer than any registered name
+# CONNECT is missing because the server is not a proxy.
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")}
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
-# Without the comma that a host may hold in theory: it may as well come from two fields that somebody has joined.
+# A comma is refused although a host may hold one: it may come from two fields that a proxy has joined.
 _AUTHORITY = re.compile(rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
 _WEIGHTED = re.compile(rb"[ \t]*(" + TOKEN + rb")[ \t]*(?:;[ \t]*[qQ]=([01](?:\.[0-9]{0,3})?)[ \t]*)?")
 
 
-def _beginnings(*parts: bytes) -> bytes:
-    """A pattern of what the parts in a row may begin with."""
+def _prefixes(*parts: bytes) -> bytes:
+    """Return a pattern that matches every prefix of the sequence of parts."""
     pattern = b""
     for part in reversed(parts):
         pattern = part + b"(?:" + pattern + b")?"
@@ -42,12 +42,12 @@ def _beginnings(*parts: bytes) -> bytes:
 
 
 _REQUEST_LINE = re.compile(b"(" + TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])\r\n")
-_STARTED_LINE = re.compile(
-    _beginnings(TOKEN, b" ", b"[!-~]++", b" ", b"H", b"T", b"T", b"P", b"/", b"[0-9]", rb"\.", b"[0-9]", rb"\r")
+_PARTIAL_LINE = re.compile(
+    _prefixes(TOKEN, b" ", b"[!-~]++", b" ", b"H", b"T", b"T", b"P", b"/", b"[0-9]", rb"\.", b"[0-9]", rb"\r")
 )
 _METHOD_AND_TARGET = re.compile(b"(" + TOKEN + b")(?: ([!-~]*+))?")
 _FIELD_LINES = re.compile(b"(?:" + TOKEN + b":" + TEXT + rb"*+\r\n)*+")
-_STARTED_FIELD = re.compile(b"(?:" + _beginnings(TOKEN, b":", TEXT + b"*+", rb"\r") + rb"|\r)?")
+_PARTIAL_FIELD = re.compile(b"(?:" + _prefixes(TOKEN, b":", TEXT + b"*+", rb"\r") + rb"|\r)?")
 
 _SINGLE = frozenset(
     (
@@ -60,12 +60,12 @@ _SINGLE = frozenset(
         b"transfer-encoding",
     )
 )
-"""Fields that decide about framing or meaning: given twice they are refused, and so are names that a gateway could
-turn into them (``Transfer_Encoding``)."""
+"""Fields that affect framing or meaning. They are refused if repeated, and so are names that a gateway could turn into
+them (``Transfer_Encoding``)."""
 
 
 class Match(Protocol):
-    """What the router found."""
+    """A route, as the router found it."""
 
     @property
     def handler(self) -> Callable[[Exchange], Coroutine[Any, Any, None] | None]: ...
@@ -78,22 +78,22 @@ class Match(Protocol):
 
 
 class Router(Protocol):
-    """Finds the handler. The answer may depend on nothing but the arguments: it is remembered with the head."""
+    """Finds the handler. The result must depend on the arguments alone, because it is cached with the head."""
 
     def resolve(self, method: str, path: bytes) -> Match:
-        """The route of a request, or ApiError 404 or 405. ``path`` comes without the query string."""
+        """Return the route of a request. ApiError 404 or 405. ``path`` has no query string."""
 
 
-def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
-    """Understands a request's head.
+def parse(raw: bytes, limits: HttpLimits, router: Router) -> RequestHead:
+    """Parses a request's head.
 
     Args:
         raw: from the request line to the empty line, included.
-        limits: its size is checked by the caller already, the rest here.
-        router: asked only if the head is sound.
+        limits: applied here, except the size of the head, which the caller has checked.
+        router: called only if the head is valid.
 
     Raises:
-        ApiError: the head is unsound; where the next message starts is unknown.
+        ApiError: the head is malformed; the start of the next message is unknown.
     """
     line = _request_line(raw, limits)
     if line is None:
@@ -105,12 +105,12 @@ def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     try:
         HttpRequestParser(fields).feed_data(raw)
     except HttpParserUpgrade:
-        pass  # an invitation that nobody has to accept
+        pass  # a server may ignore Upgrade
     except HttpParserError as error:
         if fields.error is not None:
             raise fields.error from None
         raise ApiError(400, f"malformed request head: {error}") from None
-    head = Head(_METHODS[line[1]], line[4] == b"0", fields.values)
+    head = RequestHead(_METHODS[line[1]], line[4] == b"0", fields.values)
     path = _path(head.method, line[2])
     _check_host(head)
     _read_framing(head)
@@ -120,33 +120,33 @@ def parse(raw: bytes, limits: HttpLimits, router: Router) -> Head:
     return head
 
 
-def check_started(raw: bytes, sound: int, limits: HttpLimits) -> int:
-    """Checks a head that has not ended yet, or that is too large: what cannot become a sound one is refused at once.
+def check_partial(raw: bytes, checked: int, limits: HttpLimits) -> int:
+    """Checks a head that is incomplete or too large; raises as soon as it cannot become valid.
 
     Args:
-        raw: what is here of it.
-        sound: what this function has returned for less of it, 0 at first.
+        raw: the bytes that have arrived.
+        checked: the result of the previous call for this head, 0 at first.
         limits: the limits of its parts, and of its size.
 
     Returns:
-        How many of its bytes, whole lines, need not be looked at again.
+        How many of its bytes, whole lines, need not be checked again.
 
     Raises:
-        ApiError: it is unsound.
+        ApiError: it is malformed.
     """
     part = raw[: limits.max_head_bytes + 1]
-    if not sound:
+    if not checked:
         line = _request_line(part, limits)
-        sound = 0 if line is None else line.end()
-    if sound:
-        sound = check_fields(part, sound, "request head")
+        checked = 0 if line is None else line.end()
+    if checked:
+        checked = check_fields(part, checked, "request head")
     if len(raw) > limits.max_head_bytes:
         raise ApiError(431, f"the request head is larger than {limits.max_head_bytes} bytes")
-    return sound
+    return checked
 
 
 def _request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes] | None:
-    """The first line of a head; None if it has not ended yet."""
+    """Match the first line of a head; None if it is incomplete."""
     start = _METHOD_AND_TARGET.match(raw)
     if start is not None:
         if len(start[1]) > _MAX_METHOD_BYTES:
@@ -155,7 +155,7 @@ def _request_line(raw: bytes, limits: HttpLimits) -> re.Match[bytes] | None:
             raise ApiError(414, f"the request target is longer than {limits.max_target_bytes} bytes")
     line = _REQUEST_LINE.match(raw)
     if line is None:
-        if _STARTED_LINE.fullmatch(raw):
+        if _PARTIAL_LINE.fullmatch(raw):
             return None
         raise _malformed_line()
     if line[3] != b"1" or line[4] not in b"01":
@@ -174,12 +174,12 @@ def _unknown_method() -> ApiError:
 
 
 def check_fields(raw: bytes, start: int, place: str) -> int:
-    """Checks lines of fields, of which the last one may be incomplete, or the empty line behind them.
+    """Checks lines of fields. The last one may be incomplete, or the empty line after them.
 
     Args:
-        raw: bytes up to the end, or to where no more are here.
+        raw: bytes up to the end, or the bytes that have arrived.
         start: where the first line starts.
-        place: what they are part of, for the error's sentence.
+        place: what the lines are part of, for the error's sentence.
 
     Returns:
         Where the incomplete or empty line starts.
@@ -188,7 +188,7 @@ def check_fields(raw: bytes, start: int, place: str) -> int:
         ApiError: 400.
     """
     start = _end(_FIELD_LINES, raw, start)
-    wrong = _end(_STARTED_FIELD, raw, start)
+    wrong = _end(_PARTIAL_FIELD, raw, start)
     if wrong < len(raw) and raw[start:] != b"\r\n":
         raise ApiError(400, f"malformed {place}: {_what_is_wrong(raw, start, wrong)}")
     return start
@@ -200,7 +200,7 @@ def _end(pattern: re.Pattern[bytes], raw: bytes, start: int) -> int:
 
 
 def _what_is_wrong(raw: bytes, start: int, wrong: int) -> str:
-    """``raw[wrong]`` is the first byte that does not fit into the line of a field that begins at ``start``."""
+    """Describe the error: ``raw[wrong]`` is the first invalid byte of the field line that begins at ``start``."""
     byte = raw[wrong]
     if raw[wrong - 1 : wrong] == b"\r" or (byte == 10 and b":" in raw[start:wrong]):
         return "lines end with CR LF"
@@ -212,7 +212,7 @@ def _what_is_wrong(raw: bytes, start: int, wrong: int) -> str:
 
 
 class _Fields:
-    """Collects what httptools finds."""
+    """Collects the fields from httptools."""
 
     __slots__ = ("error", "values")
 
@@ -254,7 +254,7 @@ def _path(method: str, target: bytes) -> bytes:
 
 
 def _is_authority(value: bytes) -> bool:
-    """Whether it is a host, with or without a port; the user that URIs may name before it is not allowed in HTTP's."""
+    """Whether it is a host, with or without a port. User information is not allowed in HTTP's URIs."""
     found = _AUTHORITY.fullmatch(value)
     if found is None or int(found[2] or 0) > 65535:
         return False
@@ -267,7 +267,7 @@ def _is_authority(value: bytes) -> bool:
     return True
 
 
-def _check_host(head: Head) -> None:
+def _check_host(head: RequestHead) -> None:
     host = head.headers.get(b"host")
     if host is None:
         if not head.version_10:
@@ -276,7 +276,7 @@ def _check_host(head: Head) -> None:
         raise ApiError(400, "header field host is malformed")
 
 
-def _read_framing(head: Head) -> None:
+def _read_framing(head: RequestHead) -> None:
     length = head.headers.get(b"content-length")
     coding = head.headers.get(b"transfer-encoding")
     if coding is not None:
@@ -296,7 +296,7 @@ def _read_framing(head: Head) -> None:
         head.body_size = int(length)
 
 
-def _read_connection(head: Head) -> None:
+def _read_connection(head: RequestHead) -> None:
     headers = head.headers
     value = headers.get(b"connection")
     if value is not None:
@@ -310,7 +310,7 @@ def _read_connection(head: Head) -> None:
         head.accepted = accepted_coding(value)
 
 
-def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiError | None:
+def _route(head: RequestHead, path: bytes, router: Router, limits: HttpLimits) -> ApiError | None:
     headers = head.headers
     expectation = headers.get(b"expect")
     if expectation and not head.version_10:
@@ -318,7 +318,7 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
         if expectation.lower() != b"100-continue":
             return ApiError(417, "the only expectation understood is 100-continue")
     if path == b"*":
-        head.handler = _tell_methods
+        head.handler = _answer_options
         head.max_body_bytes = MAX_SKIPPED_BODY_BYTES
         return too_large(head.max_body_bytes) if head.body_size > head.max_body_bytes else None
     try:
@@ -344,18 +344,18 @@ def _route(head: Head, path: bytes, router: Router, limits: HttpLimits) -> ApiEr
     return None
 
 
-def _tell_methods(exchange: Exchange) -> None:
-    """Answers ``OPTIONS *``: what the server can do as a whole."""
+def _answer_options(exchange: Exchange) -> None:
+    """Answers ``OPTIONS *``: the methods of the whole server."""
     exchange.respond(200, content_type=b"text/plain", fields=((b"Allow", b"GET, HEAD, POST"),))
 
 
 def too_large(limit: int) -> ApiError:
-    """The answer to a body that is longer than its route allows."""
+    """The error for a body that is longer than its route allows."""
     return ApiError(413, f"the body is larger than {limit} bytes")
 
 
 def accepted_coding(value: bytes) -> bytes | None:
-    """The coding to answer with: gzip or deflate, whichever the client likes better, or None for neither."""
+    """Return the coding of the answer: gzip or deflate, whichever the client prefers, or None for neither."""
     weights: dict[bytes, float] = {}
     for part in value.lower().split(b","):
         token = _WEIGHTED.fullmatch(part)

@@ -1,4 +1,4 @@
-"""What all HTTP connections of one event loop share: limits, read buffer, counters, and the clock that ends slow ones.
+"""State that all HTTP connections of a loop share: limits, read buffer, counters, the timer that ends slow ones.
 
 Loop's thread only.
 """
@@ -26,51 +26,53 @@ from fastinfer.http.poller import Poller
 
 log = logging.getLogger(__name__)
 
-_SLOTS: Final = 64
+_SWEEP_BUCKETS: Final = 64
 _PERIOD_S: Final = 4.0
 
 
 class Sweepable(Protocol):
-    """What the hub needs of a connection."""
+    """A connection, as the hub uses it."""
 
     def check(self, now: float) -> None:
         """Ends what takes too long."""
 
     def probe(self) -> None:
-        """Sends something harmless to a client that has closed its side."""
+        """Sends ``100 Continue`` to a client that has closed its side, to learn whether it is still there."""
 
     def socket_error(self) -> int:
-        """The error that the system has noted for the socket, 0 for none."""
+        """The pending error of the socket, 0 for none."""
 
     def state(self) -> str:
-        """What it does, for people."""
+        """What it does, for the SIGUSR1 report."""
 
     def requests(self) -> Iterable[tuple[int, str, str]]:
-        """Its requests without an answer, for people: arrival in ns, stage, description."""
+        """Its unanswered requests, for the SIGUSR1 report: arrival in ns, stage, description."""
 
     def give_up(self) -> None:
-        """Answers what is not answered with 503, and ends."""
+        """Answers every unanswered request with 503, and closes."""
 
     def abort(self) -> None:
-        """Ends at once."""
+        """Closes immediately."""
 
 
 class Hub(Shared):
     """The connections of a loop.
 
-    What every request needs of it stands in :class:`fastinfer.http.connection.Shared`.
+    The base class :class:`fastinfer.http.connection.Shared` has what every request needs.
 
     Attributes:
         opening: accepted sockets that have no transport yet.
-        connections: open now.
-        ending: no more connections are accepted, and idle ones end; ``draining``: each answer ends its connection.
-        draining_since: when that began.
+        connections: number of open connections.
+        ending: no more connections are accepted, and idle ones end; with ``draining`` alone, each answer ends its
+            connection.
+        draining_since: when ``ending`` was set.
         pieces: threads that inflate bodies and compress answers.
-        half_closed: connections whose client has closed its side and waits for answers, and since when.
+        half_closed: connections whose client has closed its side and waits for answers: since when, and whether
+            it was probed.
     """
 
     __slots__ = (
-        "_slots",
+        "_buckets",
         "_tasks",
         "_tick_s",
         "_ticks",
@@ -102,11 +104,11 @@ class Hub(Shared):
         self.ending = False
         self.draining_since = 0.0
         self.half_closed: dict[Sweepable, tuple[float, bool]] = {}
-        self._slots: list[set[Sweepable]] = [set() for _ in range(_SLOTS)]
+        self._buckets: list[set[Sweepable]] = [set() for _ in range(_SWEEP_BUCKETS)]
         self._ticks = 0
         shortest = min(limits.head_timeout_s, limits.body_idle_timeout_s, limits.keep_alive_timeout_s,
                        limits.write_timeout_s, limits.upload_timeout_s)  # fmt: skip
-        self._tick_s = min(_PERIOD_S, shortest / 2) / _SLOTS
+        self._tick_s = min(_PERIOD_S, shortest / 2) / _SWEEP_BUCKETS
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self.pieces = Pieces(loop, usable_cores())
@@ -117,26 +119,26 @@ class Hub(Shared):
     # --- Connections --------------------------------------------------------------------------------------------------
 
     def connected(self, connection: Sweepable) -> set[Sweepable]:
-        """A connection is open; it keeps what is returned for :meth:`disconnected`."""
-        slot = self._slots[self.connections_total % _SLOTS]
-        slot.add(connection)
+        """Registers an open connection; returns its sweep bucket, which :meth:`disconnected` needs."""
+        bucket = self._buckets[self.connections_total % _SWEEP_BUCKETS]
+        bucket.add(connection)
         self.opening -= 1
         self.connections += 1
         self.connections_total += 1
-        return slot
+        return bucket
 
-    def disconnected(self, connection: Sweepable, slot: set[Sweepable]) -> None:
-        """A connection is gone."""
-        slot.discard(connection)
+    def disconnected(self, connection: Sweepable, bucket: set[Sweepable]) -> None:
+        """Unregisters a connection that is lost."""
+        bucket.discard(connection)
         self.half_closed.pop(connection, None)
         self.connections -= 1
         if not self.connections:
             self._wake_waiters()
 
     def each(self) -> Iterator[Sweepable]:
-        """The connections that are open."""
-        for slot in self._slots:
-            yield from list(slot)
+        """Yield the open connections."""
+        for bucket in self._buckets:
+            yield from list(bucket)
 
     async def empty(self) -> None:
         """Returns when no connection is open."""
@@ -152,63 +154,63 @@ class Hub(Shared):
                 waiter.set_result(None)
 
     def give_up_all(self) -> None:
-        """Answers with 503 what is not answered yet, and ends every connection so that its client can read that."""
-        for slot in self._slots:
-            for connection in list(slot):
+        """Answers every unanswered request with 503, and closes every connection after its client can read that."""
+        for bucket in self._buckets:
+            for connection in list(bucket):
                 connection.give_up()
 
     def abort_all(self) -> None:
-        """Ends every connection at once."""
-        for slot in self._slots:
-            for connection in list(slot):
+        """Closes every connection immediately."""
+        for bucket in self._buckets:
+            for connection in list(bucket):
                 connection.abort()
 
     def close(self) -> None:
-        """Stops the clock and the threads; no connection is open any more."""
+        """Stops the timer and the threads. Call it when no connection is open."""
         if self._timer is not None:
             self._timer.cancel()
         self.pieces.close()
 
     def is_short_of_memory(self) -> bool:
-        """Whether requests hold most of what they may; clients that hold memory and do not get on have to go then."""
+        """Whether requests hold most of their budget; connections that hold memory without progress are then closed."""
         return self.budget.used > constants.PRESSED_SHARE * self.budget.limit
 
-    # --- The clock ----------------------------------------------------------------------------------------------------
+    # --- The timer ----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Looks at a few of the connections, so that each is seen every few seconds and no tick is long; while
-        draining, every now and then at all."""
+        """Checks one bucket of the connections, so that each is checked every few seconds and no tick is long; during
+        the drain, checks all of them at every fourth tick."""
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
         if not self.ending:
-            for connection in self.restless(self._slots[self._ticks % _SLOTS]):
+            for connection in self.connections_to_check(self._buckets[self._ticks % _SWEEP_BUCKETS]):
                 connection.check(now)
-        elif self._ticks % (_SLOTS // 16) == 0:
-            for slot in self._slots:
-                for connection in list(slot):
+        elif self._ticks % (_SWEEP_BUCKETS // 16) == 0:
+            for bucket in self._buckets:
+                for connection in list(bucket):
                     connection.check(now)
         self._ticks += 1
-        if self._ticks % (_SLOTS // 4) == 0:
+        if self._ticks % (_SWEEP_BUCKETS // 4) == 0:
             self.bodies.age()
         if self.half_closed:
-            self._look_at_half_closed(now)
+            self._probe_half_closed(now)
 
-    def _look_at_half_closed(self, now: float) -> None:
-        """A client that has gone and one that only has nothing more to say look the same until something is sent."""
+    def _probe_half_closed(self, now: float) -> None:
+        """Finds clients that have gone: they differ from clients that only wait for answers once something is sent."""
         for connection, (since, probed) in list(self.half_closed.items()):
             if probed:
                 if connection.socket_error():
                     connection.abort()
                 elif now - since > 4 * constants.HALF_CLOSED_PROBE_S:
-                    del self.half_closed[connection]  # it is there
+                    del self.half_closed[connection]  # the client is still there
             elif now - since >= constants.HALF_CLOSED_PROBE_S:
                 connection.probe()
                 self.half_closed[connection] = (since, True)
 
-    # --- Work that is not done at once --------------------------------------------------------------------------------
+    # --- Deferred work ------------------------------------------------------------------------------------------------
 
     def spawn(self, exchange: Exchange, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs the rest of a handler as a task; what it raises is the answer."""
+        """Runs the rest of a handler as a task; an exception becomes the answer."""
 
         def done(task: asyncio.Future[None]) -> None:
             self._tasks.discard(task)
@@ -222,7 +224,7 @@ class Hub(Shared):
         task.add_done_callback(done)
 
     def in_turn(self, step: Callable[[], None]) -> None:
-        """Calls it soon, one such step in a turn of the loop: however many there are, others wait for one at most."""
+        """Calls ``step`` soon. Each turn of the loop runs one such step, so other callbacks wait for one at most."""
         self._turns.append(step)
         if len(self._turns) == 1:
             self.loop.call_soon(self._next_turn)

@@ -1,7 +1,7 @@
-"""Listening sockets: where a server can be reached, for one process or for several.
+"""Listening sockets, for one process or for several.
 
 Several processes get a listener each at the same address (``SO_REUSEPORT``); the kernel spreads connections over them.
-One listener that several accept from would be simpler, but whoever wakes first takes nearly all.
+One listener that all accept from would be simpler, but the process that wakes first would take nearly all connections.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _SO_ATTACH_FILTER: Final = 26
 _FLAGS_AT, _SYN = 13, 0x02  # in a TCP header
 _SO_BINDTOIFINDEX: Final = 62  # Linux 5.1; an unprivileged process may use it once
 _NO_INTERFACE: Final = 0x7FFF_FFFF  # no interface has this number
-_UNACKED_AT: Final = 24  # in Linux's struct tcp_info: of a listener, how many connections wait
+_UNACKED_AT: Final = 24  # tcpi_unacked in Linux's struct tcp_info: a listener's waiting connections
 
 
 def bind(host: str, port: int, count: int = 1) -> list[list[socket.socket]]:
-    """Listeners at every address of a host, ``count`` times.
+    """Create ``count`` listeners at every address of a host.
 
     Args:
         host: a name or an address.
-        port: 0 takes a free one, the same for all.
+        port: 0 takes a free port, the same one for all.
         count: how many processes are going to accept.
 
     Returns:
-        For each process its listeners, one for each address; connections wait in them from now on.
+        For each process its listeners, one for each address. They listen already.
 
     Raises:
         OSError: the address cannot be used.
@@ -46,10 +46,10 @@ def bind(host: str, port: int, count: int = 1) -> list[list[socket.socket]]:
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # The first one takes the address alone, so that another server's is found to be in use; then it shares.
+                # The first listener binds without sharing, so that an address that another server uses is an error.
                 if number:
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                # With port 0 all addresses of the host share the port that the first one got.
+                # Port 0: all addresses of the host use the port that the first one got.
                 listener.bind((address[0], port, *address[2:]))
                 if not number:
                     listener.listen(BACKLOG)
@@ -72,49 +72,49 @@ def close(groups: Iterable[Iterable[socket.socket]]) -> None:
             listener.close()
 
 
-def refuse_newcomers(listener: socket.socket) -> bool:
-    """Lets no further connect reach a listener; connections of the accept queue stay, handshakes go on.
+def refuse_connects(listener: socket.socket) -> bool:
+    """Refuses new connects to a listener; its accept queue and the handshakes that have begun are kept.
 
-    A listener that is closed resets what waits in its accept queue, and handshakes that have begun. So connects are
-    kept away first: the listener is bound to a network interface that does not exist, so that the kernel finds no
-    listener for a new connect and refuses it. A handshake belongs to the listener that it began with, and ends there.
+    Closing a listener resets the connections in its accept queue and the handshakes that have begun. So new connects
+    are refused first: the listener is bound to a network interface that does not exist, so that the kernel finds no
+    listener for a new connect. A handshake belongs to the listener that it began with, and ends there.
 
-    Any process that has the listener may call it, also repeatedly.
+    Any process that has the listener may call this, also repeatedly.
 
     Returns:
         Whether connects are refused. Otherwise (an old kernel, a listener that is bound to an interface already) the
-        kernel drops them: clients ask again after a second, so the listener has to be closed within a moment.
+        kernel drops them: clients retry after a second, so the listener must be closed before that.
     """
     with contextlib.suppress(OSError):
         if listener.getsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX) != _NO_INTERFACE:
             listener.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
         return True
-    _drop_newcomers(listener)
+    _drop_connects(listener)
     return False
 
 
 def waiting(listener: socket.socket) -> int:
-    """How many connections wait in the accept queue."""
+    """Return how many connections wait in the accept queue."""
     with contextlib.suppress(OSError):
         information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED_AT + 4)
         if len(information) == _UNACKED_AT + 4:
             (count,) = struct.unpack_from("@I", information, _UNACKED_AT)
             return int(count)
-    return 0  # no TCP
+    return 0  # not a TCP socket
 
 
 class _Instruction(ctypes.Structure):
     _fields_ = (("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32))
 
 
-def _drop_newcomers(listener: socket.socket) -> None:
-    """Has the kernel drop requests for connections before they reach the listener."""
+def _drop_connects(listener: socket.socket) -> None:
+    """Makes the kernel drop SYN segments before they reach the listener."""
     program = (_Instruction * 4)(
-        _Instruction(0x30, 0, 0, _FLAGS_AT),  # load a byte
-        _Instruction(0x45, 0, 1, _SYN),  # has it the bit? if not, skip one
+        _Instruction(0x30, 0, 0, _FLAGS_AT),  # load the byte of flags
+        _Instruction(0x45, 0, 1, _SYN),  # if SYN is not set, skip one instruction
         _Instruction(0x06, 0, 0, 0),  # drop
         _Instruction(0x06, 0, 0, 0xFFFFFFFF),  # keep
     )
-    with contextlib.suppress(OSError):  # a kernel that knows no filters: the moment is short
+    with contextlib.suppress(OSError):  # a kernel without socket filters: the listener closes soon anyway
         value = struct.pack("@HP", len(program), ctypes.addressof(program))
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)

@@ -1,8 +1,8 @@
-"""Who may change the server from a browser: pages of the server itself, and of origins that the operator allows.
+"""Decides whether a browser's request may change the server: if its page is the server's own or the operator allows it.
 
-A browser sends any page's POST to any address, the loopback included, and a name can be made to point there (DNS
-rebinding). It says so: such requests carry ``Origin``, or ``Sec-Fetch-Site`` (Fetch Standard, Fetch Metadata).
-Clients that are no browsers send neither field, and may do everything.
+A browser sends any page's POST to any address, the loopback included, and an attacker's host name can resolve to it
+(DNS rebinding). Such requests carry ``Origin`` or ``Sec-Fetch-Site`` (Fetch Standard, Fetch Metadata). Clients other
+than browsers send neither field, and may do everything.
 
 Pure.
 """
@@ -21,12 +21,12 @@ _PORTS = {b"http": b"80", b"https": b"443"}
 def why_foreign(
     headers: Mapping[bytes, bytes], allowed_hosts: Collection[str], allowed_origins: Collection[str]
 ) -> str | None:
-    """Why a request comes from a page that may not change anything, as a sentence; None: it does not.
+    """Return why a request comes from a page that must not change anything, as a sentence; None if it may.
 
     Args:
         headers: the request's fields, by lower-case name.
-        allowed_hosts: names of this server, beside ``localhost`` and addresses.
-        allowed_origins: origins of other pages that may, such as ``https://console.example``.
+        allowed_hosts: names of this server, besides ``localhost`` and IP addresses.
+        allowed_origins: further origins whose pages may change the server, such as ``https://console.example``.
     """
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
     if origin is None and site in (None, b"none"):
@@ -54,7 +54,7 @@ def _is_own(origin: bytes | None, site: bytes | None, host: bytes) -> bool:
 
 
 def _is_known(name: str, allowed_hosts: Collection[str]) -> bool:
-    """Whether nobody else can make a name point to this machine."""
+    """Whether no attacker can make this name resolve to this machine."""
     if name == "localhost" or name.endswith(".localhost") or name in allowed_hosts:
         return True
     try:

@@ -1,7 +1,7 @@
-"""Threads for work that is done a piece at a time: who has had the fewest pieces goes next.
+"""Threads for work that is done in pieces: the task with the fewest finished pieces goes next.
 
-So a small body never waits for a large one to be inflated, only for the pieces of it that are under way, however many
-large ones there are. Work that nobody waits for any more ends with its piece.
+So a small body waits at most for pieces of large bodies, never for a whole one, however many there are. Work that
+nobody waits for any more ends after its current piece.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fastinfer.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-_IDLE_S: Final = 10.0  # then a thread ends
+_IDLE_S: Final = 10.0  # an idle thread ends after this time
 
 
 class Task:
-    """Steps under way. ``terminate`` ends them: ``done`` is not called any more."""
+    """Work in steps. After ``terminate``, ``done`` is not called."""
 
     __slots__ = ("_done", "_error", "_number", "_pieces", "_steps", "terminated")
 
@@ -37,11 +37,11 @@ class Task:
         return (self._pieces, self._number) < (other._pieces, other._number)
 
     def terminate(self) -> None:
-        """Nobody waits any more."""
+        """Ends the work after the current step, because nobody waits any more."""
         self.terminated = True
 
     def step(self) -> bool:
-        """One piece, on a thread; whether there are more. Never raises."""
+        """Runs one step, on any thread; returns whether there are more. Never raises."""
         if self.terminated:
             return False
         try:
@@ -49,37 +49,37 @@ class Task:
         except StopIteration:
             return False
         except ApiError as error:
-            # Without the frames of the steps, which hold memory.
+            # The traceback is dropped because its frames hold memory.
             self._error = error.with_traceback(None)
             return False
         except MemoryError:
             self._error = ApiError(503, "out of memory for the request", retry_after_s=1)
             return False
         except Exception:
-            log.exception("a piece of work has failed")
+            log.exception("inflating or compressing failed")
             self._error = ApiError(500, "internal error")
             return False
         self._pieces += 1
         return True
 
-    def tell(self) -> None:
-        """On the loop's thread."""
+    def report(self) -> None:
+        """Calls ``done``. Loop's thread."""
         if not self.terminated:
             self._done(self._error)
 
 
 class Pieces:
-    """Threads that do one piece after the other.
+    """The threads, which run the steps of all tasks.
 
     Args:
-        loop: on whose thread the ends are told; all methods belong to it.
-        threads: at most; they are started when they are needed, and end when they are not.
+        loop: ``done`` is called on its thread; all public methods are called there, too.
+        threads: maximum number; they start when they are needed, and end when they are idle.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: int) -> None:
         self._loop = loop
         self._most = threads
-        self._change = threading.Condition()  # guards what follows
+        self._change = threading.Condition()  # guards the fields below
         self._waiting: list[Task] = []  # a heap
         self._threads = 0
         self._idle = 0
@@ -87,7 +87,7 @@ class Pieces:
         self._submitted = 0
 
     def submit(self, steps: Iterator[None], done: Callable[[ApiError | None], None]) -> Task:
-        """Does the steps; ``done`` is called with None, or with what a step has raised."""
+        """Runs the steps, then calls ``done`` with None, or with the error that a step has raised."""
         self._submitted += 1
         task = Task(steps, done, self._submitted)
         with self._change:
@@ -100,7 +100,7 @@ class Pieces:
         return task
 
     def close(self) -> None:
-        """Ends the threads after the pieces that are under way; what waits is given up."""
+        """Ends the threads after their current steps; waiting tasks are dropped."""
         with self._change:
             self._closed = True
             self._waiting.clear()
@@ -111,9 +111,9 @@ class Pieces:
             pass
 
     def _do_piece(self) -> bool:
-        """Of the task whose turn it is; False: this thread ends.
+        """Runs a step of the next task; False: this thread ends.
 
-        A function of its own: no thread that waits holds a task, and the memory of its steps.
+        This is a separate function so that a waiting thread holds no reference to a task and its memory.
         """
         task = self._next()
         if task is None:
@@ -125,7 +125,7 @@ class Pieces:
             if more:
                 heapq.heappush(self._waiting, task)
             elif not task.terminated:
-                self._loop.call_soon_threadsafe(task.tell)
+                self._loop.call_soon_threadsafe(task.report)
         return True
 
     def _next(self) -> Task | None:

@@ -1,4 +1,4 @@
-"""Busy polling: where requests come close together, the loop looks for the next one instead of going to sleep."""
+"""Busy polling: under load the loop polls for the next request instead of sleeping."""
 
 from asyncio import AbstractEventLoop
 from collections.abc import Sized
@@ -10,16 +10,16 @@ class Poller:
 
     Args:
         loop: the loop.
-        busy: work that could use the core; while it holds something, the loop sleeps.
-        window_us: how long it looks for the next request, in microseconds; 0: it always sleeps.
+        busy: the work of native threads, which could use the core; while there is any, the loop sleeps.
+        window_us: how long it polls for the next request, in microseconds; 0: it always sleeps.
     """
 
     window_ns: int
     polling: bool
     def __init__(self, loop: AbstractEventLoop, busy: Sized, window_us: float) -> None: ...
-    def came(self, now: int) -> None:
+    def on_bytes(self, now: int) -> None:
         """Bytes have come from a client; ``now`` is CLOCK_MONOTONIC's, in nanoseconds."""
-    def answered(self) -> None:
+    def on_answer(self) -> None:
         """An answer was written: from now on the loop waits for the next request."""
-    def turned(self) -> None:
+    def on_turn(self) -> None:
         """The loop has turned once; it calls this."""

@@ -11,5 +11,5 @@ def reply_head(
         size: of the body.
         fields: further header fields; a field with CR or LF in its value is a bug, and is refused with ValueError.
         last: the connection ends after this answer.
-        version_10: the request was HTTP/1.0: a connection that stays open has to be told.
+        version_10: the request was HTTP/1.0: the answer must say that the connection stays open.
     """

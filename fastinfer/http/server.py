@@ -1,9 +1,9 @@
 """Lifecycle: accepting within limits, draining, signals.
 
-A server is started once and drained once. Before that it may *announce* its end: it is not ready, every answer ends its
-connection, and all goes on otherwise. Draining: connects are refused, what the kernel has accepted by then is still
-accepted, then the listeners close; every answer ends its connection; idle connections may send one more request for a
-moment. After its time what is left is answered with 503.
+A server is started once and drained once. Before the drain it may *announce* its end: it is not ready, every answer
+ends its connection, and everything else continues. The drain refuses new connects, accepts the connections that the
+kernel has accepted by then, and closes the listeners; every answer ends its connection; idle connections may send one
+more request within a second. When the drain times out, unanswered requests get 503.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ACCEPTED_AT_ONCE: Final = 64  # then the connections that exist have their turn
-_ACCEPT_PAUSE_S: Final = 0.02  # where there are no files: costs nothing to speak of, and a long queue moves on
-_REFUSED_AT_ONCE: Final = 128  # connections above the limit that are told so; further ones wait in the queue
-_LAST_HANDSHAKES_S: Final = 0.25  # after connects are refused: round trips of clients whose handshake had begun
-_FILTERED_S: Final = 0.05  # the same where connects are dropped instead, most; a client asks again after a second
-_LOOK_S: Final = 0.005
+_ACCEPTS_PER_TURN: Final = 64  # connections accepted in a turn of the loop; then open connections are served
+_ACCEPT_PAUSE_S: Final = 0.02  # pause if no file descriptor is free: cheap, and short enough for a long queue
+_MAX_REFUSED: Final = 128  # connections above the limit that get 503; further ones wait in the accept queue
+_LAST_HANDSHAKES_S: Final = 0.25  # time to finish the handshakes that had begun when connects were refused
+_MAX_FILTER_S: Final = 0.05  # maximum, if connects are dropped instead: a client retries after a second
+_POLL_S: Final = 0.005  # between two checks of the accept queues
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
@@ -51,15 +51,15 @@ class Server:
     Args:
         router: see :class:`fastinfer.http.head.Router`.
         host, port: where to listen; port 0 takes a free one.
-        sockets: listening sockets to use instead, which the server takes over.
-        accepting: whether to accept from the start on; otherwise :meth:`accept_from` begins it.
+        sockets: listening sockets to use instead; the server owns them.
+        accepting: whether to accept from the start; otherwise :meth:`accept_from` starts it.
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
         counters: memory for the counters of the connections (see :class:`fastinfer.http.connection.Shared`).
-        budget: of the memory that requests hold; by default one of ``limits.in_flight_bytes``.
-        on_drain: called once when the end is announced or draining starts, so that readiness can turn; not if another
-            process goes on.
-        shutdown_delay_s: how long a signal announces the end before it drains.
+        budget: limits the memory that requests hold; by default to ``limits.in_flight_bytes``.
+        on_drain: called once when the end is announced or the drain starts, so that readiness can change; not if
+            another process takes over.
+        shutdown_delay_s: seconds between a signal, which announces the end, and the drain.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Server:
         self._accepting: set[asyncio.Task[Any]] = set()  # accepted sockets that have no transport yet
         self._pause: asyncio.TimerHandle | None = None
         self._listeners_live_on = False
-        self._stopping = asyncio.Event()  # the end is to be announced, or has begun
+        self._stopping = asyncio.Event()  # set when the end must be announced or the drain begin
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._hub: Hub | None = None
 
     @property
     def hub(self) -> Hub:
-        """What the connections share; its counters are for the metrics."""
+        """The state that the connections share; the metrics use its counters."""
         if self._hub is None:
             raise RuntimeError("the server is not started")
         return self._hub
@@ -111,7 +111,7 @@ class Server:
 
     @property
     def draining(self) -> bool:
-        """Whether the server takes no more connections, because it ends."""
+        """Whether the server accepts no more connections, because it ends."""
         return self._hub is not None and self._hub.ending
 
     async def start(self) -> None:
@@ -128,13 +128,13 @@ class Server:
         )
         for listener in self._listeners:
             listener.setblocking(False)
-            # Accepted sockets inherit it.
+            # Accepted sockets inherit the option.
             if listener.family in (socket.AF_INET, socket.AF_INET6):
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._resume_accepting()
 
     def accept_from(self, listeners: Sequence[socket.socket]) -> None:
-        """Accepts from these of its listeners, and from no others, from now on."""
+        """Accepts only from these of its listeners from now on."""
         if not self.draining:
             self._pause_accepting()
             self._accepted_from = list(listeners)
@@ -146,24 +146,24 @@ class Server:
         signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
         overdue: Callable[[float], None] | None = None,
     ) -> bool:
-        """Serves until :meth:`stop`, or what is like it, then drains.
+        """Serves until :meth:`stop`, :meth:`drain_soon`, :meth:`hand_over` or :meth:`end`, then drains.
 
         Args:
-            drain_timeout_s: what requests in flight get to finish.
-            signals: which of them call :meth:`stop`.
-            overdue: called when draining starts, when a signal ends that, and at its end, with the seconds after which
-                nothing may be left of the server.
+            drain_timeout_s: seconds that requests in flight get to finish.
+            signals: the signals that call :meth:`stop`.
+            overdue: called when the drain starts, when a signal cuts it short, and when it ends, with the seconds
+                after which the process must have ended.
 
         Returns:
-            Whether every request that was accepted is answered.
+            Whether every accepted request was answered.
         """
         loop = asyncio.get_running_loop()
         for number in signals:
             loop.add_signal_handler(number, self.stop)
         if self._hub is None:
             await self.start()
-        # What exists now stays: the collector need not look at it again. Requests leave it next to nothing, but many
-        # connections at once look like garbage, and to look through them all stops the loop for 20 ms.
+        # Objects that exist now live as long as the server, so the cyclic collector can skip them. Requests create
+        # almost no cycles, but many new connections trigger a collection, which would stop the loop for 20 ms.
         gc.collect()
         gc.freeze()
         gc.set_threshold(constants.COLLECTED_OBJECTS)
@@ -171,7 +171,7 @@ class Server:
         try:
             await self._stopping.wait()
             if not self._stop.is_set():
-                log.info("the server ends in %g s; it still takes connections", self._shutdown_delay_s)
+                log.info("the drain starts in %g s; connections are still accepted", self._shutdown_delay_s)
                 self.announce()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), self._shutdown_delay_s)
@@ -188,15 +188,15 @@ class Server:
                 at_once.cancel()
             for number in signals:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)  # the rest of the end is short, and has a status of its own
+                signal.signal(number, signal.SIG_IGN)  # a signal must not change the exit status any more
 
     async def _overdue_at_once(self, overdue: Callable[[float], None]) -> None:
         await self._stop_now.wait()
         overdue(constants.GIVE_UP_S + constants.END_TIMEOUT_S)
 
     def stop(self) -> None:
-        """What a signal does: it announces the end, or lets :meth:`serve` drain, or ends that; each one does the next
-        of these. Without a delay nothing is announced."""
+        """Handles a signal: announces the end, starts the drain of :meth:`serve`, or cuts it short, whichever comes
+        next. Without a delay nothing is announced."""
         if self._stop.is_set():
             self._stop_now.set()
         elif self._stopping.is_set() or not self._shutdown_delay_s:
@@ -205,32 +205,32 @@ class Server:
             self._stopping.set()
 
     def announce(self) -> None:
-        """Is not ready any more, and ends the connection with every answer; goes on accepting."""
+        """Makes the server not ready, and every answer end its connection; connections are still accepted."""
         if not self.hub.draining:
             self.hub.draining = True
             if self._on_drain is not None:
                 self._on_drain()
 
     def drain_soon(self) -> None:
-        """Lets :meth:`serve` drain; no more than that, however often it is called."""
+        """Makes :meth:`serve` drain. Idempotent."""
         self._stop.set()
         self._stopping.set()
 
     def hand_over(self) -> None:
-        """Lets :meth:`serve` drain and leave its listeners, with what waits in them, to another process."""
+        """Makes :meth:`serve` drain, and leave its listeners and their accept queues to another process."""
         self._listeners_live_on = True
         self.drain_soon()
 
     def end(self) -> None:
-        """Ends at once."""
+        """Makes :meth:`serve` end without waiting for requests."""
         self.drain_soon()
         self._stop_now.set()
 
     async def drain(self, timeout_s: float = constants.DRAIN_TIMEOUT_S) -> bool:
-        """Stops accepting, lets requests in flight finish, and ends. What is left after the time gets 503.
+        """Stops accepting, lets requests in flight finish, and ends. After the timeout, the rest get 503.
 
         Returns:
-            Whether all connections ended by themselves within the time.
+            Whether all connections ended within the timeout.
         """
         hub = self.hub
         if hub.ending:
@@ -250,7 +250,7 @@ class Server:
             await asyncio.wait((ended,), timeout=constants.GIVE_UP_S)
         closing.cancel()
         while not ended.done():
-            hub.abort_all()  # again and again: sockets that are being opened become connections meanwhile
+            hub.abort_all()  # repeated, because sockets that are being opened become connections meanwhile
             await asyncio.wait((ended,), timeout=_ACCEPT_PAUSE_S)
         hub.close()
         return clean
@@ -264,27 +264,27 @@ class Server:
     # --- Accepting ----------------------------------------------------------------------------------------------------
 
     async def _close_listeners(self) -> None:
-        """Closes the listeners; connections that the kernel has accepted, or is about to, are accepted before."""
+        """Closes the listeners, after accepting the connections that the kernel has accepted or is about to."""
         try:
             if not self._listeners_live_on:
-                await self._accept_the_last()
+                await self._accept_queued()
         finally:
             self._pause_accepting()
             listen.close([self._listeners])
 
-    async def _accept_the_last(self) -> None:
+    async def _accept_queued(self) -> None:
         accepted_from = self._accepted_from
         if not accepted_from:
             return
-        refused = [listen.refuse_newcomers(listener) for listener in accepted_from]
+        refused = [listen.refuse_connects(listener) for listener in accepted_from]
         if all(refused):
             await asyncio.sleep(_LAST_HANDSHAKES_S)
         else:
-            end, quiet = self.hub.loop.time() + _FILTERED_S, 0
+            end, quiet = self.hub.loop.time() + _MAX_FILTER_S, 0
             while quiet < 2 and self.hub.loop.time() < end:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(_POLL_S)
                 quiet = 0 if any(map(listen.waiting, accepted_from)) else quiet + 1
-        while any(map(listen.waiting, accepted_from)):  # there are no files, or too many connections: some end
+        while any(map(listen.waiting, accepted_from)):  # no free descriptors, or too many connections: wait
             await asyncio.sleep(_ACCEPT_PAUSE_S)
 
     def _resume_accepting(self) -> None:
@@ -294,7 +294,7 @@ class Server:
             loop.add_reader(listener, self._ready, listener)
 
     def _pause_accepting(self, seconds: float | None = None) -> None:
-        """Leaves further connections in the accept queue; without this, a full process would spin on them."""
+        """Leaves further connections in the accept queue; otherwise a process at its limit would spin on them."""
         loop = asyncio.get_running_loop()
         for listener in self._accepted_from:
             loop.remove_reader(listener)
@@ -305,7 +305,7 @@ class Server:
             self._pause = loop.call_later(seconds, self._resume_accepting)
 
     def _ready(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTED_AT_ONCE):
+        for _ in range(_ACCEPTS_PER_TURN):
             if not self._accept(listener):
                 return
 
@@ -313,7 +313,7 @@ class Server:
         """Accepts one connection; returns whether there may be more."""
         hub = self.hub
         open_now = hub.connections + hub.opening
-        if open_now >= self._limits.max_connections + _REFUSED_AT_ONCE:
+        if open_now >= self._limits.max_connections + _MAX_REFUSED:
             self._pause_accepting(_ACCEPT_PAUSE_S)
             return False
         try:
@@ -322,7 +322,7 @@ class Server:
             return False
         except OSError as error:
             if error.errno not in _EXHAUSTED:
-                return True  # that connection was gone before it was accepted
+                return True  # the client had gone before it was accepted
             self._pause_accepting(_ACCEPT_PAUSE_S)
             return False
         accepted.setblocking(False)
@@ -341,16 +341,16 @@ class Server:
             await hub.loop.connect_accepted_socket(lambda: HttpProtocol(hub, refusal), accepted)
         except OSError:
             hub.opening -= 1
-            accepted.close()  # the client is gone already
+            accepted.close()  # the client has gone already
 
 
 def raise_file_limit() -> None:
-    """Lets the process have as many files, and so connections, as the system allows."""
+    """Raises the limit of open files, and so of connections, to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a program on uvloop."""
+    """Runs a coroutine on a uvloop event loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)

@@ -1,24 +1,24 @@
-"""Request bodies on their way in: their memory, and how they get on. With the GIL."""
+"""Request bodies that are still arriving: their memory, and their progress. With the GIL."""
 
 from typing_extensions import Buffer
 
 from fastinfer.base.budget import Budget
-from fastinfer.http.exchange import Head
+from fastinfer.http.exchange import RequestHead
 
 class BodyPool:
-    """Memory between two bodies, at most ``max_bytes`` of it: its pages exist already."""
+    """Free memory for bodies, at most ``max_bytes`` of it, kept because its pages exist already."""
 
     max_bytes: int
     kept_bytes: int
     def __init__(self, max_bytes: int) -> None: ...
     def age(self) -> None:
-        """Gives up what was not used since the last call."""
+        """Frees the blocks that were not used since the last call."""
 
 class Body(Buffer):
     """One body in memory of its own: until it is complete the room for its next bytes, then the body, read-only."""
 
     size: int
-    """As announced; the most that there may be, until :meth:`end`."""
+    """As announced, or the limit, until :meth:`end`."""
     received: int
     def __len__(self) -> int: ...
     def take(self, data: Buffer) -> None:
@@ -26,24 +26,24 @@ class Body(Buffer):
 
         Raises:
             MemoryError: the system has none, or the budget is spent.
-            ValueError: there are more than there may be.
+            ValueError: there are more than the limit.
         """
     def end(self) -> None:
-        """That was all of it."""
+        """The body is complete."""
 
 def new_body(pool: BodyPool, budget: Budget, most: int) -> Body:
     """A body whose size is not known yet; its bytes count in the budget as they come."""
 
 class Upload:
-    """What bodies of announced length and chunked ones have: the head they belong to, and how they get on."""
+    """A body of announced length or a chunked one: the head that it belongs to, and its progress."""
 
-    head: Head
+    head: RequestHead
     arrived_ns: int
     """When the first byte of its head came, on CLOCK_MONOTONIC."""
     received: int
     """Bytes of the body so far."""
     complete: bool
-    """All of it is here."""
+    """All of it has come."""
     wants_continue: bool
     """The client waits for ``100 Continue``, which was not sent yet."""
     started: float
@@ -52,10 +52,10 @@ class Upload:
     """... its current window of measured progress, ..."""
     window_received: int
     """... and ``received`` at that time."""
-    def __init__(self, head: Head, now: float, arrived_ns: int) -> None: ...
+    def __init__(self, head: RequestHead, now: float, arrived_ns: int) -> None: ...
 
 class SizedUpload(Upload):
     """A body of announced length: the socket writes straight into its memory, never past its end."""
 
     body: Body | None
-    """None until its first bytes are here."""
+    """None until its first bytes have come."""

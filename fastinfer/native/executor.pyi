@@ -8,31 +8,31 @@ from fastinfer.native.job import Job
 _J = TypeVar("_J", bound=Job)
 
 class Share:
-    """What competes for an executor's threads: a model's runs, or data work of one kind. The next job is one of the
-    share with the fewest running; the last free thread is kept for shares of which nothing runs."""
+    """A scheduling class of an executor's threads: one model's runs, or data work of one kind. The next job comes from
+    the share with the fewest running jobs; the last free thread is reserved for shares without a running job."""
 
     @property
     def running(self) -> int: ...
 
 class Executor:
-    """Native threads, and the jobs that wait for them by share. All methods belong to one thread, the event loop's.
+    """Native threads, and a queue of jobs for each share. All methods are for the event loop's thread.
 
     The loop watches the completions: ``loop.add_reader(executor, executor.drain)``.
 
     Args:
-        threads: how many; ValueError below 1, OSError where they cannot be started.
-        loop_fd: the file in which the event loop waits; long jobs offer their core while it has something to read.
-        call_later: the event loop's. Jobs that have run for 0.1 s are put behind the others: as many as there are cores
-            but one keep their priority. While shares of which nothing runs wait for a thread, they lose their places,
-            too, and further threads (at most four for each of ``threads``) serve the others. None: nothing of this.
-        processes: that share the cores.
+        threads: their number; ValueError below 1, OSError if they cannot be started.
+        loop_fd: the event loop's epoll descriptor; long jobs yield their core if an event waits there.
+        call_later: the event loop's. Of the jobs that have run for 0.1 s, all but (cores - 1) get a lower priority.
+            While shares without a running job wait for a thread, such jobs also stop counting against ``threads``,
+            and extra threads (at most four for each of ``threads``) serve the others. None: jobs are not demoted.
+        processes: the number of processes that share the cores.
     """
 
     threads: int
     brief: Share
-    """Of data work that takes about a millisecond."""
+    """The share of data work that takes about a millisecond."""
     bulk: Share
-    """Of data work that takes longer."""
+    """The share of longer data work."""
     def __init__(
         self,
         threads: int,
@@ -41,7 +41,7 @@ class Executor:
         processes: int = 1,
     ) -> None: ...
     def submit(self, job: _J, done: Callable[[_J], Any] | None = None, share: Share | None = None) -> None:
-        """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after its end.
+        """Queues ``job``; ``done`` (or ``job.done``) is called with it by :meth:`drain` after it has ended.
 
         ``share``: by default :attr:`brief`.
 
@@ -50,11 +50,11 @@ class Executor:
             ValueError: the job is under way already.
         """
     def drain(self) -> None:
-        """Tells the ends of all jobs that have ended. What a ``done`` raises goes to ``sys.unraisablehook``."""
+        """Calls the callbacks of all jobs that have ended. Their exceptions go to ``sys.unraisablehook``."""
     def __len__(self) -> int:
-        """The jobs whose end was not told yet."""
+        """Jobs whose callback was not called yet."""
     def fileno(self) -> int:
-        """Readable when a job has ended that :meth:`drain` has not told yet."""
+        """Readable if a job has ended since the last :meth:`drain`."""
     @property
     def queued(self) -> int:
         """Jobs that wait for a thread."""
@@ -62,10 +62,10 @@ class Executor:
     def running(self) -> int: ...
     @property
     def displaced(self) -> int:
-        """Jobs that run outside of their place."""
+        """Running jobs that do not count against ``threads``."""
     def close(self) -> None:
-        """Takes no more jobs, waits for those that run, tells their ends, and ends the threads.
+        """Refuses new jobs, waits for running ones, calls their callbacks, and joins the threads.
 
-        Jobs that wait are given up: their ``done`` is not called. May be called again. An executor that is still open
+        Queued jobs are discarded without a callback. May be called again. An executor that is still open
         when the interpreter exits is closed then, after ``terminate()`` on its jobs that have it.
         """

@@ -1,4 +1,5 @@
-"""A piece of native work: runs once, without the GIL, on any thread; its end is told on the loop's thread."""
+"""A piece of native work: runs once, without the GIL, on any thread; its completion is reported on the
+loop's thread."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,6 @@ class Job:
     done: Callable[[Any], None] | None
     """Called with the job on the loop's thread once an executor has run it."""
     def terminate(self) -> None:
-        """Nobody waits any more: the work ends soon, or does not begin. There is no result."""
+        """Cancels the job: it ends at its next check, or does not start. It then has no result."""
     def run(self) -> None:
-        """Does the work now, on this thread, with the GIL released. Does not call ``done``. ValueError the second time."""
+        """Does the work now, on this thread, without the GIL. Does not call ``done``. ValueError the second time."""

@@ -1,1 +1,1 @@
-"""From files on the disk to endpoints, in step across processes."""
+"""Makes endpoints from files on the disk, in the same order in all processes."""

@@ -1,7 +1,7 @@
-"""What ended processes before, as far as a serving process must know: what to note, and what to leave alone.
+"""A serving process's access to the crash record: notes its loads, and refuses loads that ended processes before.
 
-Which request or load is to blame is decided elsewhere (:mod:`fastinfer.supervisor.blame`, which tells the whole).
-Without a crash record, in a process that nobody supervises, everything here does nothing.
+:mod:`fastinfer.supervisor.blame` decides which request or load is to blame, and describes the rules. Without a crash
+record, in a process without a supervisor, the methods here do nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Crashes:
     """A serving process's side of a crash record.
 
     Args:
-        slot: its slot; None: nothing is recorded.
+        slot: the process's slot; None: nothing is recorded.
     """
 
     def __init__(self, slot: CrashSlot | None = None) -> None:
@@ -31,62 +31,62 @@ class Crashes:
 
     @classmethod
     def attach(cls, fd: int, slot: int | None) -> Crashes:
-        """Takes a slot of the record in shared memory, and begins to note on which threads crashes come.
+        """Takes a slot of the record in shared memory, and begins to note the threads on which crashes occur.
 
         Args:
-            fd: of the memory; it is closed.
-            slot: the slot; None: there was none to be had.
+            fd: the memory's file descriptor; it is closed.
+            slot: the slot; None: none was free.
         """
         with os.fdopen(fd) as file:
             if slot is None:
                 return cls()
-            taken = CrashSlot(CrashRecord(mmap.mmap(file.fileno(), 0)), slot)
-        taken.watch_faults()
-        return cls(taken)
+            crash_slot = CrashSlot(CrashRecord(mmap.mmap(file.fileno(), 0)), slot)
+        crash_slot.watch_faults()
+        return cls(crash_slot)
 
     @property
     def refused(self) -> int | None:
-        """Requests that no process has run because they had ended one; None where nothing is recorded."""
+        """The number of requests refused because they had ended a process; None if nothing is recorded."""
         return None if self._slot is None else self._slot.record.refused
 
     @property
     def withdrawn(self) -> int:
-        """Models that no process runs because they have ended several."""
+        """The number of models that no process runs because they have ended several."""
         entries = () if self._slot is None else self._slot.record.entries()
         return sum(kind == WITHDRAWN for _, _, kind in entries)
 
-    def load(self, model: str, version: int, made_of: object) -> RecordedLoad:
+    def load(self, model: str, version: int, source: object) -> RecordedLoad:
         """The load of one version.
 
         Args:
-            model: its directory.
-            version: its number.
-            made_of: everything that a crash may depend on; its ``repr`` counts. With other files it is another load.
+            model: the model's directory.
+            version: the version's number.
+            source: everything that a crash may depend on, compared by its ``repr``. Other files make it another load.
         """
-        return RecordedLoad(self._slot, self._suspects_turn, model, version, made_of)
+        return RecordedLoad(self._slot, self._suspects_turn, model, version, source)
 
 
 class RecordedLoad:
     """One version's load in the crash record."""
 
     def __init__(
-        self, slot: CrashSlot | None, suspects_turn: asyncio.Lock, model: str, version: int, made_of: object
+        self, slot: CrashSlot | None, suspects_turn: asyncio.Lock, model: str, version: int, source: object
     ) -> None:
         self._slot = slot
         self._suspects_turn = suspects_turn
         self._model = model
         self._group = hashed(model)
-        self._key = hashed(repr((model, version, made_of)))
+        self._key = hashed(repr((model, version, source)))
         self._label = f"model '{model}' version {version}".encode()
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Suspect loads wait for each other, so that the next death tells which it was. ApiError 400: quarantined."""
+        """Orders suspect loads one after another, so that a death has one culprit. ApiError 400 if quarantined."""
         if not self._is_suspect():
             yield
             return
         async with self._suspects_turn:
-            self._is_suspect()  # it may be worse by now
+            self._is_suspect()  # the load may be quarantined by now
             yield
 
     def _is_suspect(self) -> bool:
@@ -101,7 +101,7 @@ class RecordedLoad:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Notes the load while it lasts. On the thread that loads."""
+        """Notes the load while it lasts. Runs on the load thread."""
         if self._slot is None:
             yield
             return
@@ -113,5 +113,5 @@ class RecordedLoad:
 
     @property
     def run_notes(self) -> RunNotes | None:
-        """For the runs of what was loaded."""
+        """Notes the runs of the loaded version; None: nothing is recorded."""
         return None if self._slot is None else RunNotes(self._slot, self._key, self._group, self._label)

@@ -1,8 +1,8 @@
 """The table of loaded endpoints, and AMD's rules for their identities and names.
 
-Pure book-keeping: no files, no runtime, no waiting. An endpoint's identity is the name that was asked for and all
-parameters but ``share``; a new identity gets the first free name of ``resnet50``, ``resnet50-0``, ``resnet50-1``, …
-(AMD Inference Server, "endpoints"). Names are one name space, whatever the endpoint is made of.
+Pure data: no files, no runtime, no waiting. An endpoint's identity is the requested name and all parameters except
+``share``; a new identity gets the first free name of ``resnet50``, ``resnet50-0``, ``resnet50-1``, …
+(AMD Inference Server, "endpoints"). Models and workers have one name space.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Identity = tuple[str, str, bytes]
 
 
 def identity(kind: str, base: str, parameters: Mapping[str, Any]) -> Identity:
-    """What makes two loads the same: the kind and name asked for, and all parameters but ``share``."""
+    """The identity of a load: the requested kind and name, and all parameters except ``share``."""
     counted = {key: value for key, value in parameters.items() if key != "share"}
     return kind, base, orjson.dumps(counted, option=orjson.OPT_SORT_KEYS)
 
@@ -33,16 +33,16 @@ class Endpoint:
     """A loaded name.
 
     Attributes:
-        name: as it is asked for in URLs.
-        identity: what it was made from; its second part is the model's or worker's own name.
-        parameters: what it was loaded with, read.
-        loads: how often it was loaded; each unload takes one away.
-        holds: how many endpoints have it as their successor; with neither a load nor a hold left it is removed.
+        name: the name in URLs.
+        identity: the identity of its load; the second part is the model's or worker's own name.
+        parameters: the parsed parameters of its load.
+        loads: how often it was loaded; each unload subtracts one.
+        holds: how many endpoints have it as their successor. Without loads and holds it is removed.
         override: the configuration that its last load gave, in place of the one on the disk.
-        versions: what is ready, by version.
-        sources: what each version was made from, to tell whether the disk has something newer.
+        versions: the ready models, by version.
+        sources: the source of each version, to detect whether the disk has something newer.
         files: a fingerprint of the model's directory when its versions were chosen from it; empty: they were not.
-        chosen: versions that were asked for one by one, beside those that the version policy names.
+        chosen: versions that were requested one by one, in addition to those that the version policy names.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Endpoint:
 
 
 class EndpointTable:
-    """All endpoints by name and by identity, and the quick look-up for requests."""
+    """All endpoints by name and by identity, and a fast look-up for requests."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Endpoint] = {}
         self._by_identity: dict[Identity, Endpoint] = {}
-        # What serves a request, by the parts of its path: (name,) is the highest version, or (name, version).
+        # The model for a request, by the parts of its path: (name,) is the highest version, or (name, version).
         self.models: dict[tuple[str, ...], Model] = {}
 
     def __iter__(self) -> Iterator[Endpoint]:
@@ -88,25 +88,25 @@ class EndpointTable:
     def get(self, name: str) -> Endpoint | None:
         return self._by_name.get(name)
 
-    def same(self, wanted: Identity) -> Endpoint | None:
+    def with_identity(self, requested: Identity) -> Endpoint | None:
         """The endpoint with this identity, if it is loaded."""
-        return self._by_identity.get(wanted)
+        return self._by_identity.get(requested)
 
     def model(self, name: str, version: str | None) -> Model | None:
         """The model that serves requests for a name and a version (None: the highest)."""
         return self.models.get((name,) if version is None else (name, version))
 
-    def free_name(self, wanted: Identity, reserved: Container[str] = ()) -> str:
+    def free_name(self, requested: Identity, reserved: Container[str] = ()) -> str:
         """The name that a new identity gets.
 
         Args:
-            wanted: the identity.
-            reserved: names that loads under way are going to have.
+            requested: the identity.
+            reserved: the names of loads under way.
 
         Raises:
-            ApiError: 400 where the name itself belongs to an endpoint of another kind.
+            ApiError: 400 if the name itself belongs to an endpoint of another kind.
         """
-        kind, base, _ = wanted
+        kind, base, _ = requested
         taken = self._by_name.get(base)
         if taken is None and base in reserved:
             raise ApiError(400, f"the name '{base}' is being taken by another load")
@@ -118,7 +118,7 @@ class EndpointTable:
         return next(name for name in names if name not in self._by_name and name not in reserved)
 
     def publish(self, endpoint: Endpoint) -> None:
-        """Makes an endpoint, or what has changed in it, visible to requests; all at once."""
+        """Makes an endpoint and its changes visible to requests, all at once."""
         self._by_name[endpoint.name] = endpoint
         self._by_identity[endpoint.identity] = endpoint
         self._forget_models(endpoint.name)

@@ -1,15 +1,15 @@
-"""A model's directory: its versions, its configuration, and a fingerprint that tells when something changed.
+"""A model's directory: its versions, its configuration, and a fingerprint that changes with its files.
 
     digits/
         config.toml | config.pbtxt      optional
-        labels.txt                      where the configuration names it
-        warmup/                         data of warm-up requests, likewise
+        labels.txt                      if the configuration names it
+        warmup/                         data of warm-up requests, if the configuration names it
         1/model.onnx                    a version is a directory named by a positive integer
 
-Any of them, and any directory above, may be a symbolic link. A stamp describes the files that the links resolve to, so
-that a link that is swapped changes it as a file does that is replaced. The walk is bounded: see :class:`_Walk`.
+Each of them, and each directory above, may be a symbolic link. A stamp describes the files that links resolve to, so
+that replacing a link changes it just as replacing a file does. The walk is bounded: see :class:`_Walk`.
 
-Reads the disk and nothing else. Names must have been checked before they come here.
+Only reads the disk. Callers must check names before.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -35,10 +36,10 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an endpoint of its own
 
-_WARM_UP = "warmup"  # the directory of warm-up data in the model's
+_WARM_UP = "warmup"  # the directory of warm-up data
 
 StampEntry = tuple[str, int, int, int, int]
-"""A relative path and what it resolves to: device, inode, size, ctime in ns."""
+"""A relative path, and of the file that it resolves to: device, inode, size, ctime in ns."""
 Stamp = tuple[StampEntry, ...]
 
 
@@ -57,7 +58,7 @@ class NoVersionError(ApiError):
 
 
 class FilesChangedError(ApiError):
-    """A file is no longer the one of the stamp (status 503): the load looks at the directory again."""
+    """A file is no longer the one of the stamp (status 503); the load reads the directory again."""
 
     def __init__(self, name: str) -> None:
         super().__init__(503, f"the files of model '{name}' change while it is loaded", retry_after_s=1)
@@ -65,15 +66,15 @@ class FilesChangedError(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What lies on the disk for one model.
+    """The files of one model on the disk.
 
     Attributes:
         name: the directory's name.
-        directory: where it is.
+        directory: the directory's path.
         versions: the stamp of each version directory's files, by version.
-        shared: the stamp of the files beside them: the configuration, label files, warm-up data.
-        marks: a fingerprint of each version's stamp, and under 0 that of the shared one. They are made with the
-            stamps, on the thread that walks the directory: a stamp may have thousands of entries.
+        shared: the stamp of the other files: the configuration, label files, warm-up data.
+        marks: a fingerprint of each version's stamp, and under 0 that of the shared files. They are computed with the
+            stamps, on the thread that walks the directory, because a stamp may have thousands of entries.
     """
 
     name: str
@@ -88,42 +89,57 @@ class ModelFiles:
         return fingerprint((self.name, self.directory, self.marks))
 
     def read_config(self) -> ModelConfig:
-        """The model's configuration, all defaults where it has none. ApiError 400 with the reason."""
+        """The model's configuration; all defaults if it has none. ApiError 400 with the reason."""
         try:
             return model_config.load(self.directory, self.name) or ModelConfig(name=self.name)
         except ConfigError as error:
             raise ApiError(400, f"model '{self.name}': {error}") from error
 
-    def model_file(self, version: int, config: ModelConfig) -> Path:
-        """The ``.onnx`` file of a version. ApiError 400 where there is not exactly one, or none can be looked for."""
-        directory = self.directory / str(version)
-        named = config.default_model_filename
+    def has_file(self, version: int, pattern: str) -> bool:
+        """Whether the directory of a version has a file whose name matches. ApiError 400 if it cannot be listed."""
+        return bool(self._files(version, lambda name: fnmatchcase(name, pattern)))
+
+    def model_file(self, version: int, named: str, pattern: str) -> Path:
+        """The model file of a version.
+
+        Args:
+            version: the version.
+            named: the file's name; empty: the only one whose name matches ``pattern``.
+            pattern: ``*.onnx``.
+
+        Raises:
+            ApiError: 400, there is not exactly one, or the directory cannot be listed.
+        """
+        found = self._files(version, lambda name: name == named if named else fnmatchcase(name, pattern))
+        if len(found) == 1:
+            return found[0]
+        what = pattern.removeprefix("*")
+        problem = f"several {what} files and no default_model_filename"
+        if not found:
+            problem = f"no file '{named or pattern}'" if named or what == pattern else f"no {what} file"
+        raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
+
+    def _files(self, version: int, matches: Callable[[str], bool]) -> list[Path]:
         try:
-            entries = list(directory.iterdir())  # for a named file too: what cannot be listed has no stamp
-            wanted = [directory / named] if named else sorted(path for path in entries if path.suffix == ".onnx")
-            found = [path for path in wanted if S_ISREG(_mode(path))]
-        except (FileNotFoundError, NotADirectoryError):  # it went away meanwhile
-            found = []
+            # The directory is listed even for a plain name: without a listing there is no stamp.
+            entries = sorted((self.directory / str(version)).iterdir())
+            return [path for path in entries if matches(path.name) and S_ISREG(_mode(path))]
+        except (FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
+            return []
         except OSError as error:
             reason = f"cannot be read: {error.strerror}"
             raise ApiError(400, f"model '{self.name}' version {version} {reason}") from error
-        if len(found) == 1:
-            return found[0]
-        problem = "several .onnx files and no default_model_filename"
-        if not found:
-            problem = f"no file '{named}'" if named else "no .onnx file"
-        raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
     def read_model(self, version: int, path: Path) -> bytes:
         """The content of a version's model file, which is the file that the stamp describes.
 
         Args:
             version: the version.
-            path: its file, as of :meth:`model_file`.
+            path: its file, from :meth:`model_file`.
 
         Raises:
-            FilesChangedError: it is another file by now.
-            ApiError: 400 where it cannot be read.
+            FilesChangedError: it is another file now.
+            ApiError: 400 if it cannot be read.
         """
         try:
             with disk.regular_file(path) as file:
@@ -132,7 +148,7 @@ class ModelFiles:
                     raise ApiError(
                         400,
                         f"model '{self.name}' version {version} has a file of {found.st_size:,} bytes, and a model "
-                        "file has less than 2 GiB; weights beyond that lie in external data",
+                        "file has less than 2 GiB; put larger weights into external data",
                     )
                 before = _entry(path.name, found)
                 content = file.read()
@@ -146,13 +162,13 @@ class ModelFiles:
         return content
 
 
-def fingerprint(of: object) -> str:
-    """A short text for something made of stamps: another one for other files."""
-    return blake2b(repr(of).encode(), digest_size=16).hexdigest()
+def fingerprint(value: object) -> str:
+    """A digest of a value's ``repr``; other files have other stamps, and so another digest."""
+    return blake2b(repr(value).encode(), digest_size=16).hexdigest()
 
 
 def unreadable(directories: Iterable[Path]) -> str | None:
-    """Why the models of a repository cannot be listed, as the operating system says it; None where all can."""
+    """The operating system's reason why a repository cannot be listed; None if all can be."""
     for directory in directories:
         try:
             with os.scandir(directory):
@@ -162,26 +178,26 @@ def unreadable(directories: Iterable[Path]) -> str | None:
     return None
 
 
-def names(directories: Iterable[Path], *, tell: bool = False) -> list[str]:
+def names(directories: Iterable[Path], *, log_problems: bool = False) -> list[str]:
     """The models in the repositories' directories, sorted.
 
     Args:
         directories: the repositories; one that cannot be read has no models.
-        tell: log what cannot be read, and what looks misplaced.
+        log_problems: log unreadable directories and misplaced files.
     """
     found = set()
     for directory in directories:
         try:
-            entries = list(directory.iterdir())  # unlike os.DirEntry's, their is_dir() takes a link to itself
+            entries = list(directory.iterdir())  # unlike os.DirEntry, Path.is_dir() accepts a link to itself
         except OSError as error:
-            if tell:
+            if log_problems:
                 log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
             continue
         for entry in entries:
-            # What cannot be looked at may be a model: it has not gone, and to look for it tells why it is refused.
+            # An entry without a readable status may be a model: it is not gone, and find() gives the reason.
             if _NAME.fullmatch(entry.name) and _may_be_dir(entry):
                 found.add(entry.name)
-            elif tell and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
+            elif log_problems and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
                 log.warning(
                     "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
                     entry.name,
@@ -195,8 +211,8 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     Raises:
         UnknownModelError: there is no such model.
         NoVersionError: it has no version.
-        ApiError: 400 where the name is not to be served, a repository cannot be read that may have it, or the
-            directory is too large or leads out of itself to a directory above.
+        ApiError: 400 if the name is reserved, a repository that may have it cannot be read, or the directory is too
+            large or has a link to a directory above it.
     """
     if name in RESERVED_NAMES:
         raise ApiError(400, f"a model cannot be called '{name}'")
@@ -210,15 +226,15 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
             problem = unreadable([directory])
         except OSError as error:
             raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
-        if problem is not None:  # a later repository may have the name, and must not get its turn
+        if problem is not None:  # a later repository may have the name, but must not take precedence
             raise ApiError(400, f"model '{name}' is not found: a model repository cannot be read: {problem}")
     raise UnknownModelError(name)
 
 
 def _look_at(path: Path, name: str) -> ModelFiles:
-    """The files of the model in a directory. ApiError 400, OSError."""
+    """The files of the model in this directory. ApiError 400, OSError."""
     entries = list(path.iterdir())
-    # Raises where it cannot be known whether something is a version: one that is served has not gone.
+    # Raises if an entry's type is unknown: otherwise a served version would count as gone.
     versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
     if not versions:
         raise NoVersionError(name)
@@ -229,21 +245,21 @@ def _look_at(path: Path, name: str) -> ModelFiles:
     return ModelFiles(name, path, stamps, shared, marks)
 
 
-def find_all(directories: Sequence[Path], *, tell: bool = False) -> dict[str, ModelFiles | ApiError]:
-    """All models by name, each with its files, or with why it cannot be loaded; ``tell`` as of :func:`names`."""
+def find_all(directories: Sequence[Path], *, log_problems: bool = False) -> dict[str, ModelFiles | ApiError]:
+    """All models by name, each with its files or its error; ``log_problems`` as in :func:`names`."""
     found: dict[str, ModelFiles | ApiError] = {}
-    for name in names(directories, tell=tell):
+    for name in names(directories, log_problems=log_problems):
         try:
             found[name] = find(directories, name)
         except UnknownModelError:
-            continue  # it went away meanwhile
+            continue  # it was removed meanwhile
         except ApiError as error:
             found[name] = error
     return found
 
 
 def _is_dir(path: Path) -> bool:
-    """Whether it is a directory, or a link to one; what is not there, or cannot be reached, is none."""
+    """Whether the path is a directory or a link to one; False if it is missing or unreachable."""
     try:
         return path.is_dir()
     except OSError:
@@ -258,7 +274,7 @@ def _may_be_dir(path: Path) -> bool:
 
 
 def _mode(path: Path) -> int:
-    """``st_mode`` of what a path leads to; 0 where that is nothing. OSError where it cannot be known."""
+    """``st_mode`` of the file that a path resolves to; 0 if there is none. OSError if it is unknown."""
     try:
         return path.stat().st_mode
     except OSError as error:
@@ -268,21 +284,20 @@ def _mode(path: Path) -> int:
 
 
 def _is_shared(entry: Path) -> bool:
-    """Files beside the versions, and warm-up data. Hidden ones are an editor's or a copying program's."""
+    """Whether an entry is a file beside the versions, or warm-up data. Editors and copy programs leave hidden files."""
     return not entry.name.startswith(".") and (entry.name == _WARM_UP or not _is_dir(entry))
 
 
 def _entry(name: str, status: os.stat_result) -> StampEntry:
-    # The time is that of the inode: a copy may keep the other one, and get the number of a file that was removed.
+    # The ctime, because a copy may keep the mtime, and may get the inode number of a removed file.
     return name, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 class _Walk:
-    """Stamps parts of one model's directory, following symbolic links.
+    """Makes stamps of parts of one model's directory; follows symbolic links.
 
-    A directory that was met before is not walked again, so links in circles end. A link to a directory that holds the
-    model's, the root of the file system for one, is refused, and so are more entries or deeper nesting than a model
-    may have.
+    A directory is walked only once, so cyclic links end. Refused are links to a directory above the model's (for
+    example the root of the file system), and more entries or deeper nesting than the limits.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -295,14 +310,14 @@ class _Walk:
         self._above = {(above.stat().st_dev, above.stat().st_ino) for above in (*resolved.parents, directory.parent)}
 
     def stamp(self, path: Path, name: str = "") -> Stamp:
-        """The files below a directory, by their paths relative to it, in order; or one file.
+        """The stamp of the files below a directory, sorted by relative path; or of one file.
 
         Args:
             path: the directory or file.
-            name: what the relative paths begin with; empty: with what is in the directory.
+            name: a prefix of the relative paths; may be empty.
 
         Raises:
-            ApiError: 400 where there is too much of it.
+            ApiError: 400 if a limit is exceeded.
         """
         self._seen = set()
         found: list[StampEntry] = []
@@ -323,29 +338,27 @@ class _Walk:
             return
         place = (status.st_dev, status.st_ino)
         if place in self._above:
-            raise ApiError(400, f"model '{self._name}': '{path.name}' leads to a directory that holds the model's own")
+            raise ApiError(400, f"model '{self._name}': '{path.name}' is a link to a directory above the model's own")
         if depth and place in {*self._seen, self._model}:
             found.append((name, *place, -1, 0))
             return
         self._seen.add(place)
         if depth > limits.MAX_MODEL_DEPTH:
-            raise ApiError(
-                400, f"model '{self._name}' has more than {limits.MAX_MODEL_DEPTH} directories in each other"
-            )
+            raise ApiError(400, f"model '{self._name}' has more than {limits.MAX_MODEL_DEPTH} nested directories")
         try:
             entries = sorted(path.iterdir())
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):  # it went away between listing and looking
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):  # it was removed after the listing
                 return
-            found.append(_entry(name, status))  # what cannot be read is no part of the model as it is now
+            found.append(_entry(name, status))  # an unreadable directory is not part of the model
             return
         for entry in entries:
             self._visit(entry, f"{name}/{entry.name}".lstrip("/"), depth + 1, found)
 
 
 def _dangling(path: Path, name: str) -> Stamp:
-    """A link that leads nowhere, or in a circle; nothing where there is no link."""
+    """The stamp of a broken or cyclic link; empty if there is no link."""
     try:
         return (_entry(name, path.lstat()),)
     except OSError:
-        return ()  # it went away between listing and looking
+        return ()  # it was removed after the listing

@@ -1,4 +1,4 @@
-"""The index of the repository: what there is, served or not, and how each of it stands. Pure.
+"""The repository index: all models and endpoints with their states. A pure function, no I/O.
 
 States and fields are those of Triton's model repository extension.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
 
 NO_VERSION = 0
-"""Stands for the version where there is none, or none is known yet."""
+"""Stands for the version if there is none, or none is known yet."""
 
 Served = tuple[str, int]  # an endpoint's name and a version
 _NONE: Mapping[Served, str] = {}
@@ -22,7 +22,7 @@ class Entry:
     """A version of an endpoint, or of a model on the disk.
 
     Attributes:
-        name: the endpoint's, or the directory's.
+        name: the endpoint's or the directory's name.
         version: as on the wire; empty: there is none, or it is not known yet.
         state: READY, LOADING, UNLOADING or UNAVAILABLE.
         reason: why it is unavailable; else empty.
@@ -47,18 +47,18 @@ def entries(
 
     Args:
         ready: versions that are being served; READY wins over LOADING and UNLOADING.
-        loading: what is being made.
-        unloading: what only ends the requests that it has.
-        on_disk: the versions of each model of the repository. Of a model that is served in any state these are told,
-            and not those that lie beside them.
-        failures: by name, why a model is not served; without one it is unloaded.
-        withdrawn: why versions that are loaded are not run.
+        loading: versions that are being loaded.
+        unloading: versions that only finish the requests that they have.
+        on_disk: the versions of each model of the repository. If a name is in one of the states above, its further
+            versions on the disk are not listed.
+        failures: by name, why a model is not served; a model without a reason is unloaded.
+        withdrawn: why loaded versions are not run.
     """
     states: dict[Served, str] = {}
-    for state, those in ((READY, ready), (LOADING, loading), (UNLOADING, unloading)):
-        for served in those:
+    for state, versions_in_state in ((READY, ready), (LOADING, loading), (UNLOADING, unloading)):
+        for served in versions_in_state:
             states.setdefault(served, state)
-    told = {name for name, _ in states}
+    listed = {name for name, _ in states}
     found = []
     for name, version in sorted(states):
         state, reason = states[name, version], ""
@@ -66,7 +66,7 @@ def entries(
             state, reason = UNAVAILABLE, withdrawn[name, version]
         found.append(Entry(name, _shown(version), state, reason))
     for name, versions in on_disk.items():
-        if name not in told:
+        if name not in listed:
             reason = failures.get(name, "unloaded")
             found += [Entry(name, _shown(version), UNAVAILABLE, reason) for version in sorted(versions) or [NO_VERSION]]
     return sorted(found, key=lambda entry: entry.name)

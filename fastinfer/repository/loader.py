@@ -1,27 +1,25 @@
-"""Makes models: from files and parameters to a :class:`~fastinfer.schedule.model.Model` that is ready to be published.
+"""Makes a :class:`~fastinfer.schedule.model.Model`, ready to be published, from files and parameters.
 
-What takes long (reading, making a session, trial and warm-up runs) is done on load threads, so that a
-load never delays inference; what belongs to the loop (queue, statistics) is made on the loop's thread.
+Long steps (reading, making a session, trial and warm-up runs) run on load threads, so that a load never delays
+inference. Objects of the loop (queue, statistics) are made on the loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from fastinfer.backends.backend import Backend, BackendContext, Loaded, Source
 from fastinfer.backends.builtin.item import WorkerContext
-from fastinfer.backends.onnx import load as onnx_load
-from fastinfer.backends.onnx import ort
-from fastinfer.backends.onnx.backend import OnnxParameters, OnnxWorker
-from fastinfer.backends.onnx.load import LoadedModel
-from fastinfer.backends.onnx.trial import TrialResults, TrialRuns
+from fastinfer.backends.builtin.workers import WorkerKind
+from fastinfer.backends.findings import Findings
 from fastinfer.backends.parameters import Parameters, parse
-from fastinfer.backends.registry import WorkerKind
-from fastinfer.backends.watchdog import Watchdog
+from fastinfer.backends.registry import Backends
 from fastinfer.base import limits, waits
 from fastinfer.base.bounded import BoundedThreads
 from fastinfer.base.budget import Budget
@@ -32,20 +30,19 @@ from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
 from fastinfer.repository.files import ModelFiles, fingerprint
 from fastinfer.repository.operation import Operation
-from fastinfer.schedule.backend import Implementation
 from fastinfer.schedule.model import Model, why_not_chained
 from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.schedule.scheduler import Scheduler
-from fastinfer.shared.banks import Alone
+from fastinfer.shared.model_counters import ModelCounters
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOAD_THREADS = 2
 _MAX_STUCK_LOOKS = 2
-_LASTS_S = 30.0  # a load that takes longer is worth a line in the log
-_IN_OTHER_FIELDS = {"share", "batch_size", "timeout", "instances"}  # parameters that a configuration tells elsewhere
+_LOGGED_S = 30.0  # a step of a load that takes longer is logged
+_IN_OTHER_FIELDS = {"share", "batch_size", "timeout", "instances"}  # a configuration has other fields for these
 
 Successor = Callable[[], Model] | None
 
@@ -54,15 +51,15 @@ class Loader:
     """Makes models for the repository.
 
     Args:
-        config: the server's.
+        config: the server's configuration.
         executor: the native threads on which sessions run.
-        budget: where the memory of their outputs counts.
-        loop: on whose thread models live.
-        counters: where they count.
-        crashes: what ended processes before.
+        budget: counts the memory of their outputs.
+        loop: the event loop whose thread owns the models.
+        counters: provides the counters of models.
+        crashes: the crash record, which notes loads and refuses quarantined ones.
 
     Attributes:
-        trial_results: of models that were loaded here or in a process before.
+        findings: the results of slow checks of models, from this process or an earlier one.
     """
 
     def __init__(
@@ -71,19 +68,16 @@ class Loader:
         executor: Executor,
         budget: Budget,
         loop: asyncio.AbstractEventLoop,
-        counters: Alone,
+        counters: ModelCounters,
         crashes: Crashes,
     ) -> None:
         self._config = config
         self._crashes = crashes
-        self._executor = executor
-        self._budget = budget
         self._loop = loop
         self._counters = counters
         self._workers = WorkerContext(loop, budget)
-        self._trials = TrialRuns()
-        self._watchdog = Watchdog(config.inline_run_us)
-        self.trial_results = TrialResults()
+        self.findings = Findings()
+        self._backends = Backends(BackendContext(config, loop, executor, budget, self.findings))
         limit_s = config.load_timeout_s
         self._threads = BoundedThreads("fastinfer-load", _LOAD_THREADS, limit_s, limits.MAX_STUCK_LOADS)
         self._looks = BoundedThreads("fastinfer-look", 1, limit_s, _MAX_STUCK_LOOKS)
@@ -91,20 +85,20 @@ class Loader:
 
     async def in_thread(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a function on a load thread; see :meth:`BoundedThreads.call`."""
-        with waits.logged(lambda: what, _LASTS_S):
+        with waits.logged(lambda: what, _LOGGED_S):
             return await self._threads.call(what, function, *args, **kwargs)
 
     async def look(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same, of something that only looks at the repository, on a thread apart from loads."""
+        """The same for a function that only looks at the repository, on a thread apart from the load threads."""
         return await self._looks.call("looking at the model repository", function, *args, **kwargs)
 
     async def index(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same, for a client who waits."""
+        """The same for a client's request for the index, on another thread."""
         return await self._indices.call("reading the model repository", function, *args, **kwargs)
 
     @property
     def stuck(self) -> int:
-        """How many threads there are whose calls have been given up and have not returned."""
+        """The number of threads whose calls were given up and have not returned."""
         return self._threads.stuck + self._looks.stuck + self._indices.stuck
 
     async def model(
@@ -113,96 +107,99 @@ class Loader:
         files: ModelFiles,
         version: int,
         config: ModelConfig,
-        parameters: Parameters,
+        given: Parameters,
         successor: Successor,
-        by: Operation,
+        operation: Operation,
     ) -> Model:
-        """One version of a model of the repository, loaded, checked and warm.
+        """Loads one version of a model of the repository, checks it and warms it up.
+
+        Args:
+            name: the endpoint's name.
+            files: the model's files on the disk.
+            version: the version to load.
+            config: the model's configuration.
+            given: the load's parameters, which override those of the configuration.
+            successor: finds the endpoint that gets the outputs; None: there is none.
+            operation: the operation that loads the version.
 
         Raises:
-            FilesChangedError: the model file is not that of ``files`` any more.
+            FilesChangedError: the model file is no longer that of ``files``.
             ApiError: 400 with the reason.
         """
         what = f"model '{files.name}' version {version}"
-        given = parameters.model_dump(exclude_unset=True)
-        parameters = parse(OnnxParameters, {**config.worker_parameters, **given})
-        config = _with_parameters(config, parameters)
 
-        def look() -> tuple[Path, str]:
-            return files.model_file(version, config), fingerprint((config, parameters))
+        def look() -> _Found:
+            return _look(self._backends, files, version, config, given)
 
-        path, configured = await self.in_thread(f"looking for the file of {what}", look)
-        options = parameters.session_options()
-        made_of = (files.marks[0], files.marks[version], configured)
-        digest = blake2b(configured.encode(), digest_size=16)
-        recorded = self._crashes.load(files.name, version, made_of)
+        found = await self.in_thread(f"looking for the file of {what}", look)
+        fingerprints = (files.marks[0], files.marks[version], found.configured)
+        digest = blake2b(found.configured.encode(), digest_size=16)
+        recorded = self._crashes.load(files.name, version, fingerprints)
 
-        def load() -> LoadedModel:
-            content = files.read_model(version, path)
-            digest.update(content)
-            once = partial(self.trial_results.once, self._trial_key(digest.hexdigest(), made_of))
-            with recorded.noted():
-                return onnx_load.load(path, config, files.name, options, self._config, self._trials, content, once)
+        def key(content: bytes) -> str:
+            with_content = digest.copy()
+            with_content.update(content)
+            return repr((with_content.hexdigest(), fingerprints))
 
-        async with recorded.turn():
-            loaded = await self.in_thread(f"loading {what}", load)
-        session, signature = loaded.session, loaded.signature
-        session.budget = self._budget
+        async def read(load: Callable[[bytes], T]) -> T:
+            def in_thread() -> T:
+                content = files.read_model(version, found.path)
+                digest.update(content)
+                with recorded.noted():
+                    return load(content)
+
+            return await self.in_thread(f"loading {what}", in_thread)
+
         notes = recorded.run_notes
-        inline_us = self._config.inline_run_us if loaded.steady else 0
-        implementation = OnnxWorker(session, signature, self._executor, inline_us, notes, self._watchdog)
-        # One native thread is always left to the other models.
-        instances = min(parameters.instances or config.instances, max(1, self._executor.threads - 1))
-        config = config.effective(signature).model_copy(update={"default_model_filename": path.name})
-        number = by.number_of(version)
-        rows = signature.max_batch_size if loaded.combines else 1
-        content = digest.hexdigest()
-        return self._model(name, version, implementation, config, instances, successor, number, rows, notes, content)
+        source = Source(files.name, version, found.path, found.config, found.parameters, read, key, notes)
+        async with recorded.turn():
+            loaded = await found.backend.load(source)
+        signature = loaded.implementation.signature
+        update = {"default_model_filename": found.path.name, "platform": loaded.implementation.platform}
+        shown = found.config.effective(signature).model_copy(update=update)
+        return self._model(
+            name, version, loaded, shown, successor, operation.number_of(version), notes, content=digest.hexdigest()
+        )
 
-    def _trial_key(self, content: str, made_of: object) -> str:
-        """What the result of a trial follows from: the files, how the model is configured, and what runs it."""
-        options = self._config.batching, self._config.load_run_timeout_s, ort.version()
-        return blake2b(repr((content, made_of, options)).encode(), digest_size=16).hexdigest()
-
-    def worker(self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, by: Operation) -> Model:
-        """A built-in worker. ApiError 400 for bad parameters."""
+    def worker(
+        self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, operation: Operation
+    ) -> Model:
+        """Makes a built-in worker. ApiError 400 for bad parameters."""
         implementation = kind.factory(parameters, self._workers)
         config = ModelConfig.model_construct(name=name, platform=implementation.platform)
-        config = _with_parameters(config, parameters).effective(implementation.signature)
-        instances = parameters.instances or kind.instances
         signature = implementation.signature
+        config = _with_parameters(config, parameters).effective(signature)
         rows = signature.max_batch_size if signature.batched else 1
-        return self._model(name, 1, implementation, config, instances, successor, by.number_of(1), rows)
+        loaded = Loaded(implementation, rows, parameters.instances or kind.instances)
+        return self._model(name, 1, loaded, config, successor, operation.number_of(1))
 
     def _model(
         self,
         name: str,
         version: int,
-        implementation: Implementation,
+        loaded: Loaded,
         config: ModelConfig,
-        instances: int,
         successor: Successor,
         number: int,
-        rows: int,
         notes: RunNotes | None = None,
         content: str = "",
     ) -> Model:
-        """A version with its queue; requests share a batch of up to ``rows`` rows."""
-        signature = implementation.signature
+        """Makes a version with its queue."""
+        signature = loaded.implementation.signature
         if successor is not None:
             reason = why_not_chained(signature, successor().signature)
             if reason is not None:
                 raise ApiError(400, f"'{name}' cannot be followed by '{successor().name}': {reason}")
         batching = config.dynamic_batching
-        stats = self._counters.stats(name, str(version), number)
+        stats = self._counters.counters_for(name, str(version), number)
         scheduler = Scheduler(
-            implementation.start,
+            loaded.implementation.start,
             BatchingPolicy(
-                max_batch_size=rows,
+                max_batch_size=loaded.rows,
                 preferred_batch_size=tuple(sorted(batching.preferred_batch_size)),
                 max_queue_delay_ns=batching.max_queue_delay_microseconds * 1000,
             ),
-            instances=instances,
+            instances=loaded.instances,
             priority_levels=batching.priority_levels,
             default_priority=batching.default_priority_level,
             max_queue_size=batching.max_queue_size or self._config.max_queue_size,
@@ -211,22 +208,66 @@ class Loader:
             loop=self._loop,
             notes=notes,
         )
-        shown = config.running(name, instances)
-        return Model(name, str(version), implementation, scheduler, stats, shown, successor, number, content)
+        shown = config.running(name, loaded.instances)
+        return Model(name, str(version), loaded.implementation, scheduler, stats, shown, successor, number, content)
 
     def released(self, model: Model) -> None:
-        """A model is gone."""
+        """Takes back the counters of a model that is gone."""
         self._counters.release(model.stats)
 
     def close(self) -> None:
-        """Ends trial runs, and waits for what is on a load thread: a session that is being made is finished first."""
-        self._trials.end()
-        self._watchdog.close()
+        """Closes the backends, and waits for the load threads to finish the sessions that they are making."""
+        self._backends.close()
         self._threads.join()
 
 
+async def try_version(backends: Backends, files: ModelFiles, version: int, config: ModelConfig) -> Loaded:
+    """Loads a version as a server would, without its threads and crash record. ApiError 400 with the reason."""
+    found = _look(backends, files, version, config, Parameters())
+
+    async def read(load: Callable[[bytes], T]) -> T:
+        return load(files.read_model(version, found.path))
+
+    def key(content: bytes) -> str:
+        return repr((content, found.configured))
+
+    return await found.backend.load(Source(files.name, version, found.path, found.config, found.parameters, read, key))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The inputs of a version's load.
+
+    Attributes:
+        backend: loads the version.
+        path: its model file.
+        config: the model's configuration, overridden by the load's parameters.
+        parameters: the configuration's parameters, overridden by the load's.
+        configured: a fingerprint of both.
+    """
+
+    backend: Backend[Any]
+    path: Path
+    config: ModelConfig
+    parameters: Parameters
+    configured: str
+
+
+def _look(backends: Backends, files: ModelFiles, version: int, config: ModelConfig, given: Parameters) -> _Found:
+    """Finds the inputs of a version's load. Runs on a load thread. ApiError 400."""
+    try:
+        backend = backends.choose(config, partial(files.has_file, version))
+    except ApiError as error:
+        raise ApiError(error.status, f"model '{files.name}': {error.message}") from error
+    overrides = given.model_dump(exclude_unset=True)
+    parameters = parse(backend.parameters, {**config.worker_parameters, **overrides})
+    config = _with_parameters(config, parameters)
+    path = files.model_file(version, config.default_model_filename, backend.pattern)
+    return _Found(backend, path, config, parameters, fingerprint((config, parameters)))
+
+
 def _with_parameters(config: ModelConfig, parameters: Parameters) -> ModelConfig:
-    """The configuration with what the load's parameters say instead."""
+    """The configuration, overridden by the load's parameters."""
     given = parameters.model_dump(exclude_unset=True, exclude=_IN_OTHER_FIELDS)
     plain = {key: value for key, value in given.items() if isinstance(value, str | bool | int | float)}
     config = config.model_copy(update={"parameters": {**config.parameters, **plain}})

@@ -1,4 +1,4 @@
-"""One change of what is loaded, as the process that makes it sees it."""
+"""One change of what is loaded, from the view of the process that makes it."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from hashlib import blake2b
 
 
 def text_mark(text: str) -> str:
-    """Stands for a configuration that a load has given: the texts are sent and kept once."""
+    """The digest of a configuration that a load has given; the text itself is sent and kept once."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class Operation:
-    """A change that a process makes by itself; where several do the same, :mod:`fastinfer.repository.replicated` has
-    another.
+    """A change that a single process makes; :mod:`fastinfer.repository.two_phase` has a subclass for several processes.
 
     Args:
-        number: tells models apart that were loaded one after the other under the same name.
+        number: distinguishes models that are loaded one after another under the same name.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def number_of(self, version: int) -> int:  # noqa: ARG002
-        """The number of a version of a model that is made now."""
+        """The number of a model's version that this operation makes."""
         return self.number
 
-    async def prepared(self, name: str, made_of: str) -> None:
-        """An endpoint is about to change: returns when all processes are ready to.
+    async def prepared(self, name: str, files: str) -> None:
+        """Reports that an endpoint is ready to change; returns when it is ready in all processes.
 
         Args:
             name: the endpoint.
-            made_of: a fingerprint of the files.
+            files: a fingerprint of the files.
 
         Raises:
-            ApiError: one of them is not.
+            ApiError: a process cannot make the change.
         """

@@ -1,4 +1,4 @@
-"""What is loaded without being asked for over HTTP: all that a server starts with, and what changes on the disk.
+"""Loads models without a client's request: the models at start, and models that change on the disk.
 
 Decides what to load; the repository, or the supervisor's operations, does it.
 """
@@ -14,15 +14,15 @@ from fastinfer.base.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0  # until a repository that cannot be read is read again
+RETRY_S = 1.0  # time until an unreadable repository is read again
 
 
 class Look(TypedDict):
-    """What lies on the disk.
+    """The models on the disk.
 
     Attributes:
-        models: by name, a fingerprint of the files; None: it has no version.
-        unreadable: why a repository cannot be read, so that there may be other models; None where all can.
+        models: by name, a fingerprint of the model's files; None: it has no version.
+        unreadable: why a repository cannot be read, so that there may be more models; None if all can be read.
     """
 
     models: dict[str, str | None]
@@ -32,7 +32,7 @@ class Look(TypedDict):
 class Models(Protocol):
     """See :class:`fastinfer.repository.repository.Repository`."""
 
-    def look(self, *, tell: bool = False) -> Awaitable[Look]: ...
+    def look(self, *, log_problems: bool = False) -> Awaitable[Look]: ...
 
     def expect(self, names: Iterable[str], unreadable: str | None) -> Awaitable[None]: ...
 
@@ -45,42 +45,42 @@ class Models(Protocol):
     def loaded(self) -> Mapping[str, str]: ...
 
 
-async def load_all(models: Models, wanted: Sequence[str] | None) -> Look:
-    """Loads what is asked for at start, all side by side; a failure is logged, and told whoever asks for the model.
+async def load_all(models: Models, requested: Sequence[str] | None) -> Look:
+    """Loads the models requested at start, in parallel. A failure is logged, and is the answer for its model.
 
     Args:
-        models: who loads.
-        wanted: the names; None: everything.
+        models: loads the models.
+        requested: the names; None: all models.
 
     Returns:
-        What lay on the disk before the first load.
+        The models on the disk before the first load.
     """
-    look = await _look(models, tell=True)
+    look = await _look(models, log_problems=True)
     if not look["models"] and look["unreadable"] is None:
         log.warning("there is no model in the repository: a model is a directory with 1/model.onnx in it")
-    await _load_these(models, look, look["models"] if wanted is None else wanted)
+    await _load_these(models, look, look["models"] if requested is None else requested)
     return look
 
 
-async def load_rest(models: Models, wanted: Sequence[str] | None, seen: Look) -> Look:
-    """While a repository cannot be read, tries again, and loads what it holds.
+async def load_rest(models: Models, requested: Sequence[str] | None, seen: Look) -> Look:
+    """Retries while a repository cannot be read, and loads its models when it can.
 
     Args:
-        models, wanted: as for :func:`load_all`.
-        seen: what that has returned.
+        models, requested: as for :func:`load_all`.
+        seen: the result of :func:`load_all`.
 
     Returns:
-        What lies on the disk, where all repositories can be read.
+        The models on the disk, when all repositories can be read.
     """
     while seen["unreadable"] is not None:
         await asyncio.sleep(RETRY_S)
         look = await _look(models)
         if look["unreadable"] is None:
             log.info("the model repository can be read now")
-        if wanted is None:
+        if requested is None:
             names = [name for name in look["models"] if name not in seen["models"]]
-        else:  # what could not be found may lie in the repository that can be read now
-            names = [name for name in wanted if look["unreadable"] is None and name not in models.loaded()]
+        else:  # missing models may be in the repository that can be read now
+            names = [name for name in requested if look["unreadable"] is None and name not in models.loaded()]
         await _load_these(models, look, names)
         seen = {"models": {**seen["models"], **look["models"]}, "unreadable": look["unreadable"]}
     return seen
@@ -104,23 +104,23 @@ async def _load(models: Models, name: str) -> None:
 
 
 async def follow(models: Models, interval_s: float, at_start: Look, *, unload_all: bool = False) -> None:
-    """Polls the disk for ever: loads what is new or changed, unloads what is gone.
+    """Polls the disk forever: loads new and changed models, unloads models that are gone.
 
-    A change is acted on when two looks in a row have seen the same, so that half-copied files are left alone. What is
-    compared with the disk is what is loaded, whoever has loaded it; a state that does not load is tried once. While a
-    repository cannot be read, nothing counts as gone. Nor do several models that vanish at once and leave none: a disk
-    that is not mounted looks like that.
+    A change takes effect when two looks in a row see the same, so that half-copied files are ignored. The disk is
+    compared with the loaded state, even if a client has loaded it; files that do not load are tried once. While a
+    repository cannot be read, no model counts as gone. If several models vanish at once and none is left, none counts
+    as gone either, because an unmounted disk looks the same.
 
     Args:
-        models: who loads and unloads.
+        models: loads and unloads the models.
         interval_s: seconds between two looks.
-        at_start: what was seen before.
-        unload_all: several models that vanish at once and leave none are unloaded.
+        at_start: the models seen before.
+        unload_all: unload the models even if several vanish at once and none is left.
     """
     done = seen = _with_versions(at_start)
     refused: dict[str, str | None] = {}
-    problems: dict[str, str] = {}  # by name, what was logged last
-    readable = there = True
+    problems: dict[str, str] = {}  # by name, the last logged error
+    readable = present = True
     while True:
         await asyncio.sleep(interval_s)
         look = await _look(models)
@@ -132,18 +132,18 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
                 log.error("the model repository cannot be read: %s", look["unreadable"])
         now = _with_versions(look)
         vanished = len(done) > 1 and not done.keys() & now.keys()
-        if readable and there == (vanished and not unload_all):
-            there = not there
-            if there:
+        if readable and present == (vanished and not unload_all):
+            present = not present
+            if present:
                 log.info("the models are in the repository again")
             else:
                 log.error("all models have vanished from the repository at once: none is unloaded")
-        blink = not (readable and there)
+        unreliable = not (readable and present)
         loaded = models.loaded()
         for name in sorted(now.keys() | done.keys()):
             files = now.get(name)
             known = name in done
-            if blink and files is None:
+            if unreliable and files is None:
                 continue
             if files != loaded.get(name, done.get(name)):
                 if files != seen.get(name) or files == refused.get(name, ""):
@@ -153,31 +153,31 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
                     await models.follow(name, known=known, gone=files is None)
                 except ApiError as error:
                     if problems.get(name) != error.message:
-                        log.error("model '%s' is not served as it lies on the disk: %s", name, error.message)
+                        log.error("model '%s' is not updated from the disk: %s", name, error.message)
                     problems[name] = error.message
-                    # What failed for another reason than its files, or was not what was seen, is tried again. What
-                    # has not ended in time is not: each try may leave a thread that does not end.
+                    # A failure for another reason than the files, or of files that have changed since, is retried. A
+                    # timeout is not, because each try may leave a stuck thread.
                     if (error.status < 500 or error.status == 504) and (await _look(models))["models"].get(
                         name
                     ) == files:
                         refused[name] = files
                     continue
                 except Exception:
-                    log.exception("model '%s' is not served as it lies on the disk", name)
+                    log.exception("model '%s' is not updated from the disk", name)
                     continue
             problems.pop(name, None)
             done = _with_versions({"models": {**done, name: files}, "unreadable": None})
-        seen = {**done, **now} if blink else now  # what vanishes must be gone in two looks without a blink
+        seen = {**done, **now} if unreliable else now  # a model must be missing in two reliable looks
 
 
-async def _look(models: Models, *, tell: bool = False) -> Look:
-    """What lies on the disk; a look that fails has seen a repository that cannot be read."""
+async def _look(models: Models, *, log_problems: bool = False) -> Look:
+    """The models on the disk; a failed look counts as an unreadable repository."""
     try:
-        return await models.look(tell=tell)
+        return await models.look(log_problems=log_problems)
     except ApiError as error:
         return {"models": {}, "unreadable": error.message}
     except Exception:
-        log.exception("the model repository cannot be looked at")
+        log.exception("the model repository cannot be read")
         return {"models": {}, "unreadable": "internal error"}
 
 

@@ -1,1 +1,1 @@
-"""What waits for a model, in which batches it leaves, and how long a request lives."""
+"""The queue of a model, the forming of batches, and the lifetime of a request."""

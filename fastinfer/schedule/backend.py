@@ -1,7 +1,7 @@
-"""What a backend is to the scheduler: something that runs batches, and what becomes of a request in one.
+"""The interface between the scheduler and what runs batches, and the outcome of a request in a batch.
 
-``onnx`` runs them in ONNX Runtime on native threads; the built-in workers compute one item at a time in Python
-(:class:`fastinfer.backends.builtin.item.ItemWorker`). The scheduler knows neither: it is handed ``start``.
+An ONNX model runs batches in ONNX Runtime; the built-in workers compute one item at a time in Python
+(:class:`fastinfer.backends.builtin.item.ItemWorker`). The scheduler knows neither: it only gets ``start``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fastinfer.tensor.tensor import Tensor
 __all__ = ["BatchResult", "Implementation", "Outcome", "Run"]
 
 Outcome = list[Tensor] | ApiError
-"""All outputs in the model's order, or the error that the request is answered with."""
+"""All outputs in the model's order, or the error for the client."""
 
 
 class Run(Protocol):
-    """A batch under way."""
+    """A running batch."""
 
     def terminate(self) -> None:
-        """Nobody waits any more: end it early if that is possible. It is reported as finished all the same."""
+        """Ends the run early if possible, because nobody waits. ``done`` is still called."""
 
 
 class Implementation(Protocol):
@@ -34,10 +34,10 @@ class Implementation(Protocol):
     platform: str
 
     def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
-        """Runs requests that share a batch; their inputs are in the signature's order.
+        """Starts a batch; the inputs of its requests are in the signature's order.
 
-        Calls ``done`` once, on the loop's thread: before it returns (then it returns None), or later.
+        Calls ``done`` once, on the loop's thread: either before it returns None, or later.
         """
 
     def close(self) -> None:
-        """Releases everything. Called when nothing is under way any more."""
+        """Releases everything. Called when no batch is running."""

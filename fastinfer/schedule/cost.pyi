@@ -2,7 +2,7 @@
 
 Only shapes that were measured are predicted. An estimate falls quickly and rises slowly, and a single run counts for at
 most ten times the estimate. A run that takes longer than that, and longer than the limit, is an *overrun*: the first
-one puts the model on probation, and one that is found to have computed, or waited for others, suspends it for a time.
+one puts the model on probation, and one that used the processor, or waited for others, suspends it for a time.
 """
 
 from fastinfer.native.job import Clock
@@ -15,12 +15,12 @@ class ShapeCosts:
 
     Args:
         limit_ns: shorter runs belong on the loop's thread.
-        clock: the monotonic one; a test may bring one that stands still.
+        clock: the monotonic one; a test may pass one that stands still.
 
     Attributes:
         known: shapes whose cost is known.
         probation: runs on the loop's thread whose processor time is still measured.
-        suspended_until_ns: no run belongs on the loop's thread until then; 0: that is not so.
+        suspended_until_ns: no run belongs on the loop's thread until then; 0: the model is not suspended.
     """
 
     limit_ns: int
@@ -31,7 +31,7 @@ class ShapeCosts:
 
     def __init__(self, limit_ns: int, clock: Clock | None = None) -> None: ...
     def measured(self, shape: int, ns: int) -> None:
-        """A run on a native thread took so long."""
+        """A run on a native thread took this long."""
     def ran(
         self,
         shape: int,
@@ -43,11 +43,11 @@ class ShapeCosts:
         cpu_ns: int = 0,
         waits: int = 0,
     ) -> bool:
-        """A run on the loop's thread took so long; returns whether it was an overrun. KeyError: it was never measured.
+        """A run on the loop's thread took this long; returns whether it was an overrun. KeyError: never measured.
 
         Args:
             well: it gave outputs.
-            cut: the watchdog ended it, ``at_work``: while it used the processor.
+            cut: the watchdog terminated it, ``at_work``: while it used the processor.
             cpu_ns: the processor time that it took, which counts on probation.
             waits: how often it waited for others; likewise.
         """
@@ -56,4 +56,4 @@ class ShapeCosts:
     def predict_ns(self, shape: int) -> float:
         """How long a run takes; infinite for a shape that was never measured."""
     def times_of(self, nbytes: int) -> tuple[float | None, float | None]:
-        """How long batches of about so many bytes took together, and one request after the other; None: not known."""
+        """How long batches of about this many bytes took together, and one request after the other; None: unknown."""

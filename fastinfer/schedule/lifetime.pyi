@@ -1,4 +1,4 @@
-"""The life of a request: its deadline, its single end, and parents, whose requests are done by child requests.
+"""The life of a request: its deadline, its single end, and parents, which split a request into child requests.
 
 Loop's thread only.
 """
@@ -30,10 +30,10 @@ class Life(Waiter):
     """The wait of one client, from the first byte of its request to the encoded answer."""
 
     stage: str
-    """For people: ``decoding``, ``queued``, ``running`` or ``encoding``."""
+    """For logs: ``decoding``, ``queued``, ``running`` or ``encoding``."""
 
 class Parent:
-    """Holds a request whose work is done by child requests.
+    """Splits a request into child requests: slices, or the stages of a chain.
 
     A subclass calls :meth:`run` in :meth:`begin` and :meth:`took` to run children, and :meth:`finish` with the joined
     outputs. An exception in either settles the request with an error. When the request ends, for any reason, children

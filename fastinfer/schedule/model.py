@@ -1,9 +1,9 @@
-"""A version of a model that is loaded: signature, implementation, queue, statistics.
+"""A loaded version of a model: signature, implementation, queue, statistics.
 
-:meth:`Model.begin` is the one way in, whatever the request looks like: most go straight to the scheduler; one of zero
-rows is answered without a run, one of more rows than a batch holds is run in slices, and one to an endpoint with a
-successor (``next``) goes on to that one. The last three are parents (``schedule/lifetime``): deadline, cancellation and
-counting are not theirs. Loop's thread only.
+:meth:`Model.begin` accepts every request. Most go straight to the scheduler. A request of zero rows is answered without
+a run, one of more rows than a batch holds runs in slices, and the outputs of one to an endpoint with a successor
+(``next``) go to the successor. The last three are parents (``schedule/lifetime``, which also handles their deadline,
+cancellation and statistics). Loop's thread only.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from fastinfer.config.model import ModelConfig
     from fastinfer.schedule.backend import Implementation
 
-_SLICES_AT_ONCE = 4  # of one request; the others are cut when these have run
+_CONCURRENT_SLICES = 4  # of one request; further slices are cut when these have run
 _MAX_SLICES = 10_000  # of one request
 
 
 class Model(Target):
-    """One version, ready to infer.
+    """One version, ready for inference.
 
     Attributes:
-        name: the endpoint's name, under which it answers.
+        name: the endpoint's name.
         version: its version, as on the wire.
         platform: ``onnxruntime_onnx``, or the built-in worker's.
         config: the effective configuration.
         successor: the model that gets the outputs, or None.
-        stats: what it has done.
-        content: a digest of the model file and the configuration that it was made from; empty for a worker.
-        number: tells it apart from others that were loaded under the same name, and is the same in all processes.
+        stats: its counters.
+        content: a digest of its model file and configuration; empty for a worker.
+        number: of the load; distinguishes loads of the same name, and is the same in all processes.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class Model(Target):
         self.number = number
         self.content = content
         self._implementation = implementation
-        self._last: Signature | None = None  # the last stage's, of which _shown was made
-        self._shown = self.own
+        self._last: Signature | None = None  # the last stage's signature from which _shown was made
+        self._shown = self.own_signature
 
     def begin(self, request: InferRequest) -> None:
-        """Takes a decoded request, and settles it later with all outputs in the signature's order or with an error.
+        """Accepts a decoded request, and settles it later with all outputs in the signature's order or with an error.
 
         Args:
-            request: checked against the signature here. When it has ended, ``complete`` is called, unless it was
-                dropped.
+            request: it is checked against the signature first. When it has ended, ``complete`` is called, unless it
+                was dropped.
 
         Raises:
-            ApiError: 400 where the request does not fit, 503 where the queue is full.
+            ApiError: 400 if the request does not fit, 503 if the queue is full.
         """
         self.signature.check(request, self.name)
         if self.successor is not None:
@@ -82,8 +82,8 @@ class Model(Target):
             self.enqueue(request)
 
     def enqueue(self, request: InferRequest) -> None:
-        """Takes a checked request for this model alone; see :meth:`begin`."""
-        own = self.own
+        """Accepts a checked request for this model without its successor; see :meth:`begin`."""
+        own = self.own_signature
         if not own.batched or 0 < request.rows <= own.max_batch_size:
             self.scheduler.submit(request)
             return
@@ -97,37 +97,37 @@ class Model(Target):
 
     @property
     def signature(self) -> Signature:
-        """What a client sees."""
+        """The signature as clients see it: of a chain, with the last stage's outputs."""
         if self.successor is not None:
             last = self.following().signature
             if last is not self._last:
-                self._last, self._shown = last, _chained(self.own, last)
+                self._last, self._shown = last, _chained(self.own_signature, last)
         return self._shown
 
     @property
     def shown_config(self) -> ModelConfig:
-        """The effective configuration as a client sees it: with the last stage's outputs. ApiError as following."""
+        """The effective configuration as clients see it, with the last stage's outputs. ApiError: see following."""
         if self.successor is None:
             return self.config
         return self.config.model_copy(update={"outputs": self.following().shown_config.outputs})
 
     def following(self) -> Model:
-        """The model that gets the outputs, as it is loaded now. ApiError where it is not ready."""
+        """Return the currently loaded model that gets the outputs. ApiError if it is not ready."""
         if self.successor is None:
             raise ApiError(500, "there is no next stage")
         following: Model = self.successor()
         return following
 
     def why_withdrawn(self) -> ApiError | None:
-        """Why it, or a later stage, is not run for now: it has ended several processes. None: all are run."""
+        """Return why this model or a later stage is withdrawn, or None."""
         error = self.scheduler.why_withdrawn()
         if error is None and self.successor is not None:
-            with suppress(ApiError):  # a stage that is not there is told when it is asked
+            with suppress(ApiError):  # a missing stage is reported when a request reaches it
                 error = self.following().why_withdrawn()
         return error
 
     def retire(self, retired: Callable[[], None]) -> None:
-        """Takes no more requests; releases everything when those in flight have ended, then calls ``retired``."""
+        """Accepts no more requests. When those in flight have ended, releases everything and calls ``retired``."""
 
         def idle() -> None:
             self._implementation.close()
@@ -137,7 +137,7 @@ class Model(Target):
 
 
 def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) -> Tensor:
-    """An output without rows; an open dimension is that of the input with the same symbol, else 0."""
+    """Make an output without rows. An open dimension is that of the input with the same symbol, else 0."""
     known = {
         symbol: dim
         for of, tensor in zip(signature.inputs, request.inputs, strict=True)
@@ -151,7 +151,7 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
 
 
 class _NoRows(Parent):
-    """A request of zero rows: answered in a moment, without a run."""
+    """A request of zero rows: answered in the next turn of the loop, without a run."""
 
     def __init__(self, scheduler: Scheduler, request: InferRequest, outputs: list[Tensor]) -> None:
         super().__init__(scheduler.clock, request)
@@ -164,22 +164,22 @@ class _NoRows(Parent):
 
 
 class _Slices(Parent):
-    """A request of more rows than a batch holds: its children are slices, a few at a time, whose outputs are joined."""
+    """A request of more rows than a batch holds: its children are slices, a few at a time; their outputs are joined."""
 
     def __init__(self, scheduler: Scheduler, request: InferRequest, size: int) -> None:
         super().__init__(scheduler.clock, request)
         self._scheduler = scheduler
         self._admitted = False
         self._size = size
-        self._rest = request.inputs  # what is not cut yet
-        self._rows = request.rows  # of the rest
-        self._places: dict[InferRequest, int] = {}  # of those that have not ended
+        self._rest = request.inputs  # rows that are not cut yet
+        self._rows = request.rows  # number of rows in _rest
+        self._places: dict[InferRequest, int] = {}  # position of each slice that has not ended
         self._outputs: list[list[Tensor] | None] = []
 
     def begin(self) -> None:
         self._scheduler.admit()
         self._admitted = True
-        while self._rows and len(self._places) < _SLICES_AT_ONCE:
+        while self._rows and len(self._places) < _CONCURRENT_SLICES:
             self._run_next()
 
     def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
@@ -198,7 +198,7 @@ class _Slices(Parent):
 
     def _run_next(self) -> None:
         rows = min(self._size, self._rows)
-        # The rest is cut from the front each time: the elements of BYTES are walked over once in all.
+        # Slices are cut from the front of the rest, so that each BYTES element is visited once.
         part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
         part.part = True
         part.rows = rows
@@ -218,13 +218,13 @@ class _Slices(Parent):
 
 
 class _Chain(Parent):
-    """A request to an endpoint with a successor: its children are the stages, each of which gets the outputs of the one
-    before, and which count for their models."""
+    """A request to an endpoint with a successor: its children are the stages. Each gets the outputs of the one before
+    it, and counts in the statistics of its own model."""
 
     def __init__(self, first: Model, request: InferRequest) -> None:
         super().__init__(first.scheduler.clock, request)
         self._first = first
-        self._following: Model | None = None  # when the first stage has ended
+        self._following: Model | None = None  # set when the first stage has ended
 
     def begin(self) -> None:
         self._run_stage(self._first, self.request.inputs, self._first.enqueue, checked_like=self.request)
@@ -234,7 +234,7 @@ class _Chain(Parent):
         if following is not None:
             self._end(following, child, outputs)
             return
-        # Looked up now: it may have been reloaded meanwhile.
+        # The successor is looked up now because it may have been reloaded meanwhile.
         try:
             self._following = following = self._first.following()
             inputs = following.signature.inputs
@@ -263,22 +263,22 @@ class _Chain(Parent):
 
     def _end(self, following: Model, stage: InferRequest, outputs: list[Tensor]) -> None:
         last = following.signature
-        if not last.outputs_batched and not last.anything:
-            self.request.implicit_batch = False  # there is no batch dimension to take away
+        if not last.outputs_batched and not last.accepts_anything:
+            self.request.implicit_batch = False  # the outputs have no batch dimension to remove
         elif stage.implicit_batch:
             outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
         self.finish(outputs)
 
 
 def _of_next_stage(error: ApiError) -> ApiError:
-    """A later stage's error for the client, who has not made that stage's inputs: what was wrong with them is a 500."""
+    """Convert a later stage's error: its inputs are not the client's, so an error in them is a 500."""
     if error.status >= 500:
         return error
     return ApiError(500, f"the next stage refused the outputs: {error.message}")
 
 
 def _chained(first: Signature, last: Signature) -> Signature:
-    """What a client of a chain sees."""
+    """Make the signature of a chain: the first stage's inputs and the last stage's outputs."""
     return Signature(
         first.inputs,
         last.outputs,
@@ -286,8 +286,8 @@ def _chained(first: Signature, last: Signature) -> Signature:
         max_batch_size=first.max_batch_size,
         max_batch_size_configured=first.max_batch_size_configured,
         positional=first.positional,
-        anything=first.anything,
-        outputs_batched=first.batched and (last.outputs_batched or last.anything),
+        accepts_anything=first.accepts_anything,
+        outputs_batched=first.batched and (last.outputs_batched or last.accepts_anything),
         item_form=first.item_form,
         never_empty=first.never_empty,
         labels=last.labels,
@@ -295,21 +295,21 @@ def _chained(first: Signature, last: Signature) -> Signature:
 
 
 def why_not_chained(first: Signature, following: Signature) -> str | None:
-    """Why an endpoint's outputs cannot be another one's inputs, as far as signatures tell; None where they may."""
-    if following.anything or first.anything:
+    """Return why an endpoint's outputs cannot be another one's inputs, judged by their signatures; None if they may."""
+    if following.accepts_anything or first.accepts_anything:
         return None
     outputs, inputs = list(first.outputs), list(following.inputs)
     if len(outputs) != len(inputs):
-        return f"it gives {len(outputs)} outputs, and {len(inputs)} inputs are taken"
+        return f"it has {len(outputs)} outputs, but the next stage takes {len(inputs)} inputs"
     by_name = {spec.name: spec for spec in inputs}
     if set(by_name) == {spec.name for spec in outputs}:
         inputs = [by_name[spec.name] for spec in outputs]
     for given, taken in zip(outputs, inputs, strict=True):
         if given.datatype != taken.datatype:
-            return f"output '{given.name}' is {given.datatype}, and input '{taken.name}' takes {taken.datatype}"
+            return f"output '{given.name}' is {given.datatype}, but input '{taken.name}' is {taken.datatype}"
         if given.open_rank or taken.open_rank:
             continue
-        # Seen from the last dimension: one of both may have a batch dimension in front.
+        # Dimensions are compared from the last one, because one side may have a batch dimension in front.
         ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
         if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):
             return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"

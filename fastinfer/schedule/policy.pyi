@@ -10,7 +10,7 @@ class Decision(NamedTuple):
     wait_ns: int
 
 class Policy:
-    """What the scheduler asks before each batch. A subclass has :meth:`decide`."""
+    """The scheduler asks it before each batch. A subclass has :meth:`decide`."""
 
     def decide(self, rows: Iterable[int], waited_ns: int) -> tuple[int, int]:
         """Decides on the compatible requests that wait, oldest first.
@@ -24,7 +24,7 @@ class Policy:
         """
 
 class BatchingPolicy(Policy):
-    """Takes what waits, up to a size; waits for company if the configuration asks for it.
+    """Takes the waiting requests, up to a size; waits for more only if the configuration says so.
 
     Args:
         max_batch_size: rows of one batch; a single request may have more (it then runs alone).

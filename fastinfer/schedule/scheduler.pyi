@@ -21,16 +21,16 @@ class Scheduler:
 
     Args:
         start: runs requests that share a batch; calls back once on the loop's thread, before it returns None, or later.
-        policy: asked before each batch how large it is to be.
+        policy: decides the size of each batch.
         instances: batches that may run at once.
         max_queue_size: requests that may wait; one more is refused with 503.
         priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
         default_priority: of a request that has none.
         timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504; see ``deadlines``.
-        stats: of the model; batches are counted in it here, requests at their ends.
-        notes: of crashes: suspect requests run alone, and culprits are answered with 500, and
-            those to a withdrawn model with 503; None: nobody is looked at.
-        clock: the monotonic one; a test may bring one that stands still.
+        stats: the model's counters; the scheduler counts batches, a request's end counts the request.
+        notes: the crash record: suspect requests run alone, culprits are answered with 500, and requests to a
+            withdrawn model with 503; None: requests are not looked up.
+        clock: the monotonic one; a test may pass one that stands still.
     """
 
     def __init__(
@@ -57,53 +57,53 @@ class Scheduler:
         """Requests that wait."""
     @property
     def queue_steps(self) -> int:
-        """How often a group of requests has moved in the queue, for tests of what an arrival or a departure costs."""
+        """How often a group of requests has moved in the queue, for tests of the cost of an arrival or a departure."""
     @property
     def running(self) -> int:
         """Batches under way."""
     @property
     def in_flight(self) -> int:
-        """Requests that wait or run, and whose clients are still there."""
+        """Requests that wait or run, and whose clients still wait."""
     def submit(self, request: InferRequest) -> None:
-        """Queues a checked request. ApiError 503 where the queue is full or the model is being unloaded."""
+        """Queues a checked request. ApiError 503 if the queue is full or the model is being unloaded."""
     def cancel(self, request: InferRequest) -> None:
-        """Nobody waits for this request any more; its ``complete`` is not called."""
+        """Ends a request without an outcome: its ``complete`` is not called."""
     def count_refusal(self, error: ApiError, arrived_ns: int = 0) -> None:
         """Counts a request that could not be decoded."""
     def admit(self) -> None:
-        """A request comes in parts: they are taken until :meth:`leave`, even if the model is unloaded meanwhile.
-        ApiError 503 where it is being unloaded already."""
+        """A request comes in parts: they are accepted until :meth:`leave`, even if the model is unloaded meanwhile.
+        ApiError 503 if it is being unloaded already."""
     def leave(self) -> None:
-        """No further part of it comes."""
+        """No further part of the request comes."""
     def why_withdrawn(self) -> ApiError | None:
-        """Why no request is run for now, as an error; see
+        """The error for all requests while the model is withdrawn, else None; see
         :meth:`fastinfer.schedule.run_notes.RunNotes.why_withdrawn`."""
     def reinstate(self) -> bool:
-        """Requests are run again; returns whether they were not."""
+        """Runs requests again; returns whether the model was withdrawn."""
     def retire(self, retired: Callable[[], None]) -> None:
-        """Takes no more requests; calls ``retired`` on the loop when all that were taken have ended."""
+        """Refuses new requests; calls ``retired`` on the loop when all accepted ones have ended."""
 
 class Target:
-    """What an inference needs of a model; :class:`fastinfer.schedule.model.Model` is one.
+    """The part of a model that an inference uses; :class:`fastinfer.schedule.model.Model` is a subclass.
 
     Attributes:
         name: the endpoint's name, under which it answers.
         version: its version, as on the wire.
-        own: the signature of its own implementation.
+        own_signature: the signature of its own implementation, without successors.
         scheduler: queue and instances.
-        successor: gives the model that gets the outputs, or None.
+        successor: returns the model that gets the outputs; None: the outputs are the answer.
     """
 
     name: str
     version: str
-    own: Signature
+    own_signature: Signature
     scheduler: Scheduler
     successor: Callable[[], Any] | None
     def __init__(
         self,
         name: str,
         version: str,
-        own: Signature,
+        own_signature: Signature,
         scheduler: Scheduler,
         successor: Callable[[], Any] | None = None,
     ) -> None: ...

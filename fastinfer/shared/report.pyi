@@ -1,4 +1,4 @@
-"""Text made of counters: a template, and the native job that fills it in."""
+"""Renders counters as text: a template, and the native job that fills it in."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -9,25 +9,25 @@ from fastinfer.native.job import Job
 from fastinfer.shared.counters import Counters
 
 USAGE_CELLS: Final[int]
-"""How many cells tell what processes use: bytes of virtual and of resident memory, the start and CPU time in clock
-ticks (the start since the machine's), open files, and the most that may be open."""
+"""The number of cells for a process's usage: bytes of virtual and of resident memory, start time (since boot) and CPU
+time in clock ticks, open files, and the limit of open files."""
 
 class Step(NamedTuple):
     """A piece of text with a number after it: ``before``, the entry's text, ``after``, the number.
 
-    A cell's number counts the group's given cells first; in the first group those of the model's counters follow.
+    Cell indices begin with the group's extra cells; in the first group, the cells of the model's counters follow.
 
     Attributes:
         before: text.
-        text: which of the entry's texts follows.
+        text: the index of the entry's text that follows.
         after: text.
-        cells: their sum is the number.
-        goes_on: the number of the step before is part of the sum.
+        cells: the cells whose sum is the number.
+        goes_on: the previous step's number is added to the sum.
         form: ``whole`` (12), ``decimal`` (12.0, as Python's repr) or empty: no number is written.
-        unit: what a decimal number is divided by.
-        condition: a cell: where it is 0, this step and ``skipped`` more are left out.
-        skipped: see there.
-        listed: a comma goes before it, unless it follows a ``[``.
+        unit: the divisor of a decimal number.
+        condition: a cell; if it is 0, this step and the next ``skipped`` steps are left out.
+        skipped: see ``condition``.
+        listed: a comma precedes the step, unless it follows a ``[``.
     """
 
     before: bytes
@@ -42,7 +42,7 @@ class Step(NamedTuple):
     listed: bool = False
 
 class Section(NamedTuple):
-    """Steps for each entry of a group, with ``head`` before, ``between`` between entries, and ``tail`` after them."""
+    """Steps that run for each entry of a group; ``head`` is before, ``between`` between, and ``tail`` after entries."""
 
     group: int
     head: bytes = b""
@@ -51,14 +51,14 @@ class Section(NamedTuple):
     steps: Sequence[Step] = ()
 
 class Group(NamedTuple):
-    """Entries, and the cells that are given of each (int64, entry after entry; None: they are 0)."""
+    """Entries, and extra cells for each (int64, entry after entry; None: they are 0)."""
 
     entries: Sequence[Entry]
     extra: Buffer | None = None
 
 class Shared(NamedTuple):
     """Counters of several processes: banks of blocks. A block begins with a key of 16 bytes; its counters begin at
-    ``cells_at``. The first block of a bank is no model's; the others are first used in order."""
+    ``cells_at``. The first block of a bank belongs to no model; the others are first used in order."""
 
     memory: Buffer
     bank_bytes: int
@@ -69,11 +69,11 @@ class Template:
     """Sections, one after the other.
 
     Args:
-        sections: the table.
-        extra: how many cells are given of each entry, for each group; the first group is that of the models.
+        sections: the sections, in order.
+        extra: the number of extra cells of an entry, for each group; the first group is the models.
 
     Raises:
-        ValueError: a cell, or a text, that entries do not have.
+        ValueError: a step uses a cell or a text that entries do not have.
     """
 
     cells: int
@@ -81,12 +81,12 @@ class Template:
     def __init__(self, sections: Sequence[Section], extra: Sequence[int] = (0,)) -> None: ...
 
 class Entry:
-    """What differs between the models of a template.
+    """The part of a template that differs between models.
 
     Args:
-        texts: at most two.
-        key: of its blocks in shared counters; 16 bytes, or empty.
-        counters: this process's.
+        texts: at most two texts.
+        key: the key of its blocks in shared counters; 16 bytes, or empty.
+        counters: this process's counters.
     """
 
     texts: tuple[bytes, ...]
@@ -98,12 +98,12 @@ class Report(Job):
     """Fills a template in, on any thread.
 
     Args:
-        template: what to write.
+        template: the text to write.
         groups: the entries.
-        shared: counters of all processes. An entry's number is the sum over the blocks with its key, and over its own
-            counters where they do not lie there.
-        pids: processes; what they use is the beginning of the last group's only entry (:data:`USAGE_CELLS`).
-        latest: the place in a model's counters of a cell of which the largest counts, not the sum.
+        shared: the counters of all processes. An entry's number is the sum over the blocks with its key, plus its own
+            counters if they are not in this memory.
+        pids: processes whose usage fills the first cells of the last group's only entry (:data:`USAGE_CELLS`).
+        latest: the index of a cell of a model's counters whose largest value is written instead of the sum.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class Report(Job):
         latest: int | None = None,
     ) -> None: ...
     def step(self) -> bool:
-        """Does a few hundred microseconds of it on this thread; returns whether it has ended."""
+        """Works for a few hundred microseconds on this thread; returns whether the report is finished."""
     def result(self) -> Text:
-        """The text, once, after the end."""
+        """The text; to be called once, after the end."""
 
 class Text(Buffer):
-    """What was written; the buffer protocol gives it, read-only."""
+    """The written text, as a read-only buffer."""
 
     def __len__(self) -> int: ...

@@ -1,8 +1,8 @@
-"""What a model version has done: its counters, and their JSON in the statistics extension.
+"""The counters of a model version, and their JSON in the statistics extension.
 
-All counters are 64-bit integers in one block of memory, which may be given from outside (a shared mapping): another
-process that knows the layout reads them while they run, and the sum of several is the sum of their blocks. They are
-written on the loop's thread only: one call per request, one call per batch. A report reads them on any thread.
+All counters are 64-bit integers in one block of memory, which the caller may provide (a shared mapping). Another
+process that knows the layout can read the block while it changes, and add up several blocks. Only the loop's thread
+writes counters: one call per request, one call per batch. A report reads them on any thread.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ __all__ = [
     "total",
 ]
 
-LABELS, NAMES = 0, 1  # the texts of an entry: labels on the page for Prometheus, members in JSON
+LABELS, NAMES = 0, 1  # the texts of an entry: labels on the metrics page, members in JSON
 
 
 class ModelStats(Counters):
-    """The counters of one version of a model, as people read them."""
+    """The counters of one version of a model, with derived values."""
 
     @property
     def rows(self) -> int:
-        """Rows of all batches that ran."""
+        """The rows of all batches that ran."""
         return self.batch_size.sum
 
     @property
     def runs(self) -> int:
-        """Batches that ran."""
+        """The number of batches that ran."""
         return self.batch_size.count
 
 
 def entry(name: str, version: str, counters: Counters | None = None, key: bytes = b"") -> Entry:
-    """A model in reports: the texts that name it, and where it counts."""
+    """A model's entry in reports: the texts that name it, its key and its counters."""
     labels = f'model="{_escaped(name)}",version="{_escaped(version)}"'.encode()
     return Entry((labels, orjson.dumps({"name": name, "version": version})[1:-1]), key, counters)
 
@@ -72,12 +72,12 @@ def _escaped(label: str) -> str:
 
 
 def total(histogram: str) -> int:
-    """The cell of a histogram's sum."""
+    """The cell with a histogram's sum."""
     return HISTOGRAMS[histogram][0]
 
 
 def counts(histogram: str) -> range:
-    """The cells of its buckets."""
+    """The cells of a histogram's buckets."""
     cell, bounds = HISTOGRAMS[histogram]
     return range(cell + 1, cell + 2 + len(bounds))
 
@@ -92,7 +92,7 @@ def _duration(name: str, times: Sequence[int], nanoseconds: Sequence[int], befor
 
 
 def _line(line: int) -> Iterator[Step]:
-    """The batches of one size, if there were any."""
+    """The entry for batches of one size, if any ran."""
     runs = LINE_CELL + line * CELLS_OF_LINE
     rest: list[Step] = []
     for place, part in enumerate(("compute_input", "compute_infer", "compute_output")):
@@ -120,5 +120,5 @@ def _statistics() -> Iterator[Step]:
 
 
 def statistics_template() -> Template:
-    """The answer of the statistics extension, for models that :func:`entry` describes."""
+    """The template of the statistics extension's answer; its entries come from :func:`entry`."""
     return Template([Section(0, b'{"model_stats":[', b",", b"]}", list(_statistics()))])

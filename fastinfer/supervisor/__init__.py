@@ -1,5 +1,4 @@
-"""The supervisor: owns the listening sockets, keeps serving processes alive, and keeps them alike.
+"""The supervisor: owns the listening sockets, keeps serving processes running, and keeps their models equal.
 
-It never imports the data plane but for the memory in which serving processes note what they run: what kills one of them
-cannot kill it.
+It imports no part of the data plane except the crash record, so that a crash of a serving process cannot affect it.
 """

@@ -1,4 +1,4 @@
-"""What a serving process is told before anything else: its configuration, and the descriptors that it has inherited."""
+"""The first message to a serving process: its configuration, and the file descriptors that it has inherited."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _PR_SET_PDEATHSIG: Final = 1
 
 @dataclass(frozen=True)
 class Assignment:
-    """One serving process's part.
+    """The start parameters of one serving process.
 
     Attributes:
         config: the server's configuration, with this process's share of threads and memory.
-        slot: its place among the processes, from 0.
+        slot: the number of its slot, from 0.
         supervisor: the supervisor's process id.
-        listeners: the descriptors of each slot's listening sockets. A process accepts from those it is told to.
+        listeners: the descriptors of each slot's listening sockets. The supervisor says which of them accept.
         counters: the descriptor of the memory for counters (see :mod:`fastinfer.shared.layout`).
-        bank: the part of it that this process writes.
-        inherited: further descriptors, by what they are for.
-        crash_slot: its slot in the record of crashes; None: it does without.
+        bank: the bank of that memory that this process writes.
+        inherited: further descriptors, by purpose.
+        crash_slot: its slot in the crash record; None: it has none.
     """
 
     config: ServerConfig
@@ -43,17 +43,17 @@ class Assignment:
     crash_slot: int | None
 
     def send(self, end: socket.socket) -> None:
-        """Writes it to a new pair of sockets, whose buffer takes it whole."""
+        """Writes the assignment to a new socket pair; it fits into the socket's buffer."""
         data = pickle.dumps(self)
         end.sendall(_LENGTH.pack(len(data)) + data)
 
     @classmethod
     def receive(cls, end: socket.socket) -> Assignment:
-        """Reads what the supervisor has sent. EOFError where it is gone already."""
+        """Reads the supervisor's assignment. EOFError if the supervisor is gone."""
         (size,) = _LENGTH.unpack(_exactly(end, _LENGTH.size))
-        given = pickle.loads(_exactly(end, size))
-        assert isinstance(given, cls)
-        return given
+        assignment = pickle.loads(_exactly(end, size))
+        assert isinstance(assignment, cls)
+        return assignment
 
 
 def _exactly(end: socket.socket, size: int) -> bytes:
@@ -67,7 +67,7 @@ def _exactly(end: socket.socket, size: int) -> bytes:
 
 
 def end_with(supervisor: int) -> None:
-    """Has the kernel send SIGTERM to this process when the supervisor ends, however it does."""
+    """Makes the kernel send SIGTERM to this process when the supervisor ends, for whatever reason."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:
-        os.kill(os.getpid(), signal.SIGTERM)  # it was quicker
+        os.kill(os.getpid(), signal.SIGTERM)  # the supervisor has already ended

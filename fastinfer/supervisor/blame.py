@@ -1,35 +1,35 @@
-"""Who is to blame when a serving process dies: a query of death kills once or twice, and is then harmless.
+"""Attributes a crash of a serving process to a request or load, so that a query of death kills only once or twice.
 
 Every serving process notes in a :class:`~fastinfer.shared.crash_record.CrashRecord` what it is about to run: for each
-run the model and the fingerprints of the requests, for each load what it loads. The notes outlive it. When it dies of a
-crash, what was under way becomes *suspect*, and all processes know of it at once:
+run the model and the fingerprints of the requests, for each load its key. The notes outlive the process. If it crashes,
+the work under way becomes *suspect*, in all processes at once:
 
-- A suspect request is run alone, never in a batch. If that ends well, it is cleared: the mates of a query of death are
-  answered on their second try. If the process dies again, the request is a *culprit* and is answered with 500.
-- Where only one request can have done it (it was alone in its run, and the crash came on that run's thread, or nothing
-  else was under way), it is a culprit at once.
-- The same holds for loads, with their trial and warm-up runs: suspect loads wait for each other, a culprit is
-  *quarantined*: it is refused with 400 as long as its files, configuration and parameters stay the same.
+- A suspect request runs alone, never in a batch. If the run succeeds, the request is cleared: other requests of the
+  crashed batch are answered on their second try. If the process dies again, the request is a *culprit*: answer 500.
+- If only one request can be the cause (it was alone in its run, and the crash was on that run's thread, or no other
+  work was under way), it is a culprit at once.
+- The same holds for loads, with their trial and warm-up runs: suspect loads run one at a time, and a culprit is
+  *quarantined*: refused with 400 as long as its files, configuration and parameters stay the same.
 
 A *model* that ends :data:`~fastinfer.base.limits.MODEL_DEATHS` processes within a minute, each with another request, is
-*withdrawn*: new values or a new shape each time would stop everybody else each time. No process runs any of it, and its
-requests are answered with 503, for a minute; then it is on trial, where one more death withdraws it for twice as long.
-Other files or another configuration make it another model, and whoever loads it again has it tried at once.
+*withdrawn*, because new values or a new shape each time would interrupt all other clients each time. For a minute no
+process runs it, and its requests are answered with 503. Then it is on trial: one more death withdraws it for twice as
+long. Other files or another configuration make it another model; a client that loads it again ends the withdrawal.
 
-A death that does not tell who did it (SIGKILL by a person or for want of memory; a crash on another thread while
-several runs were under way) only counts: :data:`~fastinfer.base.limits.STRIKES` such deaths with the request alone in
-its run, and not one run that ended well, make it a culprit.
+A death with an unknown cause (SIGKILL by a person or for lack of memory; a crash on another thread while several runs
+were under way) only counts: :data:`~fastinfer.base.limits.STRIKES` such deaths with the request alone in its run, and
+no successful run between them, make the request a culprit.
 
-What the supervisor does::
+The supervisor's calls::
 
-    suspects, fd = Suspects.create(slots)   # a slot for each process that may live at the same time
-    slot = suspects.free_slot()             # for a process that is about to start, and inherits fd
-    suspects.after_death(slot, signal)      # when it has ended, however it did: the slot is free again
-    suspects.forget_old()                   # every minute or so
+    blame, fd = Blame.create(slots)    # a slot for each process that may live at the same time
+    slot = blame.free_slot()           # for a process that is about to start, and inherits fd
+    blame.after_death(slot, signal)    # when the process has ended, for whatever reason: frees the slot
+    blame.forget_old()                 # about every minute
 
-A new process loads what the others hold. Where that is quarantined it is refused with 400 at
-once, and so is a load that a client asks for: otherwise whoever may load could end a process with each request. Changed
-files (``touch`` is enough), configuration or parameters make it another load.
+A new process loads what the others have loaded. A quarantined load is refused with 400 at once, for a new process and
+for a client; otherwise a client could end a process with each request. Changed files (``touch`` is enough),
+configuration or parameters make it another load.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _CRASHES: Final = frozenset(
 )
 
 
-_FORGIVEN: Final = 10  # times a withdrawal without another death: then the next one is as short as the first
+_FORGIVEN: Final = 10  # after this many times the withdrawal without a death, the next one is as short as the first
 
 
 @dataclass(slots=True)
@@ -70,9 +70,9 @@ class _Deaths:
     """The processes that a model has ended.
 
     Attributes:
-        recent: of those of the last minute when, and which requests may have done it.
-        withdrawn_s: how long it was withdrawn for last; 0: it never was.
-        until: when that was over.
+        recent: the deaths of the last minute: the time, and the requests that may be the cause.
+        withdrawn_s: the length of the last withdrawal; 0: there was none.
+        until: the end of the last withdrawal.
     """
 
     recent: list[tuple[float, frozenset[int]]] = field(default_factory=list)
@@ -80,15 +80,15 @@ class _Deaths:
     until: float = 0.0
 
     def forget(self, now: float) -> None:
-        """Forgets what does not count any more."""
+        """Removes expired deaths and withdrawals."""
         self.recent = [(when, requests) for when, requests in self.recent if now - when < limits.MODEL_DEATHS_S]
         if now > self.until + _FORGIVEN * self.withdrawn_s:
             self.withdrawn_s = 0.0
 
     def count(self, now: float, requests: frozenset[int]) -> int:
-        """Counts a death; returns how many requests there must be that have ended processes.
+        """Counts a death; returns the least number of different requests that explains all deaths.
 
-        Two deaths with a request in common may both be its doing: a batch, and then that request alone.
+        One request explains two deaths that both have it: a batch, and then this request alone.
         """
         for place, (_, others) in enumerate(self.recent):
             if requests & others:
@@ -98,19 +98,19 @@ class _Deaths:
         return len(self.recent)
 
     def withdraw(self, now: float) -> float:
-        """For how long."""
+        """Starts a withdrawal, and returns its length in seconds."""
         self.withdrawn_s = min(2 * self.withdrawn_s, limits.MAX_WITHDRAWN_S) or limits.WITHDRAWN_S
         self.until = now + self.withdrawn_s
         self.recent.clear()
         return self.withdrawn_s
 
 
-class Suspects:
+class Blame:
     """The supervisor's side of a crash record.
 
     Args:
         record: the record.
-        now: the time in seconds; a test may bring one that stands still.
+        now: returns the time in seconds; a test may replace it.
     """
 
     def __init__(self, record: CrashRecord, now: Callable[[], float] = time.monotonic) -> None:
@@ -120,26 +120,26 @@ class Suspects:
         self._free = list(range(len(record)))
 
     @classmethod
-    def create(cls, slots: int) -> tuple[Suspects, int]:
-        """A record in new shared memory, with a slot for each of so many processes; and its file descriptor.
+    def create(cls, slots: int) -> tuple[Blame, int]:
+        """Creates a record in new shared memory with this many slots; also returns the memory's file descriptor.
 
         Raises:
-            OSError: as of :func:`fastinfer.base.machine.shared_memory`.
+            OSError: as in :func:`fastinfer.base.machine.shared_memory`.
         """
         size = crash_record.nbytes(slots)
         fd = machine.shared_memory("fastinfer-crash-record", size)
         return cls(CrashRecord(mmap.mmap(fd, size))), fd
 
     def free_slot(self) -> int | None:
-        """A slot that no process has; None: all are taken, and a process does without."""
+        """Takes a free slot; None: all are taken, and the process has none."""
         return self._free.pop() if self._free else None
 
     def after_death(self, slot: int | None, signal: int) -> None:
-        """Finds who is to blame for the death of a slot's process, and makes the slot free for another one.
+        """Blames requests and loads for the death of a slot's process, and frees the slot.
 
         Args:
-            slot: the dead process's; None: it did without.
-            signal: that ended it; 0 or less where none did.
+            slot: the dead process's slot; None: it had none.
+            signal: the signal that ended it; 0 or less if none did.
         """
         if slot is None:
             return
@@ -156,7 +156,7 @@ class Suspects:
             runs = [run for run in runs if run.at_fault]
             loads = [load for load in loads if load.at_fault]
         candidates = len(runs) + len(loads) + death.unnoted
-        # A crash on the loop's thread outside of a run is most likely none of the runs' making.
+        # A crash on the loop's thread outside a run is probably not caused by the noted runs.
         certain = at_fault or (candidates == 1 and signal != signals.SIGKILL and not death.on_loop)
         for run in runs:
             self._blame_run(run, name, certain)
@@ -166,11 +166,11 @@ class Suspects:
             self._blame_load(load, signal, name, certain)
 
     def is_quarantined(self, model: str) -> bool:
-        """Whether some load of a model of the repository is refused."""
+        """Whether a load of this model is quarantined."""
         return self._record.holds(crash_record.hashed(model), QUARANTINED)
 
     def forget_old(self) -> None:
-        """Takes out of the table what is over."""
+        """Removes expired entries."""
         self._record.entries()
         for model, deaths in list(self._models.items()):
             deaths.forget(self._now())
@@ -180,8 +180,8 @@ class Suspects:
     def _blame_run(self, run: Running, name: str, certain: bool) -> None:
         requests = set(run.fingerprints)
         alone = len(requests) == 1 and run.requests == len(run.fingerprints)
-        crowd = run.requests > len(run.fingerprints)
-        if crowd and self._record.kind(run.key) != WITHDRAWN:  # it may have been one of those that were not noted
+        unnoted = run.requests > len(run.fingerprints)
+        if unnoted and self._record.kind(run.key) != WITHDRAWN:  # the cause may be a request that is not noted
             self._record.put(run.key, SUSPECT, limits.CROWD_S, group=run.group)
         convicted = sum(self._blame_request(request, run, alone, alone and certain) for request in requests)
         if convicted:
@@ -190,7 +190,7 @@ class Suspects:
             log.warning("%d requests to %s were running when their process died by %s", run.requests, run.label, name)
 
     def _blame_model(self, run: Running, signal: int) -> None:
-        if self._record.kind(run.key) == WITHDRAWN:  # a process had begun the run before
+        if self._record.kind(run.key) == WITHDRAWN:  # the run began before the withdrawal
             return
         now = self._now()
         deaths = self._models.setdefault(run.key, _Deaths())
@@ -203,7 +203,7 @@ class Suspects:
         log.error("%s ends processes with different requests; it is withdrawn for %g s", run.label, seconds)
 
     def _blame_request(self, request: int, run: Running, alone: bool, certain: bool) -> bool:
-        """Whether it is a culprit now."""
+        """Makes the request a suspect or a culprit; returns whether it is a culprit."""
         known = self._record.find(request)
         strikes = (known.strikes if known else 0) + alone
         convicted = certain or strikes >= limits.STRIKES or (known is not None and known.kind == CULPRIT)

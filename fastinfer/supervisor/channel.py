@@ -1,8 +1,8 @@
-"""Calls between the supervisor and a serving process, over a pair of sockets; both sides call, and both answer.
+"""Remote calls between the supervisor and a serving process, over a socket pair, in both directions.
 
-A message is its length (4 bytes, little-endian) and a JSON object: ``{"call", "with"}`` wants no answer, ``{"call",
-"with", "id"}`` wants ``{"id", "result"}`` or ``{"id", "error"}``. Messages are handled in the order in which they were
-sent; handlers that are coroutines run on beside the next ones.
+A message is its length (4 bytes, little-endian) and a JSON object: ``{"call", "with"}`` is a notification, ``{"call",
+"with", "id"}`` a call whose answer is ``{"id", "result"}`` or ``{"id", "error"}``. Handlers start in the order of the
+messages; coroutine handlers then run concurrently.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Handlers = Mapping[str, Callable[..., Any]]
 
 
 class ChannelClosedError(Exception):
-    """The other side is gone."""
+    """The other side has closed the channel."""
 
 
 class Channel:
-    """One end. Loop's thread only; made by :meth:`open`.
+    """One end of a channel. Loop's thread only; created by :meth:`open`.
 
     Attributes:
-        closed: done when the other side has gone, or this one has closed.
+        closed: done when one of the sides has closed the channel.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Handlers) -> None:
@@ -50,27 +50,27 @@ class Channel:
 
     @classmethod
     async def open(cls, end: socket.socket, handlers: Handlers) -> Channel:
-        """Begins to read and to answer.
+        """Opens a channel and begins to read from it.
 
         Args:
-            end: of the pair; the channel takes it over.
-            handlers: what the other side may call, by name: functions or coroutine functions with keyword arguments
-                and results that fit into JSON. What they raise is the caller's: an ApiError as it is, anything else as
-                an ApiError 500.
+            end: one socket of the pair; the channel owns it from now on.
+            handlers: functions or coroutine functions that the other side may call, by name, with keyword arguments
+                and results that JSON can hold. The caller gets an ApiError of a handler as it is, and any other
+                exception as an ApiError 500.
         """
         end.setblocking(False)
         return cls(*await asyncio.open_unix_connection(sock=end), handlers)
 
-    def tell(self, call: str, **arguments: Any) -> None:
-        """Calls without waiting for an answer; nothing happens where the other side is gone."""
+    def notify(self, call: str, **arguments: Any) -> None:
+        """Calls without waiting for an answer; does nothing if the other side is gone."""
         self._send({"call": call, "with": arguments})
 
     async def call(self, call: str, **arguments: Any) -> Any:
-        """Calls, and waits for the answer.
+        """Calls, and returns the answer.
 
         Raises:
             ApiError: what the other side's handler raised.
-            ChannelClosedError: the other side is gone, before or meanwhile.
+            ChannelClosedError: the channel is closed, or closes before the answer.
         """
         if self.closed.done():
             raise ChannelClosedError
@@ -83,7 +83,7 @@ class Channel:
             self._waiting.pop(number, None)
 
     def close(self) -> None:
-        """Ends it: every call that waits fails, on both sides."""
+        """Closes the channel: every waiting call fails, on both sides."""
         self._task.cancel()
         self._closed()
 
@@ -116,14 +116,14 @@ class Channel:
             return
         answer = self._waiting.get(message["id"])
         if answer is None or answer.done():
-            return  # whoever asked waits no more
+            return  # the caller no longer waits
         if "error" in message:
-            answer.set_exception(ApiError.of(message["error"]))
+            answer.set_exception(ApiError.from_json(message["error"]))
         else:
             answer.set_result(message["result"])
 
     def _called(self, name: str, arguments: dict[str, Any], number: int | None) -> None:
-        # A coroutine function's first steps are taken in a task, in the order of the calls.
+        # Tasks start in the order of the calls, coroutine handlers included.
         task = asyncio.get_running_loop().create_task(self._handle(self._handlers[name], arguments, number))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -134,9 +134,9 @@ class Channel:
             result = handler(**arguments)
             answer = {"result": await result if inspect.isawaitable(result) else result}
         except ApiError as error:
-            answer = {"error": error.told()}
+            answer = {"error": error.to_json()}
         except Exception:
             log.exception("a call between processes has failed")
-            answer = {"error": ApiError(500, "internal error").told()}
+            answer = {"error": ApiError(500, "internal error").to_json()}
         if number is not None:
             self._send({"id": number, **answer})

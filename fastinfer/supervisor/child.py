@@ -1,4 +1,4 @@
-"""One serving process, as the supervisor sees it: started, talked to, ended."""
+"""One serving process, from the view of the supervisor: its start, its channel, its end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fastinfer.supervisor.channel import Channel, Handlers
 
 
 class Child:
-    """A process that serves, or is about to. Made by :meth:`start`.
+    """A process that serves, or is about to. Created by :meth:`start`.
 
     Attributes:
-        slot: its place.
-        bank: the part of the shared counters that it writes.
-        crash_slot: its slot in the record of crashes, or None.
-        channel: to it.
-        up: done when it can be talked to; the result is the version of its ONNX Runtime.
-        ended: done when it has ended; the result is its status, a negative number for a signal.
-        impatient: it has been loading for so long that it accepts meanwhile if nobody else does.
+        slot: the number of its slot.
+        bank: the bank of the shared counters that it writes.
+        crash_slot: its slot in the crash record, or None.
+        channel: the channel to it.
+        up: done when it answers calls; the result is the version of its ONNX Runtime.
+        ended: done when it has ended; the result is its exit status, negative for a signal.
+        accepts_early: it has been loading for so long that it may accept before it is loaded, if no process serves.
     """
 
     channel: Channel
@@ -42,7 +42,7 @@ class Child:
         self.pid = process.pid
         self.up: asyncio.Future[str] = loop.create_future()
         self.ended = loop.create_task(process.wait())
-        self.impatient = False
+        self.accepts_early = False
         self.ready_at: float | None = None
 
     @classmethod
@@ -59,16 +59,16 @@ class Child:
         """Starts a process.
 
         Args:
-            slot: its place.
-            crash_slot: its slot in the record of crashes; None: it does without.
+            slot: the number of its slot.
+            crash_slot: its slot in the crash record; None: it has none.
             config: its configuration.
-            listeners: of all slots.
-            counters: the descriptor of the shared counters, and its part of them.
-            inherited: further descriptors that it gets, by what they are for.
-            handlers: what it may call; each gets the child as ``caller`` besides.
+            listeners: the listening sockets of all slots.
+            counters: the descriptor of the shared counters, and its bank.
+            inherited: further descriptors that it inherits, by purpose.
+            handlers: the functions that it may call; each also gets the child as ``caller``.
 
         Raises:
-            OSError: the system has no room for another process.
+            OSError: the system cannot start another process.
         """
         ours, theirs = socket.socketpair()
         descriptors = [*(each.fileno() for group in listeners for each in group), counters[0], *inherited.values()]
@@ -78,7 +78,7 @@ class Child:
                     *_command(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=[theirs.fileno(), *descriptors],
-                    process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
+                    process_group=0,  # a terminal's Ctrl-C must reach only the supervisor
                 )
             except BaseException:
                 ours.close()
@@ -95,26 +95,26 @@ class Child:
             self.up.set_result(runtime)
 
     def is_ready(self) -> None:
-        """It serves from now on."""
+        """Notes that the process serves from now on."""
         self.ready_at = time.monotonic()
 
     def lived_s(self) -> float:
-        """For how long it has served."""
+        """The seconds that it has served so far."""
         return 0.0 if self.ready_at is None else time.monotonic() - self.ready_at
 
     def kill(self) -> None:
-        """Ends it without asking."""
+        """Ends the process with SIGKILL."""
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Sends it a signal; from its start on it keeps SIGUSR1 and SIGUSR2 until it can answer them."""
+        """Sends it a signal. SIGUSR1 and SIGUSR2 are blocked from its start on, and wait until it can handle them."""
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)  # Popen's own method would collect its status first, which asyncio waits for
+                os.kill(self.pid, number)  # Popen.send_signal would reap the process, which asyncio waits for
 
 
 class _Bound:
-    """A handler that is told who calls."""
+    """A handler that also gets the calling child."""
 
     def __init__(self, child: Child, handler: Any) -> None:
         self._child = child
@@ -125,7 +125,7 @@ class _Bound:
 
 
 def how_it_ended(status: int) -> str:
-    """A process's status in words: ``SIGKILL``, ``status 3``."""
+    """An exit status as text: ``SIGKILL``, ``status 3``."""
     if status >= 0:
         return f"status {status}"
     try:
@@ -135,13 +135,13 @@ def how_it_ended(status: int) -> str:
 
 
 def _python() -> list[str]:
-    # The module is found where this one was: in the working directory only if that is where this one came from.
+    # The child imports the same package: from the working directory only if this process did.
     here = Path(fastinfer.__file__).parents[1]
     flags = [] if here == Path.cwd() else ["-P"]
     return [sys.executable, *flags, "-m", "fastinfer", "process"]
 
 
-_COMMAND: Final = _python()  # found once: the working directory may have vanished when a process has to be replaced
+_COMMAND: Final = _python()  # computed once, because the working directory may be gone when a process is replaced
 
 
 def _command(descriptor: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""The places of serving processes: each always has one, and a new one takes over before the old one goes.
+"""Slots, the places of serving processes: each always has a process, and a new one takes over before the old one ends.
 
-A slot has listening sockets, which stay open as long as the server lives: what waits in them when a process ends is
-served by the next one, or by a process of another slot meanwhile.
+A slot has listening sockets, which stay open as long as the server runs. When a process ends, the next one accepts the
+connections that wait in them; until then, a process of another slot does.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from fastinfer.supervisor.child import Child, how_it_ended
 
 log = logging.getLogger(__name__)
 
-STABLE_S: Final = 1.0  # a process that has served for so long has started well
+STABLE_S: Final = 1.0  # a process that has served this long has started well
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 30.0
-# What ends processes that serve is a request, or somebody outside: the next one can serve everybody else, so that to
-# stay away would do more harm. That it has to start and to load is a pause by itself.
+# A serving process is ended by a request or from outside. Its replacement can serve all other clients, so a long pause
+# would do more harm; starting and loading is a pause by itself.
 LONGEST_PAUSE_AFTER_SERVING_S: Final = 0.2
 
 
 def pause_s(failures: int, longest_s: float = LONGEST_PAUSE_S) -> float:
-    """How long to wait before the next process after so many in a row that did not start well."""
+    """How long to wait before the next process, after this many consecutive failures."""
     return 0.0 if failures == 0 else min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 30), longest_s)
 
 
-class Slot:
-    """One place. Loop's thread only.
+class ProcessSlot:
+    """The place of one serving process. Loop's thread only.
 
     Args:
-        number: from 0.
+        number: the slot's number, from 0.
         listeners: its listening sockets.
-        launch: starts a process and returns it when it can serve; None: it has ended before, or is not fit to.
+        launch: starts a process and returns it when it can serve; None: it has ended before, or must not serve.
         changed: called when the slot's process has changed.
-        retire: called with a process that another one has taken over from.
-        died: called with a process that has ended without being told to, before the next one is started.
+        retire: called with a process that has been replaced.
+        died: called with a process that has ended unexpectedly, before the next one is started.
 
     Attributes:
         child: the process that serves, if there is one.
@@ -48,7 +48,7 @@ class Slot:
         self,
         number: int,
         listeners: Sequence[socket.socket],
-        launch: Callable[[Slot], Awaitable[Child | None]],
+        launch: Callable[[ProcessSlot], Awaitable[Child | None]],
         changed: Callable[[], None],
         retire: Callable[[Child], None],
         died: Callable[[Child], None],
@@ -56,18 +56,18 @@ class Slot:
         self.number = number
         self.listeners = listeners
         self.child: Child | None = None
-        self.served = asyncio.Event()  # there was a process once
+        self.served = asyncio.Event()  # set when the first process serves
         self._launch = launch
         self._changed = changed
         self._retire = retire
         self._died = died
-        self._failures = 0  # processes in a row that ended, or were found unfit, before they served
-        self._short_lives = 0  # and that served, but not for long
+        self._failures = 0  # consecutive processes that ended, or were rejected, before they served
+        self._short_lives = 0  # consecutive processes that served, but not for long
         self._renewal: asyncio.Future[bool] | None = None
         self._wake = asyncio.Event()
 
     async def keep(self) -> None:
-        """Keeps the slot served, for ever."""
+        """Keeps a process in the slot, forever."""
         while True:
             if self.child is None or self._renewal is not None:
                 await self._fill()
@@ -75,21 +75,21 @@ class Slot:
                 await self._wait(self.child)
 
     async def renew(self) -> bool:
-        """Has another process take over; returns whether one has. The old one stays otherwise."""
+        """Replaces the process; returns whether that worked. Otherwise the old process stays."""
         if self._renewal is None:
             self._renewal = asyncio.get_running_loop().create_future()
             self._wake.set()
         return await asyncio.shield(self._renewal)
 
     def drop(self, child: Child) -> None:
-        """Gives the place of a process that must not serve any longer to another one."""
+        """Takes the slot from a process that must stop serving; another one is started."""
         if self.child is child:
             self.child = None
             self._changed()
             self._wake.set()
 
     async def _fill(self) -> None:
-        renewal = self._renewal  # one that begins later wants a process that is started later
+        renewal = self._renewal  # a renewal that is requested later needs a process that is started later
         new = await self._launch(self)
         if new is not None:
             old, self.child = self.child, new
@@ -126,8 +126,8 @@ class Slot:
                 await asyncio.sleep(pause_s(self._short_lives, LONGEST_PAUSE_AFTER_SERVING_S))
 
 
-def tell_death(child: Child) -> None:
-    """Logs that a process has ended by itself."""
+def log_death(child: Child) -> None:
+    """Logs that a process has ended unexpectedly."""
     status = child.ended.result()
     level = logging.WARNING if status == 0 else logging.ERROR
     log.log(level, "process %d has ended: %s; another one takes its place", child.pid, how_it_ended(status))

@@ -1,4 +1,4 @@
-"""The records that travel through the server: what a client asked for, and what it is answered."""
+"""The request, response and batch records that are passed between the layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from fastinfer.tensor.top_k import Classification
 class RequestedOutput:
     """One entry of a request's ``outputs``.
 
-    ``binary`` is 1, 0, or -1 where the client did not say; ``classification`` is how many classes it wants, 0 where it
-    wants the elements.
+    ``binary`` is 1, 0, or -1 if the client did not say; ``classification`` is the number of classes that it wants, or 0
+    if it wants the elements.
     """
 
     name: str
@@ -59,12 +59,12 @@ class InferRequest:
     ) -> None: ...
 
 class Waiter:
-    """Waits for a request's outcome; told at the level of C."""
+    """Receives a request's outcome, by a C call."""
 
 class InferResponse:
-    """An answer: its outputs in order, for each whether it leaves as bytes behind the JSON, and its classes.
+    """An answer: its outputs in order, and for each whether it is sent as bytes after the JSON, and its classes.
 
-    ``classes`` has for each output what is answered in its place, or None; None where that is so of all.
+    ``classes`` has for each output the Classification that is sent in its place, or None; None if no output has one.
     """
 
     model_name: str
@@ -84,7 +84,7 @@ class InferResponse:
     ) -> None: ...
 
 class BatchResult:
-    """What became of a batch.
+    """The outcome of a batch.
 
     Attributes:
         outputs: for each request of the batch, in order, all outputs of the model in the model's order (each with the
@@ -107,4 +107,4 @@ class BatchResult:
     ) -> None: ...
 
 class BatchRunner:
-    """Runs batches. Where it can do so at once, the scheduler asks it at the level of C."""
+    """Runs batches; those that it can run at once, by a C call of the scheduler."""

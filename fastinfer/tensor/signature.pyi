@@ -1,4 +1,4 @@
-"""What a model takes and gives, and the check of a request against it."""
+"""A model's inputs and outputs, and the check of a request against them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +18,12 @@ class Signature:
         inputs: in the order in which the model takes them.
         outputs: in the order in which it gives them.
         batched: the first dimension of every input and output is the batch.
-        max_batch_size: rows of one batch; 0 where the model is not batched.
+        max_batch_size: rows of one batch; 0 if the model is not batched.
         max_batch_size_configured: a request of more rows is refused (else the caller runs it in slices).
         positional: inputs are taken by position, their names are free.
-        anything: any inputs at all are accepted.
+        accepts_anything: any inputs at all are accepted.
         outputs_batched: the first dimension of every output is the batch; by default as ``batched``.
-        item_form: a request to a batched model whose inputs all lack the batch dimension is one item; by default where
+        item_form: a request to a batched model whose inputs all lack the batch dimension is one item; by default if
             ``max_batch_size`` was configured, or each input's first dimension is named like a batch
             (:func:`names_a_batch`).
         takes_base64: BYTES inputs are base64 text, which the model decodes itself.
@@ -37,7 +37,7 @@ class Signature:
     max_batch_size: int
     max_batch_size_configured: bool
     positional: bool
-    anything: bool
+    accepts_anything: bool
     outputs_batched: bool
     item_form: bool
     takes_base64: bool
@@ -53,7 +53,7 @@ class Signature:
         max_batch_size: int = 0,
         max_batch_size_configured: bool = False,
         positional: bool = False,
-        anything: bool = False,
+        accepts_anything: bool = False,
         outputs_batched: bool | None = None,
         item_form: bool | None = None,
         takes_base64: bool = False,
@@ -65,8 +65,8 @@ class Signature:
     def check(self, request: InferRequest, model: str) -> int:
         """Makes ``request`` ready to run.
 
-        Puts its inputs in the model's order, adds the batch dimension where all inputs lack it, and sets ``rows``,
-        ``implicit_batch``, ``whole`` and ``shape_key``. ApiError 400, with Triton's sentence, where it does not fit.
+        Puts its inputs in the model's order, adds the batch dimension if all inputs lack it, and sets ``rows``,
+        ``implicit_batch``, ``whole`` and ``shape_key``. ApiError 400, with Triton's sentence, if it does not fit.
         """
     def respond(self, request: InferRequest, outputs: list[Tensor], model: str, version: str) -> InferResponse:
-        """The answer: the wanted ones of all ``outputs`` (given in the model's order), in the wanted order."""
+        """The answer: the requested ones of all ``outputs`` (given in the model's order), in the requested order."""

@@ -1,12 +1,11 @@
 """Tensors: a name, a datatype, a shape, and memory with its owner.
 
-Elements are little-endian and row-major. BYTES elements lie one behind the other, each a uint32 length and its bytes.
+Elements are little-endian and row-major. BYTES elements lie one after the other, each a uint32 length and its bytes.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
@@ -18,14 +17,14 @@ class Memory(Buffer):
     nbytes: int
 
 class TensorSpec:
-    """What a model says of one input or output.
+    """A model's declaration of one input or output.
 
     Args:
         name: the tensor's name.
         datatype: a v2 name such as ``"FP32"``; ValueError for an unknown one.
         shape: dimensions, -1 for a variable one; ValueError past 16 dimensions. None: the rank is open, any shape fits;
             ``shape`` is then ``(-1,)``.
-        symbols: the symbolic name of each dimension, ``""`` where it has none.
+        symbols: the symbolic name of each dimension, ``""`` if it has none.
     """
 
     name: str
@@ -46,9 +45,9 @@ class Tensor(Buffer):
     owner: object
     @staticmethod
     def from_numpy(name: str, array: Any, datatype: str | None = None) -> Tensor:
-        """A tensor over ``array``'s memory (copied only where it is not contiguous; BYTES are always copied).
+        """A tensor over ``array``'s memory (copied only if it is not contiguous; BYTES are always copied).
 
-        ``datatype`` is needed for BF16, which numpy has no dtype for (give uint16). ValueError or TypeError where the
+        ``datatype`` is needed for BF16, which numpy has no dtype for (give uint16). ValueError or TypeError if the
         array's dtype does not fit.
         """
     @staticmethod
@@ -59,8 +58,18 @@ class Tensor(Buffer):
             MemoryError: there is none, or the budget is spent.
             ValueError: there are no such tensors.
         """
+    @staticmethod
+    def copied(name: str, datatype: str, shape: Sequence[int], block: Buffer, budget: Budget | None = None) -> Tensor:
+        """A tensor over a copy of ``block``, which need not be trusted: it may be another process's memory.
+
+        The GIL is released. The copy counts in ``budget``.
+
+        Raises:
+            MemoryError: there is none, or the budget is spent.
+            ValueError: the block is not exactly such a tensor.
+        """
     def fill(self) -> NDArray[Any]:
-        """A writable array over the memory of :meth:`empty`, for who has just made it. ValueError for other memory."""
+        """A writable array over the memory of :meth:`empty`, for its maker only. ValueError for other memory."""
     @property
     def datatype(self) -> str: ...
     @property
@@ -70,6 +79,6 @@ class Tensor(Buffer):
     def slice_rows(self, start: int, count: int) -> Tensor:
         """Rows ``start`` to ``start + count`` of the first dimension, sharing the memory. IndexError outside."""
     def reshaped(self, shape: Sequence[int]) -> Tensor:
-        """The same memory under another shape. ValueError where the number of elements differs."""
+        """The same memory under another shape. ValueError if the number of elements differs."""
     def renamed(self, name: str) -> Tensor:
         """The same memory under another name."""

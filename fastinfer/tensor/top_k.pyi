@@ -1,4 +1,4 @@
-"""The classification extension: of an output's elements the largest ones, each as text."""
+"""The classification extension: the largest elements of an output, each as text."""
 
 from fastinfer.tensor.tensor import Tensor
 
@@ -14,24 +14,22 @@ class Labels:
 
     def __init__(self, text: str) -> None: ...
     def __len__(self) -> int:
-        """How many lines there are."""
+        """The number of lines."""
 
 class Classification:
-    """What is answered for an output in place of its elements: BYTES ``value:index`` or ``value:index:label``.
+    """The answer for an output in place of its elements: BYTES ``value:index`` or ``value:index:label``.
 
     The largest come first, of equal ones the lower index, NaN last. Values are written with six decimals, integers
-    without. The answer has the shape ``[rows, n]``, or ``[n]`` where there is no batch dimension.
+    without. The answer has the shape ``[rows, n]``, or ``[n]`` without a batch dimension.
 
     Args:
-        scores: any datatype but BOOL and BYTES; not kept, so it must live as long as this is not yet written.
-        wanted: how many classes of a row, from 1 on; those of a row where it has less.
+        scores: any datatype but BOOL and BYTES; not kept, so it must live until the answer is written.
+        wanted: the number of classes of a row, at least 1; all of a row that has fewer.
         batched: the first dimension is the batch; else all elements are one row.
         labels: of the classes, by index.
 
     Raises:
-        ApiError: 400 where elements of the datatype have no order.
+        ApiError: 400 if elements of the datatype have no order.
     """
 
-    def __init__(
-        self, scores: Tensor, wanted: int, *, batched: bool = False, labels: Labels | None = None
-    ) -> None: ...
+    def __init__(self, scores: Tensor, wanted: int, *, batched: bool = False, labels: Labels | None = None) -> None: ...

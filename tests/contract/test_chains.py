@@ -9,8 +9,8 @@ ONE = inference(tensor("x", [1], "UINT32", [1]))
 @pytest.mark.parametrize(
     ("first", "following", "reason"),
     [
-        ("models/simple", "identity_fp32", "it gives 2 outputs, and 1 inputs are taken"),
-        ("workers/echo", "two_versions", "output 'output' is UINT32, and input 'number' takes INT32"),
+        ("models/simple", "identity_fp32", "it has 2 outputs, but the next stage takes 1 inputs"),
+        ("workers/echo", "two_versions", "output 'output' is UINT32, but input 'number' is INT32"),
         ("models/identity_fp32", "convnet", "output 'OUTPUT0' [-1, -1] does not fit input 'image' [-1, 3, 224, 224]"),
     ],
 )

@@ -69,7 +69,7 @@ def test_so_many_endpoints(processes):
         refused = server.post("/v2/workers/fake/load", {"delay_ms": 2})
         assert (refused.status, refused.error) == (
             503,
-            "3 models and workers are loaded, and no more may be (--max-endpoints)",
+            "3 models and workers are loaded, which is the limit (--max-endpoints)",
         )
         assert server.post("/v2/models/digits/load").status == 503
         assert server.post("/v2/models/simple/load").status == 200  # is loaded already

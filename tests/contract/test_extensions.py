@@ -327,7 +327,7 @@ def test_tritons_configuration_may_be_given_with_a_load(own_server):
         ({"config": '{"max_batch_size":-1}'}, "max_batch_size"),
         ({"config": '{"input":[{"name":"X","data_type":"TYPE_INT32","dims":[16]}]}'}, "'X'"),
         ({"config": "[]"}, "must be a table of fields"),
-        ({"config": {"max_batch_size": 4}}, "must be a string that holds JSON"),
+        ({"config": {"max_batch_size": 4}}, "must be a string of JSON"),
         ({"config": "{}", "file:1/model.onnx": "AAAA"}, "files cannot be given with a load"),
         ({"file:model.onnx": ""}, "files cannot be given with a load"),
     ],

@@ -396,7 +396,7 @@ def test_a_link_to_the_whole_disk_is_refused(tmp_path, place):
         answer = server.post("/v2/models/other/load")
         assert answer.status == 400
         assert answer.error == (
-            f"model 'other': '{place.rpartition('/')[2]}' leads to a directory that holds the model's own"
+            f"model 'other': '{place.rpartition('/')[2]}' is a link to a directory above the model's own"
         )
         (tmp_path / "other" / place).unlink()
         assert server.post("/v2/models/other/load").status == 200

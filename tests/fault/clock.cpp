@@ -11,7 +11,7 @@ namespace {
 
 constexpr long HOUR = 3600;
 
-int system_time(clockid_t clock, timespec *t) { return static_cast<int>(syscall(SYS_clock_gettime, clock, t)); }
+int system_time(clockid_t clock, timespec* t) { return static_cast<int>(syscall(SYS_clock_gettime, clock, t)); }
 
 long jump() {
     timespec t{};
@@ -23,13 +23,14 @@ long jump() {
 
 extern "C" {
 
-int clock_gettime(clockid_t clock, timespec *t) {
+int clock_gettime(clockid_t clock, timespec* t) {
     int failed = system_time(clock, t);
-    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) t->tv_sec += jump();
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        t->tv_sec += jump();
     return failed;
 }
 
-int gettimeofday(timeval *__restrict t, void *__restrict) {
+int gettimeofday(timeval* __restrict t, void* __restrict) {
     timespec now{};
     clock_gettime(CLOCK_REALTIME, &now);
     t->tv_sec = now.tv_sec;
@@ -37,10 +38,11 @@ int gettimeofday(timeval *__restrict t, void *__restrict) {
     return 0;
 }
 
-time_t time(time_t *t) {
+time_t time(time_t* t) {
     timespec now{};
     clock_gettime(CLOCK_REALTIME, &now);
-    if (t) *t = now.tv_sec;
+    if (t)
+        *t = now.tv_sec;
     return now.tv_sec;
 }
 }

@@ -13,7 +13,8 @@ extern "C" {
 
 void __sanitizer_cov_trace_pc() {
     // The low bits of neighbouring blocks' addresses are alike.
-    const uintptr_t here = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) * UINT64_C(0x9E3779B97F4A7C15) >> 48;
+    const uintptr_t here =
+        reinterpret_cast<uintptr_t>(__builtin_return_address(0)) * UINT64_C(0x9E3779B97F4A7C15) >> 48;
     uint8_t* edge = &edges[(here ^ previous) & (SIZE - 1)];
     *edge += *edge < 255;
     previous = here >> 1;

@@ -17,9 +17,9 @@
 
 using namespace fastinfer::number;
 
-constexpr size_t GUARD = 1 << 17;       // farther than 16 bits of offset lead
+constexpr size_t GUARD = 1 << 17;  // farther than 16 bits of offset lead
 constexpr size_t PAGES = 1 << 17;
-constexpr int SIZES[RUNS] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
+constexpr int SIZES[SPANS] = {1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8};
 
 static std::mt19937_64 source;
 
@@ -59,7 +59,7 @@ static std::string random_text() {
 
 struct Outcome {
     std::string memory;
-    std::vector<int64_t> runs;          // of each: where it ended, its elements, its error
+    std::vector<int64_t> runs;  // of each: where it ended, its elements, its error
 
     bool operator==(const Outcome& other) const { return memory == other.memory && runs == other.runs; }
 };
@@ -79,12 +79,12 @@ static Outcome read_rows(const char* begin, const char* at, const char* end, int
         if (at == end)
             break;
         const int64_t rest = room - done;
-        const Run run = read_run(&reader, at, end, memory + done * size, std::min(limit, rest), rest);
-        at = skip_space(run.at, end);
-        done += run.count;
-        outcome.runs.insert(outcome.runs.end(), {at - begin, run.count, run.error});
-        if (run.error != OK || at == end || *at != ']') {
-            done -= run.error == OK;        // what something odd follows is counted, but need not be in memory
+        const NumberSpan span = read_span(&reader, at, end, memory + done * size, std::min(limit, rest), rest);
+        at = skip_space(span.at, end);
+        done += span.count;
+        outcome.runs.insert(outcome.runs.end(), {at - begin, span.count, span.error});
+        if (span.error != OK || at == end || *at != ']') {
+            done -= span.error == OK;  // what something odd follows is counted, but need not be in memory
             break;
         }
     }
@@ -121,7 +121,7 @@ int main(int, char** arguments) {
     while (crowded.size() < 130)
         crowded += crowded.size() == 62 ? ",-" : ",1";
     source.seed(uint64_t(atol(arguments[2])));
-    for (int datatype = 0; datatype < RUNS; datatype++)
+    for (int datatype = 0; datatype < SPANS; datatype++)
         if (!check(heads[1], crowded, datatype, 2, 2))
             return 1;
     for (long i = 0; i < count; i++) {
@@ -129,8 +129,8 @@ int main(int, char** arguments) {
         const size_t most = numbers.size() / 2 + 1;
         const int64_t room = int64_t(below(2) ? most : below(most + 1));
         const int64_t limit = int64_t(below(2) ? most : below(8));
-        if (!check(heads[below(2)], numbers, int(below(RUNS)), room, limit))
+        if (!check(heads[below(2)], numbers, int(below(SPANS)), room, limit))
             return 1;
     }
-    printf("%ld texts between pages\n", count);
+    printf("%ld texts between pages, registers of up to %d bits\n", count, find_width());
 }

@@ -90,12 +90,12 @@ def test_whatever_meets_an_error_goes_on(tmp_path: Path, error: int, part: str) 
         assert server.post("/v2/repository/index").status == 200
         killed = server.serving_pids()[0]
         os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: "is not served as it was" in server.log)  # what cannot be read, the new process does not have
+        wait_for(lambda: "cannot be restored" in server.log)  # what cannot be read, the new process does not have
         server.process.send_signal(signal.SIGHUP)
         wait_for(lambda: "the rolling restart has stopped" in server.log, 60)
         assert is_well(server)
         assert server.get("/v2/models/bad/ready").status == 200  # the others have it
-        assert server.log.count("' is unloaded") <= server.log.count("is not served as it was")
+        assert server.log.count("' is unloaded") <= server.log.count("cannot be restored")
         disk.answer()
         assert server.post("/v2/models/bad/load").status == 200
         wait_for(lambda: len(server.serving_pids()) == 2)
@@ -140,7 +140,7 @@ def test_a_repository_that_becomes_something_else(tmp_path: Path, change: Callab
         wait_for(lambda: "cannot be read" in server.log or "vanished from the repository" in server.log)
         assert server.post("/v2/models/digits/load").status == 400
         os.kill(server.serving_pids()[0], signal.SIGKILL)
-        wait_for(lambda: "is not served as it was" in server.log)
+        wait_for(lambda: "cannot be restored" in server.log)
         assert is_well(server)
         assert server.get("/v2/models/digits/ready").status == 200
         models.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def test_a_process_that_stands_still_is_killed(processes):
         victim, *others = server.serving_pids()
         os.kill(victim, signal.SIGSTOP)
         wait_until(lambda: f"process {victim} has ended: SIGKILL" in server.log)
-        assert f"process {victim} has said nothing for 1 s: it is killed" in server.log
+        assert f"process {victim} has not answered for 1 s: it is killed" in server.log
         wait_until(lambda: len(server.serving_pids()) == processes)
         server.load("models/digits")  # nobody waits for the one that is gone
         assert server.get("/v2/models/digits/ready").status == 200

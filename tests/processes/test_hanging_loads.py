@@ -107,10 +107,10 @@ def test_the_log_says_what_waits(mount: Mount) -> None:
     with serving("--load", "simple", repository=mount.repository, env=mount.env) as server:
         mount.hang()
         thread, _ = in_background(server.post, "/v2/models/bad/load")
-        wait_for(lambda: "'load_model' of 'bad' is prepared: 5 s by now" in server.log)
+        wait_for(lambda: "'load_model' of 'bad' is being prepared: 5 s by now" in server.log)
         mount.answer()
         thread.join(30)
-        wait_for(lambda: "'load_model' of 'bad' is prepared: ended after" in server.log)
+        wait_for(lambda: "'load_model' of 'bad' is being prepared: ended after" in server.log)
 
 
 def test_who_looks_at_the_repository_is_answered(mount: Mount) -> None:

@@ -209,5 +209,5 @@ def test_files_that_may_not_be_large():
     """``ulimit -f``, perhaps to keep the log small: the counters' memory is a file to the kernel, too."""
     with serving("--load", "simple", limits={resource.RLIMIT_FSIZE: (1 << 16, resource.RLIM_INFINITY)}) as server:
         assert server.get("/v2/models/simple/ready").status == 200
-    with pytest.raises(AssertionError, match="no memory that processes can share: File too large"):
+    with pytest.raises(AssertionError, match="memory to share between processes cannot be created: File too large"):
         serving("--load", "simple", limits={resource.RLIMIT_FSIZE: (1 << 16, 1 << 16)}).__enter__()

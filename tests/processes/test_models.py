@@ -159,7 +159,7 @@ def test_a_process_that_cannot_have_the_same_models_stays_away(tmp_path):
     with serving("--processes", "2", repository=tmp_path) as server:
         shutil.rmtree(tmp_path / "digits")
         os.kill(server.serving_pids()[0], signal.SIGKILL)
-        wait_until(lambda: "'digits' is not served as it was" in server.log)
+        wait_until(lambda: "'digits' cannot be restored" in server.log)
         assert names(server) == ["digits", "simple"]  # of the one that is left, on all connections
         shutil.copytree(REPOSITORY / "digits", tmp_path / "digits")
         wait_until(lambda: "all processes load it again" in server.log)

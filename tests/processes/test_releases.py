@@ -80,7 +80,7 @@ def test_a_new_process_stays_away_while_the_links_lead_nowhere(tmp_path: Path) -
     with serving(*TWO, repository=tmp_path / "models") as server:
         releases.swap(tmp_path / "models" / "m" / "1", Path("nowhere"))
         os.kill(server.serving_pids()[0], signal.SIGKILL)
-        wait_until(lambda: "'m' is not served as it was" in server.log)
+        wait_until(lambda: "'m' cannot be restored" in server.log)
         assert numbers(server) == {1}
         releases.version_is_a_link(tmp_path, 2)
         wait_until(lambda: numbers(server) == {2})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastinfer.shared import layout
-from fastinfer.shared.banks import Alone, Banks
+from fastinfer.shared.model_counters import LocalCounters, ModelCounters, SharedCounters
 from fastinfer.shared.report import Group, Report
 from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
 
@@ -26,14 +26,14 @@ def memory() -> Iterator[int]:
     os.close(descriptor)
 
 
-def counted(banks: Banks, model: tuple[str, str, int] = MODEL, times: int = 1) -> ModelStats:
-    stats = banks.stats(*model)
+def counted(banks: SharedCounters, model: tuple[str, str, int] = MODEL, times: int = 1) -> ModelStats:
+    stats = banks.counters_for(*model)
     for _ in range(times):
         stats.record_success(1000, 10, 2)
     return stats
 
 
-def statistics(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> dict[str, Any]:
+def statistics(banks: ModelCounters, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> dict[str, Any]:
     """What all processes have counted for a model."""
     entries = [entry(model[0], model[1], stats, banks.key(*model))]
     report = Report(statistics_template(), [Group(entries)], banks.shared, latest=LAST_INFERENCE_CELL)
@@ -42,28 +42,28 @@ def statistics(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MO
     return found
 
 
-def total(banks: Alone, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> int:
+def total(banks: ModelCounters, stats: ModelStats, model: tuple[str, str, int] = MODEL) -> int:
     return statistics(banks, stats, model)["inference_stats"]["success"]["count"]
 
 
 def test_the_sum_is_seen_by_all(memory: int) -> None:
-    first, second = Banks(memory, 0), Banks(memory, 2)
+    first, second = SharedCounters(memory, 0), SharedCounters(memory, 2)
     mine, theirs = counted(first, times=3), counted(second, times=4)
     assert total(first, mine) == total(second, theirs) == 7
     assert statistics(first, mine)["inference_count"] == 14
 
 
 def test_a_process_goes_on_where_another_one_has_ended(memory: int) -> None:
-    counted(Banks(memory, 0), times=3)
-    after = Banks(memory, 0)
-    stats = after.stats(*MODEL)
+    counted(SharedCounters(memory, 0), times=3)
+    after = SharedCounters(memory, 0)
+    stats = after.counters_for(*MODEL)
     assert stats.success.count == 3
     stats.record_success(1, 1)
     assert total(after, stats) == 4
 
 
 def test_models_of_one_name_that_came_one_after_the_other_are_told_apart(memory: int) -> None:
-    banks = Banks(memory, 0)
+    banks = SharedCounters(memory, 0)
     counted(banks, times=3)
     again = counted(banks, ("m", "1", 8), times=1)
     assert total(banks, again, ("m", "1", 8)) == 1
@@ -72,23 +72,23 @@ def test_models_of_one_name_that_came_one_after_the_other_are_told_apart(memory:
 
 
 def test_memory_of_models_that_are_gone_is_used_again(memory: int, caplog: pytest.LogCaptureFixture) -> None:
-    banks = Banks(memory, 1)
+    banks = SharedCounters(memory, 1)
     for number in range(3 * layout.BLOCKS):
         stats = counted(banks, ("m", "1", number))
         assert total(banks, stats, ("m", "1", number)) == 1
         banks.release(stats)
-    after = Banks(memory, 1)  # all blocks are left over
-    kept = [after.stats("n", "1", number) for number in range(layout.BLOCKS - 1)]
+    after = SharedCounters(memory, 1)  # all blocks are left over
+    kept = [after.counters_for("n", "1", number) for number in range(layout.BLOCKS - 1)]
     assert sum(stats.success.count for stats in kept) == 0
     assert not caplog.messages
-    beyond = after.stats("o", "1", 1)
-    assert "counts for this process alone" in caplog.text
+    beyond = after.counters_for("o", "1", 1)
+    assert "cover this process only" in caplog.text
     beyond.record_success(1, 1)
     assert total(after, beyond, ("o", "1", 1)) == 1
 
 
 def test_counters_of_processes(memory: int) -> None:
-    first, second = Banks(memory, 0), Banks(memory, 3)
+    first, second = SharedCounters(memory, 0), SharedCounters(memory, 3)
     for banks in (first, second):
         assert banks.http is not None
         assert banks.log is not None
@@ -104,17 +104,17 @@ def test_a_slot_has_two_banks() -> None:
 
 
 def test_alone() -> None:
-    alone = Alone()
-    stats = alone.stats(*MODEL)
+    alone = LocalCounters()
+    stats = alone.counters_for(*MODEL)
     stats.record_success(1, 1)
     assert total(alone, stats) == 1
     assert alone.process_totals() is None
 
 
 def test_a_report_never_mixes_up_models_that_share_a_block_in_turn(memory: int) -> None:
-    banks = Banks(memory, 0)
+    banks = SharedCounters(memory, 0)
     for number in range(layout.BLOCKS - 2):
-        banks.stats("filler", "1", number)  # one block is left, and all models below get it
+        banks.counters_for("filler", "1", number)  # one block is left, and all models below get it
     names = ["one", "two", "three"]
     rows = {name: 1000 ** (place + 1) for place, name in enumerate(names)}
     ended = threading.Event()
@@ -124,7 +124,7 @@ def test_a_report_never_mixes_up_models_that_share_a_block_in_turn(memory: int) 
             if ended.is_set():
                 return
             name = names[place % 3]
-            stats = banks.stats(name, "1", 7)
+            stats = banks.counters_for(name, "1", 7)
             stats.record_success(1000, 10, rows[name])
             banks.release(stats)
 

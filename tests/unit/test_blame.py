@@ -19,7 +19,7 @@ from fastinfer.shared.crash_record import (
     CrashSlot,
     hashed,
 )
-from fastinfer.supervisor.blame import Suspects
+from fastinfer.supervisor.blame import Blame
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children only die
 
@@ -34,7 +34,7 @@ def record():
 
 @pytest.fixture
 def suspects(record):
-    return Suspects(record)
+    return Blame(record)
 
 
 def kinds(record, *keys):
@@ -245,7 +245,7 @@ def test_a_fault_of_the_loop_itself_convicts_nobody_at_once(suspects, record):
 
 
 def test_shared_memory_reaches_another_process():
-    suspects, fd = Suspects.create(3)
+    suspects, fd = Blame.create(3)
     child = os.fork()
     if child == 0:
         try:
@@ -301,7 +301,7 @@ def clock():
 
 @pytest.fixture
 def one_slot(record, clock):
-    made = Suspects(record, clock)
+    made = Blame(record, clock)
     made._free = [0]
     return made
 

@@ -98,7 +98,7 @@ def test_where_there_is_no_thread_the_call_fails_and_the_next_is_begun(monkeypat
             patch.setattr(threading.Thread, "start", fail)
             calls = [asyncio.ensure_future(threads.call("adding", sum, [1, 2])) for _ in range(3)]
             for call in calls:
-                with pytest.raises(ApiError, match="adding: there is no thread for it") as caught:
+                with pytest.raises(ApiError, match="adding: no thread can be started") as caught:
                     await call
                 assert caught.value.status == 503
         assert await threads.call("adding", sum, [1, 2]) == 3

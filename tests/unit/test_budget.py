@@ -182,7 +182,7 @@ def test_a_request_that_was_not_decoded_never_passes_a_check() -> None:
     request = codec.decode(body_of(given([1] * 9, "FP64")), expectation=SIGNATURE.expectation)
     with pytest.raises(ApiError, match="the inputs do not fit model 'm'"):
         other.check(request, "m")  # of a model that has taken the first one's place meanwhile
-    anything = Signature([], [], anything=True)
+    anything = Signature([], [], accepts_anything=True)
     assert anything.expectation is None
     with pytest.raises(ApiError):
         anything.check(request, "m")

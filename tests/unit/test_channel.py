@@ -63,7 +63,7 @@ def test_handlers_run_in_the_order_of_the_calls() -> None:
 
     async def test(one: Channel, _: Channel) -> None:
         for number in range(100):
-            one.tell("note", number=number)
+            one.notify("note", number=number)
         await one.call("note", number=100)
         assert seen == list(range(101))
 
@@ -83,6 +83,6 @@ def test_an_end_that_goes_away() -> None:
         await one.closed
         with pytest.raises(ChannelClosedError):
             await one.call("never")
-        one.tell("never")
+        one.notify("never")
 
     run(test, never=never)

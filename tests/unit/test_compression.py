@@ -103,7 +103,7 @@ def test_damaged_streams_are_400(coder: str) -> None:
     assert refusal(coding, b"")[0] == 400
     for size in (1, 2, 10, 100, len(packed) // 2, 64 * KIB, len(packed) - 1):
         assert refusal(coding, packed[:size])[0] == 400, size
-    assert refusal(coding, packed + b"x") == (400, f"the body goes on after its {coding.decode()} stream")
+    assert refusal(coding, packed + b"x") == (400, f"the body continues after its {coding.decode()} stream")
     assert refusal(coding, packed + packed)[0] == 400
     assert refusal(b"gzip", zlib.compress(b"x")) == (400, "the body is not in gzip format")
 

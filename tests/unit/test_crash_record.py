@@ -107,7 +107,7 @@ def test_memory_that_does_not_do():
 def test_the_supervisor_needs_neither_numpy_nor_the_runtime():
     code = (
         "import sys, fastinfer.supervisor.blame as s\n"
-        "s.Suspects.create(3)\n"
+        "s.Blame.create(3)\n"
         "print([m for m in ('numpy', 'fastinfer.backends.onnx.ort', 'fastinfer.tensor.tensor') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

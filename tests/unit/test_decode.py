@@ -294,7 +294,7 @@ SENTENCES = {
     "[]": "byte 0: expected '{'",
     "{": "byte 1: expected a string as key",
     '{"inputs":[]': "byte 12: expected ',' or '}'",
-    '{"inputs":[]}x': "byte 13: expected nothing behind the request",
+    '{"inputs":[]}x': "byte 13: expected nothing after the request",
     '{"inputs":[],}': "byte 13: expected a string as key",
     '{"inputs" []}': "byte 10: expected ':'",
     "\ufeff{}": "byte 0: expected '{'",

@@ -58,4 +58,4 @@ def test_requests_find_versions_and_the_highest_one():
     assert (table.model("m", None), table.model("m", "10")) == ("new", None)
     table.remove(endpoint)
     assert table.model("m", None) is None
-    assert table.same(endpoint.identity) is None
+    assert table.with_identity(endpoint.identity) is None

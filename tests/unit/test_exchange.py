@@ -31,16 +31,16 @@ def exchange(recorder: Recorder) -> Exchange:
 def test_attributes(exchange: Exchange) -> None:
     assert (exchange.method, exchange.arguments, exchange.headers) == ("POST", ("simple", "1"), {b"host": b"a"})
     assert (exchange.body, exchange.body_is_stable) == (b"body", True)
-    assert exchange.answered is False and exchange.abandoned is None
+    assert exchange.answered is False and exchange.on_client_gone is None
 
 
 def test_is_answered_once(exchange: Exchange, recorder: Recorder) -> None:
-    exchange.abandoned = lambda: None
+    exchange.on_client_gone = lambda: None
     exchange.respond(200, b"one")
     exchange.respond(200, b"two", b"text/plain", ((b"a", b"b"),))
     exchange.fail(ApiError(500, "three"))
     assert recorder.answers == [(200, JSON, b"one", ())]
-    assert exchange.answered is True and exchange.abandoned is None  # nobody tells it that the client is gone
+    assert exchange.answered is True and exchange.on_client_gone is None  # nobody tells it that the client is gone
 
 
 def test_answers_with_all_that_it_is_given(exchange: Exchange, recorder: Recorder) -> None:

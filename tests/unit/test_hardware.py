@@ -72,11 +72,11 @@ def test_enough(given: dict[str, Any], num: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        ({"name": "CPU", "num": 3}, 404, '2 of "CPU" exist, 3 are asked for'),
-        ({"name": "GPU"}, 404, '0 of "GPU" exist, 1 are asked for'),
-        ({"name": "cpu"}, 404, '0 of "cpu" exist, 1 are asked for'),
-        ({"name": ""}, 404, '0 of "" exist, 1 are asked for'),
-        ({"name": "x" * 100_000}, 404, f'0 of "{"x" * 56}... exist, 1 are asked for'),
+        ({"name": "CPU", "num": 3}, 404, '2 of "CPU" exist, 3 are requested'),
+        ({"name": "GPU"}, 404, '0 of "GPU" exist, 1 are requested'),
+        ({"name": "cpu"}, 404, '0 of "cpu" exist, 1 are requested'),
+        ({"name": ""}, 404, '0 of "" exist, 1 are requested'),
+        ({"name": "x" * 100_000}, 404, f'0 of "{"x" * 56}... exist, 1 are requested'),
         ({"num": 1}, 400, "name is required"),
         ({"name": 1}, 400, "name must be text, got 1"),
         ({"name": "CPU", "num": 0}, 400, "num must be at least 1, got 0"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import MAX_CACHED_HEAD_BYTES, MAX_CACHED_HEADS, HttpLimits
-from fastinfer.http.exchange import Head
+from fastinfer.http.exchange import RequestHead
 from fastinfer.http.head import parse
 from fastinfer.http.head_cache import HeadCache
 
@@ -50,12 +50,12 @@ def written(fields: dict[str, str] | list[tuple[str, str]], line: str = "POST /f
     )
 
 
-def understood(raw: bytes) -> Head:
+def understood(raw: bytes) -> RequestHead:
     return parse(raw, LIMITS, Routes())
 
 
-def meaning(head: Head) -> dict[str, Any]:
-    names = [name for name in dir(Head) if not name.startswith("_")]
+def meaning(head: RequestHead) -> dict[str, Any]:
+    names = [name for name in dir(RequestHead) if not name.startswith("_")]
     return {name: getattr(head, name) for name in names if hasattr(head, name)} | {"order": list(head.headers)}
 
 

@@ -157,7 +157,7 @@ class Client:
     def vanish(self):
         if not self.ended:
             self.gone = True
-            abandoned, self.exchange.abandoned = self.exchange.abandoned, None
+            abandoned, self.exchange.on_client_gone = self.exchange.on_client_gone, None
             self.exchange.answered = True
             if abandoned is not None:
                 abandoned()

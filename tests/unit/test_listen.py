@@ -64,7 +64,7 @@ def test_who_comes_too_late_is_refused(host: str, count: int) -> None:
         early = [stack.enter_context(socket.create_connection(address[:2])) for _ in range(8)]
         assert sum(map(listen.waiting, listeners)) == 8
         for _ in range(2):  # each process that has them may do it
-            refused = [listen.refuse_newcomers(listener) for listener in listeners]
+            refused = [listen.refuse_connects(listener) for listener in listeners]
             assert all(refused)
         for _ in range(8):
             with pytest.raises(ConnectionRefusedError):
@@ -85,7 +85,7 @@ def test_a_process_without_privileges_may_refuse_too() -> None:
         "from fastinfer.http import listen\n"
         "((listener,),) = listen.bind('127.0.0.1', 0)\n"
         "if not os.getuid(): os.setuid(65534)\n"
-        "print(listen.refuse_newcomers(listener), listen.refuse_newcomers(listener))"
+        "print(listen.refuse_connects(listener), listen.refuse_connects(listener))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("True True\n", "")
@@ -96,7 +96,7 @@ def test_where_connects_cannot_be_refused_they_are_dropped(monkeypatch: pytest.M
     with bound("127.0.0.1", 0, 1) as ((listener,),):
         address = listener.getsockname()
         with socket.create_connection(address) as early:
-            assert not listen.refuse_newcomers(listener)
+            assert not listen.refuse_connects(listener)
             early.sendall(b"x")
             with pytest.raises(TimeoutError):
                 socket.create_connection(address, timeout=0.2)

@@ -19,7 +19,7 @@ from fastinfer.api.metrics import Gauges, Metrics, Paced
 from fastinfer.base.budget import Budget
 from fastinfer.codec.encode import EncodeJob
 from fastinfer.native.executor import Executor
-from fastinfer.shared.banks import Alone
+from fastinfer.shared.model_counters import LocalCounters
 from fastinfer.shared.statistics import ModelStats
 from fastinfer.tensor.message import InferResponse
 
@@ -55,7 +55,7 @@ def test_the_counters_of_a_model() -> None:
     stats.record_failure("rejected", 0)
     stats.record_failure("timeout", 5_000)
     stats.record_batch(6, 3, 1_000, 2_000, 3_000)
-    samples = read(Metrics(lambda: [model("m", stats=stats, queued=4, in_flight=7, running=1)], Alone()))
+    samples = read(Metrics(lambda: [model("m", stats=stats, queued=4, in_flight=7, running=1)], LocalCounters()))
     assert samples[labelled("requests_total")] == 5
     assert samples[labelled("rows_total")] == 6
     assert samples[labelled("runs_total")] == 1
@@ -74,7 +74,7 @@ def test_buckets_are_cumulated_and_in_seconds() -> None:
     stats = ModelStats()
     for total_ns in (10_000, 10_001, 70_000_000_000):
         stats.record_success(total_ns, 0)
-    samples = read(Metrics(lambda: [model("m", stats=stats)], Alone()))
+    samples = read(Metrics(lambda: [model("m", stats=stats)], LocalCounters()))
     name = "request_duration_seconds_bucket"
     assert samples[labelled(name, le="1e-05")] == 1
     assert samples[labelled(name, le="2.5e-05")] == 2
@@ -85,7 +85,7 @@ def test_buckets_are_cumulated_and_in_seconds() -> None:
 def test_models_and_versions_are_kept_apart() -> None:
     counted = ModelStats()
     counted.record_batch(3, 0, 0, 0, 0)
-    samples = read(Metrics(lambda: [model("a", "1"), model("a", "2", counted), model("b.c-d", "1")], Alone()))
+    samples = read(Metrics(lambda: [model("a", "1"), model("a", "2", counted), model("b.c-d", "1")], LocalCounters()))
     rows = {labels: value for (name, labels), value in samples.items() if name == "fastinfer_rows_total"}
     assert {(dict(labels)["model"], dict(labels)["version"]): value for labels, value in rows.items()} == {
         ("a", "1"): 0,
@@ -95,7 +95,7 @@ def test_models_and_versions_are_kept_apart() -> None:
 
 
 def test_the_counters_of_server_and_log() -> None:
-    metrics = Metrics(list, Alone())
+    metrics = Metrics(list, LocalCounters())
     assert "fastinfer_connections" not in page(metrics)  # there is no server
     hub: Any = SimpleNamespace(
         connections=3, connections_total=9, answers=[0, 0, 100, 0, 5, 1], in_flight_bytes=77, budget=Budget(99)
@@ -114,13 +114,13 @@ def test_the_counters_of_server_and_log() -> None:
 
 def test_two_pages_do_not_share_a_registry() -> None:
     """Two servers in one process, as tests start them."""
-    assert "fastinfer_rows_total{" in page(Metrics(lambda: [model("m")], Alone()))
-    assert "fastinfer_rows_total{" not in page(Metrics(list, Alone()))
+    assert "fastinfer_rows_total{" in page(Metrics(lambda: [model("m")], LocalCounters()))
+    assert "fastinfer_rows_total{" not in page(Metrics(list, LocalCounters()))
 
 
 def test_the_page_does_not_grow_with_traffic() -> None:
     stats = ModelStats()
-    metrics = Metrics(lambda: [model("m", stats=stats)], Alone())
+    metrics = Metrics(lambda: [model("m", stats=stats)], LocalCounters())
     before = re.sub(r" \S+$", "", page(metrics), flags=re.M)
     for rows in range(1, 3000):
         stats.record_success(rows * 1000, rows, rows)
@@ -214,7 +214,7 @@ def test_reports_are_written_while_models_keep_all_threads() -> None:
         loop = asyncio.get_running_loop()
         executor = Executor(1)
         loop.add_reader(executor.fileno(), executor.drain)
-        metrics = Metrics(lambda: [model(f"m{number}") for number in range(200)], Alone(), executor)
+        metrics = Metrics(lambda: [model(f"m{number}") for number in range(200)], LocalCounters(), executor)
         free = bytes((await metrics.page()).text)
         loop.remove_reader(executor.fileno())  # a job that it is given has not ended now, as far as anybody knows
         executor.submit(EncodeJob(InferResponse("m", "1", [])))
@@ -231,7 +231,7 @@ def test_reports_are_written_while_models_keep_all_threads() -> None:
 def test_what_is_unloaded_is_forgotten() -> None:
     loaded = [model(f"m{number}", stats=ModelStats()) for number in range(20)]
     counters = [weakref.ref(each.stats) for each in loaded]
-    metrics = Metrics(lambda: loaded, Alone())
+    metrics = Metrics(lambda: loaded, LocalCounters())
     assert page(metrics).count("fastinfer_rows_total{") == 20
     del loaded[5:]
     assert page(metrics).count("fastinfer_rows_total{") == 5
@@ -242,7 +242,7 @@ def test_what_is_unloaded_is_forgotten() -> None:
 def test_a_model_that_comes_back_under_its_number_counts_anew() -> None:
     loaded = [model("m")]
     loaded[0].stats.record_batch(3, 1, 1, 1, 1)
-    metrics = Metrics(lambda: loaded, Alone())
+    metrics = Metrics(lambda: loaded, LocalCounters())
     assert read(metrics)[labelled("rows_total")] == 3
     loaded[:] = [model("m")]
     assert read(metrics)[labelled("rows_total")] == 0
@@ -250,7 +250,7 @@ def test_a_model_that_comes_back_under_its_number_counts_anew() -> None:
 
 def test_a_page_is_compressed_once_for_all() -> None:
     async def ask() -> None:
-        found = await Metrics(lambda: [model("m")], Alone()).page()
+        found = await Metrics(lambda: [model("m")], LocalCounters()).page()
         packed = await asyncio.gather(*[found.packed(coding) for coding in (b"gzip", b"gzip", b"deflate")])
         assert packed[0] is packed[1]
         assert gzip.decompress(packed[0]) == zlib.decompress(packed[2]) == bytes(found.text)
@@ -271,8 +271,8 @@ def test_gauges_of_other_processes_are_added() -> None:
             },
         ]
 
-    metrics = Metrics(lambda: [model("l"), model("m")], Alone())
-    metrics.everywhere = everywhere
+    metrics = Metrics(lambda: [model("l"), model("m")], LocalCounters())
+    metrics.collect_gauges = everywhere
     metrics.http = SimpleNamespace(connections=1, connections_total=9, answers=[0] * 6, in_flight_bytes=1)
     samples = read(metrics)
     assert [samples[labelled(name)] for name in ("queue_depth", "requests_in_flight", "batches_running")] == [5, 7, 9]

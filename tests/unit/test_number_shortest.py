@@ -23,11 +23,11 @@ using namespace fastinfer::number;
 extern "C" char* format(const char* datatype, const char* memory, long count, char* out) {
     int64_t fault;
     #define RUN(name, call) if (!strcmp(datatype, name)) return call(memory, count, 0, out, &fault);
-    RUN("FP16", format_binary_run<Binary16>) RUN("BF16", format_binary_run<BFloat16>)
-    RUN("FP32", format_binary_run<Binary32>) RUN("FP64", format_binary_run<Binary64>)
-    RUN("INT8", format_integer_run<int8_t>) RUN("INT16", format_integer_run<int16_t>)
-    RUN("INT32", format_integer_run<int32_t>) RUN("INT64", format_integer_run<int64_t>)
-    RUN("UINT32", format_integer_run<uint32_t>) RUN("UINT64", format_integer_run<uint64_t>)
+    RUN("FP16", format_binary_span<Binary16>) RUN("BF16", format_binary_span<BFloat16>)
+    RUN("FP32", format_binary_span<Binary32>) RUN("FP64", format_binary_span<Binary64>)
+    RUN("INT8", format_integer_span<int8_t>) RUN("INT16", format_integer_span<int16_t>)
+    RUN("INT32", format_integer_span<int32_t>) RUN("INT64", format_integer_span<int64_t>)
+    RUN("UINT32", format_integer_span<uint32_t>) RUN("UINT64", format_integer_span<uint64_t>)
     return out;
 }
 """

@@ -25,7 +25,7 @@ def load(tmp_path, model, server=SERVER, **config):
     path = tmp_path / "1" / "model.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(model)
-    return onnx_load.load(path, ModelConfig(name="m", **config), "m", {}, server).signature
+    return onnx_load.load(path, model, ModelConfig(name="m", **config), "m", {}, server).signature
 
 
 def node_model(op, shape=("batch", 4), out=None, datatype="FP32", **attributes):
@@ -220,7 +220,9 @@ def test_exact_batching_lets_requests_of_a_configured_model_run_alone(tmp_path):
     path.parent.mkdir()
     path.write_bytes(onnx_models.mlp())
     for batching, combines in (("exact", False), ("auto", True)):
-        loaded = onnx_load.load(path, ModelConfig(name="m", max_batch_size=8, batching=batching), "m", {}, SERVER)
+        loaded = onnx_load.load(
+            path, path.read_bytes(), ModelConfig(name="m", max_batch_size=8, batching=batching), "m", {}, SERVER
+        )
         assert loaded.signature.batched
         assert loaded.combines is combines
 
@@ -244,7 +246,7 @@ def doubling(levels):
 
 def test_functions_that_come_to_too_many_operators_are_refused(tmp_path):
     assert load(tmp_path, doubling(4)).batched
-    with pytest.raises(ApiError, match="functions come to more than 200000 operators"):
+    with pytest.raises(ApiError, match="functions expand to more than 200000 operators"):
         load(tmp_path, doubling(40))
 
 

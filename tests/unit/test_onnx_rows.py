@@ -182,7 +182,7 @@ COUPLED = {
             inputs={"x": ["n", "length", 4], "m": ["n", "width"]},
             constants={"any": i64([-1]), "four": i64([4])},
         ),
-        "may not stay apart",
+        "may be mixed",
     ),
     "a list of texts along the batch": (
         graph(
@@ -261,7 +261,7 @@ COUPLED = {
         ),
         "the places of rows",
     ),
-    "across rows": (graph(node("Reshape", "x to"), constants={"to": i64([-1, 8])}), "may not stay apart"),
+    "across rows": (graph(node("Reshape", "x to"), constants={"to": i64([-1, 8])}), "may be mixed"),
     "a fixed shape": (graph(node("Reshape", "x to"), constants={"to": i64([1, 4])}), "does not follow the batch size"),
     "folded into features": (
         graph(
@@ -283,7 +283,7 @@ COUPLED = {
     "dropout": (graph(node("Dropout", "x r t"), constants={"r": np.float32(0.5), "t": np.bool_(True)}), "at random"),
     "unique": (graph(node("Unique", "x"), outputs=["y"]), "'Unique'"),
     "nonzero": (graph(node("NonZero")), "'NonZero'"),
-    "a squeeze that may take the batch": (graph(node("Squeeze"), inputs={"x": ["n", 1, 4]}), "the batch dimension too"),
+    "a squeeze that may take the batch": (graph(node("Squeeze"), inputs={"x": ["n", 1, 4]}), "so the batch dimension"),
     "places in all rows": (
         graph(node("MaxPool", "x", "p y", kernel_shape=[1]), inputs={"x": ["n", 2, 3]}),
         "'MaxPool'",
@@ -319,7 +319,7 @@ COUPLED = {
     "a shape": (graph(node("Shape")), "only on how many there are"),
     "a fixed input": (graph(node("Relu"), inputs={"x": [2, 4]}), "the first dimension of input 'x' is always 2"),
     "a scalar": (graph(node("Add", "x z"), inputs={"x": ["n", 4], "z": []}), "input 'z' has no first dimension"),
-    "old operators": (graph(node("Relu"), opset=6), "version 7 on"),
+    "old operators": (graph(node("Relu"), opset=6), "versions from 7 on"),
     "instances as channels": (
         graph(
             node("Transpose", "x", "t", perm=[1, 0, 2]),
@@ -516,7 +516,7 @@ COUPLED |= {
             inputs={"x": ["n", "s"]},
             constants={"two": i64([2]), "twice": np.float32([2]), "zero": i64([0]), "one": i64([1]), "end": i64([2])},
         ),
-        "may not stay apart",
+        "may be mixed",
     ),
     "the size of what is empty, but for the batch": (
         graph(
@@ -555,7 +555,7 @@ COUPLED |= {
     ),
     "an empty list of axes to squeeze": (
         graph(node("Squeeze", "x e"), inputs={"x": ["n", 1, 4]}, constants={"e": i64([])}),
-        "the batch dimension too",
+        "so the batch dimension",
     ),
     "a slice backwards from before the first element": (
         graph(
@@ -632,7 +632,7 @@ COUPLED |= {
             inputs={"x": ["n", 2, 1, 2, 2], "g": ["n", 2, 2, 2, 2]},
             constants={"images": i64([-1, 1, 2, 2]), "grids": i64([-1, 2, 2, 2]), "to": i64([2, -1, 1, 2, 2])},
         ),
-        "not divided into the same rows",
+        "does not have the same rows",
     ),
     "a bias with rows": (graph(node("Gemm", "v w x"), constants={"v": np.ones((1, 4), "f"), "w": W}), "adds rows"),
     "a size of 1 that is broadcast": (
@@ -735,10 +735,10 @@ def test_functions_that_multiply_have_an_end():
 def test_a_function_does_not_replace_a_known_operator():
     relu = helper.make_function("", "Relu", ["X"], ["Y"], [helper.make_node("ReduceMax", ["X"], ["Y"])],
                                 [helper.make_opsetid("", 17)])  # fmt: skip
-    assert "defined by the model and by ONNX" in (prove(graph(node("Relu"), functions=[relu])).couples or "")
+    assert "defined both by the model and by ONNX" in (prove(graph(node("Relu"), functions=[relu])).couples or "")
     unknown = helper.make_function("", "NonZero", ["X"], ["Y"], [helper.make_node("Relu", ["X"], ["Y"])],
                                    [helper.make_opsetid("", 17)])  # fmt: skip
-    assert "defined by the model and by ONNX" in (prove(graph(node("NonZero"), functions=[unknown])).couples or "")
+    assert "defined both by the model and by ONNX" in (prove(graph(node("NonZero"), functions=[unknown])).couples or "")
 
 
 def test_a_branch_in_a_function_gets_the_functions_attributes():

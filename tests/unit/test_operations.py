@@ -13,7 +13,7 @@ from fastinfer.repository.operation import text_mark
 from fastinfer.supervisor.channel import ChannelClosedError
 from fastinfer.supervisor.operations import LostError, Operations
 
-SENTENCE = ApiError(400, "no such model").told()
+SENTENCE = ApiError(400, "no such model").to_json()
 
 
 def state_of(names: list[Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Process:
                 return {"done": name, "state": self.state()}
         raise AssertionError(call)
 
-    def tell(self, call: str, **arguments: Any) -> None:
+    def notify(self, call: str, **arguments: Any) -> None:
         self.told.append((call, arguments))
 
 
@@ -461,7 +461,7 @@ def test_a_dead_process_is_replaced_while_a_load_hangs_in_another() -> None:
 def test_what_hangs_in_one_process_is_not_tried_in_the_others(status: int) -> None:
     async def test(operations: Operations) -> None:
         first, second = Process(), Process()
-        failure = ApiError(status, "loading model 'm' has not ended in 1 s").told()
+        failure = ApiError(status, "loading model 'm' has not ended in 1 s").to_json()
         await joined(operations, first, second)
         first.script["begin"] = {"failed": failure, "state": first.state()}
         with pytest.raises(ApiError, match="has not ended") as caught:
@@ -568,12 +568,12 @@ def test_a_configuration_is_kept_once_and_as_long_as_it_is_used() -> None:
         await joined(operations, Overridden())
         given = {"config": OVERRIDE}
         for name in ("a", "b"):
-            assert await operations.ask("load_model", {"name": name, "parameters": given}) == name
+            assert await operations.run_for_client("load_model", {"name": name, "parameters": given}) == name
         assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
         for name in ("a", "b"):
             assert operations.override(text_mark(OVERRIDE)) == OVERRIDE
-            await operations.ask("unload", {"name": name})
-        with pytest.raises(ApiError, match="not in use any more"):
+            await operations.run_for_client("unload", {"name": name})
+        with pytest.raises(ApiError, match="no longer in use"):
             operations.override(text_mark(OVERRIDE))
 
     run(test)
@@ -626,7 +626,7 @@ def test_a_newcomer_whose_others_end_after_a_change_has_that_change() -> None:
 def test_clients_may_not_ask_for_everything() -> None:
     async def test(operations: Operations) -> None:
         with pytest.raises(ApiError):
-            await operations.ask("expect", {"names": []})
+            await operations.run_for_client("expect", {"names": []})
 
     run(test)
 
@@ -772,7 +772,7 @@ def test_who_serves_something_else_after_an_operation_is_ended_before_it_is_answ
         processes = [Reader(disk) for _ in range(3)]
         await joined(operations, *processes)
         await load(operations)
-        broken = {"failed": ApiError(500, "internal error").told(), "state": processes[1].state()}
+        broken = {"failed": ApiError(500, "internal error").to_json(), "state": processes[1].state()}
         disk["m"] = "new"
         processes[1].script["decide"] = broken
         assert await load(operations) == "m"
@@ -791,7 +791,7 @@ def test_of_two_that_differ_the_one_stays_that_has_done_what_was_asked() -> None
         await load(operations)
         disk["m"] = "new"
         processes[0].script["decide"] = {
-            "failed": ApiError(500, "internal error").told(),
+            "failed": ApiError(500, "internal error").to_json(),
             "state": processes[0].state(),
         }
         assert await load(operations) == "m"
@@ -820,12 +820,12 @@ def test_others_wait_for_one_that_accepts_before_it_takes_part() -> None:
         before = Reader(disk)
         await joined(operations, before)
         await load(operations)
-        assert not operations.found(Reader(disk))  # somebody serves
+        assert not operations.may_serve_first(Reader(disk))  # somebody serves
         operations.ended(before)
         slow, quick = Reader(disk), Reader(disk)
-        assert operations.found(slow)
-        assert operations.found(slow)
-        assert not operations.found(quick)  # nobody knows whether it has loaded the same
+        assert operations.may_serve_first(slow)
+        assert operations.may_serve_first(slow)
+        assert not operations.may_serve_first(quick)  # nobody knows whether it has loaded the same
         joining = asyncio.ensure_future(operations.join(quick))
         await asyncio.sleep(0.01)
         assert not joining.done()
@@ -840,7 +840,7 @@ def test_others_wait_for_one_that_accepts_before_it_takes_part() -> None:
 def test_others_go_on_when_one_that_accepts_before_it_takes_part_has_ended() -> None:
     async def test(operations: Operations) -> None:
         slow, quick = Process(), Process()
-        assert operations.found(slow)
+        assert operations.may_serve_first(slow)
         joining = asyncio.ensure_future(operations.join(quick))
         await asyncio.sleep(0.01)
         assert not joining.done()

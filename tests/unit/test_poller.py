@@ -25,14 +25,14 @@ class Loop:
 
 def requests(poller, count):
     for _ in range(count):
-        poller.came(monotonic_ns())
-        poller.answered()
+        poller.on_bytes(monotonic_ns())
+        poller.on_answer()
 
 
 def test_requests_that_come_close_together_are_polled_for():
     loop = Loop()
     poller = Poller(loop, [], LONG_US)
-    poller.answered()
+    poller.on_answer()
     requests(poller, 4)
     assert not poller.polling
     requests(poller, 12)
@@ -66,7 +66,7 @@ def test_an_idle_loop_goes_to_sleep():
 def test_native_work_has_the_core_to_itself():
     loop, busy = Loop(), []
     poller = Poller(loop, busy, LONG_US)
-    poller.answered()
+    poller.on_answer()
     busy.append("job")
     requests(poller, 50)
     assert not poller.polling
@@ -82,7 +82,7 @@ def test_native_work_has_the_core_to_itself():
 def test_the_loop_sleeps_now_and_then_all_the_same():
     loop = Loop()
     poller = Poller(loop, [], LONG_US)
-    poller.answered()
+    poller.on_answer()
     requests(poller, 50)
     while loop.due:
         requests(poller, 1)

@@ -90,12 +90,12 @@ def test_another_process_goes_on_with_it() -> None:
         lambda: one.settled("bad"),
     ):
         prepare()
-        other.restore(json.loads(json.dumps(one.told())))
-        assert other.told() == one.told()
+        other.restore(json.loads(json.dumps(one.snapshot())))
+        assert other.snapshot() == one.snapshot()
         assert (other.why_not_ready(), other.why_unknown()) == (one.why_not_ready(), one.why_unknown())
 
 
 def test_what_is_known_at_once_stays_so_in_another_process() -> None:
     readiness = Readiness(Rules(allow_empty=True, scan=False))
-    readiness.restore(Readiness().told())
+    readiness.restore(Readiness().snapshot())
     assert readiness.why_unknown() is None

@@ -13,17 +13,18 @@ import pytest
 from support import REPOSITORY
 
 from fastinfer.api.service import Service
+from fastinfer.backends.findings import Findings
 from fastinfer.backends.onnx import load as onnx_load
 from fastinfer.backends.onnx import trial as onnx_trial
 from fastinfer.base.errors import ApiError
 from fastinfer.config.server import ServerConfig
 from fastinfer.repository import files
 from fastinfer.repository.operation import Operation
-from fastinfer.repository.replicated import Replica
-from fastinfer.repository.two_phase import _PREPARED, Rounds
+from fastinfer.repository.replicated import ReplicatedRepository
+from fastinfer.repository.two_phase import _PREPARED, TwoPhaseOperations
 
 
-def run(directory: Path, test: Callable[[Replica, Replica], Awaitable[None]]) -> None:
+def run(directory: Path, test: Callable[[ReplicatedRepository, ReplicatedRepository], Awaitable[None]]) -> None:
     """Two processes' repositories, in one."""
 
     async def main() -> None:
@@ -48,7 +49,7 @@ def models(tmp_path: Path) -> Path:
 OVERRIDE = '{"max_batch_size": 3}'
 
 
-async def filled(replica: Replica) -> dict[str, Any]:
+async def filled(replica: ReplicatedRepository) -> dict[str, Any]:
     """Holds something of everything, and tells it as it comes over a channel."""
     await replica.expect(["simple", "nope"])
     await replica.load_model("simple", None, {})
@@ -66,7 +67,7 @@ async def filled(replica: Replica) -> dict[str, Any]:
 
 
 def test_told_and_made_again(models: Path) -> None:
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         told = await filled(one)
         asked: list[str] = []
 
@@ -92,7 +93,7 @@ def test_told_and_made_again(models: Path) -> None:
 
 
 def test_what_has_changed_is_told_alone(models: Path) -> None:
-    async def test(one: Replica, _: Replica) -> None:
+    async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
         await filled(one)
         state = one.state()
         same = one.changes()
@@ -116,7 +117,7 @@ def test_what_has_changed_is_told_alone(models: Path) -> None:
 def test_made_equal_again(models: Path) -> None:
     """What is not there any more goes, what is there stays, what is new comes."""
 
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         told = await filled(one)
 
         async def override_of(_: str) -> str:
@@ -138,7 +139,7 @@ def test_made_equal_again(models: Path) -> None:
 
 
 def test_versions_are_those_that_were_served(models: Path) -> None:
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         await one.expect(["simple"])
         await one.load_model("simple", None, {})
         told = one.state()
@@ -160,7 +161,7 @@ def test_versions_are_those_that_were_served(models: Path) -> None:
 
 
 def test_changed_files_are_told(models: Path) -> None:
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         await one.load_model("simple", None, {})
         told = one.state()
         (models / "simple" / "1" / "model.onnx").touch()
@@ -171,8 +172,8 @@ def test_changed_files_are_told(models: Path) -> None:
 
 
 def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
-    async def test(one: Replica, _: Replica) -> None:
-        rounds = Rounds(one)
+    async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
+        rounds = TwoPhaseOperations(one)
         arguments = {"name": "simple", "version": None, "parameters": {}}
         report = await rounds.begin(1, "load_model", arguments)
         assert report["prepared"][0] == "simple"
@@ -182,7 +183,7 @@ def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
         assert report["state"]["changed"] == one.state()["endpoints"]
         assert (await rounds.begin(2, "unload", {"name": "simple"}))["done"] is None
         report = await rounds.begin(3, "load_model", arguments)
-        report = await rounds.decide(3, ApiError(400, "the other one cannot").told())
+        report = await rounds.decide(3, ApiError(400, "the other one cannot").to_json())
         assert report["failed"]["message"] == "the other one cannot"
         assert one.names() == []
         report = await rounds.begin(4, "load_model", {**arguments, "name": "nope"})
@@ -196,7 +197,7 @@ def test_an_operation_goes_on_when_it_is_decided(models: Path) -> None:
 def test_what_is_read_is_told_and_not_only_when_it_was_written(models: Path) -> None:
     """Two processes that have read different bytes are not equal, whatever the file's status says."""
 
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         await one.load_model("simple", None, {})
         told = one.state()
         (version,) = told["endpoints"][0]["versions"].values()
@@ -215,7 +216,7 @@ def test_files_that_are_swapped_while_they_are_loaded_are_read_again(
 ) -> None:
     """There and back again too: what has been loaded is what the stamp says."""
 
-    async def test(one: Replica, _: Replica) -> None:
+    async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
         version = models / "two_versions" / "2"
         (models / "now").symlink_to(models / "two_versions" / "1")
         shutil.rmtree(version)
@@ -254,7 +255,7 @@ def test_files_that_are_swapped_while_they_are_loaded_are_read_again(
 
 
 def test_what_a_poll_compares_is_what_was_loaded(models: Path) -> None:
-    async def test(one: Replica, other: Replica) -> None:
+    async def test(one: ReplicatedRepository, other: ReplicatedRepository) -> None:
         look = (await one.look())["models"]
         assert one.loaded() == {}
         await one.load_model("simple", None, {})
@@ -278,7 +279,7 @@ def test_what_a_poll_compares_is_what_was_loaded(models: Path) -> None:
 
 
 def test_one_that_is_withdrawn_serves_no_more(models: Path) -> None:
-    async def test(one: Replica, _: Replica) -> None:
+    async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
         await filled(one)
         one.withdraw()
         one.withdraw()
@@ -295,7 +296,7 @@ def test_one_that_is_withdrawn_serves_no_more(models: Path) -> None:
 
 
 def test_the_index_before_the_repository_was_read(models: Path) -> None:
-    async def test(one: Replica, _: Replica) -> None:
+    async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
         assert {(entry.state, entry.reason) for entry in await one.index()} == {
             ("UNAVAILABLE", "the model repository has not been read yet")
         }
@@ -316,7 +317,7 @@ def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: py
     monkeypatch.setattr(onnx_load, "Trial", Counted)
     exact = json.dumps({"batching": "exact"})
 
-    async def test(first: Replica, second: Replica) -> None:
+    async def test(first: ReplicatedRepository, second: ReplicatedRepository) -> None:
         await first.load_model("simple", None, {})
         await first.load_model("simple", None, {"tag": 1, "config": exact})
         assert len(tried) == 2
@@ -329,7 +330,7 @@ def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: py
         assert await second.restore(state) == {}
         assert len(tried) == 2
         for replica in (first, second):
-            limits = [model.own.batched for model in replica.models()]
+            limits = [model.own_signature.batched for model in replica.models()]
             assert limits == [True, False]
         assert json.loads(json.dumps(second.state()))["trials"] == state["trials"]
 
@@ -344,35 +345,35 @@ def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: py
 
 
 def test_results_of_trials_are_bounded_and_the_latest_stay() -> None:
-    results = onnx_trial.TrialResults()
+    results = Findings()
     for number in range(3000):
         results.once(str(number), lambda number=number: None if number % 2 else f"reason {number}")
         assert results.once("0", lambda: "another") == "reason 0"
-    told = results.told()
+    told = results.snapshot()
     assert len(told) == 1000
     assert list(told)[-2:] == ["2999", "0"]
-    other = onnx_trial.TrialResults()
+    other = Findings()
     other.restore(json.loads(json.dumps(told)))
     assert other.once("2998", lambda: "another") == "reason 2998"
     assert other.once("2999", lambda: "another") is None
-    assert other.told().keys() == told.keys()
+    assert other.snapshot().keys() == told.keys()
 
 
 def test_a_trial_that_fails_is_tried_again() -> None:
-    results = onnx_trial.TrialResults()
+    results = Findings()
 
     def fails() -> str | None:
-        raise onnx_trial.OrtError("the server is ending")
+        raise RuntimeError("the server is ending")
 
     for _ in range(2):
-        with pytest.raises(onnx_trial.OrtError):
+        with pytest.raises(RuntimeError):
             results.once("key", fails)
-    assert results.told() == {}
+    assert results.snapshot() == {}
     assert results.once("key", lambda: None) is None
 
 
 def test_results_of_trials_are_told_once_as_changes(models: Path) -> None:
-    async def test(first: Replica, second: Replica) -> None:
+    async def test(first: ReplicatedRepository, second: ReplicatedRepository) -> None:
         await first.load_model("simple", None, {})
         told = first.changes()["trials"]
         assert len(told) == 1
@@ -409,17 +410,17 @@ def test_each_operation_that_is_prepared_is_tried() -> None:
 def test_nothing_changes_before_all_have_prepared_it(models: Path, change: str, refused: bool) -> None:
     """Otherwise processes differ while another operation is published, and one of them would be replaced."""
 
-    async def test(replica: Replica, _: Replica) -> None:
+    async def test(replica: ReplicatedRepository, _: ReplicatedRepository) -> None:
         await filled(replica)
         shutil.copytree(REPOSITORY / "simple", models / "new")
         (models / "simple" / "1" / "model.onnx").touch()
         before = replica.state()["digest"]  # of what is served
         operation, arguments = CHANGES[change]
-        rounds = Rounds(replica)
+        rounds = TwoPhaseOperations(replica)
         report = await rounds.begin(7, operation, arguments)
         assert "prepared" in report
         assert replica.state()["digest"] == before
-        report = await rounds.decide(7, ApiError(503, "another process has failed").told() if refused else None)
+        report = await rounds.decide(7, ApiError(503, "another process has failed").to_json() if refused else None)
         while "prepared" in report:
             report = await rounds.decide(7, None)
         assert ("failed" in report) == refused

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from fastinfer.api.routes.router import Route, Router, in_time
+from fastinfer.api.routes.router import Route, Router, with_deadline
 from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
 
@@ -118,7 +118,7 @@ def test_an_answer_that_does_not_come_is_504():
         connection = Connection()
         exchange = Exchange(connection, "GET", (), {}, b"", True)
         exchange.arrived_ns -= int(age_s * 1e9)
-        await in_time(timeout_s, handler)(exchange)
+        await with_deadline(timeout_s, handler)(exchange)
         return connection.statuses
 
     assert asyncio.run(ask(at_once, 60)) == [200]
@@ -126,4 +126,4 @@ def test_an_answer_that_does_not_come_is_504():
         with pytest.raises(ApiError) as caught:
             asyncio.run(ask(never, timeout_s, age_s))
         assert caught.value.status == 504
-    assert in_time(1, never).__name__ == "never"
+    assert with_deadline(1, never).__name__ == "never"

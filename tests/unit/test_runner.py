@@ -7,7 +7,7 @@ import numpy as np
 import onnx_models
 import pytest
 
-from fastinfer.backends.onnx.backend import OnnxWorker
+from fastinfer.backends.onnx.backend import OnnxModel
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.backends.runner import RunningBatch
 from fastinfer.base.errors import ApiError
@@ -35,7 +35,7 @@ def run_batches(model, batches, inline_run_us=0, terminate=False):
         loop.add_reader(executor.fileno(), executor.drain)
         session = Session(model=model)
         signature = Signature(session.inputs, session.outputs, batched=True, max_batch_size=64)
-        worker = OnnxWorker(session, signature, executor, inline_run_us)
+        worker = OnnxModel(session, signature, executor, inline_run_us)
         outcomes = []
         for requests in batches:
             ended = loop.create_future()
@@ -133,7 +133,7 @@ def test_large_requests_that_end_leave_their_mates_alone():
         loop.add_reader(executor.fileno(), executor.drain)
         session = Session(model=onnx_models.gather_rows())
         signature = Signature(session.inputs, session.outputs, batched=True, max_batch_size=1 << 20)
-        worker = OnnxWorker(session, signature, executor, 0)
+        worker = OnnxModel(session, signature, executor, 0)
         scheduler = Scheduler(worker.start, BatchingPolicy(1 << 20), instances=1, max_queue_size=9, timeout_s=30,
                               stats=ModelStats(), loop=loop)  # fmt: skip
         for turn in range(70):

@@ -214,7 +214,7 @@ def test_an_open_rank_takes_any_shape():
         answer = single.respond(wanted, [tensor("X", shape, "f4")], "M", "1")
         assert answer.outputs[0].shape == shape
     assert "data-type" in refused(single, request(tensor("A", (3,), "i4")))
-    assert "cannot be told from a raw request" in refused(single, raw_request(16))
+    assert "cannot be derived from a raw request" in refused(single, raw_request(16))
 
 
 def test_the_first_dimension_of_an_open_rank_is_the_batch_where_that_is_configured():
@@ -285,7 +285,7 @@ def test_positional_inputs_have_free_names_even_the_same():
 
 
 def test_anything_goes():
-    signature = Signature([], [], anything=True)
+    signature = Signature([], [], accepts_anything=True)
     wanted = request(tensor("a", (3,)), tensor("b", (2, 2), "f8"), outputs=["b"])
     signature.check(wanted, "M")
     answer = signature.respond(wanted, wanted.inputs, "M", "1")
@@ -340,7 +340,7 @@ def test_in_a_raw_request_any_byte_but_zero_is_true(body):
 
 def test_a_raw_request_cannot_tell_two_dimensions():
     squares = Signature([TensorSpec("A", "FP32", [-1, -1])], [TensorSpec("X", "FP32", [2])])
-    assert "cannot be told from a raw request" in refused(squares, raw_request(16))
+    assert "cannot be derived from a raw request" in refused(squares, raw_request(16))
 
 
 def test_dimensions_of_one_name_that_differ_make_a_request_run_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from fastinfer.supervisor import slots
 from fastinfer.supervisor.child import how_it_ended
-from fastinfer.supervisor.slots import Slot, pause_s
+from fastinfer.supervisor.slots import ProcessSlot, pause_s
 
 
 def test_pauses_double_up_to_a_limit() -> None:
@@ -45,7 +45,7 @@ class Scene:
         self.retired: list[Child] = []
         self.died: list[Child] = []
         self.pauses: list[float] = []
-        self.slot = Slot(0, [], self.launch, lambda: None, self.retired.append, self.died.append)  # type: ignore[arg-type]
+        self.slot = ProcessSlot(0, [], self.launch, lambda: None, self.retired.append, self.died.append)  # type: ignore[arg-type]
         sleep = asyncio.sleep
 
         async def pause(seconds: float) -> None:
@@ -55,7 +55,7 @@ class Scene:
         monkeypatch.setattr(slots.asyncio, "sleep", pause)
         self.settle = lambda: sleep(0.01)
 
-    async def launch(self, _: Slot) -> Any:
+    async def launch(self, _: ProcessSlot) -> Any:
         if self.early:
             self.early -= 1
             return None

@@ -35,7 +35,7 @@ class Models:
         self.refused: dict[str, str] = {}
         self.before_follow: Callable[[], None] = lambda: None
 
-    async def look(self, *, tell: bool = False) -> Look:  # noqa: ARG002
+    async def look(self, *, log_problems: bool = False) -> Look:  # noqa: ARG002
         if self.look_error is not None:
             raise self.look_error
         return {"models": dict(self.disk), "unreadable": self.unreadable}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastinfer.backends import registry
+from fastinfer.backends.builtin import workers
 from fastinfer.backends.builtin.echo import Echo, EchoMulti
 from fastinfer.backends.builtin.fake import MAX_DELAY_MS, Delay
 from fastinfer.backends.builtin.image import MAX_PIXELS, Base64Decode, Base64Encode, InvertImage
@@ -56,7 +56,7 @@ def load(name: str, parameters: Mapping[str, object], *items: list[Tensor]) -> l
     """Loads a worker and runs a batch."""
 
     async def main() -> list[Outcome]:
-        kind, parsed = registry.resolve(name, parameters)
+        kind, parsed = workers.resolve(name, parameters)
         worker = kind.factory(parsed, WorkerContext(asyncio.get_running_loop(), Budget()))
         result = await run(worker, *items)
         worker.close()
@@ -290,7 +290,7 @@ def test_a_fake_fails_the_same_requests_again_with_the_same_seed() -> None:
 def test_a_fake_that_nobody_waits_for_ends_at_once() -> None:
     async def main() -> BatchResult:
         loop = asyncio.get_running_loop()
-        kind, parsed = registry.resolve("fake", {"delay_ms": 60_000})
+        kind, parsed = workers.resolve("fake", {"delay_ms": 60_000})
         result: asyncio.Future[BatchResult] = loop.create_future()
         waiting = kind.factory(parsed, WorkerContext(loop, Budget())).start([InferRequest([u32(1)])], result.set_result)
         assert waiting is not None
@@ -304,9 +304,9 @@ def test_a_fake_that_nobody_waits_for_ends_at_once() -> None:
 # --- Names and parameters ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*registry.KINDS, "ECHO", "Echo_Multi"])
+@pytest.mark.parametrize("name", [*workers.KINDS, "ECHO", "Echo_Multi"])
 def test_names_in_any_case(name: str) -> None:
-    kind, _ = registry.resolve(name, {})
+    kind, _ = workers.resolve(name, {})
     assert kind.name == name.lower()
     assert kind.description.endswith(".")
     assert kind.instances >= 1
@@ -314,13 +314,13 @@ def test_names_in_any_case(name: str) -> None:
 
 def test_cplusplus_stands_for_another_worker() -> None:
     given: dict[str, object] = {"model": "Base64_Encode", "format": "jpeg"}
-    kind, parameters = registry.resolve("cplusplus", given)
+    kind, parameters = workers.resolve("cplusplus", given)
     assert (kind.name, parameters.model_dump()["format"]) == ("base64_encode", "jpeg")
     assert "model" in given  # what was given counts for the identity, and stays as it was
 
 
 def test_parameters_are_read() -> None:
-    _, parameters = registry.resolve("echo", {"share": False, "batch": "8", "timeout": 2, "next": "a.b", "other": "x"})
+    _, parameters = workers.resolve("echo", {"share": False, "batch": "8", "timeout": 2, "next": "a.b", "other": "x"})
     assert (parameters.share, parameters.batch_size, parameters.timeout, parameters.next) == (False, 8, 2.0, "a.b")
     assert parameters.instances is None
 
@@ -349,7 +349,7 @@ def test_parameters_are_read() -> None:
     ],
 )
 def test_refused_loads(worker: str, parameters: Mapping[str, object], sentence: str) -> None:
-    error = refusal(registry.resolve, worker, parameters)
+    error = refusal(workers.resolve, worker, parameters)
     assert error.status == 400
     assert error.message.startswith(sentence)
 

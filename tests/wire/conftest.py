@@ -78,7 +78,7 @@ class Handlers:
         def abandoned() -> None:
             self.abandoned += 1
 
-        exchange.abandoned = abandoned
+        exchange.on_client_gone = abandoned
 
     def on_large(self, exchange: Exchange) -> None:
         """As many bytes as the path says, in buffers of 64 KiB."""

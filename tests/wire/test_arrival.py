@@ -17,7 +17,7 @@ ZIPPED = gzip.compress(bytes(1_000_000))
 
 def read_so_far(wire, condition):
     """Waits until the server has read what was sent; what comes from now on is newer than the time it returns."""
-    wire.until(lambda: any(condition(each) for slot in wire.server.hub._slots for each in slot))
+    wire.until(lambda: any(condition(each) for bucket in wire.server.hub._buckets for each in bucket))
     return time.monotonic_ns()
 
 

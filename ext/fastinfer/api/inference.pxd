@@ -13,7 +13,7 @@ from fastinfer.tensor.signature cimport Signature
 # The handler of the route: makes an Inference for each exchange.
 cdef class InferHandler:
     cdef object find                    # Callable: name, version -> Target; ApiError 404, 503
-    cdef dict ready                     # (name,) and (name, version) -> Target: its answers that are known
+    cdef dict ready                     # (name,) and (name, version) -> Target: a cache of `find`
     cdef Executor executor
     cdef int64_t off_loop_bytes         # larger ones are decoded or encoded on a native thread
     cdef int nonfinite
@@ -24,14 +24,14 @@ cdef class InferHandler:
     cdef Inference inference(self, Exchange exchange)
 
 
-# Owned by its exchange (`abandoned`), its request (`complete`), the executor and its timer. `close` breaks the cycles
-# before the exchange is answered.
+# Owned by its exchange (`on_client_gone`), its request (`complete`), the executor and its timer. `close` breaks the
+# cycles before the exchange is answered.
 cdef class Inference(Life):
     cdef InferHandler handler
-    cdef Exchange exchange              # None: it is answered, or nobody waits any more
+    cdef Exchange exchange              # None: it is answered, or the client is gone
     cdef tuple arguments
     cdef Target model
-    cdef object job                     # what works for it now, or None: it ends with it (`terminate`)
+    cdef object job                     # the job that works for it now, which `close` terminates; or None
 
     cdef int begin(self, InferRequest request, int64_t now) except -1
     cdef int place(self, InferRequest request) except -1

@@ -13,7 +13,7 @@ from fastinfer.codec.decode cimport DecodeJob, decode_view
 from fastinfer.codec.encode cimport Encoded, EncodeJob, classes_effort, encode_response
 from fastinfer.http.exchange cimport Exchange
 from fastinfer.native.executor cimport Executor
-from fastinfer.schedule.lifetime cimport SUCCESS, Life, cause_of, count, drop, failure_of, late
+from fastinfer.schedule.lifetime cimport SUCCESS, Life, cause_of, count, drop, failure_of, timeout_error
 from fastinfer.schedule.scheduler cimport Scheduler, Target
 from fastinfer.shared.counters cimport BY_TIMEOUT, CANCELLED
 from fastinfer.tensor.message cimport InferRequest, InferResponse
@@ -24,10 +24,10 @@ from fastinfer.base.errors import ApiError
 from fastinfer.codec import encode
 
 cdef enum:
-    BINARY_IS_QUICKER = 16      # times, at least, a byte
+    BINARY_IS_QUICKER = 16      # times per byte, at least
     LONG_JOB = 1 << 20          # bytes of JSON, or of tensors that become text: some milliseconds
 
-cdef double LOOK_S = 0.005
+cdef double POLL_S = 0.005
 
 cdef bytes HEADER_LENGTH = b"inference-header-content-length"
 cdef bytes JSON = b"application/json"
@@ -44,18 +44,18 @@ cdef class InferHandler:
         self.off_loop_bytes = off_loop_bytes
         self.nonfinite = nonfinite
         self.budget = budget
-        self.nullable = nonfinite == encode.NULL        # what is written can be sent back
+        self.nullable = nonfinite == encode.NULL        # so that an answer can be sent as a request
 
     cdef Target target(self, tuple arguments):
         found = self.ready.get(arguments)
         return found if found is not None else self.find(*arguments)
 
     def await_body(self, Exchange exchange not None):
-        # A body that is inflated first: the deadline runs meanwhile.
+        # The body is inflated first; the deadline runs meanwhile.
         cdef Inference inference = self.inference(exchange)
         inference.model = self.target(inference.arguments)
         inference.exchange = exchange
-        exchange.abandoned = inference
+        exchange.on_client_gone = inference
         inference.await_request(inference.model.scheduler.deadlines, exchange.handled_ns)
         return inference
 
@@ -65,7 +65,7 @@ cdef class InferHandler:
         cdef Py_ssize_t json_size = -1
         cdef InferRequest request
         cdef bint stable
-        inference.model = self.target(inference.arguments)      # 404 before the body is looked at
+        inference.model = self.target(inference.arguments)      # 404 before the body is decoded
         body = exchange.body
         stable = exchange.body_is_stable
         length = exchange.field(HEADER_LENGTH)
@@ -77,8 +77,8 @@ cdef class InferHandler:
                 request = None
             else:
                 request = decode_view(&view, body, json_size, stable, inference.model.name,
-                                      self.nullable, inference.model.own.takes_base64,
-                                      inference.model.own.expectation, self.budget)
+                                      self.nullable, inference.model.own_signature.takes_base64,
+                                      inference.model.own_signature.expectation, self.budget)
         except ApiError as error:
             inference.exchange = None
             inference.close()
@@ -87,18 +87,18 @@ cdef class InferHandler:
         finally:
             PyBuffer_Release(&view)
         inference.exchange = exchange
-        exchange.abandoned = inference
+        exchange.on_client_gone = inference
         if stable:
-            exchange.body = b""     # who still reads it, a job or a tensor, holds it
+            exchange.body = b""     # a job or a tensor that still reads it keeps it alive
         if request is not None:
             inference.begin(request, exchange.handled_ns)
         else:
             inference.decode(body, json_size, exchange.handled_ns)
 
     cdef Inference inference(self, Exchange exchange):
-        # That which has waited for the body, or a new one.
+        # Returns the inference that has waited for the body, or a new one.
         cdef Inference inference
-        waiting = exchange.abandoned
+        waiting = exchange.on_client_gone
         if waiting is not None:
             inference = <Inference?>waiting
             inference.job = None
@@ -110,13 +110,13 @@ cdef class InferHandler:
         return inference
 
 
-# A body's size in bytes of JSON that take as long to decode. Binary tensors are used where they lie; at the worst they
-# are copied or walked through.
+# A body's size in bytes of JSON that take as long to decode. Binary tensors are used in place; at worst they are copied
+# or scanned.
 cdef Py_ssize_t decoding_bytes(Py_ssize_t size, Py_ssize_t json_size) noexcept:
     return size if json_size < 0 else json_size + (size - json_size) // BINARY_IS_QUICKER
 
 
-# The bytes of JSON before the binary tensors, out of the field's value.
+# The bytes of JSON before the binary tensors, from the field's value.
 cdef Py_ssize_t read_length(bytes value, Py_ssize_t size) except? -1:
     if not value.isdigit() or len(value) > 18 or int(value) > size:
         raise ApiError(400, f"Inference-Header-Content-Length must be a decimal number from 0 to {size}")
@@ -141,17 +141,18 @@ cdef class Inference(Life):
         try:
             if self.deadlines is None:
                 self.await_request(self.model.scheduler.deadlines, now)
-            job = DecodeJob(body, json_size, self.model.name, self.handler.nullable, self.model.own.takes_base64,
-                            self.model.own.expectation, self.handler.budget)
+            job = DecodeJob(body, json_size, self.model.name, self.handler.nullable,
+                            self.model.own_signature.takes_base64, self.model.own_signature.expectation,
+                            self.handler.budget)
             long_job = decoding_bytes(len(body), json_size) > LONG_JOB
             executor.submit(job, self.decoded, executor.bulk if long_job else executor.brief)
             self.job = job
             if long_job:
-                self.look(job)
+                self.poll_timeout(job)
         except Exception as error:
             self.fail(error)
 
-    def look(self, DecodeJob job not None):
+    def poll_timeout(self, DecodeJob job not None):
         # Polls a long decoding for the request's timeout, which may pass before the decoding ends.
         cdef Scheduler scheduler = self.model.scheduler
         cdef int64_t timeout_us = job.timeout_us()
@@ -160,7 +161,7 @@ cdef class Inference(Life):
         if timeout_us > 0:
             self.learn_timeout(scheduler.deadlines, timeout_us)
         else:
-            scheduler.loop.call_later(LOOK_S, self.look, job)
+            scheduler.loop.call_later(POLL_S, self.poll_timeout, job)
 
     def decoded(self, DecodeJob job not None):
         cdef InferRequest request
@@ -181,7 +182,7 @@ cdef class Inference(Life):
         request.enqueued_ns = now
         self.request = request
         try:
-            self.take_up(scheduler.deadlines, request, now)
+            self.attach(scheduler.deadlines, request, now)
             request.complete = self
             self.place(request)
         except Exception as error:
@@ -193,15 +194,15 @@ cdef class Inference(Life):
         if model.successor is not None:
             (<object>model).begin(request)
             return 0
-        model.own.check(request, model.name)
-        if model.own.batched and not 0 < request.rows <= model.own.max_batch_size:
+        model.own_signature.check(request, model.name)
+        if model.own_signature.batched and not 0 < request.rows <= model.own_signature.max_batch_size:
             (<object>model).enqueue(request)
             return 0
         model.scheduler.submit(request)     # the common case
         return 0
 
     def __call__(self):
-        # The client went away.
+        # Exchange.on_client_gone: the client went away.
         cdef InferRequest request = self.request
         cdef Scheduler scheduler = self.model.scheduler
         cdef int64_t now = scheduler.clock.now()
@@ -214,7 +215,7 @@ cdef class Inference(Life):
     cdef int overdue(self, int64_t now) except -1:
         if self.request is None:
             self.model.scheduler.stats.count_failure(BY_TIMEOUT, now - self.arrived_ns)
-        self.close().fail(late())
+        self.close().fail(timeout_error())
         return 0
 
     # --- Out ----------------------------------------------------------------------------------------------------------
@@ -230,11 +231,11 @@ cdef class Inference(Life):
         cdef Signature signature
         cdef InferHandler handler = self.handler
         cdef InferResponse response
-        cdef int64_t nbytes = 0         # of what becomes text
+        cdef int64_t nbytes = 0         # of outputs that become text
         cdef Py_ssize_t i
-        signature = model.own if model.successor is None else (<object>model).signature
+        signature = model.own_signature if model.successor is None else (<object>model).signature
         response = signature.respond(request, outputs, model.name, model.version)
-        request.inputs = []             # their memory is needed no more
+        request.inputs = []             # their memory is no longer needed
         for i in range(len(response.outputs)):
             if not response.binary or not response.binary[i]:
                 nbytes += (<Tensor>response.outputs[i]).nbytes
@@ -259,7 +260,7 @@ cdef class Inference(Life):
     cdef int answer(self, Encoded encoded) except -1:
         cdef int64_t now = self.model.scheduler.clock.now()
         if self.is_late(now):
-            return self.fail(late())
+            return self.fail(timeout_error())
         count(self.request, SUCCESS, now)
         if encoded.binary:
             length = (b"Inference-Header-Content-Length", b"%d" % encoded.json_size)

@@ -1,10 +1,10 @@
 from libc.stdint cimport int64_t
 
 from fastinfer.backends.onnx.ort cimport Session
-from fastinfer.backends.onnx.ort_run cimport Failure, Feed, Handle, OrtRunOptions, OrtValue, Output
+from fastinfer.backends.onnx.ort_run cimport EngineError, Feed, Handle, OrtRunOptions, OrtValue, Output
 from fastinfer.native.job cimport Job
 from fastinfer.shared.crash_record cimport NotedRun
-from fastinfer.tensor.rows cimport Piece
+from fastinfer.tensor.rows cimport RowSlice
 
 cdef struct BatchState:
     # Configuration.
@@ -14,15 +14,15 @@ cdef struct BatchState:
     int64_t total_rows
     const int64_t* rows         # [requests]
     # Inputs.
-    const Piece* pieces         # [inputs][requests]
+    const RowSlice* slices      # [inputs][requests]
     Feed* feeds                 # [inputs]
     int64_t* dims               # [inputs][MAX_RANK]: of the feeds
-    char* slab                  # the gathered rows of all inputs; NULL where nothing is gathered
+    char* slab                  # the gathered rows of all inputs; NULL if nothing is gathered
     # The run.
     OrtRunOptions* options
-    NotedRun* noted             # in the crash record, kept by whoever asked for it; NULL where there is none
-    bint ran                    # a run is for once
-    bint refused                # it is the runtime's run that failed, no step before or after it
+    NotedRun* noted             # in the crash record, kept by the runner; NULL if there is none
+    bint ran                    # a run is used once
+    bint refused                # the runtime's run failed, not a step before or after it
     int terminated              # set by the loop's thread, read by the job's: atomically
     OrtValue** values           # [inputs + outputs], only while it runs
     # Results.
@@ -31,18 +31,18 @@ cdef struct BatchState:
     int64_t input_ns
     int64_t infer_ns
     int64_t output_ns
-    Failure failure
+    EngineError failure
 
 
 cdef class BatchRun(Job):
     cdef BatchState run_state
     cdef char* arrays           # one block for all arrays of run_state
     cdef Session session
-    cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the pieces point into
+    cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the slices point into
     cdef readonly Py_ssize_t input_bytes
     cdef readonly int64_t rows
 
-    # As the constructor, for a run that may stay on this thread: without run options, so that terminate cannot end it.
+    # As the constructor, for a run that may stay on this thread: without run options, so terminate has no effect.
     @staticmethod
     cdef BatchRun make(Session session, list requests, bint batched)
     # Makes terminate work; before the run goes to another thread.
@@ -54,7 +54,7 @@ cdef class BatchRun(Job):
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
 
 
-# Several runs as one Job, one after the other, each over the rows of one request where they lie.
+# Several runs as one Job, one after the other, each over the rows of one request, in place.
 cdef class RunSeries(Job):
     cdef readonly list runs             # of BatchRun, which keep what `states` points to
     cdef BatchState** states            # ended by NULL

@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from fastinfer.backends.onnx.ort_run cimport (
-    FAIL, bind, create_run_options, discard, error_of, fail, own, receive, release_run_options, release_values, run,
-    terminate,
+    FAIL, create_run_options, discard, error_of, execute, fail, make_values, own, receive, release_run_options,
+    release_values, terminate,
 )
 from fastinfer.native.job cimport monotonic_ns
 from fastinfer.shared.crash_record cimport run_begins, run_ends
@@ -34,7 +34,7 @@ cdef class BatchRun(Job):
         if self.run_state.handle != NULL:
             raise RuntimeError("a run is created once")
         if len(requests) == 0 or (len(requests) > 1 and not batched):
-            raise ValueError("one request, or several where the model is batched")
+            raise ValueError("one request, or several if the model is batched")
         self._open(session, requests, batched)
         self.make_terminable()
 
@@ -77,10 +77,10 @@ cdef class BatchRun(Job):
         cdef Py_ssize_t values_size = (inputs + outputs) * <Py_ssize_t>sizeof(OrtValue*)
         cdef Py_ssize_t dims_size = inputs * MAX_RANK * <Py_ssize_t>sizeof(int64_t)
         cdef Py_ssize_t rows_size = requests * <Py_ssize_t>sizeof(int64_t)
-        cdef Py_ssize_t pieces_size = inputs * requests * <Py_ssize_t>sizeof(Piece)
+        cdef Py_ssize_t slices_size = inputs * requests * <Py_ssize_t>sizeof(RowSlice)
         cdef Py_ssize_t bounds_size = outputs * (requests + 1) * <Py_ssize_t>sizeof(Py_ssize_t)
         cdef char* at = <char*>calloc(
-            1, feeds_size + outputs_size + values_size + dims_size + rows_size + pieces_size + bounds_size + 1)
+            1, feeds_size + outputs_size + values_size + dims_size + rows_size + slices_size + bounds_size + 1)
         if at == NULL:
             raise MemoryError()
         self.arrays = at
@@ -94,8 +94,8 @@ cdef class BatchRun(Job):
         at += dims_size
         state.rows = <const int64_t*>at
         at += rows_size
-        state.pieces = <const Piece*>at
-        at += pieces_size
+        state.slices = <const RowSlice*>at
+        at += slices_size
         state.bounds = <Py_ssize_t*>at
         return 0
 
@@ -108,12 +108,12 @@ cdef class BatchRun(Job):
             raise ValueError(f"{len(tensors)} inputs for a model of {state.handle.input_count}")
         for i in range(state.handle.input_count):
             tensor = <Tensor?>tensors[i]
-            (<Piece*>state.pieces)[i * state.requests + index] = Piece(tensor.data, tensor.nbytes)
+            (<RowSlice*>state.slices)[i * state.requests + index] = RowSlice(tensor.data, tensor.nbytes)
             self.input_bytes += tensor.nbytes
             if state.batched and (tensor.rank == 0 or tensor.dims[0] != rows):
                 raise ValueError(f"{tensor!r} in a request of {rows} rows")
             if index == 0:
-                # The feed of a single request; _gather makes that of several out of it.
+                # The feed of a single request; _gather changes it for several.
                 dims = state.dims + i * MAX_RANK
                 memcpy(dims, tensor.dims, tensor.rank * sizeof(int64_t))
                 state.feeds[i] = Feed(tensor.datatype_id, tensor.rank, dims, tensor.data, tensor.nbytes)
@@ -237,12 +237,13 @@ cdef void _work(void* opaque) noexcept nogil:
     run_begins(state.noted)
     failed = _gather(state)
     if failed == 0:
-        failed = bind(handle, state.feeds, inputs, &state.failure)
+        failed = make_values(handle, state.feeds, inputs, &state.failure)
     now = monotonic_ns()
     state.input_ns = now - started
     if failed == 0:
         started = now
-        failed = run(handle, inputs, handle.output_names, handle.output_count, outputs, state.options, &state.failure)
+        failed = execute(handle, inputs, handle.output_names, handle.output_count, outputs, state.options,
+                         &state.failure)
         state.refused = failed < 0
         now = monotonic_ns()
         state.infer_ns = now - started
@@ -264,22 +265,22 @@ cdef void _work_series(void* opaque) noexcept nogil:
 
 
 cdef int _gather(BatchState* state) noexcept nogil:
-    # The rows of several requests, one behind the other, for each input; a single request's are used where they lie.
+    # Copies the rows of several requests one after the other, for each input; a single request's are used in place.
     cdef Py_ssize_t i
     cdef Py_ssize_t size = 0
     cdef char* at
-    cdef const Piece* pieces
+    cdef const RowSlice* slices
     if state.requests == 1:
         return 0
     for i in range(state.handle.input_count):
-        state.feeds[i].nbytes = gathered_size(state.pieces + i * state.requests, state.requests)
+        state.feeds[i].nbytes = gathered_size(state.slices + i * state.requests, state.requests)
         size += _aligned(state.feeds[i].nbytes)
     at = state.slab = allocate_block(size)
     if at == NULL:
         return fail(&state.failure, FAIL, b"no memory for a batch")
     for i in range(state.handle.input_count):
-        pieces = state.pieces + i * state.requests
-        gather(pieces, state.requests, at)
+        slices = state.slices + i * state.requests
+        gather(slices, state.requests, at)
         state.feeds[i].data = at
         state.dims[i * MAX_RANK] = state.total_rows
         at += _aligned(state.feeds[i].nbytes)

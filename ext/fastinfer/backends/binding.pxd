@@ -14,20 +14,20 @@ cdef class Binding:
     cdef Memory memory
     cdef bint batched
     cdef bint proved            # a run has left its outputs in place
-    cdef readonly int64_t rows  # of the batch; 1 where the model is not batched
+    cdef readonly int64_t rows  # of the batch; 1 if the model is not batched
     cdef int64_t input_ns       # of the last run
     cdef int64_t infer_ns
     cdef int64_t output_ns
-    cdef int cut                # whether the watchdog ended it, as Watchdog.ends has it
+    cdef int cut                # the result of Watchdog.ends: whether it terminated the run
 
     cdef bint is_free(self) noexcept
-    # The outputs of each request (list[list[Tensor]]), which have `rows` rows together; None where the run failed.
+    # The outputs of each request (list[list[Tensor]]), which have `rows` rows together; None if the run failed.
     cdef list run(self, list requests, Watchdog watchdog)
     cdef bint _lay_out(self, Py_ssize_t max_nbytes) except -1
-    cdef int _take(self, list requests) except -1
+    cdef int _copy_in(self, list requests) except -1
     cdef list _lend(self, list requests)
 
 
-# None where the shapes are not fixed, an input or output is BYTES, or more than max_nbytes are needed.
-# Raises OrtError where the runtime refuses.
+# None if the shapes are not fixed, an input or output is BYTES, or more than max_nbytes are needed.
+# Raises OrtError if the runtime refuses.
 cdef Binding make_binding(Session session, bint batched, int64_t rows, Py_ssize_t max_nbytes)

@@ -1,8 +1,9 @@
 # Binds a session to input and output memory that is allocated once, for batches of a fixed number of rows. The runtime
-# then creates no values and allocates no outputs, a large part of a small model's run time. Rows are copied in; outputs
-# are lent, and the binding is busy while somebody holds one.
+# then creates no values and allocates no outputs, a large part of a small model's run time. Only for shapes that the
+# model fixes, and for small ones. Does not live here: the choice of a binding (runner).
 #
-# Only for shapes that the model fixes, and for small ones. Loop's thread only.
+# Loop's thread only. A binding owns its memory; rows are copied in, outputs are views, and the binding is busy while a
+# view exists.
 
 cimport cython
 from cpython.ref cimport PyObject
@@ -10,11 +11,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastinfer.backends.onnx.ort_run cimport (
-    Failure, check_in_place, create_binding, error_of, release_binding, run_bound,
+    EngineError, check_in_place, create_binding, error_of, execute_bound, release_binding,
 )
 from fastinfer.backends.watchdog cimport Watchdog
 from fastinfer.native.job cimport monotonic_ns
-from fastinfer.tensor.datatype cimport BYTES, row
+from fastinfer.tensor.datatype cimport BYTES, datatype_of
 from fastinfer.tensor.message cimport InferRequest
 from fastinfer.tensor.tensor cimport MAX_RANK, Tensor, TensorSpec, element_count
 
@@ -27,7 +28,7 @@ cdef enum:
 
 cdef Binding make_binding(Session session, bint batched, int64_t rows, Py_ssize_t max_nbytes):
     cdef Binding made = Binding.__new__(Binding)
-    cdef Failure failure
+    cdef EngineError failure
     made.session = session
     made.batched = batched
     made.rows = rows
@@ -46,19 +47,19 @@ cdef class Binding:
         free(self.inputs)
 
     cdef bint is_free(self) noexcept:
-        return Py_REFCNT(<PyObject*>self.memory) == 1       # every output that was lent holds it, too
+        return Py_REFCNT(<PyObject*>self.memory) == 1       # every output view holds it, too
 
     cdef list run(self, list requests, Watchdog watchdog):
         cdef int64_t started = monotonic_ns()
         cdef int64_t taken, ran
-        cdef Failure failure
+        cdef EngineError failure
         cdef int failed
         cdef list outputs
-        self._take(requests)
+        self._copy_in(requests)
         taken = monotonic_ns()
         watchdog.begins(taken)
-        # With the GIL: to let go of it, and to wait until a thread that took it gives it back, may take longer.
-        failed = run_bound(&self.session.handle, self.binding, watchdog.options, &failure)
+        # With the GIL: to release it, and to wait for a thread that has taken it, may take longer than the run.
+        failed = execute_bound(&self.session.handle, self.binding, watchdog.options, &failure)
         self.cut = watchdog.ends()
         if failed < 0:
             self.input_ns = taken - started
@@ -76,7 +77,7 @@ cdef class Binding:
         return outputs
 
     cdef bint _lay_out(self, Py_ssize_t max_nbytes) except -1:
-        # Whether everything has its place in the memory.
+        # Lays inputs and outputs out in the memory; False if that is not possible.
         cdef tuple specs = self.session.inputs + self.session.outputs
         cdef Py_ssize_t count = len(specs)
         cdef Py_ssize_t size = 0
@@ -104,7 +105,7 @@ cdef class Binding:
             elements = element_count(dims, spec.rank)
             if elements < 1 or elements > max_nbytes or spec.datatype_id == BYTES:
                 return False
-            feed[0] = Feed(spec.datatype_id, spec.rank, dims, NULL, elements * row(spec.datatype_id).itemsize)
+            feed[0] = Feed(spec.datatype_id, spec.rank, dims, NULL, elements * datatype_of(spec.datatype_id).itemsize)
             size += aligned(feed.nbytes)
             if size > max_nbytes:
                 return False
@@ -115,8 +116,8 @@ cdef class Binding:
             size += aligned(self.inputs[i].nbytes)
         return True
 
-    cdef int _take(self, list requests) except -1:
-        # Copies the rows in. That they fit was checked with the signature; what is written to is checked here again.
+    cdef int _copy_in(self, list requests) except -1:
+        # Copies the rows in. The signature has checked that they fit; the bounds of the memory are checked again here.
         cdef InferRequest request
         cdef Tensor tensor
         cdef const Feed* feed
@@ -134,7 +135,7 @@ cdef class Binding:
                 memcpy(at, tensor.data, tensor.nbytes)
                 at += tensor.nbytes
             if at != end:
-                raise ValueError(f"fewer than {self.rows} rows for a binding of so many")
+                raise ValueError(f"fewer than {self.rows} rows for a binding of that many")
         return 0
 
     cdef list _lend(self, list requests):

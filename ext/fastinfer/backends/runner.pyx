@@ -2,7 +2,7 @@
 # copied into one block only if batching saves more than the copies cost; both are measured. Lives here: choice of
 # thread, bindings, retries. Does not: queues, batching rules.
 #
-# Loop's thread only; its BatchRuns run on any.
+# Loop's thread only; its BatchRuns run on any. A BatchRun or a Binding owns the memory of a run.
 
 import logging
 
@@ -20,7 +20,7 @@ from fastinfer.native.job cimport Job, monotonic_ns
 from fastinfer.schedule.cost cimport Estimate, ShapeCosts, shape_of_rows, shape_with, size_class
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.crash_record cimport NotedRun, run_begins, run_ends
-from fastinfer.tensor.datatype cimport BYTES, row
+from fastinfer.tensor.datatype cimport BYTES, datatype_of
 from fastinfer.tensor.message cimport ENDED, BatchResult, InferRequest
 from fastinfer.tensor.tensor cimport Tensor, TensorSpec, element_count
 
@@ -29,7 +29,7 @@ from fastinfer.base.errors import ApiError, without_paths
 
 log = logging.getLogger(__name__)
 
-cdef double FORGETTING = 0.99       # of the most that a model has made of its inputs, with each run
+cdef double FORGETTING = 0.99       # the factor by which the maximum of `output_ratio` falls with each run
 cdef object NEVER_RUN = ApiError(500, "the model was not run")
 
 
@@ -49,7 +49,7 @@ cdef class Runner(BatchRunner):
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
     cdef uint64_t shape_of(self, BatchRun run) noexcept:
-        # Of a model whose inputs have one shape and any number of rows it is that number, as for its bindings.
+        # If only the number of rows varies, the shape is that number, as for the bindings.
         cdef const BatchState* state = &run.run_state
         cdef const Feed* feed
         cdef uint64_t shape = shape_of_rows(state.total_rows)
@@ -90,19 +90,19 @@ cdef class Runner(BatchRunner):
         return batch if batch.done is not None else None
 
     def close(self):
-        # Freed with its last reference: an answer may still be written from its memory.
+        # The last reference frees it, because an answer may still be written from its memory.
         self.drop_bindings()
         self.session = None
 
     cdef BatchResult run_at_once(self, list requests):
-        # In a binding, where one is ready; if that fails, the ordinary way tells why.
+        # Runs in a binding, if one is free; if that fails, a run without one gives the error.
         cdef int64_t rows = self.rows_to_bind(requests)
         cdef Estimate* estimate
         cdef Binding binding
         cdef list outcomes
         if rows == 0:
             return None
-        estimate = self.costs.short_one(shape_of_rows(rows))
+        estimate = self.costs.find_short(shape_of_rows(rows))
         if estimate == NULL or not self.watchdog.is_watching():
             return None
         binding = self.ready_binding(rows)
@@ -177,7 +177,7 @@ cdef class Runner(BatchRunner):
         return 0
 
 
-# The bytes of a row of all inputs; 0 where shapes are open, or where there are BYTES.
+# The bytes of a row of all inputs; 0 if shapes are open, or there are BYTES.
 cdef Py_ssize_t row_nbytes_of(tuple inputs, bint batched):
     cdef TensorSpec spec
     cdef int64_t elements
@@ -189,7 +189,7 @@ cdef Py_ssize_t row_nbytes_of(tuple inputs, bint batched):
         elements = element_count(spec.dims + first, spec.rank - first) if spec.rank >= first else -1
         if elements < 0 or elements > MAX_BINDING_BYTES or spec.datatype_id == BYTES:
             return 0
-        nbytes += elements * row(spec.datatype_id).itemsize
+        nbytes += elements * datatype_of(spec.datatype_id).itemsize
     return nbytes
 
 
@@ -201,7 +201,8 @@ cdef class RunningBatch:
             self.attempt.terminate()
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
-        # Ends what runs for this request alone: its run of a series, or an attempt in which it waited last.
+        # Terminates a run that is for this request alone: its run of a series, or an attempt whose other requests have
+        # ended.
         cdef Py_ssize_t i
         if isinstance(self.attempt, RunSeries):
             for i in range(self.start, self.stop):
@@ -212,7 +213,7 @@ cdef class RunningBatch:
         return 0
 
     cdef bint is_awaited(self) noexcept:
-        # Who has ended stays so: those who leave one after the other are looked at once each.
+        # A request stays ended, so each one is skipped once, even if they leave one after the other.
         self.ended = max(self.ended, self.start)
         while self.ended < self.stop and (<InferRequest>self.requests[self.ended]).state == ENDED:
             self.ended += 1
@@ -223,17 +224,18 @@ cdef class RunningBatch:
         self.attempt = None
         self.give_back()
         try:
-            if self.take(<BatchRun>attempt) if isinstance(attempt, BatchRun) else self.take_series(<RunSeries?>attempt):
+            if (self.take_outcomes(<BatchRun>attempt) if isinstance(attempt, BatchRun)
+                    else self.take_series(<RunSeries?>attempt)):
                 self.go_on()
             else:
                 self.end()
-        except Exception:       # out of memory, say; whoever waits must be told, and the instance set free
+        except Exception:       # for example out of memory; the requests must be answered, and the instance freed
             log.exception("a batch could not be finished")
             if self.done is not None:
                 self.end()
 
     cdef int go_on(self) except -1:
-        # Runs what is left: inline as long as that is short, else the next attempt on a native thread.
+        # Runs the rest: inline while that is short, else the next attempt on a native thread.
         cdef Runner runner = self.runner
         cdef BatchRun attempt
         cdef Estimate* estimate
@@ -244,7 +246,7 @@ cdef class RunningBatch:
             attempt = BatchRun.make(runner.session, members,
                                     runner.batched and not (<InferRequest>members[0]).whole)
             self.shape = runner.shape_of(attempt)
-            estimate = runner.costs.short_one(self.shape) if runner.watchdog is not None else NULL
+            estimate = runner.costs.find_short(self.shape) if runner.watchdog is not None else NULL
             if (estimate == NULL or not runner.watchdog.is_watching()) and not self.reserve(attempt.input_bytes):
                 self.refuse()
                 if not self.turn_to_rest():
@@ -258,13 +260,13 @@ cdef class RunningBatch:
                 self.attempt = attempt
                 runner.executor.submit(attempt, self, runner.share)
                 return 0
-            if self.run_here(attempt, estimate) and not self.take(attempt):
+            if self.run_here(attempt, estimate) and not self.take_outcomes(attempt):
                 return self.end()
 
     cdef bint reserve(self, int64_t input_bytes) except? True:
-        # What the model's latest runs have made of as many bytes. Outputs count by themselves once they are there. The
-        # guess is bounded: where values decide how large outputs are, one huge answer says nothing about the next
-        # request, which must not be refused for it; and a run that is refused teaches nothing.
+        # Guesses the outputs from the model's latest runs; outputs count themselves once they exist. The guess is
+        # bounded: if the size of outputs depends on values, one huge answer must not cause the refusal of the next
+        # request, and a refused run would not correct the guess.
         cdef Budget budget = self.runner.session.budget
         cdef int64_t expected
         if budget is None:
@@ -322,7 +324,7 @@ cdef class RunningBatch:
         return 0
 
     cdef int end(self) except -1:
-        # What the batch holds is let go of here: its end is told to somebody who may know the batch.
+        # The batch releases its contents first, because the callback may hold the batch.
         cdef list outcomes = self.outcomes
         self.give_back()
         done, self.done = self.done, None
@@ -333,13 +335,13 @@ cdef class RunningBatch:
         done(BatchResult.make(outcomes, self.input_ns, self.infer_ns, self.output_ns))
         return 0
 
-    cdef bint take(self, BatchRun attempt) except? True:
+    cdef bint take_outcomes(self, BatchRun attempt) except? True:
         cdef list outcomes
         cdef bint in_doubt
         self.close(attempt)
         in_doubt, self.runner.in_doubt = self.runner.in_doubt, False
         if attempt.run_state.failure.code == 0:
-            if in_doubt:        # it is the binding that fails: the model's outputs are not what it declares, say
+            if in_doubt:        # the binding is wrong: for example, the model's outputs differ from their declaration
                 self.runner.drop_bindings()
             outcomes = attempt.split()
             self.learn(attempt)
@@ -356,7 +358,7 @@ cdef class RunningBatch:
         cdef ShapeCosts costs = runner.costs
         cdef int64_t made = 0
         cdef Py_ssize_t i
-        if attempt.run_state.options != NULL:       # a run on a native thread: those on the loop's make little
+        if attempt.run_state.options != NULL:       # a run on a native thread: outputs of inline runs are small
             for i in range(attempt.run_state.handle.output_count):
                 made += attempt.run_state.outputs[i].nbytes
             runner.output_ratio = max(<double>made / max(1, attempt.input_bytes), runner.output_ratio * FORGETTING)
@@ -386,7 +388,7 @@ cdef class RunningBatch:
         return self.turn_to_rest()
 
     cdef int close(self, BatchRun attempt) noexcept:
-        # What is to be done with each run that has ended, whether well or not.
+        # Called for each run that has ended, whether well or not.
         self.runner.close_note(attempt)
         self.input_ns += attempt.run_state.input_ns
         self.infer_ns += attempt.run_state.infer_ns
@@ -394,7 +396,7 @@ cdef class RunningBatch:
         return 0
 
     cdef bint turn_to_rest(self) except? True:
-        # Skips halves in which no request waits any more.
+        # Goes on to the next half with a waiting request; False if there is none.
         while self.later and not self.given_up:
             self.start, self.stop = self.later.pop()
             self.ended = self.start
@@ -417,8 +419,8 @@ cdef class RunningBatch:
         return 0
 
 
-# Of a request that failed alone, or was given up. What the runtime calls an invalid argument is the client's; so is any
-# failure of inputs that nothing could be checked of before: the model's operators are who judges them.
+# The error of a request that failed alone, or was given up. An invalid argument of the runtime is the client's error;
+# so is any failure of inputs that could not be checked before, because only the model's operators can check them.
 cdef object failure_of(BatchRun attempt, InferRequest request):
     cdef str reason = without_paths(str(attempt.error)).strip() or "no reason was given"
     if attempt.run_state.refused and (attempt.run_state.failure.code == INVALID_ARGUMENT

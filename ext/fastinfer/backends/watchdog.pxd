@@ -17,14 +17,14 @@ cdef extern from "fastinfer/native/watch.h" namespace "fastinfer" nogil:
 
 
 cdef class Watchdog:
-    cdef Watch* watch               # NULL before it is started; this and the next one
+    cdef Watch* watch               # NULL before it is started, as is the next one
     cdef OrtRunOptions* options     # of every run that is watched
     cdef readonly int64_t bound_ns
     cdef bint watching
 
-    # Whether it watches; it begins to with the first run that asks. False: there is no memory for its thread.
+    # Whether it watches; the first call starts it. False: its thread could not be started.
     cdef bint is_watching(self) noexcept
-    # On the loop's thread, if it watches, around a run with `options`. ends() returns whether the run was ended:
-    # ENDED_AT_WORK, if it used the processor, ENDED_WAITING, if others did, NOT_ENDED.
+    # Called on the loop's thread, if it watches, around a run with `options`. ends() returns whether the run was
+    # terminated: ENDED_AT_WORK if it used the processor, ENDED_WAITING if it did not, or NOT_ENDED.
     cdef void begins(self, int64_t now_ns) noexcept
     cdef int ends(self) noexcept

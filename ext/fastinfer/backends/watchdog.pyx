@@ -1,9 +1,10 @@
-# Ends a run on the event loop's thread that takes too long. Lives here: the watch over one thread (native/watch.h), and
-# the run options through which it ends a run. Does not: which runs belong on that thread (cost), and what becomes of
-# one that was ended (runner).
+# Terminates a run on the event loop's thread that takes too long. Lives here: the watch over one thread
+# (native/watch.h), and the run options through which it terminates a run. Does not: the choice of runs for that thread
+# (cost), the retry of a terminated run (runner).
 #
-# ONNX Runtime looks at the wish to terminate between two operators. One object serves all models of a process, since
-# its loop runs one batch at a time: they share the run options.
+# Loop's thread only, beside the watching thread of native/watch.h. A Watchdog owns both the watch and the run options.
+# ONNX Runtime checks the terminate flag between two operators. One object serves all models of a process, since its
+# loop runs one batch at a time: they share the run options.
 
 cimport cython
 from libc.stdint cimport int64_t
@@ -15,11 +16,11 @@ from fastinfer.backends.onnx.ort_run cimport (
 from fastinfer.backends.onnx import ort
 
 cdef enum:
-    LEAST_BOUND_NS = 10_000_000     # nobody notices if everybody waits that long, and few machines preempt for longer
-    TIMES_THE_LIMIT = 10            # a bound below this would end runs that were expected to be as long as they are
+    LEAST_BOUND_NS = 10_000_000     # a delay of the loop that clients do not notice; few machines preempt for longer
+    TIMES_THE_LIMIT = 10            # a lower bound would terminate runs whose length was expected
 
 
-cdef void end_run(void* options) noexcept nogil:
+cdef void terminate_run(void* options) noexcept nogil:
     terminate(<OrtRunOptions*>options)
 
 
@@ -36,9 +37,9 @@ cdef class Watchdog:
     def start(self):
         cdef int failed
         if self.watch == NULL:
-            ort.version()       # the runtime's library is there before its options
+            ort.version()       # loads the runtime's library before its options
             self.options = create_run_options()
-            self.watch = new Watch(self.bound_ns, end_run, self.options)
+            self.watch = new Watch(self.bound_ns, terminate_run, self.options)
         failed = self.watch.start()
         if failed != 0:
             raise OSError(failed, "the thread that watches runs on the event loop's thread could not be started")

@@ -1,6 +1,6 @@
-// Bytes that requests hold in a process, against a limit. No Python; any thread.
+// Counts the bytes that requests hold in a process, up to a limit. No Python; any thread.
 //
-// Counted before the memory is there, so that what many threads take together stays inside of the limit.
+// Bytes are counted before their memory is allocated, so that all threads together stay within the limit.
 #pragma once
 
 #include <atomic>
@@ -11,12 +11,12 @@
 namespace fastinfer {
 
 class Count {
-   public:
+ public:
     void set_limit(int64_t limit) { limit_ = limit; }
 
     int64_t used() const { return used_.load(std::memory_order_relaxed); }
 
-    // False, and nothing is counted, if that would be over the limit.
+    // Returns false, and counts nothing, if that would exceed the limit.
     bool reserve(int64_t nbytes) {
         invariant(nbytes >= 0, "bytes are reserved");
         if (used_.fetch_add(nbytes, std::memory_order_relaxed) <= limit_ - nbytes)
@@ -26,7 +26,7 @@ class Count {
         return false;
     }
 
-    // Counts what is there already, limit or not.
+    // Counts memory that is allocated already, whatever the limit.
     void add(int64_t nbytes) { used_.fetch_add(nbytes, std::memory_order_relaxed); }
     void release(int64_t nbytes) {
         const int64_t before = used_.fetch_sub(nbytes, std::memory_order_relaxed);
@@ -34,10 +34,10 @@ class Count {
     }
 
     bool spent() const { return used() > limit_; }
-    // How often something was refused.
+    // The number of refused reservations.
     int64_t refused() const { return refused_.load(std::memory_order_relaxed); }
 
-   private:
+ private:
     std::atomic<int64_t> used_{0};
     std::atomic<int64_t> refused_{0};
     int64_t limit_ = INT64_MAX;

@@ -17,7 +17,7 @@ cdef class Budget:
 
 
 cdef inline Count* count_of(Budget budget) noexcept:
-    # For code without the GIL; NULL: nothing counts. Whoever uses it keeps the budget.
+    # For code without the GIL; NULL: bytes are not counted. The caller keeps the budget alive.
     if budget is None:
         return NULL
     return &budget.count

@@ -1,7 +1,7 @@
-# How much there is in a JSON text, before somebody makes Python objects of it.
+# Counts the values and the depth of a JSON text before a parser makes Python objects of it.
 #
-# Only strings and brackets are looked at, in one pass without the GIL; whether the text is JSON is for a parser to say.
-# Any thread; the text belongs to the caller and must stay as it is meanwhile.
+# Lives here: one pass over strings, commas and brackets, without the GIL. Does not: validation, which is the parser's.
+# Any thread; the text belongs to the caller and must not change meanwhile.
 
 cdef Count count(const unsigned char* at, const unsigned char* end) noexcept nogil:
     cdef Count found

@@ -1,6 +1,6 @@
-// Base64 text to bytes: RFC 4648, section 4, with its padding, and without anything between the characters.
+// Base64 text to bytes: RFC 4648, section 4, with padding, without line breaks or other characters in between.
 //
-// Bits that the last character has too many are ignored, as Python and most others do.
+// Superfluous bits of the last character are ignored, as in Python and most other decoders.
 #pragma once
 
 #include <array>
@@ -32,8 +32,8 @@ static inline void put(int32_t bits, char* out, int count) {
         out[i] = char(bits >> (16 - 8 * i));
 }
 
-// Decodes `size` characters, a multiple of four without padding, into three quarters as many bytes. `out` may be `text`,
-// or lie before it. False where a character is not of the alphabet.
+// Decodes `size` characters, a multiple of four without padding, into three quarters as many bytes. `out` may be
+// `text`, or lie before it. False if a character is not of the alphabet.
 static inline bool decode(const char* text, int64_t size, char* out) {
     int32_t all = 0;
     for (int64_t i = 0; i < size; i += 4, out += 3) {
@@ -44,7 +44,7 @@ static inline bool decode(const char* text, int64_t size, char* out) {
     return all >= 0;
 }
 
-// The last four characters of a text. Returns the number of their bytes, or -1.
+// Decodes the last four characters of a text. Returns the number of their bytes, or -1.
 static inline int decode_last(const char* text, char* out) {
     const int count = text[3] != '=' ? 3 : text[2] != '=' ? 2 : 1;
     const char whole[4] = {text[0], text[1], count > 1 ? text[2] : 'A', count > 2 ? text[3] : 'A'};

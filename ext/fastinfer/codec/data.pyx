@@ -1,4 +1,6 @@
-# Tensors of a request: `data` in JSON, and raw bytes behind it, into memory of their own (or views of the body).
+# Reads the tensors of a request, `data` in JSON and raw bytes after it, into memory of their own (or views of the
+# body). Does not live here: the objects around the data (objects.pyx). Any thread, without the GIL; the decoder owns
+# the blocks.
 
 from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.string cimport memcpy
@@ -28,26 +30,26 @@ from fastinfer.codec.decoder cimport (
     fail_syntax,
 )
 from fastinfer.codec.json cimport Cursor, Text, peek, skip_brackets, take, take_string, unescape
-from fastinfer.native.job cimport goes_on
-from fastinfer.tensor.datatype cimport BOOL, BYTES, DATATYPE_COUNT, FP16, row
-from fastinfer.tensor.tensor cimport MAX_RANK, allocate_block, are_truths, put_truths
+from fastinfer.native.job cimport yield_to_loop
+from fastinfer.tensor.datatype cimport BOOL, BYTES, DATATYPE_COUNT, FP16, datatype_of
+from fastinfer.tensor.tensor cimport MAX_RANK, allocate_block, are_bools, put_bools
 
 cdef extern from "fastinfer/number/simd/table.h" namespace "fastinfer::number" nogil:
     enum Error "fastinfer::number::Error":
         OK "fastinfer::number::OK"
         RANGE "fastinfer::number::RANGE"
         TOO_MANY "fastinfer::number::TOO_MANY"
-    struct Run:
+    struct NumberSpan:
         const char* at
         int64_t count
         int error
     struct Reader:
         pass
     enum:
-        RUNS "fastinfer::number::RUNS"
+        SPANS "fastinfer::number::SPANS"
     void open_reader "fastinfer::number::open_reader"(
         Reader*, const char* begin, int datatype_id, int width, bint nullable) noexcept
-    Run read_run "fastinfer::number::read_run"(
+    NumberSpan read_span "fastinfer::number::read_span"(
         Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t room) noexcept
     int64_t take_rows "fastinfer::number::take_rows"(
         Reader*, const char** at, int64_t size, int64_t limit) noexcept
@@ -57,19 +59,19 @@ cdef extern from "fastinfer/codec/base64.h" namespace "fastinfer::base64" nogil:
     int decode_last "fastinfer::base64::decode_last"(const char* text, char* out) noexcept
 
 cdef enum:
-    PIECE = 4096            # numbers read before the loop may go first: some 40 KB of text, 30 us
-    TEXT_PIECE = 32768      # characters of strings, of base64 text; a multiple of four
+    YIELD_EVERY = 4096      # numbers read between two yields to the loop: some 40 KB of text, 30 us
+    YIELD_EVERY_BYTES = 32768       # the same in characters of strings, of base64 text; a multiple of four
     INTERRUPTION = -2
-    STRING_BYTES = 64       # limits.STRING_BYTES; of the runtime for each element, on the way in and out
+    STRING_BYTES = 64       # limits.STRING_BYTES; of the runtime for each element, of inputs and outputs
     AMPLIFICATION = 10      # limits.AMPLIFICATION; times the body
     FREE_STRING_BYTES = 16 << 20        # limits.FREE_STRING_BYTES
 
-assert RUNS == BYTES        # the last datatype: its elements have no fixed size, and `read_strings` reads them
+assert SPANS == BYTES       # the last datatype: its elements have no fixed size, and `read_strings` reads them
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------
 
-# The block of a tensor, reserved before it is there.
+# Reserves and allocates the block of a tensor.
 cdef int take_block(Decoder* decoder, ParsedInput* tensor, Py_ssize_t size) noexcept nogil:
     if decoder.count != NULL:
         if not decoder.count.reserve(size):
@@ -79,21 +81,21 @@ cdef int take_block(Decoder* decoder, ParsedInput* tensor, Py_ssize_t size) noex
     return 0 if tensor.block != NULL else fail(decoder, "", "", NO_MEMORY)
 
 
-# The runtime takes as much for an empty string as for one of 15 bytes. So many of them would take many times what their
-# client has sent.
+# The runtime takes as much for an empty string as for one of 15 bytes. So a body of short strings would take many times
+# its own size.
 cdef bint are_too_many_strings(Decoder* decoder, int64_t count) noexcept nogil:
     return count > (AMPLIFICATION * decoder.body_size + FREE_STRING_BYTES) // STRING_BYTES
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
-# Reads "data" at its opening bracket: flat, or nested like the shape. Memory is taken for what the rest of the body can
-# hold at most, never for what the shape claims.
+# Reads "data" at its opening bracket: flat, or nested like the shape. Memory is allocated for what the rest of the body
+# can hold at most, never for what the shape claims.
 cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* opening = cursor.at
     cdef const char* end = cursor.end
-    cdef Py_ssize_t itemsize = row(tensor.datatype_id).itemsize
+    cdef Py_ssize_t itemsize = datatype_of(tensor.datatype_id).itemsize
     cdef Py_ssize_t size
     cdef int64_t room
     cdef int64_t done = 0
@@ -106,7 +108,7 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         room = tensor.count if tensor.rank != 1 or tensor.count > 0 else 1      # AMD's form: see read_strings
         if are_too_many_strings(decoder, min(room, size // 3 + 1)):
             return fail(decoder, ".data", "", STRINGS, -1, min(room, size // 3 + 1))
-        size += size // 3 + 8           # n bytes between quotes and a comma become 4 + n
+        size += size // 3 + 8           # n bytes in quotes and a comma become 4 + n
     else:
         room = (end - opening) // 2 + 1         # an element has a byte and a comma
         if room > tensor.count:
@@ -130,32 +132,32 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return 0
 
 
-# The elements of one array, behind its opening bracket; takes the closing one. At most `limit` of them; there is room
-# for `room` of this row and later ones.
+# Reads the elements of one array, after its opening bracket, and the closing one. At most `limit` of them; there is
+# room for `room` of this row and later ones.
 cdef int read_row(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t limit, int64_t room,
                   int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
     cdef int64_t rest = limit
-    cdef Run run
+    cdef NumberSpan span
     if peek(cursor) != CLOSE_ARRAY:
         if tensor.datatype_id == BYTES:
             if read_strings(decoder, tensor, limit, done) < 0:
                 return -1
         else:
             while True:
-                run = read_run(
-                    reader, cursor.at, cursor.end, tensor.block + done[0] * row(tensor.datatype_id).itemsize,
-                    min(rest, PIECE), room - (done[0] - start))
-                cursor.at = run.at
-                done[0] += run.count
-                rest -= run.count
-                if run.error != TOO_MANY or rest == 0:
+                span = read_span(
+                    reader, cursor.at, cursor.end, tensor.block + done[0] * datatype_of(tensor.datatype_id).itemsize,
+                    min(rest, YIELD_EVERY), room - (done[0] - start))
+                cursor.at = span.at
+                done[0] += span.count
+                rest -= span.count
+                if span.error != TOO_MANY or rest == 0:
                     break
-                if not goes_on(decoder.interruption):
+                if not yield_to_loop(decoder.interruption):
                     return fail(decoder, "", "", INTERRUPTED)
-            if run.error != OK:
-                return fail_element(decoder, tensor, run.error, done[0])
+            if span.error != OK:
+                return fail_element(decoder, tensor, span.error, done[0])
     return fail_syntax(decoder) if take(cursor, CLOSE_ARRAY, "expected ',' or ']'") < 0 else 0
 
 
@@ -193,7 +195,7 @@ cdef int fail_element(Decoder* decoder, ParsedInput* tensor, int error, int64_t 
     return fail_quoting(decoder, ".data", cursor.at, text, element)
 
 
-# Arrays in arrays, one level per dimension; behind the outermost opening bracket.
+# Reads arrays in arrays, one level per dimension, after the outermost opening bracket.
 cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int64_t room,
                      int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
@@ -204,7 +206,7 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
     cdef int c
     counts[0] = 0
     while True:
-        # Behind an opening bracket or a comma.
+        # After an opening bracket or a comma.
         if level == rank - 1:
             before = done[0]
             rest = room - before
@@ -231,7 +233,7 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
                 continue
             if c != CLOSE_ARRAY or counts[level] != 0:
                 return fail(decoder, ".data", "is not nested like the shape")
-        # Behind an element: a comma, or the ends of arrays.
+        # After an element: a comma, or the ends of arrays.
         while True:
             c = peek(cursor)
             if c == COMMA:
@@ -249,7 +251,7 @@ cdef int read_nested(Decoder* decoder, ParsedInput* tensor, Reader* reader, int6
             counts[level] += 1
 
 
-# JSON strings, up to the closing bracket. tensor.nbytes is where the next one goes.
+# Reads JSON strings up to the closing bracket. tensor.nbytes is the place of the next one.
 cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int64_t* done) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
@@ -260,9 +262,9 @@ cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int6
     while True:
         if done[0] - start >= limit:
             return fail_element(decoder, tensor, TOO_MANY, done[0])
-        if cursor.at - piece >= TEXT_PIECE:
+        if cursor.at - piece >= YIELD_EVERY_BYTES:
             piece = cursor.at
-            if not goes_on(decoder.interruption):
+            if not yield_to_loop(decoder.interruption):
                 return fail(decoder, "", "", INTERRUPTED)
         if peek(cursor) != QUOTE:
             return fail_element(decoder, tensor, -1, done[0])
@@ -282,13 +284,13 @@ cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int6
 
 # --- Base64 ----------------------------------------------------------------------------------------------------------
 
-# Each element is moved to where the one before it ends: bytes are fewer than their text.
+# Each element is moved to the end of the one before it, because bytes are fewer than their text.
 cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef char* block = tensor.block
     cdef char[MAX_QUOTE + 1] begin      # of an element's text, which its bytes overwrite
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t to = 0
-    cdef Py_ssize_t since = 0           # text that was decoded since the loop could go first
+    cdef Py_ssize_t since = 0           # characters decoded since the last yield to the loop
     cdef int64_t written, element
     cdef Py_ssize_t quoted
     cdef uint32_t size
@@ -306,7 +308,7 @@ cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
             decoder.failure.quote_size = quoted + 2
             block[at - 2] = QUOTE       # in the place of the element's length, which has four bytes
             memcpy(block + at - 1, begin, quoted)
-            block[at - 1 + quoted] = QUOTE      # beyond what is quoted, if the element is longer
+            block[at - 1 + quoted] = QUOTE      # after the quoted part, if the element is longer
             return -1
         at += size
         size = <uint32_t>written
@@ -316,7 +318,7 @@ cdef int decode_base64(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return 0
 
 
-# The number of bytes, -1, or INTERRUPTION.
+# Returns the number of bytes, -1, or INTERRUPTION.
 cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char* out,
                          Py_ssize_t* since) noexcept nogil:
     cdef int64_t done = 0
@@ -327,14 +329,14 @@ cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char*
     if size % 4 != 0:
         return -1
     while True:
-        piece = min(size - 4 - done, TEXT_PIECE)
+        piece = min(size - 4 - done, YIELD_EVERY_BYTES)
         if not decode_quanta(text + done, piece, out + done // 4 * 3):
             return -1
         done += piece
         since[0] += piece + 4       # also of elements that are no longer than their last characters
-        if since[0] >= TEXT_PIECE:
+        if since[0] >= YIELD_EVERY_BYTES:
             since[0] = 0
-            if not goes_on(decoder.interruption):
+            if not yield_to_loop(decoder.interruption):
                 return INTERRUPTION
         if done == size - 4:
             break
@@ -344,7 +346,7 @@ cdef int64_t decode_text(Decoder* decoder, const char* text, int64_t size, char*
 
 # --- Binary tensors --------------------------------------------------------------------------------------------------
 
-# Gives each input with a binary_data_size its bytes from behind the JSON, in the order of the inputs.
+# Gives each input with a binary_data_size its bytes after the JSON, in the order of the inputs.
 cdef int read_binary(Decoder* decoder) noexcept nogil:
     cdef ParsedInput* tensor
     cdef const char* at = decoder.binary
@@ -373,11 +375,11 @@ cdef int read_binary(Decoder* decoder) noexcept nogil:
 
 
 cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
-    cdef int64_t itemsize = row(tensor.datatype_id).itemsize
+    cdef int64_t itemsize = datatype_of(tensor.datatype_id).itemsize
     cdef int64_t count = 0
     cdef Py_ssize_t at = 0
     cdef uint32_t size
-    # Kernels may expect elements at addresses that suit them; a body gives them any.
+    # Kernels may expect aligned elements; in a body they have any address.
     cdef bint copied = not decoder.views or (itemsize > 1 and <uintptr_t>tensor.view % <uintptr_t>itemsize != 0)
     if tensor.datatype_id == BYTES:
         if are_too_many_strings(decoder, min(tensor.count, tensor.nbytes // 4)):
@@ -395,13 +397,13 @@ cdef int check_binary(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     elif tensor.count > tensor.nbytes or tensor.count * itemsize != tensor.nbytes:
         return fail(decoder, "", "", SIZE)
     elif tensor.datatype_id == BOOL:
-        copied = copied or not are_truths(tensor.view, tensor.nbytes)
+        copied = copied or not are_bools(tensor.view, tensor.nbytes)
     if not copied:
         return 0
     if take_block(decoder, tensor, tensor.nbytes) < 0:
         return -1
     if tensor.datatype_id == BOOL:
-        put_truths(tensor.block, tensor.view, tensor.nbytes)
+        put_bools(tensor.block, tensor.view, tensor.nbytes)
     else:
         memcpy(tensor.block, tensor.view, tensor.nbytes)
     tensor.view = NULL

@@ -1,11 +1,12 @@
 # Body -> InferRequest: JSON and binary tensors, in one pass, without a document tree.
 #
-# The core (objects, data, decoder.pxd) runs over C structs and needs no GIL: on the loop's thread for small bodies,
-# as a DecodeJob on a native thread for large ones. What it owns is the tensors' blocks and its two lists; `build` hands
-# the blocks over to Tensors, `close_decoder` frees what is left. The body must not change or go away meanwhile.
-# Does not live here: models (what a tensor should be), HTTP (where a body comes from).
+# Lives here: opening and closing a decoder, and, with the GIL, the records of a request or the ApiError of a failure.
+# Does not: reading the text (objects, data), the inputs that a model takes (tensor/signature), HTTP.
 #
-# From top to bottom: a decoder's life, and what becomes of it with the GIL: records, or the sentence of a failure.
+# The core (objects, data, decoder.pxd) works on C structs and needs no GIL: it runs on the loop's thread for small
+# bodies, as a DecodeJob on a native thread for large ones. A decoder owns the tensors' blocks and its two lists;
+# `build` hands the blocks over to Tensors, `close_decoder` frees the rest. The body must not change or be freed
+# meanwhile.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -32,14 +33,14 @@ from fastinfer.codec.decoder cimport (
     STRINGS,
     SYNTAX,
     Decoder,
-    Failure,
+    DecodeError,
     ParsedInput,
     ParsedOutput,
 )
 from fastinfer.codec.json cimport Text, open_cursor, unescape
 from fastinfer.codec.objects cimport read_request
 from fastinfer.native.job cimport Interrupt, is_interrupted
-from fastinfer.tensor.datatype cimport UINT8, row
+from fastinfer.tensor.datatype cimport UINT8, datatype_of
 from fastinfer.tensor.expected cimport Expectation, Expected
 from fastinfer.tensor.message cimport InferRequest, RequestedOutput
 from fastinfer.tensor.tensor cimport Memory, Tensor, allocate_block, free_block
@@ -51,11 +52,11 @@ cdef extern from *:
     enum: RELAXED "__ATOMIC_RELAXED"
 
 cdef enum:
-    WIDEST = 512                # bits of a register: whatever the CPU has
-    SMALL_BODY = 16 * 1024      # decoded without giving up the GIL: that costs more than such a body
+    WIDEST = 512                # bits of a register: no limit
+    SMALL_BODY = 16 * 1024      # decoded without releasing the GIL: that costs more than such a body
 
 
-# What the data of an input that is refused points at.
+# The data pointer of a refused input.
 cdef char nothing = 0
 
 
@@ -127,8 +128,8 @@ cdef str name_of_text(const Text* text):
         free_block(room)
 
 
-# The records of a request that was read without failure. `owner` keeps the body where views of it are used; the blocks
-# go on counting in `budget`, whose count the decoder has.
+# The records of a request that was read without failure. `owner` keeps the body alive if views of it are used; the
+# blocks still count in `budget`, whose count the decoder has.
 cdef InferRequest build(Decoder* decoder, owner, Budget budget):
     cdef ParsedInput* tensor
     cdef ParsedOutput* output
@@ -165,8 +166,8 @@ cdef InferRequest build(Decoder* decoder, owner, Budget budget):
     return request
 
 
-# Of outputs only: whether inputs may have one name depends on the model. A set, so that many names are no more work
-# each than few: str hashes are keyed.
+# For outputs only: whether inputs may share a name depends on the model. A set, so that the work per name does not grow
+# with their number: str hashes are keyed.
 cdef int refuse_repeated(list outputs) except -1:
     if len(outputs) == 2 and outputs[0].name != outputs[1].name:    # common, and quicker
         return 0
@@ -180,7 +181,7 @@ cdef int refuse_repeated(list outputs) except -1:
     return 0
 
 
-# --- Failures, worded ------------------------------------------------------------------------------------------------
+# --- Failures as errors ----------------------------------------------------------------------------------------------
 
 # A client's text as one line that may stand in a sentence.
 cdef str printable(bytes text):
@@ -192,8 +193,8 @@ cdef str shape_text(const ParsedInput* tensor):
     return "[" + ",".join([str(tensor.dims[i]) for i in range(tensor.rank)]) + "]"
 
 
-cdef object worded(const Decoder* decoder, str model):
-    cdef const Failure* failure = &decoder.failure
+cdef object to_api_error(const Decoder* decoder, str model):
+    cdef const DecodeError* failure = &decoder.failure
     cdef const ParsedInput* tensor = NULL
     if failure.kind == NO_MEMORY:
         return no_memory()
@@ -207,7 +208,7 @@ cdef object worded(const Decoder* decoder, str model):
         tensor = &decoder.inputs[failure.index]
     if failure.kind == SIZE:
         name = printable(name_of_text(&tensor.name).encode())
-        expected = int(tensor.count) * int(row(tensor.datatype_id).itemsize)
+        expected = int(tensor.count) * int(datatype_of(tensor.datatype_id).itemsize)
         return ApiError(400, f"input byte size mismatch for input '{name}' for model '{model}'. "
                              f"Expected {expected}, got {tensor.nbytes}")
     place = ""
@@ -243,15 +244,15 @@ cdef str plural(int64_t count):
     return "1 element" if count == 1 else f"{count} elements"
 
 
-# --- Python's entrances ----------------------------------------------------------------------------------------------
+# --- Entry points for Python ------------------------------------------------------------------------------------------
 
 cdef object owner_of(body):
     # bytes cannot change or move; a memoryview keeps anything else from doing so.
     return body if PyBytes_CheckExact(body) else PyMemoryView_FromObject(body)
 
 
-# N = 0: the whole body is the only input's bytes. Which input, only the model's signature knows: so the one tensor has
-# no name, and its datatype and shape are those of bytes.
+# A JSON length of 0: the whole body is the only input's bytes. Only the model's signature knows that input, so the
+# tensor has no name, and its datatype and shape are those of bytes.
 cdef InferRequest build_raw(const Py_buffer* view, body, bint stable):
     cdef int64_t size = view.len
     cdef Memory memory
@@ -296,7 +297,7 @@ cdef InferRequest decode_view(const Py_buffer* view, object body, Py_ssize_t jso
                 with nogil:
                     read_request(&decoder)
             if decoder.failure.is_set:
-                raise worded(&decoder, model)
+                raise to_api_error(&decoder, model)
             return build(&decoder, owner_of(body) if stable else None, budget)
         finally:
             close_decoder(&decoder)
@@ -320,7 +321,7 @@ cdef void run_decoder(void* state) noexcept nogil:
         read_request(decoder)
 
 
-cdef void run_nothing(void* state) noexcept nogil:
+cdef void do_nothing(void* state) noexcept nogil:
     pass
 
 
@@ -339,7 +340,7 @@ cdef class DecodeJob(Job):
         self.raw = json_size == 0
         open_decoder(&self.decoder, <const char*>self.body.buf, self.body.len, json_size, True, nullable,
                      keeps_base64, expected_of(expectation), count_of(budget), &self.interruption)
-        self.task.work = run_nothing if self.raw else run_decoder
+        self.task.work = do_nothing if self.raw else run_decoder
         self.task.state = &self.decoder
 
     def __dealloc__(self):
@@ -359,7 +360,7 @@ cdef class DecodeJob(Job):
             return build_raw(&self.body, body, True)
         try:
             if self.decoder.failure.is_set:
-                raise worded(&self.decoder, self.model)
+                raise to_api_error(&self.decoder, self.model)
             return build(&self.decoder, owner_of(body), self.budget)
         except MemoryError:
             raise no_memory() from None

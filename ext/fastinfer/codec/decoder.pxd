@@ -1,6 +1,6 @@
-# The state of one decode, its one failure, and the steps through JSON's objects: inlined where they are used.
+# The state of one decode, its first failure, and the inlined steps through JSON's objects.
 #
-# decode.pyx (Python's entrances) -> objects (the JSON's objects) -> data (tensors) -> this. No Python objects here;
+# decode.pyx (entry points) -> objects (the JSON's objects) -> data (tensors) -> this. No Python objects here;
 # everything runs without the GIL. A function that fails has filled `failure` in and returns -1.
 
 from libc.stdint cimport int64_t
@@ -26,7 +26,7 @@ cdef enum:
     MAX_QUOTE = 40              # bytes of a client's text in an error's sentence
 
 cdef enum:
-    # fastinfer.base.limits tells why.
+    # See fastinfer.base.limits for the reasons.
     MAX_INPUTS = 1024       # MAX_INPUTS; inputs or outputs of one request
     MAX_NAME = 4 * 1024     # MAX_NAME_BYTES, as they are written
     MAX_ID = 1024 * 1024    # MAX_ID_BYTES, as they are written
@@ -38,29 +38,29 @@ cdef enum Place:
     IN_INPUT
     IN_OUTPUT
 
-# What parameters.content_type says of an input; it matters to BYTES only.
+# The parameter content_type of an input; it has an effect on BYTES only.
 cdef enum ContentType:
-    NO_CONTENT_TYPE         # not given, or one that changes nothing
-    BASE64                  # each element is base64 text of the bytes that are meant
+    NO_CONTENT_TYPE         # not given, or one without effect
+    BASE64                  # each element is base64 text
     UNKNOWN_CONTENT_TYPE    # a string that is the name of none
     NOT_A_CONTENT_TYPE      # not a string
 
-cdef enum FailureKind:
+cdef enum DecodeErrorKind:
     PLAIN                   # "<place><field>[<element>]: <quoted> <text>"
     SYNTAX                  # "byte <at>: <text>"
     COUNT                   # too few elements
     MORE                    # too many elements
     ROW                     # a nested row of the wrong length
     SIZE                    # a binary tensor's size does not fit its shape
-    EXTRA                   # bytes behind the last binary tensor
+    EXTRA                   # bytes after the last binary tensor
     STRINGS                 # too many short strings for so small a body
-    INTERRUPTED             # nobody waits any more
+    INTERRUPTED             # the job was cancelled
     NO_MEMORY
 
-# The one failure of a decoder; worded with the GIL, by `worded`.
-cdef struct Failure:
+# The first failure of a decode; `to_api_error` makes the error of it, with the GIL.
+cdef struct DecodeError:
     bint is_set
-    FailureKind kind
+    DecodeErrorKind kind
     Place place
     int index               # of the input or output
     const char* field       # static, such as ".shape"
@@ -83,10 +83,10 @@ cdef struct ParsedInput:
     const char* data_text   # where "data" begins, if it came before shape and datatype
     int64_t binary_size     # parameters.binary_data_size; -1: none
     ContentType content_type
-    Text content_type_text  # as it is written, of an unknown one
-    char* block             # owned, or NULL where `view` is used in place
+    Text content_type_text  # as it is written, if it is unknown
+    char* block             # owned, or NULL if `view` is used in place
     Py_ssize_t charged      # bytes of it in the decoder's count
-    bint refused            # certainly not what the model takes: its data is skipped, and there is no memory
+    bint refused            # the model certainly does not take it: its data is skipped, and there is no memory
     const char* view        # the bytes in the body
     Py_ssize_t nbytes
 
@@ -103,13 +103,13 @@ cdef struct Decoder:
     int width               # of the widest registers to read numbers with, in bits
     const Interrupt* interruption       # of the job; NULL on the loop's thread
     Count* count            # of bytes, in which tensors are reserved; NULL: none
-    const Expected* expected            # what the model takes; NULL: unknown
+    const Expected* expected            # the inputs that the model takes; NULL: unknown
     Py_ssize_t body_size
     bint views              # binary tensors may be used in place
     bint nullable           # null among floating-point data is NaN
     bint keeps_base64       # the model takes base64 text itself: it is not decoded here
-    Failure failure
-    Place place             # what is being read, for failures
+    DecodeError failure
+    Place place             # the part that is being read, for failures
     int index
     unsigned int seen
     Text id
@@ -128,9 +128,9 @@ cdef struct Decoder:
 
 # --- Failures: each returns -1 ---------------------------------------------------------------------------------------
 
-cdef inline int fail(Decoder* decoder, const char* field, const char* text, FailureKind kind=PLAIN, int64_t element=-1,
-                     int64_t got=0, int64_t wanted=0) noexcept nogil:
-    cdef Failure* failure = &decoder.failure
+cdef inline int fail(Decoder* decoder, const char* field, const char* text, DecodeErrorKind kind=PLAIN,
+                     int64_t element=-1, int64_t got=0, int64_t wanted=0) noexcept nogil:
+    cdef DecodeError* failure = &decoder.failure
     failure.is_set = True
     failure.kind = kind
     failure.place = decoder.place
@@ -144,14 +144,14 @@ cdef inline int fail(Decoder* decoder, const char* field, const char* text, Fail
     return -1
 
 
-# The cursor stands at the fault, and says what it expected.
+# The cursor is at the fault, and its `fault` is the sentence.
 cdef inline int fail_syntax(Decoder* decoder) noexcept nogil:
     fail(decoder, "", decoder.cursor.fault, SYNTAX)
     decoder.failure.at = decoder.cursor.at - decoder.cursor.begin
     return -1
 
 
-# The fault is a value; the sentence begins with it.
+# The fault is a value, which begins the sentence.
 cdef inline int fail_quoting(Decoder* decoder, const char* field, const char* value, const char* text,
                              int64_t element=-1) noexcept nogil:
     cdef const char* end = value
@@ -181,7 +181,7 @@ cdef inline int fail_text(Decoder* decoder, const char* field, const Text* quote
 
 # --- Objects ---------------------------------------------------------------------------------------------------------
 
-# The next member of an object: 1 with the cursor at its value, 0 behind the closing brace.
+# The next member of an object: 1 with the cursor at its value, 0 after the closing brace.
 cdef inline int next_member(Decoder* decoder, Text* key, bint first) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int c = peek(cursor)
@@ -203,7 +203,7 @@ cdef inline int next_member(Decoder* decoder, Text* key, bint first) noexcept no
     return 1
 
 
-# The next element of an array: 1 with the cursor at it, 0 behind the closing bracket.
+# The next element of an array: 1 with the cursor at it, 0 after the closing bracket.
 cdef inline int next_element(Decoder* decoder, bint first) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef int c = peek(cursor)
@@ -246,7 +246,7 @@ cdef inline int read_text(Decoder* decoder, Text* text, const char* field, Py_ss
     return fail(decoder, field, too_long) if text.size > limit else 0
 
 
-# Whether a value is null, which for most keys is as if they were not there; it is then taken.
+# Takes a null, which for most keys means that they are missing; returns whether there was one.
 cdef inline bint take_null(Decoder* decoder) noexcept nogil:
     return take_literal(&decoder.cursor, "null", 4)
 
@@ -256,7 +256,7 @@ cdef inline int skip(Decoder* decoder, int depth) noexcept nogil:
     return fail_syntax(decoder) if skip_value(&decoder.cursor, depth) < 0 else 0
 
 
-# A key as it is meant, in `room` where it was written with escapes.
+# Resolves a key's escapes, in `room`.
 cdef inline void resolve_key(Text* key, char* room) noexcept nogil:
     if key.escaped and key.size <= MAX_KEY_TEXT:
         key.size = unescape(key, room)

@@ -12,7 +12,7 @@ cdef enum:
     FEW_OUTPUTS = 4         # planned without memory of their own
 
 
-# What to write of one output. All pointers are borrowed from the response.
+# The text of one output to be written. All pointers are borrowed from the response.
 cdef struct PlannedOutput:
     const char* name        # UTF-8
     Py_ssize_t name_size
@@ -23,7 +23,7 @@ cdef struct PlannedOutput:
     const char* data
     Py_ssize_t nbytes
     bint binary
-    Ranking* ranking        # where the plan is ranked: runs first, and gives `data`; NULL: data is the tensor's
+    Ranking* ranking        # if the plan is ranked: runs first, and gives `data`; NULL: data is the tensor's
 
 cdef struct Plan:
     Writer writer           # `begin` is owned by the plan's object
@@ -41,17 +41,17 @@ cdef struct Plan:
     Py_ssize_t output_count
     PlannedOutput* outputs          # few_outputs, or a block of calloc
     PlannedOutput[FEW_OUTPUTS] few_outputs
-    int failure             # see encode.pyx
+    int failure             # DONE, or the cause; see encode.pyx
     Py_ssize_t failed_output
     int64_t failed_element
 
 
 cdef class Encoded:
     cdef Memory _memory
-    cdef list _tensors              # those that leave as bytes
+    cdef list _tensors              # those that are sent as bytes
     cdef readonly Py_ssize_t json_size
     cdef readonly Py_ssize_t size   # of the whole body
-    cdef readonly bint binary       # some output leaves as bytes
+    cdef readonly bint binary       # some output is sent as bytes
 
 
 cdef class EncodeJob(Job):
@@ -60,7 +60,7 @@ cdef class EncodeJob(Job):
     cdef Budget budget              # in which the text counts, or None
 
 
-# The bytes of tensors that take as long to write as the response's classes.
+# The number of bytes of tensors that take as long to write as the response's classes.
 cdef int64_t classes_effort(InferResponse response) except -1
 
 # encode() at the level of C.

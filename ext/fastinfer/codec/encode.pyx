@@ -1,9 +1,11 @@
 # InferResponse -> text, straight from the outputs' memory.
 #
-# A plan (plain C structs, borrowed from the response's tensors) is made with the GIL; writing it needs none: on the
-# loop's thread for small answers, as an EncodeJob on a native thread for large ones. One block is reserved for the
-# most that the text can take, so the loops over elements check nothing.
-# Does not live here: which outputs are answered, and HTTP.
+# Lives here: the plan of an answer (plain C structs, borrowed from the response's tensors), and writing it. Does not:
+# the choice of outputs (tensor/signature), HTTP.
+#
+# A plan is made with the GIL; writing it needs none: on the loop's thread for small answers, as an EncodeJob on a
+# native thread for large ones. The plan owns one block, of the most that the text can take, so that the loops over
+# elements need no checks; it becomes the memory of the answer.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -15,8 +17,8 @@ from libc.string cimport memcpy
 
 from fastinfer.base.budget cimport Budget, count_of
 from fastinfer.codec.json cimport MAX_ESCAPED, Writer, escaped_size, put, put_escaped
-from fastinfer.native.job cimport Interrupt, goes_on, is_interrupted
-from fastinfer.tensor.datatype cimport BYTES, DATATYPE_COUNT, row
+from fastinfer.native.job cimport Interrupt, yield_to_loop, is_interrupted
+from fastinfer.tensor.datatype cimport BYTES, DATATYPE_COUNT, datatype_of
 from fastinfer.tensor.message cimport InferResponse
 from fastinfer.tensor.tensor cimport Memory, Tensor, allocate_block, free_block
 from fastinfer.tensor.top_k cimport GIVEN_UP, MAX_CLASSES_TEXT, RANKED, TOO_LONG, Classification, Ranking
@@ -31,39 +33,39 @@ cdef extern from "fastinfer/number/format.h" namespace "fastinfer::number" nogil
     int MAX_BINARY_TEXT "fastinfer::number::MAX_BINARY_TEXT"
     int MAX_INTEGER_TEXT "fastinfer::number::MAX_INTEGER_TEXT"
     char* format_signed(int64_t number, char* out) noexcept
-    char* run_bool "fastinfer::number::format_bool_run"(
+    char* write_bool "fastinfer::number::format_bool_span"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_uint8 "fastinfer::number::format_integer_run<uint8_t>"(
+    char* write_uint8 "fastinfer::number::format_integer_span<uint8_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_uint16 "fastinfer::number::format_integer_run<uint16_t>"(
+    char* write_uint16 "fastinfer::number::format_integer_span<uint16_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_uint32 "fastinfer::number::format_integer_run<uint32_t>"(
+    char* write_uint32 "fastinfer::number::format_integer_span<uint32_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_uint64 "fastinfer::number::format_integer_run<uint64_t>"(
+    char* write_uint64 "fastinfer::number::format_integer_span<uint64_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_int8 "fastinfer::number::format_integer_run<int8_t>"(
+    char* write_int8 "fastinfer::number::format_integer_span<int8_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_int16 "fastinfer::number::format_integer_run<int16_t>"(
+    char* write_int16 "fastinfer::number::format_integer_span<int16_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_int32 "fastinfer::number::format_integer_run<int32_t>"(
+    char* write_int32 "fastinfer::number::format_integer_span<int32_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_int64 "fastinfer::number::format_integer_run<int64_t>"(
+    char* write_int64 "fastinfer::number::format_integer_span<int64_t>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_fp16 "fastinfer::number::format_binary_run<fastinfer::number::Binary16>"(
+    char* write_fp16 "fastinfer::number::format_binary_span<fastinfer::number::Binary16>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_bf16 "fastinfer::number::format_binary_run<fastinfer::number::BFloat16>"(
+    char* write_bf16 "fastinfer::number::format_binary_span<fastinfer::number::BFloat16>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_fp32 "fastinfer::number::format_binary_run<fastinfer::number::Binary32>"(
+    char* write_fp32 "fastinfer::number::format_binary_span<fastinfer::number::Binary32>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
-    char* run_fp64 "fastinfer::number::format_binary_run<fastinfer::number::Binary64>"(
+    char* write_fp64 "fastinfer::number::format_binary_span<fastinfer::number::Binary64>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
 
-ctypedef char* (*RunFunction)(const char*, int64_t, int, char*, int64_t*) noexcept nogil
+ctypedef char* (*SpanFunction)(const char*, int64_t, int, char*, int64_t*) noexcept nogil
 
-# How the elements of each datatype are written, by its id; BYTES is written by `put_strings`.
-cdef RunFunction[DATATYPE_COUNT] RUNS = [
-    run_bool, run_uint8, run_uint16, run_uint32, run_uint64, run_int8, run_int16, run_int32, run_int64,
-    run_fp16, run_bf16, run_fp32, run_fp64, NULL,
+# The functions that write the elements of each datatype, by its id; `put_strings` writes BYTES.
+cdef SpanFunction[DATATYPE_COUNT] SPAN_WRITERS = [
+    write_bool, write_uint8, write_uint16, write_uint32, write_uint64, write_int8, write_int16, write_int32,
+    write_int64, write_fp16, write_bf16, write_fp32, write_fp64, NULL,
 ]
 # The longest text of an element and its comma: false / 255 / 65535 / 4294967295 / 18446744073709551615 /
 # -128 / -32768 / -2147483648 / -9223372036854775808 / -0.00012344 / -1234000000000000.0 (twice) /
@@ -71,26 +73,26 @@ cdef RunFunction[DATATYPE_COUNT] RUNS = [
 cdef int[DATATYPE_COUNT] MAX_TEXT = [6, 4, 6, 11, 21, 5, 7, 12, 21, 14, 21, 21, 25, 0]
 
 cdef enum:
-    SLACK = 64              # what a loop may touch behind its last element (number/format.h's MAX_*)
-    SMALL_ANSWER = 16 * 1024    # bytes of tensors encoded without giving up the GIL
-    PIECE = 4096            # numbers written before the loop may go first: some 40 us
-    TEXT_PIECE = 32 * 1024  # the same of strings, in bytes
+    SLACK = 64              # bytes that a loop may touch after its last element (number/format.h's MAX_*)
+    SMALL_ANSWER = 16 * 1024    # bytes of tensors encoded without releasing the GIL
+    YIELD_EVERY = 4096      # numbers written between two yields to the loop: some 40 us
+    YIELD_EVERY_BYTES = 32 * 1024   # the same in bytes of strings
 
     DONE = 0
     NO_MEMORY = 1
     NOT_FINITE = 2
     BROKEN_BYTES = 3        # a BYTES tensor whose lengths do not add up
     LONG_CLASSES = 4        # more text of classes than an answer may have
-    INTERRUPTED = 5         # nobody waits any more
+    INTERRUPTED = 5         # the job was cancelled
 
 LITERAL = NONFINITE_LITERAL
-globals()["NULL"] = NONFINITE_NULL      # in Cython itself the word is the null pointer
+globals()["NULL"] = NONFINITE_NULL      # in Cython itself NULL is the null pointer
 ERROR = NONFINITE_ERROR
 
 
 # --- Sizes -----------------------------------------------------------------------------------------------------------
 
-# The most that a tensor's "data" can take; -1 where a BYTES tensor is broken.
+# The upper bound of the size of a tensor's "data"; -1 if a BYTES tensor is broken.
 cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t total = SLACK
@@ -108,7 +110,7 @@ cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
     return total if at == output.nbytes else -1
 
 
-# The most that the whole text can take; -1 with plan.failure set.
+# The upper bound of the whole text's size; -1 with plan.failure set.
 cdef Py_ssize_t text_size(Plan* plan) noexcept nogil:
     cdef Py_ssize_t total = 128 + plan.id_size
     cdef Py_ssize_t size
@@ -149,9 +151,9 @@ cdef int put_strings(Plan* plan, const PlannedOutput* output) noexcept nogil:
             put(writer, ",", 1)
         put_quoted(writer, output.data + at + 4, size)
         at += 4 + <Py_ssize_t>size
-        if at - piece >= TEXT_PIECE:
+        if at - piece >= YIELD_EVERY_BYTES:
             piece = at
-            if not goes_on(plan.interruption):
+            if not yield_to_loop(plan.interruption):
                 plan.failure = INTERRUPTED
                 return -1
     return 0
@@ -160,12 +162,13 @@ cdef int put_strings(Plan* plan, const PlannedOutput* output) noexcept nogil:
 cdef int put_numbers(Plan* plan, Py_ssize_t index) noexcept nogil:
     cdef const PlannedOutput* output = &plan.outputs[index]
     cdef Writer* writer = &plan.writer
-    cdef Py_ssize_t itemsize = row(output.datatype_id).itemsize
+    cdef Py_ssize_t itemsize = datatype_of(output.datatype_id).itemsize
     cdef int64_t done = 0
     cdef int64_t count, fault
     while True:
-        count = min(output.count - done, <int64_t>PIECE)
-        writer.at = RUNS[output.datatype_id](output.data + done * itemsize, count, plan.nonfinite, writer.at, &fault)
+        count = min(output.count - done, <int64_t>YIELD_EVERY)
+        writer.at = SPAN_WRITERS[output.datatype_id](output.data + done * itemsize, count, plan.nonfinite, writer.at,
+                                                     &fault)
         if fault >= 0:
             plan.failure = NOT_FINITE
             plan.failed_output = index
@@ -175,7 +178,7 @@ cdef int put_numbers(Plan* plan, Py_ssize_t index) noexcept nogil:
         if done == output.count:
             return 0
         put(writer, ",", 1)
-        if not goes_on(plan.interruption):
+        if not yield_to_loop(plan.interruption):
             plan.failure = INTERRUPTED
             return -1
 
@@ -187,7 +190,7 @@ cdef int put_output(Plan* plan, Py_ssize_t index) noexcept nogil:
     put(writer, '{"name":', 8)
     put_quoted(writer, output.name, output.name_size)
     put(writer, ',"datatype":"', 13)
-    put(writer, row(output.datatype_id).name, row(output.datatype_id).name_size)
+    put(writer, datatype_of(output.datatype_id).name, datatype_of(output.datatype_id).name_size)
     put(writer, '","shape":[', 11)
     for i in range(output.rank):
         if i > 0:
@@ -219,14 +222,14 @@ cdef int rank_output(Plan* plan, Ranking* ranking) noexcept nogil:
     outcome = ranking.run(plan.interruption)
     if plan.count != NULL:
         made = <int64_t>ranking.text.size() - before
-        ranking.charged += made         # its Classification gives it back
+        ranking.charged += made         # its Classification releases them
         plan.count.release(most - made)
     if outcome == RANKED:
         return DONE
     return LONG_CLASSES if outcome == TOO_LONG else INTERRUPTED if outcome == GIVEN_UP else NO_MEMORY
 
 
-# Makes the classes of outputs for which they are wanted; what follows sees BYTES.
+# Computes the classes of outputs for which they are requested; those are written as BYTES.
 cdef int rank_outputs(Plan* plan) noexcept nogil:
     cdef PlannedOutput* output
     cdef Py_ssize_t i
@@ -272,7 +275,7 @@ cdef void run_plan(void* state) noexcept nogil:
     put_quoted(writer, plan.model_version, plan.model_version_size)
     if plan.id_size > 0:
         put(writer, ',"id":"', 7)
-        put(writer, plan.id, plan.id_size)      # still escaped, as it came
+        put(writer, plan.id, plan.id_size)      # still escaped, as it was sent
         put(writer, '"', 1)
     put(writer, ',"outputs":[', 12)
     for i in range(plan.output_count):
@@ -373,7 +376,7 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     encoded = Encoded.__new__(Encoded)
     encoded.json_size = plan.writer.at - plan.writer.begin
     encoded.size = encoded.json_size
-    if plan.charged > 0:        # what was not written to is not there
+    if plan.charged > 0:        # pages without text do not exist
         plan.count.release(plan.charged - encoded.json_size)
         plan.charged = encoded.json_size
     encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size, budget, plan.charged)

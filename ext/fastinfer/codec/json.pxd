@@ -13,7 +13,7 @@ cdef struct Cursor:
     const char* begin       # borrowed from the body, which outlives the cursor
     const char* at
     const char* end
-    const char* fault       # a static text; set where a function returns -1
+    const char* fault       # a static text; set if a function returns -1
 
 # A string's text between its quotes, still escaped; borrowed from the body.
 cdef struct Text:
@@ -41,7 +41,7 @@ cdef inline bint take_literal(Cursor* cursor, const char* literal, Py_ssize_t si
     cursor.at += size
     return True
 
-# Takes one byte behind white space, which must be `wanted`.
+# Takes one byte after white space, which must be `wanted`.
 cdef inline int take(Cursor* cursor, int wanted, const char* fault) noexcept nogil:
     if peek(cursor) != wanted:
         cursor.fault = fault
@@ -51,11 +51,11 @@ cdef inline int take(Cursor* cursor, int wanted, const char* fault) noexcept nog
 
 # Takes `true` (1), `false` (0), or nothing (-1).
 cdef int take_bool(Cursor* cursor) noexcept nogil
-# A string at its opening quote: validates escapes, surrogates and UTF-8.
+# Takes a string at its opening quote; validates escapes, surrogates and UTF-8.
 cdef int take_string(Cursor* cursor, Text* text) noexcept nogil
-# Any value, validated; `depth` containers are open around it.
+# Skips any value, and validates it; `depth` containers are open around it.
 cdef int skip_value(Cursor* cursor, int depth) noexcept nogil
-# An array, by its strings and brackets alone: whoever comes back to it validates it.
+# Skips an array by its strings and brackets alone; the caller that returns to it validates it.
 cdef int skip_brackets(Cursor* cursor) noexcept nogil
 
 # Writes a validated string's bytes, at most text.size of them; returns how many.
@@ -69,7 +69,7 @@ cdef struct Writer:
     char* at
     char* end
 
-# All writes of a writer lie within one reservation: there is no growing.
+# All writes of a writer are within one reservation, which does not grow.
 cdef inline Py_ssize_t room(const Writer* writer) noexcept nogil:
     return writer.end - writer.at
 
@@ -79,7 +79,7 @@ cdef inline void put(Writer* writer, const char* bytes, Py_ssize_t size) noexcep
     memcpy(writer.at, bytes, size)
     writer.at += size
 
-# A string's content with escapes where JSON asks for them; ill-formed UTF-8 becomes U+FFFD, one per maximal subpart.
+# Writes a string's content with the escapes that JSON needs; ill-formed UTF-8 becomes U+FFFD, one per maximal subpart.
 cdef void put_escaped(Writer* writer, const char* bytes, Py_ssize_t size) noexcept nogil
-# How many bytes put_escaped writes; never more than MAX_ESCAPED for each that it is given.
+# The number of bytes that put_escaped writes; at most MAX_ESCAPED for each byte of the content.
 cdef Py_ssize_t escaped_size(const char* bytes, Py_ssize_t size) noexcept nogil

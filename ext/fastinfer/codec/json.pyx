@@ -1,8 +1,9 @@
-# Cursor: bounded reads of JSON text. Writer: reserve, then write. Invariant: only this file (and `number/*.h`) advances
-# raw pointers into text, and it checks the bound before each step.
+# Lives here: Cursor (bounded reads of JSON text) and Writer (reserve, then write). Does not: the members of a request.
+# Invariant: only this file (and `number/*.h`) advances raw pointers into text, and it checks the bound before each
+# step.
 #
-# What a cursor reads is strict RFC 8259: every function says in `fault` what it expected, with `at` on the byte where
-# it was not. No Python objects; everything runs without the GIL.
+# A cursor reads strict RFC 8259. After an error `fault` says what was expected, and `at` is at the wrong byte. No
+# Python objects; any thread, without the GIL; the text belongs to the caller.
 
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
@@ -285,7 +286,7 @@ cdef int skip_value(Cursor* cursor, int depth) noexcept nogil:
                 continue
         elif skip_scalar(cursor, c) < 0:
             return -1
-        # A value has ended: close what ends with it.
+        # A value has ended: close the containers that end with it.
         while True:
             if depth == outside:
                 return 0

@@ -1,5 +1,6 @@
 # The objects of a request's JSON, outermost first: request, inputs, outputs, and their parameters. One loop reads all
-# of them; a table says which members each has. Does not live here: what lies in `data` and behind the JSON (data.pyx).
+# of them; a table lists the members of each. Does not live here: `data`, and the bytes after the JSON (data.pyx). Any
+# thread, without the GIL; the decoder owns the lists.
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
@@ -80,7 +81,7 @@ cdef const char* CONTENT_TYPE_FIELD = ".parameters.content_type"
 
 # --- Any object ------------------------------------------------------------------------------------------------------
 
-# Reads the value of a member into what the object describes: a Decoder (the request), a ParsedInput or a ParsedOutput.
+# Reads the value of a member into the struct of its object: a Decoder (the request), a ParsedInput or a ParsedOutput.
 ctypedef int (*Read)(Decoder* decoder, void* of, const char* field) noexcept nogil
 
 cdef struct Member:
@@ -88,13 +89,13 @@ cdef struct Member:
     Py_ssize_t name_size
     unsigned int bit            # in `seen`
     const char* field           # its name in sentences
-    bint required               # null is a wrong value; of others it is as if they were not there
+    bint required               # null is a wrong value; for others it means that they are missing
     Read read
 
 cdef struct Object:
     const char* field           # its name in sentences
-    const char* shared_field    # the same where shared memory is refused; NULL: the object holds no parameters
-    int depth                   # of what lies in it
+    const char* shared_field    # the same if shared memory is refused; NULL: the object holds no parameters
+    int depth                   # of its members' values
     int count
     Member[MOST_MEMBERS] members
 
@@ -103,7 +104,7 @@ cdef Member member(const char* name, unsigned int bit, const char* field, Read r
     return Member(name, <Py_ssize_t>strlen(name), bit, field, required, read)
 
 
-# Behind the opening brace; takes the closing one. `seen`: the members that were met.
+# Reads the members after the opening brace, and the closing one. `seen`: the members that were met.
 cdef int read_members(Decoder* decoder, const Object* kind, unsigned int* seen, void* of) noexcept nogil:
     cdef Text key
     cdef char[MAX_KEY_TEXT] room
@@ -151,7 +152,7 @@ cdef int read_object(Decoder* decoder, const Object* kind, unsigned int* seen, v
     return read_members(decoder, kind, seen, of)
 
 
-# An array of objects. `read` adds one to `count`, and reads it.
+# Reads an array of objects. `read` adds one to `count`, and reads it.
 cdef int read_list(Decoder* decoder, const char* field, Place place, int* count,
                    int (*read)(Decoder* decoder) noexcept nogil) noexcept nogil:
     cdef bint first = True
@@ -172,7 +173,7 @@ cdef int read_list(Decoder* decoder, const char* field, Place place, int* count,
             return -1
 
 
-# Room for one more: what there is, or a list that is four times as long. NULL: there is no memory.
+# Returns a list with room for one more: this one, or one that is four times as long. NULL: there is no memory.
 cdef void* with_room(void* items, const void* few, int count, int* capacity, size_t size) noexcept nogil:
     cdef void* grown
     if count < capacity[0]:
@@ -189,7 +190,7 @@ cdef void* with_room(void* items, const void* few, int count, int* capacity, siz
 
 # --- Values ----------------------------------------------------------------------------------------------------------
 
-# A non-negative integer, or a positive one where `least` is 1.
+# Reads a non-negative integer, or a positive one if `least` is 1.
 cdef int read_count(Decoder* decoder, int64_t* out, const char* field, int64_t least=0) noexcept nogil:
     cdef const char* at
     cdef const char* fault_at
@@ -204,7 +205,7 @@ cdef int read_count(Decoder* decoder, int64_t* out, const char* field, int64_t l
     return 0
 
 
-# true (1) or false (0), or -1 after a failure.
+# Reads true (1) or false (0); -1 after a failure.
 cdef int read_flag(Decoder* decoder, const char* field) noexcept nogil:
     cdef int flag = take_bool(&decoder.cursor)
     return flag if flag >= 0 else fail_quoting(decoder, field, decoder.cursor.at, "is not true or false")
@@ -219,7 +220,7 @@ cdef int read_request(Decoder* decoder) noexcept nogil:
     if read_members(decoder, &REQUEST, &decoder.seen, decoder) < 0:
         return -1
     if peek(cursor) != -1:
-        cursor.fault = "expected nothing behind the request"
+        cursor.fault = "expected nothing after the request"
         return fail_syntax(decoder)
     if not decoder.seen & SEEN_INPUTS:
         return fail(decoder, "'inputs'", "is missing")
@@ -256,8 +257,8 @@ cdef int read_binary_output(Decoder* decoder, void* of, const char* field) noexc
     return 0 if flag >= 0 else -1
 
 
-# A sequence parameter: only 0, false, "" (or null), which say that there is no sequence.
-cdef int reject_sequence(Decoder* decoder, void* of, const char* field) noexcept nogil:
+# Accepts only 0, false, "" (or null), which mean that there is no sequence.
+cdef int reject_sequence_parameter(Decoder* decoder, void* of, const char* field) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* value = cursor.at
     cdef Text text
@@ -292,7 +293,7 @@ cdef int read_input(Decoder* decoder) noexcept nogil:
         return -1
     if tensor.block == NULL and is_refused(decoder, tensor):
         return 0
-    if tensor.data_text != NULL:        # it came before name, shape or datatype: back to it
+    if tensor.data_text != NULL:        # "data" came before name, shape or datatype: return to it
         after = cursor.at
         cursor.at = tensor.data_text
         if read_data(decoder, tensor) < 0:
@@ -341,7 +342,7 @@ cdef int check_members(Decoder* decoder, const ParsedInput* tensor) noexcept nog
     return 0
 
 
-# Whether the model cannot take the input, whatever its data: that is then skipped, and the signature says why.
+# Whether the model cannot take the input, whatever its data. The data is then skipped; the signature's error says why.
 cdef bint is_refused(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     if decoder.expected != NULL and not tensor.name.escaped:
         tensor.refused = cannot_fit(decoder.expected, decoder.index, tensor.name.at, tensor.name.size,
@@ -349,7 +350,7 @@ cdef bint is_refused(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     return tensor.refused
 
 
-# Once all of the input has been read: its keys come in any order.
+# Called after all keys of the input are read, because they come in any order.
 cdef int apply_content_type(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     if tensor.content_type == NOT_A_CONTENT_TYPE:
         return fail(decoder, CONTENT_TYPE_FIELD, "must be a string")
@@ -414,7 +415,7 @@ cdef int read_shape(Decoder* decoder, void* of, const char* field) noexcept nogi
     return 0
 
 
-# Decoded at once if all that it takes is known by now; else skipped, and come back to.
+# Decodes the data now if name, shape and datatype are known; else skips it, to return to it later.
 cdef int read_input_data(Decoder* decoder, void* of, const char* field) noexcept nogil:
     cdef ParsedInput* tensor = <ParsedInput*>of
     if peek(&decoder.cursor) != OPEN_ARRAY:
@@ -434,7 +435,7 @@ cdef int read_binary_size(Decoder* decoder, void* of, const char* field) noexcep
     return read_count(decoder, &(<ParsedInput*>of).binary_size, field)
 
 
-# MLServer's names, those of its runtimes included. All but base64 say what a tensor becomes in Python.
+# MLServer's names, those of its runtimes included. All but base64 name the Python type of a tensor.
 cdef const char *CONTENT_TYPES[15]
 CONTENT_TYPES[:] = [
     "base64", "str", "np", "nplist", "pd", "pd_json", "datetime", "raw", "dict", "hf", "hg_str", "hg_json",
@@ -454,7 +455,7 @@ cdef int read_content_type(Decoder* decoder, void* of, const char* field) noexce
         return fail_syntax(decoder)
     tensor.content_type_text = name
     resolve_key(&name, room)
-    if name.size == 0:          # MLServer takes it for none
+    if name.size == 0:          # MLServer treats it as missing
         return 0
     for i in range(15):
         if strlen(CONTENT_TYPES[i]) == <size_t>name.size and memcmp(name.at, CONTENT_TYPES[i], name.size) == 0:
@@ -531,9 +532,10 @@ PARAMETERS.members[0] = member("timeout", SEEN_TIMEOUT, "parameters.timeout", re
 PARAMETERS.members[1] = member("priority", SEEN_PRIORITY, "parameters.priority", read_priority)
 PARAMETERS.members[2] = member("binary_data_output", SEEN_BINARY_OUTPUT, "parameters.binary_data_output",
                                read_binary_output)
-PARAMETERS.members[3] = member("sequence_id", SEEN_SEQUENCE_ID, "parameters.sequence_id", reject_sequence)
-PARAMETERS.members[4] = member("sequence_start", SEEN_SEQUENCE_START, "parameters.sequence_start", reject_sequence)
-PARAMETERS.members[5] = member("sequence_end", SEEN_SEQUENCE_END, "parameters.sequence_end", reject_sequence)
+PARAMETERS.members[3] = member("sequence_id", SEEN_SEQUENCE_ID, "parameters.sequence_id", reject_sequence_parameter)
+PARAMETERS.members[4] = member("sequence_start", SEEN_SEQUENCE_START, "parameters.sequence_start",
+                               reject_sequence_parameter)
+PARAMETERS.members[5] = member("sequence_end", SEEN_SEQUENCE_END, "parameters.sequence_end", reject_sequence_parameter)
 
 INPUT.field = ""
 INPUT.depth = 3

@@ -1,59 +1,59 @@
 from libc.stdint cimport int64_t
 
 from fastinfer.base.budget cimport Budget
-from fastinfer.http.exchange cimport Exchange, Head
+from fastinfer.http.exchange cimport Exchange, RequestHead
 from fastinfer.http.head_cache cimport HeadCache
 from fastinfer.http.poller cimport Poller
 from fastinfer.http.upload cimport BodyPool, SizedUpload, Upload
 
 
 cdef class Shared:
-    # What all connections of a loop share, as far as every request needs it; http/hub.py has the rest.
+    # The state that all connections of a loop share and every request needs; http/hub.py has the rest.
     cdef readonly object limits         # HttpLimits
     cdef readonly object loop
     cdef Py_ssize_t _max_pipelined
     cdef double _keep_alive_s
-    # Where every connection reads; what lies there is valid until the callback returns.
+    # Every connection reads into it; its contents are valid until the callback returns.
     cdef readonly bytearray buffer
     cdef readonly object view           # of the whole buffer; it also pins the memory, so that data stays valid
     cdef char* _data
-    cdef bint _looked_into              # a handler kept a view of its body: the buffer shall not be read into again
+    cdef bint _view_kept                # a handler kept a view of its body: the buffer must not be read into again
     cdef readonly Poller poller
-    cdef readonly BodyPool bodies       # the memory of bodies that do not lie in the buffer
+    cdef readonly BodyPool bodies       # the memory of bodies that are not in the buffer
     cdef readonly HeadCache heads
     cdef public bint draining
     cdef public double now              # the loop's clock, read a few times a second
     cdef int64_t _read_ns               # CLOCK_MONOTONIC at the start of the current read callback
     cdef readonly Budget budget         # of the memory that requests hold
     cdef Py_buffer _counted             # memory that other processes may read
-    cdef int64_t* _answers              # in it: by the status's first digit; then ...
+    cdef int64_t* _answers              # in it: answers by the status's first digit; then ...
     cdef int64_t* _connections          # ... how many were accepted so far
 
 
 cdef class HttpExchange(Exchange):
-    cdef readonly Head head
-    cdef public bint inflating          # its body is not there yet
-    cdef public tuple reply             # (status, content_type, body, fields) if that came before its turn
+    cdef readonly RequestHead head
+    cdef public bint inflating          # its body is still being inflated
+    cdef public tuple reply             # (status, content_type, body, fields) if the answer came before its turn
 
 
 cdef class Connection:
     # Per connection.
     cdef readonly Shared _hub
     cdef public object _transport       # None: lost
-    cdef public bint _deaf              # nothing more is read as a request
+    cdef public bint _closing           # no further request is read
     cdef public bint _eof               # the client has closed its side
     cdef public bint _write_paused
-    cdef public object _wake            # the handle of a call of _resume that is due, or None
+    cdef public object _wake            # the handle of a scheduled call of _resume, or None
     cdef public Py_ssize_t _stuck_size  # of the transport's buffer, when it was last seen to shrink; 0: it is empty
-    cdef public double _since           # when the current wait for the client began; deaf: when it last sent something
-    cdef Head _latest                   # the head of the last request, if it is remembered
+    cdef public double _since           # when the wait for the client began; closing: when it last sent
+    cdef RequestHead _latest            # the head of the last request, if it is cached
     # Per message and answer.
     cdef public bint _reading           # inside _read or _written: answers are collected
-    cdef public bint _more              # while draining: there are bytes behind the message that is being handled
-    cdef public bint _resumed           # what is read begins with a head that was started earlier
-    cdef public bytes _pending          # a started head; when reading is paused, all that was read
-    cdef public Upload _upload          # SizedUpload, ChunkedUpload or None: a body that is not in the buffer wholly
-    cdef public Py_ssize_t _skip        # bytes of a refused body, still to be thrown away
+    cdef public bint _more              # while draining: there are bytes after the message that is being handled
+    cdef public bint _resumed           # the bytes that are read begin with a head that was started earlier
+    cdef public bytes _pending          # a started head; while reading is paused, all bytes that were read
+    cdef public Upload _upload          # SizedUpload, ChunkedUpload or None: a body that is not wholly in the buffer
+    cdef public Py_ssize_t _skip        # bytes of a refused body, still to be discarded
     # Arrival times, for deadlines (CLOCK_MONOTONIC): a message arrives with its first byte. Of the bytes in the read
     # buffer or in _pending, the first _older came at _older_ns and the others at _newer_ns.
     cdef Py_ssize_t _older
@@ -67,11 +67,11 @@ cdef class Connection:
 
     cdef int read(self, Py_ssize_t end) except -1
     cdef int keep(self, Py_ssize_t start, Py_ssize_t end) except -1
-    cdef Head known(self, const char* data, Py_ssize_t size)
-    cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
-    cdef Py_ssize_t take_body(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef RequestHead known(self, const char* data, Py_ssize_t size)
+    cdef Py_ssize_t begin(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef Py_ssize_t take_body(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1
     cdef SizedUpload sized_upload(self)
-    cdef Py_ssize_t begin_sized(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1
+    cdef Py_ssize_t begin_sized(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1
     cdef Py_ssize_t feed_sized(self, SizedUpload upload, Py_ssize_t start, Py_ssize_t end) except -1
     cdef int written(self, SizedUpload upload, Py_ssize_t size) except -1
     cdef int finish(self, Upload upload, object body) except -1
@@ -84,7 +84,7 @@ cdef class Connection:
     cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
                          object fields) except -1
     cdef int retire(self, HttpExchange exchange, int status_class) except -1
-    cdef bint rests(self, double since) except -1
+    cdef bint awaits_request(self, double since) except -1
     cdef int flush(self) except -1
     cdef int write_out(self) except -1
     cdef int wake_up(self) except -1

@@ -2,8 +2,11 @@
 # rare cases (refusals, chunked and compressed bodies, timeouts, the end) are in the subclass, http/protocol.py, which
 # also states the invariants of both.
 #
+# Loop's thread only. All connections read into the hub's one buffer; a connection owns its exchanges until they are
+# answered.
+#
 # An answer: `Exchange.respond` -> `answer` (keeps the order) -> `emit` -> `emit_plain` or `_emit_any` (rare) ->
-# `retire` -> `flush` -> `write_out`. Loop's thread only.
+# `retire` -> `flush` -> `write_out`.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_Release
@@ -14,7 +17,7 @@ from libc.string cimport memcmp, memcpy
 
 from fastinfer.base.budget cimport Budget
 from fastinfer.base.debug cimport DEBUG, invariant
-from fastinfer.http.exchange cimport BorrowedBody, Exchange, Head, lend
+from fastinfer.http.exchange cimport BorrowedBody, Exchange, RequestHead, lend
 from fastinfer.http.head_cache cimport HeadCache
 from fastinfer.http.reply cimport ok_json, reply, size_of
 from fastinfer.http.upload cimport BodyPool, SizedUpload, Upload
@@ -68,14 +71,14 @@ cdef class Shared:
         self.renew_buffer()
 
     def renew_buffer(self):
-        # Two heads fit, so that there is always room behind a started one.
+        # Two heads fit, so that there is always room after a started one.
         self.buffer = bytearray(max(constants.READ_BUFFER_BYTES, 2 * self.limits.max_head_bytes + constants.KIB))
         self.view = memoryview(self.buffer)
         self._data = PyByteArray_AS_STRING(self.buffer)
 
-    def restless(self, set connections not None):
+    def connections_to_check(self, set connections not None):
         cdef double since = self.now - self._keep_alive_s
-        return [connection for connection in connections if not (<Connection>connection).rests(since)]
+        return [connection for connection in connections if not (<Connection>connection).awaits_request(since)]
 
     @property
     def in_flight_bytes(self):
@@ -96,7 +99,7 @@ cdef class Shared:
 
 @cython.final
 cdef class HttpExchange(Exchange):
-    def __init__(self, Connection connection not None, Head head not None, body, bint stable):
+    def __init__(self, Connection connection not None, RequestHead head not None, body, bint stable):
         self._connection = connection
         self.method = head.method
         self.arguments = head.arguments
@@ -121,7 +124,7 @@ cdef class HttpExchange(Exchange):
         return (<Connection>self._connection).answer(self, status, content_type, body, fields)
 
 
-cdef HttpExchange new_exchange(Connection connection, Head head, object body, bint stable):
+cdef HttpExchange new_exchange(Connection connection, RequestHead head, object body, bint stable):
     # HttpExchange(...), without packing the arguments.
     cdef HttpExchange exchange = HttpExchange.__new__(HttpExchange)
     exchange._connection = connection
@@ -151,8 +154,8 @@ cdef class Connection:
         if upload is not None and upload.body is not None:
             if upload.body.has_room():
                 return upload.body
-            # The transport waits for a buffer: the refusal, which writes and may close, comes after it.
-            self._deaf = True
+            # The transport waits for a buffer, so the refusal, which writes and may close, runs in the next turn.
+            self._closing = True
             hub.loop.call_soon(self._refuse_for_memory, upload.head)
             return hub.buffer
         cdef Py_ssize_t size = PyBytes_GET_SIZE(self._pending)
@@ -162,16 +165,16 @@ cdef class Connection:
         return hub.view[size:]
 
     def buffer_updated(self, Py_ssize_t size):
-        if self._deaf:
+        if self._closing:
             self._since = self._hub.now
             return
         cdef SizedUpload upload = self.sized_upload()
         cdef Py_ssize_t kept = PyBytes_GET_SIZE(self._pending)
         cdef int64_t now = monotonic_ns()
         invariant(0 <= size <= <Py_ssize_t>len(self._hub.buffer) - kept or upload is not None,
-                  "what was read is in the buffer")
+                  "the bytes that were read are in the buffer")
         self._hub._read_ns = now
-        self._hub.poller.came(now)
+        self._hub.poller.on_bytes(now)
         if upload is not None and upload.body is not None:
             self.written(upload, size)
         else:
@@ -185,16 +188,16 @@ cdef class Connection:
     # --- Bytes to requests -------------------------------------------------------------------------------------------
 
     cdef int read(self, Py_ssize_t end) except -1:
-        # Takes the messages in the first `end` bytes of the hub's buffer; keeps what is left.
+        # Takes the messages in the first `end` bytes of the hub's buffer; keeps the rest.
         cdef Shared hub = self._hub
         cdef const char* data = hub._data       # the buffer is not renewed before this returns
         cdef const char* found
         cdef Py_ssize_t start = 0
         cdef Py_ssize_t first
         cdef Py_ssize_t stop = 0
-        cdef Head head
+        cdef RequestHead head
         self._reading = True
-        while start < end and not self._deaf:
+        while start < end and not self._closing:
             # The common case comes first: a head and its body wholly in the buffer.
             if self._skip == 0 and self._upload is None:
                 if self._out_size > joined_bytes:
@@ -219,10 +222,10 @@ cdef class Connection:
                 else:
                     found = <const char*>memmem(data + first, end - first, b"\r\n\r\n", 4)
                     if found == NULL:
-                        self._keep_started_head(start, first, end)
+                        self._keep_partial_head(start, first, end)
                         break
                     stop = found - data + 4
-                    head = self._understand(data[first:stop])
+                    head = self._parse_head(data[first:stop])
                     if head is None:
                         break
                 if head.raw is not None:
@@ -240,9 +243,9 @@ cdef class Connection:
         self._reading = self._more = self._resumed = False
         if self._out:
             self.flush()
-        if hub._looked_into:
-            hub._looked_into = False
-            hub.renew_buffer()  # a handler kept a view of its body; it shall not see other clients' bytes
+        if hub._view_kept:
+            hub._view_kept = False
+            hub.renew_buffer()  # a kept view of a body must not show other clients' bytes
         return 0
 
     cdef int keep(self, Py_ssize_t start, Py_ssize_t end) except -1:
@@ -251,18 +254,18 @@ cdef class Connection:
         self._older = max(self._older - start, 0)
         return 0
 
-    cdef Head known(self, const char* data, Py_ssize_t size):
-        # The head that data starts with, if it is the same as the last one: clients repeat theirs. None otherwise.
-        # A head ends at its first empty line, so one that is equal as far as it goes is equal.
-        cdef Head head = self._latest
+    cdef RequestHead known(self, const char* data, Py_ssize_t size):
+        # The last head, if `data` starts with the same bytes, because clients repeat theirs; else None. A head ends at
+        # its first empty line, so equal bytes are the whole head.
+        cdef RequestHead head = self._latest
         if head is not None:
             if PyBytes_GET_SIZE(head.raw) <= size:
                 if memcmp(PyBytes_AS_STRING(head.raw), data, PyBytes_GET_SIZE(head.raw)) == 0:
                     return head
         return None
 
-    cdef Py_ssize_t begin(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
-        # Starts a message whose body begins at `start`; returns where the next one does, as far as it is here.
+    cdef Py_ssize_t begin(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1:
+        # Starts a message whose body begins at `start`; returns where the next one begins, or the end.
         if head.error is not None:
             return self._answer_early(head, head.error, start, end)
         if head.body_size < 0:
@@ -271,8 +274,8 @@ cdef class Connection:
             return self.begin_sized(head, start, end)
         return self.take_body(head, start, end)
 
-    cdef Py_ssize_t take_body(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
-        # Handles a message whose body is here wholly; returns where the next one begins.
+    cdef Py_ssize_t take_body(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1:
+        # Handles a message whose body is wholly in the buffer; returns where the next one begins.
         cdef Shared hub = self._hub
         cdef Py_ssize_t size = head.body_size
         cdef HttpExchange exchange
@@ -292,7 +295,7 @@ cdef class Connection:
         self.enqueue(exchange)
         self.handle(exchange)
         if body.take_back():
-            hub._looked_into = True
+            hub._view_kept = True
         return start + size
 
     # --- Bodies that come in parts: of announced length --------------------------------------------------------------
@@ -301,7 +304,7 @@ cdef class Connection:
         upload = self._upload
         return <SizedUpload>upload if type(upload) is SizedUpload else None
 
-    cdef Py_ssize_t begin_sized(self, Head head, Py_ssize_t start, Py_ssize_t end) except -1:
+    cdef Py_ssize_t begin_sized(self, RequestHead head, Py_ssize_t start, Py_ssize_t end) except -1:
         cdef Shared hub = self._hub
         if hub.budget.count.spent():
             self._refuse_for_memory(head)
@@ -314,8 +317,8 @@ cdef class Connection:
         return end
 
     cdef Py_ssize_t feed_sized(self, SizedUpload upload, Py_ssize_t start, Py_ssize_t end) except -1:
-        # The first bytes of a body, in the read buffer. Many clients send heads and bodies apart: where the rest of the
-        # message is here, it is as if it had come at once. Where not, the body gets memory of its own.
+        # Takes the first bytes of a body from the read buffer. Many clients send head and body separately: if all of
+        # the body is here now, it is handled in the buffer; else it gets memory of its own.
         if upload.head.body_size <= end - start:
             self._upload = None
             self._began_ns = upload.arrived_ns
@@ -327,7 +330,7 @@ cdef class Connection:
         return end
 
     cdef int written(self, SizedUpload upload, Py_ssize_t size) except -1:
-        # So many bytes of a body went from the socket straight to where they belong.
+        # This many bytes of a body were read from the socket straight into its memory.
         upload.written(size)
         self._reading = True
         if upload.complete:
@@ -341,7 +344,7 @@ cdef class Connection:
 
     cdef int finish(self, Upload upload, object body) except -1:
         # Handles a message whose body came in parts.
-        cdef Head head = upload.head
+        cdef RequestHead head = upload.head
         cdef HttpExchange exchange
         self._upload = None
         self._began_ns = upload.arrived_ns
@@ -354,8 +357,8 @@ cdef class Connection:
         return 0
 
     cdef bint blocked(self) noexcept:
-        # Whether no further request may start: too many in flight, the client does not read its answers, or these may
-        # become too much to keep for one that does not.
+        # Whether no further request may start: too many are in flight, the client does not read its answers, or the
+        # answers may take too much memory if it does not.
         cdef Py_ssize_t awaited = len(self._queue)
         if self._write_paused or awaited >= self._hub._max_pipelined:
             return True
@@ -367,7 +370,7 @@ cdef class Connection:
         # Gives an exchange its place in the order of answers.
         self._queue.append(exchange)
         if not exchange.head.keep_alive:
-            self._deaf = True
+            self._closing = True
         return 0
 
     cdef int handle(self, HttpExchange exchange) except -1:
@@ -412,8 +415,8 @@ cdef class Connection:
         # Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it.
         cdef Py_ssize_t before = self._out_size
         try:
-            # What changes an answer's head is rare: a connection that ends, an old client, compression.
-            if (not exchange.head.plain or self._hub.draining or self._deaf
+            # An unusual answer's head is rare: a connection that ends, an old client, compression.
+            if (not exchange.head.plain or self._hub.draining or self._closing
                     or not self.emit_plain(exchange, status, content_type, body, fields)):
                 self._emit_any(exchange, status, content_type, body, fields)
             if status == 200:       # errors are small whatever the answers are
@@ -425,7 +428,7 @@ cdef class Connection:
 
     cdef bint emit_plain(self, HttpExchange exchange, int status, bytes content_type, object body,
                          object fields) except -1:
-        # Does nothing, and returns so, where the answer shall be compressed, or leave in pieces.
+        # Returns False, and does nothing, if the answer is to be compressed or sent in pieces.
         cdef bint compressed = exchange.head.accepted is not None and status == 200
         cdef bytes whole = None
         cdef list views = None
@@ -466,7 +469,7 @@ cdef class Connection:
     cdef int flush(self) except -1:
         # Hands the collected answers to the transport; after the last one, ends the connection gently.
         self.write_out()
-        if self._deaf and not self._queue:
+        if self._closing and not self._queue:
             self._linger()
         return 0
 
@@ -481,7 +484,7 @@ cdef class Connection:
                 self._transport.write(b"".join(out))
             else:
                 self._transport.writelines(out)
-            self._hub.poller.answered()
+            self._hub.poller.on_answer()
         out.clear()
         self._out_size = 0
         return 0
@@ -492,13 +495,13 @@ cdef class Connection:
         return 0
 
     def _resume(self):
-        # Writes what was collected in the last turn, and goes on reading if that was paused.
+        # Writes the answers collected in the last turn, and resumes reading if it was paused.
         self._wake = None
         if self._transport is None:
             return
         if self._out:
             self.flush()
-        if self._deaf or self.blocked():
+        if self._closing or self.blocked():
             return
         if self._upload is not None and self._upload.wants_continue and not self._queue:
             self._send_continue(self._upload)
@@ -511,18 +514,18 @@ cdef class Connection:
             self._hub._read_ns = monotonic_ns()
             memcpy(self._hub._data, PyBytes_AS_STRING(pending), PyBytes_GET_SIZE(pending))
             self.read(PyBytes_GET_SIZE(pending))
-        if self._deaf or self.blocked():
+        if self._closing or self.blocked():
             return
         if not self._eof:
             self._transport.resume_reading()
         elif not self._queue:
             self._close()
 
-    cdef bint rests(self, double since) except -1:
-        # Whether it waits for nothing but its client's next request, and began to no earlier.
+    cdef bint awaits_request(self, double since) except -1:
+        # Whether it waits only for its client's next request, and not since before `since`.
         if self._transport is None:
             return True
-        return (not self._deaf and self._since >= since and len(self._queue) == 0 and self._upload is None
+        return (not self._closing and self._since >= since and len(self._queue) == 0 and self._upload is None
                 and self._skip == 0 and PyBytes_GET_SIZE(self._pending) == 0 and self._stuck_size == 0
                 and self._transport.get_write_buffer_size() == 0)
 
@@ -530,7 +533,7 @@ cdef class Connection:
         self._out.append(part)
         self._out_size += len(part)
 
-    # --- For the other half ------------------------------------------------------------------------------------------
+    # --- For the subclass --------------------------------------------------------------------------------------------
 
     def _keep_head(self, Py_ssize_t start, Py_ssize_t begins, Py_ssize_t end):
         # Keeps a started head, which begins after empty lines, and the arrival time of its first byte.

@@ -1,25 +1,25 @@
 from libc.stdint cimport int64_t
 
 
-cdef class Head:
-    # One request's head, understood (http/head.py). Immutable once it is parsed: equal heads share one.
-    # While it is remembered (head_cache), else None: its bytes, and where its lines are in them.
+cdef class RequestHead:
+    # A parsed request head (http/head.py). Immutable after parsing: equal heads share one.
+    # While it is cached (head_cache), else None: its bytes, and where its lines are in them.
     cdef bytes raw
     cdef bytes lines
-    # Of one that differs from a remembered head in values alone: that head, and its own bytes. Else None.
-    cdef Head like
-    cdef bytes own
-    cdef dict _fields                   # by lower-case name; made of `own` when somebody asks for all
+    # If it differs from a cached head only in values: that head, and its own bytes. Else None.
+    cdef RequestHead cached_head
+    cdef bytes own_bytes
+    cdef dict _fields                   # by lower-case name; made of `own_bytes` on demand
     # Framing and the client.
     cdef readonly str method
     cdef readonly bint version_10
-    cdef public Py_ssize_t body_size    # CHUNKED (-1) where only its end will tell
+    cdef public Py_ssize_t body_size    # CHUNKED (-1) if its size is not announced
     cdef public bint keep_alive
     cdef public bint expects_continue
     cdef public bytes coding            # of the body: gzip, deflate or None
     cdef public bytes accepted          # of the answer: gzip, deflate or None
     cdef public Py_ssize_t compress_from    # the smallest answer that is compressed, if one is accepted
-    cdef public bint plain              # HTTP/1.1 with nothing unusual to its answer's head: the common case
+    cdef public bint plain              # HTTP/1.1, and nothing unusual in its answer's head: the common case
     # The route.
     cdef public object error            # ApiError that is the answer, or None
     cdef public object handler
@@ -32,12 +32,12 @@ cdef class Head:
 
 cdef class BorrowedBody:
     # A body in the connections' shared read buffer, until its handler returns. Offers the buffer protocol, read-only.
-    cdef bytearray _buffer              # the owner; whoever keeps a view keeps the buffer with it
-    cdef const char* _data              # NULL once it was taken back
+    cdef bytearray _buffer              # the owner; a view keeps the buffer alive
+    cdef const char* _data              # NULL after it was taken back
     cdef Py_ssize_t _size
-    cdef Py_ssize_t _views              # of those who look into it now
+    cdef Py_ssize_t _views              # the number of open views
 
-    # Ends the loan; returns whether somebody still looks into the buffer, which must not be read into then.
+    # Ends the loan; returns whether a view of the buffer is still open: then the buffer must not be read into.
     cdef bint take_back(self) noexcept
 
 
@@ -53,14 +53,14 @@ cdef class Exchange:
     cdef public bint body_is_stable
     cdef public int64_t arrived_ns      # CLOCK_MONOTONIC when its first byte came
     cdef public int64_t handled_ns      # the same at the start of the callback that called its handler
-    cdef public object abandoned
+    cdef public object on_client_gone
     cdef public bint answered
     cdef public bint packed             # its answer was compressed
-    cdef public bint in_pieces          # its answer leaves in pieces, with a turn of the loop between
+    cdef public bint in_pieces          # its answer is sent in pieces, with a turn of the loop between
 
     # The value of a header field by its lower-case name, or None.
     cdef bytes field(self, bytes name)
     cpdef respond(self, int status, body=*, bytes content_type=*, fields=*)
     cpdef fail(self, error)
-    # Where the answer goes: the connection's `answer`.
+    # Sends the answer: calls the connection's `answer`.
     cdef int _answer(self, int status, bytes content_type, object body, object fields) except -1

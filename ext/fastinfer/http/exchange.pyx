@@ -1,5 +1,6 @@
-# An HTTP request and its answer: its parsed head, its body, and the way to answer it. Lives here: what the routes and
-# the connection both see. Does not: the socket, the order of answers. Loop's thread only.
+# An HTTP request and its answer: its parsed head, its body, and the way to answer it. Lives here: the part that both
+# routes and connections use. Does not: the socket, the order of answers. Loop's thread only. The read buffer owns a
+# borrowed body; an exchange keeps any other body alive.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @cython.final
-cdef class Head:
+cdef class RequestHead:
     def __init__(self, str method not None, bint version_10, dict headers not None):
         self.method = method
         self.version_10 = version_10
@@ -33,7 +34,7 @@ cdef class Head:
     def headers(self):
         if self._fields is None:
             self._fields = {}
-            lines = self.own.split(b"\r\n")
+            lines = self.own_bytes.split(b"\r\n")
             for line in lines[1:len(lines) - 2]:
                 name, _, value = line.partition(b":")
                 self._fields[name.lower()] = value.strip(b" \t")
@@ -41,13 +42,13 @@ cdef class Head:
 
     cdef bytes field(self, bytes name):
         if self._fields is None:
-            if name not in self.like._fields:       # it has the same fields
+            if name not in self.cached_head._fields:       # it has the same fields
                 return None
-            return find_field(self.own, name)
+            return find_field(self.own_bytes, name)
         return <bytes>self._fields.get(name)
 
 
-# A field's value in a sound head that has it once.
+# A field's value in a valid head that has it once.
 cdef bytes find_field(bytes head, bytes name):
     cdef const char* at = PyBytes_AS_STRING(head)
     cdef const char* end = at + PyBytes_GET_SIZE(head)
@@ -116,7 +117,7 @@ cdef class Exchange:
         if self.answered:
             return
         self.answered = True
-        self.abandoned = None
+        self.on_client_gone = None
         self._answer(status, content_type, body, fields)
 
     @property

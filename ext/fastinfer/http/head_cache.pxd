@@ -1,9 +1,9 @@
-from fastinfer.http.exchange cimport Head
+from fastinfer.http.exchange cimport RequestHead
 
 
 cdef class HeadCache:
-    cdef dict _known        # outline -> the head that had it first
+    cdef dict _known        # outline -> the first head with it
 
-    # The meaning of the head at `data`, and its size; None if it is not whole or not known. One that differs in values
-    # alone from the head that is known is a new Head. `likely`: a remembered head to compare with first, or None.
-    cdef Head find(self, const char* data, Py_ssize_t size, Head likely, Py_ssize_t* head_size)
+    # The parsed head at `data`, and its size; None if it is not whole or not cached. A head that differs only in values
+    # from the cached one is a new RequestHead. `likely`: a cached head to compare with first, or None.
+    cdef RequestHead find(self, const char* data, Py_ssize_t size, RequestHead likely, Py_ssize_t* head_size)

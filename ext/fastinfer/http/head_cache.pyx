@@ -1,15 +1,16 @@
-# What request heads mean, by their outline: the head without the values of fields that decide about nothing. Clients
-# repeat their heads but for such values: a request's id, a trace, the length of its body. Lives here: outlines, and a
-# head made from one that is known. Does not: understanding a new head (head.py).
+# Caches parsed request heads by their outline: the head without the values of fields that have no effect on the server.
+# Clients repeat their heads except for such values: a request's id, a trace, the length of its body. Lives here:
+# outlines, and a head made from a cached one. Does not: parsing a new head (head.py).
 #
-# Loop's thread only. What is not exactly as expected has no outline, and is left to head.py, which says what is wrong.
+# Loop's thread only. A head that is not exactly as expected has no outline, and is left to head.py, which reports the
+# error.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 from libc.string cimport memchr, memcmp, memcpy
 
-from fastinfer.http.exchange cimport Head
+from fastinfer.http.exchange cimport RequestHead
 
 from fastinfer.base import limits
 
@@ -26,9 +27,9 @@ assert MAX_BYTES == limits.MAX_CACHED_HEAD_BYTES
 cdef Py_ssize_t max_heads = limits.MAX_CACHED_HEADS
 
 cdef enum:
-    DECIDES = 0     # about the request, framing, the connection or the form of the answer
-    NEUTRAL = 1     # decides about nothing
-    LENGTH = 2      # a number that is taken as it is
+    SIGNIFICANT = 0     # affects the request, framing, the connection or the form of the answer
+    NEUTRAL = 1         # has no effect
+    LENGTH = 2          # a number that is copied to the new head
 
 # A line of a head, with the bytes that end it; the request line and the empty line, too.
 cdef struct Line:
@@ -42,11 +43,11 @@ cdef struct Outline:
     Line[MAX_LINES] lines
     Py_ssize_t head_size
     Py_ssize_t size
-    char[MAX_BYTES] text    # of the lines, what decides
+    char[MAX_BYTES] text    # the significant parts of the lines
 
 
-# Returns whether there is a whole head at `data`, and it has an outline.
-cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nogil:
+# Makes the outline of the head at `data`; False if it is not whole or has none.
+cdef bint make_outline(Outline* outline, const char* data, Py_ssize_t size) noexcept nogil:
     cdef const char* end = data + min(size, MAX_BYTES)
     cdef const char* at = data
     cdef const char* colon
@@ -61,7 +62,7 @@ cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nog
         line = &outline.lines[outline.count]
         line.start = at - data
         line.size = stop + 1 - at
-        line.kind = DECIDES
+        line.kind = SIGNIFICANT
         line.name_size = 0
         if outline.count > 0 and line.size > 2:
             colon = <const char*>memchr(at, c":", stop - at)
@@ -69,9 +70,9 @@ cdef bint draw(Outline* outline, const char* data, Py_ssize_t size) noexcept nog
                 return False
             line.kind = kind_of(at, colon - at)
             line.name_size = colon + 1 - at
-            if line.kind != DECIDES and not is_field_value(colon + 1, stop - 1):
+            if line.kind != SIGNIFICANT and not is_field_value(colon + 1, stop - 1):
                 return False
-        add(outline, at, line.size if line.kind == DECIDES else line.name_size)
+        add(outline, at, line.size if line.kind == SIGNIFICANT else line.name_size)
         outline.count += 1
         at = stop + 1
         if outline.count > 1 and line.size == 2:
@@ -92,9 +93,9 @@ cdef struct Value:
     const char* end
 
 
-# Compares a head with one that is known, line by line. Returns where it ends, or -1 if it does not have the same
-# outline. `length`: the value of content-length, if that is another one.
-cdef Py_ssize_t compare(Head known, const char* data, Py_ssize_t size, Value* length) noexcept:
+# Compares a head with a cached one, line by line. Returns where it ends, or -1 if it does not have the same
+# outline. `length`: the value of content-length, if that differs.
+cdef Py_ssize_t compare(RequestHead known, const char* data, Py_ssize_t size, Value* length) noexcept:
     cdef const Line* line = <const Line*>PyBytes_AS_STRING(known.lines)
     cdef const Line* last = line + PyBytes_GET_SIZE(known.lines) // <Py_ssize_t>sizeof(Line)
     cdef const char* raw = PyBytes_AS_STRING(known.raw)
@@ -105,7 +106,7 @@ cdef Py_ssize_t compare(Head known, const char* data, Py_ssize_t size, Value* le
         if line.size <= end - at and memcmp(raw + line.start, at, line.size) == 0:
             at += line.size
         else:
-            if (line.kind == DECIDES or line.name_size > end - at
+            if (line.kind == SIGNIFICANT or line.name_size > end - at
                     or memcmp(raw + line.start, at, line.name_size) != 0):
                 return -1
             stop = <const char*>memchr(at + line.name_size, c"\n", end - at - line.name_size)
@@ -120,7 +121,7 @@ cdef Py_ssize_t compare(Head known, const char* data, Py_ssize_t size, Value* le
 
 
 # A length, or -1.
-cdef int64_t number(const Value* value) noexcept nogil:
+cdef int64_t parse_length(const Value* value) noexcept nogil:
     cdef const char* at = value.at
     cdef const char* end = value.end
     cdef int64_t found = 0
@@ -140,23 +141,23 @@ cdef int64_t number(const Value* value) noexcept nogil:
 
 cdef inline int kind_of(const char* name, Py_ssize_t size) noexcept nogil:
     if size == 4:
-        return DECIDES if is_name(name, "host", 4) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "host", 4) else NEUTRAL
     if size == 6:
-        return DECIDES if is_name(name, "expect", 6) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "expect", 6) else NEUTRAL
     if size == 10:
-        return DECIDES if is_name(name, "connection", 10) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "connection", 10) else NEUTRAL
     if size == 14:
-        return LENGTH if is_name(name, "content-length", 14) else NEUTRAL
+        return LENGTH if equals_ignoring_case(name, "content-length", 14) else NEUTRAL
     if size == 15:
-        return DECIDES if is_name(name, "accept-encoding", 15) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "accept-encoding", 15) else NEUTRAL
     if size == 16:
-        return DECIDES if is_name(name, "content-encoding", 16) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "content-encoding", 16) else NEUTRAL
     if size == 17:
-        return DECIDES if is_name(name, "transfer-encoding", 17) else NEUTRAL
+        return SIGNIFICANT if equals_ignoring_case(name, "transfer-encoding", 17) else NEUTRAL
     return NEUTRAL
 
 
-cdef inline bint is_name(const char* name, const char* lower, Py_ssize_t size) noexcept nogil:
+cdef inline bint equals_ignoring_case(const char* name, const char* lower, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(size):
         if (name[i] | 0x20) != lower[i]:
@@ -172,17 +173,17 @@ cdef class HeadCache:
     def __len__(self):
         return len(self._known)
 
-    cdef Head find(self, const char* data, Py_ssize_t size, Head likely, Py_ssize_t* head_size):
+    cdef RequestHead find(self, const char* data, Py_ssize_t size, RequestHead likely, Py_ssize_t* head_size):
         cdef Outline outline
-        cdef Head known = likely
+        cdef RequestHead known = likely
         cdef Value length = Value(NULL, NULL)
         cdef Py_ssize_t found = -1
         if known is not None:
             found = compare(known, data, size, &length)
         if found < 0:
-            if not draw(&outline, data, size):
+            if not make_outline(&outline, data, size):
                 return None
-            known = <Head>self._known.get(outline.text[:outline.size])
+            known = <RequestHead>self._known.get(outline.text[:outline.size])
             if known is None:
                 return None
             length.at = NULL
@@ -192,42 +193,42 @@ cdef class HeadCache:
         head_size[0] = found
         if found == PyBytes_GET_SIZE(known.raw) and memcmp(PyBytes_AS_STRING(known.raw), data, found) == 0:
             return known
-        return varied(known, data, found, &length)
+        return with_values(known, data, found, &length)
 
     def get(self, bytes raw not None):
         cdef Py_ssize_t size = 0
-        cdef Head found = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), None, &size)
+        cdef RequestHead found = self.find(PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw), None, &size)
         return found if size == PyBytes_GET_SIZE(raw) else None
 
-    def remember(self, bytes raw not None, Head head not None):
+    def remember(self, bytes raw not None, RequestHead head not None):
         cdef Outline outline
         cdef int i
-        if not draw(&outline, PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        if not make_outline(&outline, PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
             return
         if len(self._known) >= max_heads:
             self._known.clear()
         lines = raw.split(b"\r\n")
         names = [line.partition(b":")[0].lower() for line in lines[1:len(lines) - 2]]
         if len(set(names)) < len(names) or b"expect" in names:
-            # Values of one name are joined, and whoever expects something is rare: known only as they are.
+            # Values of one name are joined, and an `Expect` is rare: such heads match only exactly.
             for i in range(outline.count):
-                outline.lines[i].kind = DECIDES
+                outline.lines[i].kind = SIGNIFICANT
         head.raw = raw
         head.lines = (<const char*>outline.lines)[:outline.count * <Py_ssize_t>sizeof(Line)]
         self._known[outline.text[:outline.size]] = head
 
 
-# A head like one that is known, with values of its own; None if it may have another meaning.
-cdef Head varied(Head known, const char* data, Py_ssize_t size, const Value* length):
-    cdef Head head
+# A copy of a cached head with other values; None if it may have another meaning.
+cdef RequestHead with_values(RequestHead known, const char* data, Py_ssize_t size, const Value* length):
+    cdef RequestHead head
     cdef int64_t body_size = known.body_size
     if length.at != NULL:
-        body_size = number(length)
+        body_size = parse_length(length)
         if body_size < 0 or body_size > <int64_t>known.max_body_bytes:
             return None
-    head = Head.__new__(Head)
-    head.like = known
-    head.own = PyBytes_FromStringAndSize(data, size)
+    head = RequestHead.__new__(RequestHead)
+    head.cached_head = known
+    head.own_bytes = PyBytes_FromStringAndSize(data, size)
     head.method = known.method
     head.version_10 = known.version_10
     head.body_size = <Py_ssize_t>body_size

@@ -1,4 +1,5 @@
-# An answer as bytes: the head, followed by the body if it is short.
+# An answer as bytes: the head, followed by the body if it is short. Does not live here: the order of answers, the
+# socket. Loop's thread only.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -100,7 +101,7 @@ cdef bytes reply(int status, bytes content_type, object fields, bytes ending, Py
     return whole
 
 
-# A field's line, whose name and punctuation have this size.
+# The size of a field's line, whose name and punctuation have this size.
 cdef Py_ssize_t field_size(Py_ssize_t name_size, bytes value) except -1:
     cdef const char* at = PyBytes_AS_STRING(value)
     if memchr(at, c"\n", len(value)) != NULL or memchr(at, c"\r", len(value)) != NULL:

@@ -1,8 +1,9 @@
-# Request bodies on their way in: their memory, and how they get on. No socket, no clock.
+# Request bodies that are still arriving, and are not wholly in the connections' read buffer. Lives here: their memory,
+# and their progress. Does not: the socket, clocks.
 #
-# Only a body that does not lie in the connections' read buffer wholly comes here. Its memory follows the bytes that
-# really came, so that a promise costs nothing; but for memory that is there already, which a promise may have at once.
-# Threads: all with the GIL. The loop makes and fills bodies; whoever drops the last view gives the memory back.
+# The loop makes and fills bodies; any thread with the GIL may drop the last view, which returns the memory to its pool.
+# Memory grows with the bytes that really come, so that an announced length costs nothing; only a block that the pool
+# already holds is used whole at once.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
@@ -21,10 +22,10 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     PAGE = 4096
     ALIGNMENT = 64      # as that of tensors in memory of their own
-    # Memory is reserved for so many times the bytes that came. It grows by moving pages, not bytes, and those that were
-    # not written to do not exist yet.
+    # Memory is reserved for this many times the bytes that came. It grows by moving pages, not bytes, and untouched
+    # pages do not exist yet.
     GROWTH = 8
-    # A kept block may be so many times larger than what is asked for.
+    # A kept block may be this many times larger than the requested size.
     MAX_WASTE = 2
 
 cdef bytes JSON_SIZE = b"inference-header-content-length"
@@ -42,7 +43,7 @@ cdef class BodyPool:
             munmap(self._kept[i].at, self._kept[i].size)
 
     cdef Block take(self, Py_ssize_t size) noexcept:
-        # The block that was used last of those that fit; none if none does.
+        # The most recently used block that fits, or none.
         cdef Block block
         cdef int i
         for i in range(self._count - 1, -1, -1):
@@ -55,7 +56,7 @@ cdef class BodyPool:
         return block
 
     cdef void give(self, Block block) noexcept:
-        # Keeps a block instead of those that were not used for longest.
+        # Keeps a block instead of the least recently used ones.
         if block.size > self.max_bytes:
             munmap(block.at, block.size)
             return
@@ -67,7 +68,7 @@ cdef class BodyPool:
         self.kept_bytes += block.size
 
     def age(self):
-        # Gives up those that were not used since the last call: they have been the first ones all the time.
+        # Frees those that were not used since the last call: they have been the first ones all the time.
         cdef int unused = self._least
         while unused > 0:
             munmap(self._kept[0].at, self._kept[0].size)
@@ -128,7 +129,7 @@ cdef class Body:
 
     def end(self):
         self.size = self.received
-        if self._block.at == NULL:      # of no bytes: there is a place that a view can show all the same
+        if self._block.at == NULL:      # an empty body needs an address for its views, too
             self._reserve(0)
 
     cdef bint has_room(self) noexcept:
@@ -139,7 +140,8 @@ cdef class Body:
         return True
 
     cdef int _reserve(self, Py_ssize_t received) except -1:
-        # Makes room for so many bytes, and more. Nobody has a view then: a reader gets one for one read.
+        # Makes room for this many bytes, and more. There is no view at this time: the transport holds one only during a
+        # read.
         cdef Py_ssize_t whole = whole_pages(self._before + self.size)
         cdef Py_ssize_t size = min(whole, whole_pages(self._before + GROWTH * received))
         cdef void* at
@@ -182,7 +184,7 @@ def new_body(BodyPool pool not None, Budget budget not None, Py_ssize_t most):
 # --- Progress --------------------------------------------------------------------------------------------------------
 
 cdef class Upload:
-    def __init__(self, Head head not None, double now, int64_t arrived_ns):
+    def __init__(self, RequestHead head not None, double now, int64_t arrived_ns):
         self.head = head
         self.arrived_ns = arrived_ns
         self.started = now
@@ -192,7 +194,7 @@ cdef class Upload:
 @cython.final
 cdef class SizedUpload(Upload):
     @staticmethod
-    cdef SizedUpload begin(Head head, double now, int64_t arrived_ns):
+    cdef SizedUpload begin(RequestHead head, double now, int64_t arrived_ns):
         cdef SizedUpload upload = SizedUpload.__new__(SizedUpload)
         upload.head = head
         upload.arrived_ns = arrived_ns
@@ -216,7 +218,7 @@ cdef class SizedUpload(Upload):
         self.complete = self.received == self.body.size
 
 
-# Where binary tensors begin in the body, if they do; whoever decodes it judges the field.
-cdef Py_ssize_t json_size(Head head) except -1:
+# Where binary tensors begin in the body, or 0; the decoder validates the field.
+cdef Py_ssize_t json_size(RequestHead head) except -1:
     value = head.field(JSON_SIZE)
     return int(value) if value is not None and len(value) <= 18 and value.isdigit() else 0

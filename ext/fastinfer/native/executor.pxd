@@ -12,11 +12,11 @@ cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
         int queued()
         int running()
         int displaced()
-        void relieve(int64_t since_ns, int normal, int most)
+        void demote_overlong(int64_t since_ns, int normal, int most)
         Task* close()
 
 
-# What competes for an executor's threads (native/pool.h): a model's runs, or data work of one kind.
+# A scheduling class of an executor's threads (native/pool.h): one model's runs, or data work of one kind.
 cdef class Share:
     cdef PoolShare share
 
@@ -24,15 +24,15 @@ cdef class Share:
 cdef class Executor:
     cdef Pool* pool
     cdef readonly int threads
-    cdef int _undisturbed               # overlong jobs that keep their priority
+    cdef int _full_priority             # the number of overlong jobs that keep their priority
     cdef int _loop_fd                   # see native/interrupt.h
-    cdef object _call_later             # the loop's; None: overlong jobs keep their places
+    cdef object _call_later             # the loop's; None: overlong jobs are not demoted
     cdef bint _watching
-    # Of data work: what takes about a millisecond, and what takes longer.
+    # Shares of data work: jobs of about a millisecond, and longer ones.
     cdef readonly Share brief
     cdef readonly Share bulk
-    # job -> (what to call with it, its share): keeps both, and what the job works on, until `done` was called. In and
-    # out on the loop's thread only.
+    # job -> (callback, share). Keeps both, and the memory that the job works on, until the callback was called. Changed
+    # on the loop's thread only.
     cdef dict _jobs
 
     cpdef int submit(self, Job job, object done=*, Share share=*) except -1

@@ -1,7 +1,9 @@
-# Native threads that run Jobs, and tell the event loop of their ends.
-# Lives here: hand-over and completion, on the loop's thread. Does not: what a job does.
+# Runs Jobs on native threads, and reports their completion on the event loop's thread.
+# Lives here: submission and completion. Does not: the work of a job (native/job), the choice of the next one
+# (native/pool.h).
 #
-# The threads have no Python state and never take the GIL; all Python references stay in `_jobs`.
+# All methods are for the loop's thread. The native threads have no Python state and never take the GIL; `_jobs` owns
+# the Python references of a job until its callback was called.
 
 import atexit
 import os
@@ -14,11 +16,11 @@ from fastinfer.native.job cimport Job, Task, monotonic_ns
 from fastinfer.base.machine import usable_cores
 
 
-cdef double LOOK_S = 0.02
+cdef double CHECK_S = 0.02
 
 cdef enum:
     OVERLONG_NS = 100_000_000
-    MOST_DISPLACED = 4      # threads without a place, for each with one
+    MOST_DISPLACED = 4      # extra threads, for each of `threads`
 
 
 @cython.final
@@ -40,8 +42,8 @@ cdef class Executor:
             self.pool.close()       # joins those that did start
             raise OSError(error, f"native threads cannot be started: {os.strerror(error)}")
         self.threads = threads
-        # Of all processes together at least one core is left to jobs that are short.
-        self._undisturbed = (usable_cores() - 1) // processes
+        # All processes together leave at least one core to short jobs.
+        self._full_priority = (usable_cores() - 1) // processes
         self._loop_fd = loop_fd
         self._call_later = call_later
         self.brief = Share()
@@ -68,15 +70,15 @@ cdef class Executor:
             raise RuntimeError("the executor is closed")
         if not self._watching and self._call_later is not None:
             self._watching = True
-            self._call_later(LOOK_S, self._look)
+            self._call_later(CHECK_S, self._check_overlong)
         return 0
 
-    def _look(self):
-        # While jobs run: puts overlong ones behind the others.
-        self.pool.relieve(monotonic_ns() - OVERLONG_NS, self._undisturbed, MOST_DISPLACED * self.threads)
+    def _check_overlong(self):
+        # Demotes overlong jobs; repeats while jobs run.
+        self.pool.demote_overlong(monotonic_ns() - OVERLONG_NS, self._full_priority, MOST_DISPLACED * self.threads)
         self._watching = self.pool.queued() > 0 or self.pool.running() > 0
         if self._watching:
-            self._call_later(LOOK_S, self._look)
+            self._call_later(CHECK_S, self._check_overlong)
 
     cpdef int drain(self) except -1:
         cdef Task* task
@@ -86,18 +88,18 @@ cdef class Executor:
         with nogil:
             task = self.pool.take_done()
         while task != NULL:
-            following = task.next       # the job may be gone when its end is told
+            following = task.next       # the callback may free the job
             job = <Job>task.owner
             task = following
             done = (<tuple>self._jobs.pop(job))[0]
             if done is not None:
                 try:
                     done(job)
-                except Exception as error:      # the other jobs' ends are told all the same
+                except Exception as error:      # the other callbacks are called nevertheless
                     PyErr_SetObject(type(error), error)
                     PyErr_WriteUnraisable(done)     # reports what is set, to sys.unraisablehook
-                except BaseException as wish:   # KeyboardInterrupt and the like: then go on with that
-                    stop = wish
+                except BaseException as error:  # KeyboardInterrupt and the like: raised after the other callbacks
+                    stop = error
         if stop is not None:
             raise stop
         return 0

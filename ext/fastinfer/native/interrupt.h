@@ -1,8 +1,8 @@
-// What a native job looks at between pieces of its work: whether it goes on, and whether the event loop may go first.
+// The checks of a native job between pieces of its work: it yields to the event loop, and stops if it is cancelled.
 //
-// Where both share a core, the kernel lets a thread that computes go on for its whole slice, about 3 ms, whatever the
-// loop has to do. Between pieces a job therefore asks whether the loop has something to read, and only then offers the
-// core: to offer it always would hand it to every other process, too.
+// If both share a core, the kernel lets a computing thread finish its time slice of about 3 ms even if the loop has an
+// event. So between pieces a job polls the loop's epoll descriptor, and calls sched_yield only if an event waits: to
+// yield always would give the core to other processes, too.
 #pragma once
 
 #include <poll.h>
@@ -11,8 +11,8 @@
 namespace fastinfer {
 
 struct Interrupt {
-    int loop_fd;        // the file in which the loop waits (epoll); 0 or less: unknown
-    int is_set;         // nobody waits for the job any more; set on the loop's thread, read on the job's
+    int loop_fd;  // the loop's epoll descriptor; 0 or less: unknown
+    int is_set;   // the job is cancelled; set on the loop's thread, read on the job's
 };
 
 static inline void interrupt(Interrupt* job) { __atomic_store_n(&job->is_set, 1, __ATOMIC_RELAXED); }
@@ -21,8 +21,8 @@ static inline bool is_interrupted(const Interrupt* job) {
     return job != nullptr && __atomic_load_n(&job->is_set, __ATOMIC_RELAXED) != 0;
 }
 
-// Lets the loop through; false: end the work here. On the loop's own thread `job` is NULL.
-static inline bool goes_on(const Interrupt* job) {
+// Yields the core if the loop has an event. False: the job is cancelled. On the loop's own thread `job` is NULL.
+static inline bool yield_to_loop(const Interrupt* job) {
     if (job == nullptr)
         return true;
     pollfd waiting = {job->loop_fd, POLLIN, 0};

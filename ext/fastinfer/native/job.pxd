@@ -6,7 +6,7 @@ cdef extern from "fastinfer/native/interrupt.h" namespace "fastinfer" nogil:
         int is_set
     void interrupt(Interrupt* job) noexcept
     bint is_interrupted(const Interrupt* job) noexcept
-    bint goes_on(const Interrupt* job) noexcept
+    bint yield_to_loop(const Interrupt* job) noexcept
 
 cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
     cdef cppclass PoolShare "fastinfer::Share":
@@ -32,8 +32,8 @@ cdef class Clock:
 
 
 cdef class Job:
-    cdef Task task                      # what native threads see of it
-    cdef Interrupt interruption         # what long work looks at between pieces
+    cdef Task task                      # its part for native threads
+    cdef Interrupt interruption         # long work checks it between pieces
     cdef bint _result_taken
     cdef public object done             # Callable[[Job], None] or None; called on the loop's thread
 

@@ -1,10 +1,10 @@
 # A piece of native work: runs once, without the GIL, on any thread; its completion is reported on the loop's thread. A
 # job can be cancelled: `terminate` makes it return at its next check, or not start at all. A cancelled job has no
-# result.
+# result. Does not live here: threads and queues (native/executor).
 #
 # A subclass sets `task.work` and `task.state` in its constructor; the state points into C fields of the subclass
-# itself, which must not change and must own all the memory that the work touches until the job has ended. Whoever hands
-# a job over keeps a reference to it meanwhile (the executor does).
+# itself, which must not change and must own all the memory that the work touches until the job has ended. The submitter
+# keeps a reference to the job until then (the executor does).
 
 cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec

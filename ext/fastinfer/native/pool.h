@@ -1,13 +1,13 @@
-// Native threads, a queue for each share, one eventfd for completions. No Python here: a Task's work and state are plain
-// C.
+// Native threads, a queue for each share, one eventfd for completions. No Python here: a Task's work and state are
+// plain C.
 //
-// A share is what competes for the threads: a model's runs, or data work of one kind. The next task is one of the share
-// with the fewest running, of equal ones that which came first; the last free thread is kept for shares that have none
-// running. No native code can be taken off a thread, so a run that lasts is put behind the others: at most as many as
-// there are cores but one keep their priority, and while a share of which nothing runs waits for a thread, the run
-// loses its place. Its thread ends with it, and another one stands ready.
+// A share is a scheduling class: one model's runs, or data work of one kind. The next task comes from the share with
+// the fewest running tasks, of equal shares from the one whose task was submitted first; the last free thread is
+// reserved for shares without a running task. Native code cannot be preempted by us, so long tasks are demoted: all but
+// (cores - 1) of them get a lower priority, and while a share without a running task waits for a thread, a long task
+// stops counting against the number of threads. A demoted thread ends with its task, and a new one replaces it.
 //
-// submit, take_done, relieve and the gauges belong to the loop's thread; the native threads run tasks and nothing else.
+// submit, take_done, demote_overlong and the gauges are for the loop's thread; the native threads only run tasks.
 // The eventfd is written only when the done list was empty, so that wake-ups of a busy loop coalesce (measured: 533,000
 // tiny jobs a second, against 35,000 through Python's ThreadPoolExecutor; 2026-11-23, 2 cores).
 
@@ -48,7 +48,7 @@ struct Task {
 
 // First in, first out; links the tasks themselves, so that nothing is allocated under the lock.
 class TaskList {
-   public:
+ public:
     bool empty() const { return head_ == nullptr; }
     const Task* first() const { return head_; }
 
@@ -70,7 +70,7 @@ class TaskList {
         return all;
     }
 
-   private:
+ private:
     Task* head_ = nullptr;
     Task* tail_ = nullptr;
 };
@@ -79,28 +79,31 @@ class TaskList {
 struct Share {
     TaskList waiting;
     int running = 0;
-    bool listed = false;  // among the pool's, because tasks wait
+    bool listed = false;  // in the pool's list, because tasks wait
 };
 
 class Pool {
-   public:
+ public:
     Pool() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
     ~Pool() {
         close();
-        if (fd_ >= 0) ::close(fd_);
+        if (fd_ >= 0)
+            ::close(fd_);
     }
 
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    // 0, or the error number of what failed.
+    // Returns 0 or an error number.
     int start(int threads) {
-        if (fd_ < 0) return errno;
+        if (fd_ < 0)
+            return errno;
         std::lock_guard<std::mutex> lock(mutex_);
         places_ = threads;
         int failed = 0;
-        for (int i = 0; i < threads && failed == 0; i++) failed = add_thread();
+        for (int i = 0; i < threads && failed == 0; i++)
+            failed = add_thread();
         return failed;
     }
 
@@ -110,7 +113,8 @@ class Pool {
     bool submit(Task* task) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            if (closed_) return false;
+            if (closed_)
+                return false;
             task->number = ++submitted_;
             task->share->waiting.push(task);
             if (!task->share->listed) {
@@ -128,7 +132,7 @@ class Pool {
         uint64_t count;
         while (read(fd_, &count, sizeof count) < 0 && errno == EINTR) {
         }
-        // Emptied after the eventfd: what is added in between only causes a wake-up too many.
+        // The list is emptied after the eventfd: a task that ends in between only causes an unnecessary wake-up.
         std::lock_guard<std::mutex> lock(mutex_);
         return done_.take_all();
     }
@@ -143,24 +147,28 @@ class Pool {
         return running_;
     }
 
-    // Threads that go on outside of their place.
+    // Running tasks that do not count against the number of threads.
     int displaced() {
         std::lock_guard<std::mutex> lock(mutex_);
         return displaced_;
     }
 
-    // Of tasks that began before `since_ns`, lets `normal` have the priority of all other threads, and gives the places
-    // of as many as are needed to shares of which nothing runs; there are never more than `most` without a place.
-    void relieve(int64_t since_ns, int normal, int most) {
+    // Demotes tasks that began before `since_ns`: all but `normal` get a lower priority, and as many as shares without
+    // a running task need stop counting against the number of threads, at most `most` at a time.
+    void demote_overlong(int64_t since_ns, int normal, int most) {
         std::lock_guard<std::mutex> lock(mutex_);
         join_ended();
         int wanted = next() == nullptr ? starved() : 0;
         for (Thread& thread : threads_) {
-            if (closed_) return;
-            if (thread.task_since_ns == 0 || thread.task_since_ns > since_ns || thread.displaced) continue;
+            if (closed_)
+                return;
+            if (thread.task_since_ns == 0 || thread.task_since_ns > since_ns || thread.displaced)
+                continue;
             const bool displace = wanted > 0 && displaced_ < most;
-            if (!thread.lowered && (displace || --normal < 0) && !lower(thread)) return;
-            if (!displace) continue;
+            if (!thread.lowered && (displace || --normal < 0) && !lower(thread))
+                return;
+            if (!displace)
+                continue;
             thread.displaced = true;
             displaced_++;
             wanted--;
@@ -176,17 +184,19 @@ class Pool {
             queued_ = 0;
             for (Share* share : shares_) {
                 share->listed = false;
-                while (!share->waiting.empty()) never_started.push(share->waiting.pop());
+                while (!share->waiting.empty())
+                    never_started.push(share->waiting.pop());
             }
             shares_.clear();
         }
         wake_.notify_all();
-        for (Thread& thread : threads_) pthread_join(thread.handle, nullptr);
+        for (Thread& thread : threads_)
+            pthread_join(thread.handle, nullptr);
         threads_.clear();
         return never_started.take_all();
     }
 
-   private:
+ private:
     static constexpr size_t kStackBytes = 8 << 20;
     static constexpr int kNiceness = 10;
 
@@ -195,8 +205,8 @@ class Pool {
         pthread_t handle{};
         pid_t id = 0;
         int64_t task_since_ns = 0;  // 0: it has none
-        bool lowered = false;    // it has a lower priority, and ends with its task
-        bool displaced = false;  // ... and has no place
+        bool lowered = false;       // it has a lower priority, and ends with its task
+        bool displaced = false;     // ... and does not count against the number of threads
         bool ended = false;
     };
 
@@ -222,7 +232,8 @@ class Pool {
         threads_.push_back(Thread{this});
         Thread& added = threads_.back();
         int failed = pthread_create(&added.handle, &attributes, &Pool::main, &added);
-        if (failed != 0) threads_.pop_back();
+        if (failed != 0)
+            threads_.pop_back();
 #ifdef __linux__
         if (failed == 0) {
             char name[16];
@@ -235,10 +246,11 @@ class Pool {
         return failed;
     }
 
-    // Of this thread alone. It cannot be raised again without a privilege, so the thread ends with its task, and another
-    // one is made already.
+    // Lowers the priority of one thread. To raise it again takes a privilege, so the thread ends with its task, and its
+    // replacement starts now.
     bool lower(Thread& thread) {
-        if (add_thread() != 0) return false;
+        if (add_thread() != 0)
+            return false;
         thread.lowered = true;
         setpriority(PRIO_PROCESS, static_cast<id_t>(thread.id), kNiceness);
         return true;
@@ -257,17 +269,19 @@ class Pool {
 
     int starved() const {
         int count = 0;
-        for (const Share* share : shares_) count += share->running == 0;
+        for (const Share* share : shares_)
+            count += share->running == 0;
         return count;
     }
 
-    // Whose turn it is, or NULL where nothing waits that may run now.
+    // The share of the next task, or NULL if no waiting task may run now.
     Share* next() {
         const int in_places = running_ - displaced_;
         const bool last = places_ > 1 && in_places >= places_ - 1;
         Share* best = nullptr;
         for (Share* share : shares_) {
-            if (last && share->running > 0) continue;
+            if (last && share->running > 0)
+                continue;
             if (best == nullptr || share->running < best->running ||
                 (share->running == best->running && share->waiting.first()->number < best->waiting.first()->number))
                 best = share;
@@ -299,7 +313,8 @@ class Pool {
         while (!self.lowered) {
             Share* share = nullptr;
             wake_.wait(lock, [this, &share] { return closed_ || (share = next()) != nullptr; });
-            if (share == nullptr) return;
+            if (share == nullptr)
+                return;
             Task* task = take(share);
             task->started_ns = self.task_since_ns = now_ns();
             lock.unlock();
@@ -309,7 +324,8 @@ class Pool {
             self.task_since_ns = 0;
             share->running--;  // before the task is done: its owner may free the share then
             running_--;
-            if (self.displaced) displaced_--;
+            if (self.displaced)
+                displaced_--;
             const bool first = done_.empty();
             done_.push(task);
             if (first) {
@@ -330,8 +346,8 @@ class Pool {
     const int fd_;
     std::mutex mutex_;  // guards everything below
     std::condition_variable wake_;
-    std::list<Thread> threads_;  // a list: threads know their own places in it
-    std::vector<Share*> shares_;  // of which tasks wait
+    std::list<Thread> threads_;   // a list, because threads keep pointers to their entries
+    std::vector<Share*> shares_;  // those with waiting tasks
     TaskList done_;
     int64_t submitted_ = 0;
     int places_ = 0;

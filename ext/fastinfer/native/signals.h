@@ -9,11 +9,12 @@
 
 #include <initializer_list>
 
-// Blocks everything but the signals of a crash, which would kill without a trace.
+// Blocks all signals except those of a crash, which would kill the process without a trace if they were blocked.
 static inline void block_signals(sigset_t* before) {
     sigset_t all;
     sigfillset(&all);
-    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) sigdelset(&all, fault);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS})
+        sigdelset(&all, fault);
     pthread_sigmask(SIG_SETMASK, &all, before);
 }
 

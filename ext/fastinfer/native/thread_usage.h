@@ -1,4 +1,4 @@
-// What the calling thread has used of the processor, and how often it gave it up because it had to wait.
+// The processor time of the calling thread, and how often it blocked (voluntary context switches).
 
 #ifndef FASTINFER_THREAD_USAGE_H
 #define FASTINFER_THREAD_USAGE_H
@@ -9,7 +9,7 @@
 
 namespace fastinfer {
 
-// Of a thread that was preempted neither grows. Both stay 0 if the system does not know.
+// Preemption raises neither. Both stay 0 if the system does not know them.
 static inline void thread_usage(int64_t* cpu_ns, int64_t* waits) {
     rusage usage = {};
     getrusage(RUSAGE_THREAD, &usage);

@@ -1,11 +1,11 @@
-// Watches the runs on the event loop's thread, and ends one that takes too long.
+// Watches the runs on the event loop's thread, and terminates one that takes too long.
 //
-// The loop's thread says when a run begins and when it has ended; that costs two atomic exchanges. A thread of its own
-// looks every half of the bound while there are such runs, and sleeps when there were none for a second.
+// The loop's thread marks the start and the end of a run, with two atomic exchanges. A thread of its own checks twice
+// per bound while there are such runs, and sleeps after a second without any.
 //
-// One word decides who ends a run: it holds the time at which the run began. The watching thread may end only what it
-// has changed from that time to `kEnding`, and the loop's thread waits for it there; so a wish to terminate never
-// comes after its run, and meets no other one.
+// One atomic word holds the time at which the run began. The watching thread may terminate a run only after it has
+// changed the word from that time to `kEnding`, and the loop's thread waits until it is changed again; so a termination
+// never comes after its run, and never meets another one.
 
 #ifndef FASTINFER_WATCH_H
 #define FASTINFER_WATCH_H
@@ -25,12 +25,11 @@
 namespace fastinfer {
 
 class Watch {
-   public:
-    enum : int { kNotEnded = 0, kEnded = 1, kEndedAtWork = 2 };  // at work: it took the thread's time, it did not wait
+ public:
+    enum : int { kNotEnded = 0, kEnded = 1, kEndedAtWork = 2 };  // at work: it used the processor, it did not wait
 
-    // Made on the loop's thread, which it watches. `end` is called with `what`, on the watching thread.
-    Watch(int64_t bound_ns, void (*end)(void*), void* what)
-        : bound_ns_(bound_ns), end_(end), what_(what) {
+    // Constructed on the loop's thread, which it watches. `end` is called with `what`, on the watching thread.
+    Watch(int64_t bound_ns, void (*end)(void*), void* what) : bound_ns_(bound_ns), end_(end), what_(what) {
         has_clock_ = pthread_getcpuclockid(pthread_self(), &clock_) == 0;
     }
 
@@ -39,9 +38,10 @@ class Watch {
     Watch(const Watch&) = delete;
     Watch& operator=(const Watch&) = delete;
 
-    // 0, or the error number of what failed.
+    // Returns 0 or an error number.
     int start() {
-        if (started_) return 0;
+        if (started_)
+            return 0;
         closing_ = false;
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
@@ -56,7 +56,8 @@ class Watch {
     }
 
     void close() {
-        if (!started_) return;
+        if (!started_)
+            return;
         {
             std::lock_guard<std::mutex> guard(mutex_);
             closing_ = true;
@@ -66,24 +67,27 @@ class Watch {
         started_ = false;
     }
 
-    // --- The loop's thread; runs do not nest --------------------------------------------------------------------------
+    // --- The loop's thread; runs do not nest -------------------------------------------------------------------------
 
     // now_ns: CLOCK_MONOTONIC; it grows from run to run.
     void begins(int64_t now_ns) {
         latest_.store(now_ns, std::memory_order_relaxed);
-        run_.store(now_ns, std::memory_order_seq_cst);  // before the look at asleep_: see rest()
-        if (asleep_.load(std::memory_order_seq_cst)) rouse();
+        run_.store(now_ns, std::memory_order_seq_cst);  // before asleep_ is read: see sleep_until_run()
+        if (asleep_.load(std::memory_order_seq_cst))
+            wake_watcher();
     }
 
     int ends() {
         int64_t mine = latest_.load(std::memory_order_relaxed);
-        if (run_.compare_exchange_strong(mine, kNoRun, std::memory_order_acq_rel)) return kNotEnded;
-        while ((mine = run_.load(std::memory_order_acquire)) == kEnding) sched_yield();
+        if (run_.compare_exchange_strong(mine, kNoRun, std::memory_order_acq_rel))
+            return kNotEnded;
+        while ((mine = run_.load(std::memory_order_acquire)) == kEnding)
+            sched_yield();
         run_.store(kNoRun, std::memory_order_release);
         return mine == kWasAtWork ? kEndedAtWork : kEnded;
     }
 
-   private:
+ private:
     enum : int64_t { kNoRun = 0, kEnding = -1, kWasEnded = -2, kWasAtWork = -3 };
     enum : size_t { kStackBytes = 256 << 10 };
     static const int64_t kRestAfterNs = 1'000'000'000;
@@ -112,7 +116,7 @@ class Watch {
             } else if (run > 0 && now - run >= bound_ns_) {
                 end(run, 2 * (worked() - worked_before) >= now - seen_at);
             } else if (run == kNoRun && now - latest_.load(std::memory_order_relaxed) > kRestAfterNs) {
-                rest(lock);
+                sleep_until_run(lock);
                 continue;
             }
             wait_for(lock, bound_ns_ / 2);
@@ -123,23 +127,25 @@ class Watch {
     int64_t worked() const { return has_clock_ ? read(clock_) : 0; }
 
     void end(int64_t run, bool at_work) {
-        if (!run_.compare_exchange_strong(run, kEnding, std::memory_order_acq_rel)) return;
+        if (!run_.compare_exchange_strong(run, kEnding, std::memory_order_acq_rel))
+            return;
         end_(what_);
         run_.store(at_work || !has_clock_ ? kWasAtWork : kWasEnded, std::memory_order_release);
     }
 
-    void rest(std::unique_lock<std::mutex>& lock) {
+    void sleep_until_run(std::unique_lock<std::mutex>& lock) {
         // Either the loop's thread sees that this one sleeps, or this one sees the run that has begun.
         asleep_.store(true, std::memory_order_seq_cst);
-        while (!closing_ && !roused_ && run_.load(std::memory_order_seq_cst) == kNoRun) wake_.wait(lock);
-        roused_ = false;
+        while (!closing_ && !woken_ && run_.load(std::memory_order_seq_cst) == kNoRun)
+            wake_.wait(lock);
+        woken_ = false;
         asleep_.store(false, std::memory_order_seq_cst);
     }
 
-    void rouse() {
+    void wake_watcher() {
         {
             std::lock_guard<std::mutex> guard(mutex_);
-            roused_ = true;
+            woken_ = true;
         }
         wake_.notify_one();
     }
@@ -155,13 +161,13 @@ class Watch {
     bool has_clock_ = false;
     pthread_t thread_;
     bool started_ = false;
-    std::atomic<int64_t> run_{kNoRun};  // when the run in progress began, or one of the words above
+    std::atomic<int64_t> run_{kNoRun};  // when the run in progress began, or one of the values above
     std::atomic<int64_t> latest_{0};    // when the latest run began
     std::atomic<bool> asleep_{false};
     std::mutex mutex_;
     std::condition_variable wake_;
     bool closing_ = false;  // guarded by mutex_, as the next one
-    bool roused_ = false;
+    bool woken_ = false;
 };
 
 }  // namespace fastinfer

@@ -7,7 +7,7 @@
 #include "fastinfer/number/power.h"
 
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include "fastinfer/number/simd/intrinsics.h"
 #endif
 
 namespace fastinfer::number {
@@ -22,7 +22,8 @@ static inline void copy16(char* to, const char* from) {
     memcpy(to, bytes, 16);
 }
 
-// There are two ways to put numbers in pairs. Both return which digits are not 0: a bit each, the first digit's lowest.
+// There are two ways to put numbers in pairs. Both return a mask of the digits that are not 0, the first digit's bit
+// lowest.
 //     put_8_and_8     two numbers below 10^8, 8 characters each; the second one's bits begin at bit 8
 //     put_12_and_12   two numbers below 2^32, 12 characters each and 4 more; the second one's bits begin at bit 16
 
@@ -38,10 +39,10 @@ static inline __m128i rests_of_10000(__m128i numbers, __m128i tops) {
     return _mm_sub_epi64(numbers, _mm_mul_epu32(tops, _mm_set1_epi64x(10000)));
 }
 
-// Four numbers below 10,000 -> 16 digits. Each step halves the groups: v becomes v / n, and behind it v % n.
+// Four numbers below 10,000 -> 16 digits. Each step halves the groups: v becomes v / n, followed by v % n.
 static inline __m128i digits_of_fours(__m128i fours) {
     __m128i hundred = _mm_set1_epi16(100), ten = _mm_set1_epi16(10);
-    __asm__("" : "+x"(hundred), "+x"(ten));     // else GCC makes many shifts and additions of each multiplication
+    __asm__("" : "+x"(hundred), "+x"(ten));  // else GCC replaces each multiplication by many shifts and additions
     __m128i upper = _mm_srli_epi16(_mm_mulhi_epu16(fours, _mm_set1_epi16(5243)), 3);
     __m128i lower = _mm_sub_epi16(fours, _mm_mullo_epi16(upper, hundred));
     __m128i twos = _mm_or_si128(upper, _mm_slli_epi32(lower, 16));

@@ -1,13 +1,13 @@
-// Number -> text, in the form of Python's repr; runs of elements with a comma between them.
+// Number -> text, in the form of Python's repr; spans of elements with a comma between them.
 //
-// Every function writes at `out` and returns the byte behind; MAX_* says how much it may touch, which can be more than
-// it keeps. No Python, no allocation.
+// Every function writes at `out` and returns the byte after the text; MAX_* says how much it may touch, which can be
+// more than the text. No Python, no allocation.
 //
-// A run is written a block at a time, in steps that each go over the whole block: what there is to print, its digits,
-// its text. Each step is a long chain of operations an element; apart, the processor has many elements under way at
-// once. Nothing branches on an element's size, for what is unpredictable costs more than what is superfluous: all text
-// has one form, whose parts are stored at places that a table tells, some over others. What is decided is decided once
-// a block: whether its numbers are whole, and how many digits its integers need.
+// A span is written a block at a time, in steps that each go over the whole block: the decimal value, its digits, its
+// text. Each step is a long chain of operations per element; in separate steps, the processor overlaps the chains of
+// many elements. No branch depends on an element's size, because a mispredicted branch costs more than superfluous
+// work: all text has one form, whose parts are stored at offsets from a table, some over others. Decisions are made
+// once per block: whether its numbers are whole, and how many digits its integers need.
 #pragma once
 
 #include "fastinfer/number/digits.h"
@@ -15,14 +15,15 @@
 
 namespace fastinfer::number {
 
-constexpr int MAX_BINARY_TEXT = 48;     // "-2.2250738585072014e-308" has 24; wide stores reach further
-constexpr int MAX_INTEGER_TEXT = 24;    // "-9223372036854775808" has 20
-constexpr int BLOCK = 16;               // elements of floating point
-constexpr int INTEGERS = 64;            // elements of a block of integers
+constexpr int MAX_BINARY_TEXT = 48;   // "-2.2250738585072014e-308" has 24; wide stores reach further
+constexpr int MAX_INTEGER_TEXT = 24;  // "-9223372036854775808" has 20
+constexpr int BLOCK = 16;             // elements of floating point
+constexpr int INTEGERS = 64;          // elements of a block of integers
 
-// --- Integers ----------------------------------------------------------------------------------------------------------
+// --- Integers --------------------------------------------------------------------------------------------------------
 
-// The numbers up to 1,844, which is 2^64 / 10^16: up to four characters, a comma, and at the end how many that makes.
+// The numbers up to 1,844, which is 2^64 / 10^16: up to four characters and a comma, and in the last byte how many
+// these are.
 struct SmallNumbers {
     static constexpr unsigned END = 1845;
     char entries[END][8];
@@ -42,7 +43,7 @@ constexpr SmallNumbers make_small_numbers() {
 
 static constexpr SmallNumbers SMALL_NUMBERS = make_small_numbers();
 
-// With a comma behind it.
+// Writes a number and a comma.
 static inline char* put_small(uint64_t number, char* out) {
     const char* entry = SMALL_NUMBERS.entries[number];
     memcpy(out, entry, 8);
@@ -50,7 +51,7 @@ static inline char* put_small(uint64_t number, char* out) {
 }
 
 // The numbers below 1,000 with all their zeros, as the first half of a word of six digits and as the second half, which
-// has a comma behind it.
+// ends with a comma.
 struct Threes {
     uint32_t first[1000];
     uint64_t second[1000];
@@ -67,20 +68,20 @@ constexpr Threes make_threes() {
 
 static constexpr Threes THREES = make_threes();
 
-// A number below 1,000,000 and a comma. The zeros in front are shifted out.
+// Writes a number below 1,000,000 and a comma. Leading zeros are shifted out.
 static inline char* put_six(uint64_t number, char* out) {
-    constexpr uint64_t DIGITS = 0xFF0F0F0F0F0Fu;            // the last one counts even if it is 0
+    constexpr uint64_t DIGITS = 0xFF0F0F0F0F0Fu;  // the last one counts even if it is 0
     uint64_t upper = number * 4294968 >> 32, lower = number - 1000 * upper;
     uint64_t text = THREES.first[upper] | THREES.second[lower];
-    unsigned zeros = unsigned(__builtin_ctzll(text & DIGITS)) & 56;         // bits
+    unsigned zeros = unsigned(__builtin_ctzll(text & DIGITS)) & 56;  // bits
     store64(out, text >> zeros);
     return out + 7 - zeros / 8;
 }
 
-// An integer and its sign, apart: nothing branches on it.
+// An integer's size and its sign, so that no branch depends on the sign.
 struct Integer {
     uint64_t size;
-    uint64_t negative;      // 1 or 0
+    uint64_t negative;  // 1 or 0
 };
 
 template <class T>
@@ -99,18 +100,18 @@ static inline Integer integer_at(const char* memory, int i) {
     return {(uint64_t(int64_t(value)) ^ minus) - minus, minus & 1};
 }
 
-// A block of integers of at most DIGITS digits (8, 12, 16 or 20), each with a comma behind it. (Text that is loaded
-// again right behind its store, at another place, would stall: hence two steps.)
+// A block of integers of at most DIGITS digits (8, 12, 16 or 20), each with a comma after it. (A load right
+// after a store to an overlapping address would stall: hence two steps.)
 template <class T, int DIGITS>
 static inline char* put_many_digits(const char* memory, int size, char* out) {
     constexpr int FIXED = DIGITS < 16 ? DIGITS : 16;
-    alignas(16) char text[INTEGERS][32];                        // what is behind the digits is read but not kept
-    unsigned nonzero[INTEGERS];                                 // which digits are not 0
-    uint64_t tops[INTEGERS];                                    // what is before the 16 digits
+    alignas(16) char text[INTEGERS][32];  // bytes after the digits are read but not kept
+    unsigned nonzero[INTEGERS];           // which digits are not 0
+    uint64_t tops[INTEGERS];              // what is before the 16 digits
     if constexpr (DIGITS <= 12) {
         constexpr auto put = DIGITS == 8 ? put_8_and_8 : put_12_and_12;
         for (int i = 0; i < size; i += 2) {
-            int next = i + 1 < size ? i + 1 : i;                // the last one may go with itself
+            int next = i + 1 < size ? i + 1 : i;  // the last one may be paired with itself
             unsigned both = put(integer_at<T>(memory, i).size, integer_at<T>(memory, next).size, text[i], text[next]);
             nonzero[i] = both & ((1u << DIGITS) - 1);
             nonzero[next] = both >> (DIGITS == 8 ? 8 : 16);
@@ -127,7 +128,7 @@ static inline char* put_many_digits(const char* memory, int size, char* out) {
         out[0] = '-';
         out += integer_at<T>(memory, i).negative;
         if constexpr (DIGITS == 20)
-            out = put_small(tops[i], out) - (tops[i] != 0 ? 1 : 2);         // no comma, and nothing for 0
+            out = put_small(tops[i], out) - (tops[i] != 0 ? 1 : 2);  // no comma, and nothing for 0
         int first = __builtin_ctz(nonzero[i] | 1u << (FIXED - 1));
         copy16(out, text[i] + first);
         out[FIXED - first] = ',';
@@ -136,8 +137,8 @@ static inline char* put_many_digits(const char* memory, int size, char* out) {
     return out;
 }
 
-// Whether one is negative; and a number that none exceeds without its sign, at most twice the largest: all their bits
-// together, which vectors tell faster than the largest.
+// Whether one is negative; and an upper bound of their sizes, at most twice the largest: the OR of all their bits,
+// which vectors compute faster than the maximum.
 struct Bounds {
     bool negative;
     uint64_t largest;
@@ -160,16 +161,16 @@ static inline Bounds bounds_of(const char* memory, int size) {
     return {true, uint64_t(seen) + 1};
 }
 
-// A block of integers, in the way that suits the largest.
+// Writes a block of integers in the way that suits the largest.
 template <class T>
 static inline char* put_integers(const char* memory, int size, uint64_t largest, char* out) {
-    if (largest < SmallNumbers::END) {                      // pixels, classes
+    if (largest < SmallNumbers::END) {  // pixels, classes
         for (int i = 0; i < size; i++) {
             Integer integer = integer_at<T>(memory, i);
             *out = '-';
             out = put_small(integer.size, out + integer.negative);
         }
-    } else if (largest < 1000000) {                         // token ids
+    } else if (largest < 1000000) {  // token ids
         for (int i = 0; i < size; i++) {
             Integer integer = integer_at<T>(memory, i);
             *out = '-';
@@ -192,27 +193,27 @@ static inline char* format_signed(int64_t number, char* out) {
     return put_integers<int64_t>(memory, 1, integer_at<int64_t>(memory, 0).size, out) - 1;
 }
 
-// --- Layouts -----------------------------------------------------------------------------------------------------------
+// --- Layouts ---------------------------------------------------------------------------------------------------------
 
 // Where the parts of a number's text go, by the power of ten of its first digit:
 //     0.00012345   1.2345   1234.5   123450.0   1.2345e-05
 // The digits are stored at `digits`, and again, without the first `cut` of them, at `rest`; then the point, and the
-// ending over what is too much of the digits.
+// ending over the superfluous digits.
 struct Layout {
     uint8_t digits;
     uint8_t cut;
     uint8_t rest;
     uint8_t point;
-    uint8_t more;               // characters besides the digits behind the first
-    uint8_t least;              // characters at least: 100.0
-    uint8_t alone;              // 1 where one digit has no point: 1e-05
+    uint8_t more;   // characters besides the digits after the first
+    uint8_t least;  // characters at least: 100.0
+    uint8_t alone;  // 1 if a single digit has no point: 1e-05
     uint8_t ending_size;
-    char ending[8];             // the exponent and the comma
+    char ending[8];  // the exponent and the comma
 };
 
 constexpr Layout make_layout(int exponent) {
     if (exponent >= -4 && exponent < 0) {
-        uint8_t zeros = uint8_t(1 - exponent);      // and the point
+        uint8_t zeros = uint8_t(1 - exponent);  // and the point
         return {zeros, 1, uint8_t(zeros + 1), 1, uint8_t(zeros + 1), 0, 0, 1, {','}};
     }
     if (exponent >= 0 && exponent < 16) {
@@ -231,7 +232,7 @@ constexpr Layout make_layout(int exponent) {
     return layout;
 }
 
-// By the exponent of the first digit; before the least of all, the layout of 0.
+// By the exponent of the first digit; the first entry is the layout of 0.
 template <class F>
 struct Layouts {
     static constexpr int ZERO = decimal_exponent(binary_exponent<F>(0), false) - 1;
@@ -250,7 +251,7 @@ constexpr Layouts<F> make_layouts() {
 template <class F>
 static constexpr Layouts<F> LAYOUTS = make_layouts<F>();
 
-// --- Runs: `n,n,n` -----------------------------------------------------------------------------------------------------
+// --- Spans: `n,n,n` --------------------------------------------------------------------------------------------------
 
 enum Nonfinite : int { NONFINITE_LITERAL = 0, NONFINITE_NULL = 1, NONFINITE_ERROR = 2 };
 
@@ -261,13 +262,13 @@ static inline char* put_nonfinite(bool nan, bool negative, int mode, char* out) 
     return out + size;
 }
 
-// A block of numbers on their way to text.
+// A block of numbers during their conversion to text.
 template <class F>
 struct Decimals {
-    static constexpr int HEAD = WIDE<F> ? 16 : 8;       // digits
+    static constexpr int HEAD = WIDE<F> ? 16 : 8;  // digits
     typename F::Bits bits[BLOCK];
     Shortest shortest[BLOCK];
-    unsigned nonzero[BLOCK];                            // which digits are not 0
+    unsigned nonzero[BLOCK];  // which digits are not 0
     // Up to 17 digits, the first ones 0; and zeros, so that 16 characters can be read from any of them.
     alignas(64) char text[BLOCK][64];
 
@@ -285,7 +286,7 @@ struct Decimals {
             for (int i = 0; i < size; i++)
                 shortest[i] = number::shortest<F>(bits[i] & ~F::SIGN);
             if (size % 2 != 0)
-                shortest[size] = {};                    // they go in pairs
+                shortest[size] = {};  // they go in pairs
             for (int i = 0; i < size; i += 2) {
                 unsigned both = put_8_and_8(shortest[i].head, shortest[i + 1].head, text[i], text[i + 1]);
                 put_last(i, both & 0xFF);
@@ -299,9 +300,9 @@ struct Decimals {
         nonzero[i] = nonzero_in_head | unsigned(shortest[i].last != 0) << HEAD;
     }
 
-    // The text of a finite one and its comma.
+    // Writes the text of a finite number and a comma.
     char* put(int i, char* out) const {
-        int first = __builtin_ctz(nonzero[i] | 2u << HEAD);         // of 0: a digit too far, which leads to its layout
+        int first = __builtin_ctz(nonzero[i] | 2u << HEAD);  // of 0: one digit too far, which selects its layout
         unsigned behind = unsigned((31 ^ __builtin_clz(nonzero[i] | 1)) - first);
         const char* digits = text[i] + first;
         const Layout& layout = LAYOUTS<F>.entries[shortest[i].exponent + HEAD - first - Layouts<F>::ZERO];
@@ -331,12 +332,12 @@ static inline bool all_zero(const char* bytes, size_t size) {
 }
 
 // Blocks of whole numbers, as their bits show: below 2^19, and so small that the mantissa's last bit is at most 1/2.
-// Then nothing shorter is nearer to one than to its neighbours: its digits are those of an integer.
+// Then no shorter decimal is nearer to it than to its neighbours: its digits are those of an integer.
 template <class F>
 struct Whole {
     using Bits = typename F::Bits;
     static constexpr int LAST_EXPONENT = F::MANTISSA <= 18 ? F::MANTISSA - 1 : 18;
-    static constexpr uint64_t ALWAYS_0 = (uint64_t(1) << (F::MANTISSA - LAST_EXPONENT)) - 1;    // in each of them
+    static constexpr uint64_t ALWAYS_0 = (uint64_t(1) << (F::MANTISSA - LAST_EXPONENT)) - 1;  // in each of them
 
     // Rules out most blocks of other numbers by a look at the first 32 bytes.
     static bool possible(const char* memory, int size) {
@@ -350,7 +351,7 @@ struct Whole {
 
     static bool are(const char* memory, int size) {
         int i = 0;
-        for (; i + 4 <= size; i += 4)           // four at a time: whether one of them is not can be foreseen
+        for (; i + 4 <= size; i += 4)  // four at a time, so that the branch is predictable
             if (!(is(memory, i) & is(memory, i + 1) & is(memory, i + 2) & is(memory, i + 3)))
                 return false;
         for (; i < size; i++)
@@ -359,7 +360,7 @@ struct Whole {
         return true;
     }
 
-    // Each gets a comma behind it.
+    // Writes each number and a comma.
     static char* put(const char* memory, int size, char* out) {
         for (int i = 0; i < size; i++) {
             uint64_t bits = value_at<Bits>(memory, i);
@@ -375,15 +376,15 @@ struct Whole {
 
     static bool is(const char* memory, int i) {
         uint64_t bits = value_at<Bits>(memory, i);
-        uint64_t exponent = ((bits & ~F::SIGN) >> F::MANTISSA) - F::BIAS;               // below 1: wraps to a large one
+        uint64_t exponent = ((bits & ~F::SIGN) >> F::MANTISSA) - F::BIAS;  // below 1: wraps to a large one
         bool no_fraction = ((bits << (exponent & 31)) & (F::HIDDEN - 1)) == 0;
-        return (no_fraction & (exponent <= LAST_EXPONENT)) | (bits == 0);               // -0.0 is printed elsewhere
+        return (no_fraction & (exponent <= LAST_EXPONENT)) | (bits == 0);  // -0.0 is printed elsewhere
     }
 };
 
 // Writes `count` elements with a comma between them. *fault is the index of an element that may not be written, or -1.
 template <class F>
-static char* format_binary_run(const char* memory, int64_t count, int mode, char* out, int64_t* fault) {
+static char* format_binary_span(const char* memory, int64_t count, int mode, char* out, int64_t* fault) {
     using Bits = typename F::Bits;
     Decimals<F> block(count);
     *fault = -1;
@@ -391,12 +392,12 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
         int size = count - start < BLOCK ? int(count - start) : BLOCK;
         const char* from = memory + start * int64_t(sizeof(Bits));
         if (Whole<F>::possible(from, size)) {
-            if (all_zero(from, size * sizeof(Bits))) {          // padding, what a ReLU has cut off
+            if (all_zero(from, size * sizeof(Bits))) {  // padding, or outputs of a ReLU
                 memcpy(out, "0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,", 4 * BLOCK);
                 out += 4 * size;
                 continue;
             }
-            if (Whole<F>::are(from, size)) {                    // masks, one-hot rows, counts
+            if (Whole<F>::are(from, size)) {  // masks, one-hot rows, counts
                 out = Whole<F>::put(from, size, out);
                 continue;
             }
@@ -420,7 +421,7 @@ static char* format_binary_run(const char* memory, int64_t count, int mode, char
 }
 
 template <class T>
-static char* format_integer_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
+static char* format_integer_span(const char* memory, int64_t count, int, char* out, int64_t* fault) {
     *fault = -1;
     for (int64_t start = 0; start < count; start += INTEGERS, memory += INTEGERS * sizeof(T)) {
         int size = count - start < INTEGERS ? int(count - start) : INTEGERS;
@@ -432,7 +433,7 @@ static char* format_integer_run(const char* memory, int64_t count, int, char* ou
     return count > 0 ? out - 1 : out;
 }
 
-static char* format_bool_run(const char* memory, int64_t count, int, char* out, int64_t* fault) {
+static char* format_bool_span(const char* memory, int64_t count, int, char* out, int64_t* fault) {
     *fault = -1;
     for (int64_t i = 0; i < count; i++) {
         bool value = memory[i] != 0;

@@ -1,8 +1,8 @@
 // Text -> number: one number at a time, RFC 8259's grammar, rounded once to its own type.
 //
-// Floating point goes through three stations, each exact about what it does not know: one 64x64-bit product with the
-// power of ten, the 64x128-bit product, and big integers. A station answers only if the whole interval in which the
-// true value lies rounds to one result. (The first two are Eisel and Lemire's algorithm.)
+// Floating point goes through three stages, each of which detects that it cannot decide: one 64x64-bit product with the
+// power of ten, the 64x128-bit product, and big integers. A stage answers only if the whole interval in which the true
+// value lies rounds to one result. (The first two are Eisel and Lemire's algorithm.)
 // No Python, no allocation. All reads lie in [at, end).
 #pragma once
 
@@ -12,23 +12,23 @@ namespace fastinfer::number {
 
 enum Error : int {
     OK = 0,
-    SYNTAX = 1,         // not a number
-    RANGE = 2,          // a number that its type cannot hold
-    NOT_INTEGER = 3,    // a number, but written with a fraction or an exponent
-    TOO_MANY = 4,       // more elements than there is room for (number/span.h)
+    SYNTAX = 1,       // not a number
+    RANGE = 2,        // a number that its type cannot hold
+    NOT_INTEGER = 3,  // a number, but written with a fraction or an exponent
+    TOO_MANY = 4,     // more elements than there is room for (number/span.h)
 };
 
-constexpr int MAX_DIGITS_IN_WORD = 19;      // 10^19 < 2^64
+constexpr int MAX_DIGITS_IN_WORD = 19;  // 10^19 < 2^64
 
-// A number's text, cut into its parts. The value is `word` * 10^`exponent`, or a little more where it is `truncated`.
+// A number's text, cut into its parts. The value is `word` * 10^`exponent`, or a little more if it is `truncated`.
 struct Decimal {
-    uint64_t word;              // the first 19 significant digits
+    uint64_t word;  // the first 19 significant digits
     int64_t exponent;
-    const char* digits;         // the first significant digit ...
-    const char* digits_end;     // ... and the end of all digits (a dot may lie between)
+    const char* digits;      // the first significant digit ...
+    const char* digits_end;  // ... and the end of all digits (a dot may lie between)
     bool negative;
     bool truncated;
-    bool integer;               // neither fraction nor exponent
+    bool integer;  // neither fraction nor exponent
 };
 
 static inline bool is_digit(char c) { return uint8_t(c - '0') < 10; }
@@ -43,11 +43,12 @@ static inline bool are_digits(uint64_t word) {
 static inline uint64_t value_of_8(uint64_t digits) {
     digits = digits * 10 + (digits >> 8);
     return (((digits & 0x000000FF000000FFu) * 0x000F424000000064u) +
-            (((digits >> 16) & 0x000000FF000000FFu) * 0x0000271000000001u)) >> 32;
+            (((digits >> 16) & 0x000000FF000000FFu) * 0x0000271000000001u)) >>
+           32;
 }
 
 static inline const char* scan_digits(const char* at, const char* end, uint64_t* word) {
-    uint64_t value = *word;     // wraps past 19 digits; take_digits corrects it
+    uint64_t value = *word;  // wraps past 19 digits; take_digits corrects it
     while (end - at >= 8) {
         uint64_t eight = load64(at);
         if (!are_digits(eight))
@@ -61,7 +62,7 @@ static inline const char* scan_digits(const char* at, const char* end, uint64_t*
     return at;
 }
 
-// Takes the first 19 significant digits where there are more.
+// Takes the first 19 significant digits if there are more.
 static inline void take_digits(Decimal* number, int64_t fraction_digits) {
     const char* at = number->digits;
     const char* end = number->digits_end;
@@ -85,7 +86,7 @@ static inline void take_digits(Decimal* number, int64_t fraction_digits) {
 
 // Reads one number. Returns the byte after it, or NULL with *error_at set.
 static inline const char* scan_number(const char* at, const char* end, Decimal* number, const char** error_at) {
-    constexpr int64_t EXPONENT_CAP = int64_t(1) << 40;      // far past any body's digits
+    constexpr int64_t EXPONENT_CAP = int64_t(1) << 40;  // far past any body's digits
     number->negative = at < end && *at == '-';
     at += number->negative;
     const char* digits = at;
@@ -134,9 +135,9 @@ static inline const char* scan_number(const char* at, const char* end, Decimal* 
     return at;
 }
 
-// --- The last station: exact comparison --------------------------------------------------------------------------------
+// --- The last stage: exact comparison --------------------------------------------------------------------------------
 
-constexpr int MAX_EXACT_DIGITS = 800;   // the midpoint of two FP64 has at most 767; those of the others have fewer
+constexpr int MAX_EXACT_DIGITS = 800;  // the midpoint of two FP64 has at most 767; those of the others have fewer
 
 // An unsigned integer of at most 4,096 bits: both sides of the comparison below stay under 2,800.
 struct BigInteger {
@@ -157,7 +158,7 @@ struct BigInteger {
 
     void multiply_power_of_five(int64_t n) {
         for (; n >= 27; n -= 27)
-            multiply_add(7450580596923828125u, 0);      // 5^27, the highest in 64 bits
+            multiply_add(7450580596923828125u, 0);  // 5^27, the highest in 64 bits
         for (; n > 0; n--)
             multiply_add(5, 0);
     }
@@ -227,9 +228,9 @@ static int compare_exactly(const Decimal& number, uint64_t mantissa, int64_t exp
     return left.compare(right);
 }
 
-// --- Rounding ----------------------------------------------------------------------------------------------------------
+// --- Rounding --------------------------------------------------------------------------------------------------------
 
-// The bits of the nearest value of type F, ties to even. RANGE where it would be infinite.
+// The bits of the nearest value of type F, ties to even. RANGE if it would be infinite.
 template <class F>
 static int to_binary(const Decimal& number, uint64_t* bits) {
     uint64_t sign = number.negative ? F::SIGN : 0;
@@ -250,19 +251,19 @@ static int to_binary(const Decimal& number, uint64_t* bits) {
     for (bool first = true;; first = false) {
         int up = int(product >> 127) ^ 1;
         int biased = floor_log2_pow10(power) + 64 - zeros - up + F::BIAS;
-        int drop = 127 - F::MANTISSA;               // bits of the normalised product under the last one kept
-        int narrow = 0;                             // bits that the product gives up, so that `drop` stays under 127
+        int drop = 127 - F::MANTISSA;  // bits of the normalised product under the last one kept
+        int narrow = 0;                // bits that the product gives up, so that `drop` stays under 127
         uint64_t base = uint64_t(biased - 1) << F::MANTISSA;
         if (biased >= F::MAX_BIASED)
             return RANGE;
-        if (biased < 1) {                           // subnormal
+        if (biased < 1) {  // subnormal
             base = 0;
             drop += 1 - biased;
             if (drop > 126) {
                 narrow = drop - 126;
                 drop = 126;
                 if (narrow > 4)
-                    return OK;                      // less than half of the least subnormal
+                    return OK;  // less than half of the least subnormal
             }
         }
         uint128 half = uint128(1) << (drop - 1);
@@ -273,7 +274,7 @@ static int to_binary(const Decimal& number, uint64_t* bits) {
             mantissa += below > half || (below == half && (rest || (mantissa & 1)));
         } else if (below > half) {
             mantissa++;
-        } else if (below + (width << up) + 1 > half) {      // undecided; + 1: what was narrowed away
+        } else if (below + (width << up) + 1 > half) {  // undecided; + 1: what was narrowed away
             if (first && !number.truncated) {
                 uint128 second = uint128(word) * five.low;
                 product += uint64_t(second >> 64);
@@ -293,7 +294,7 @@ static int to_binary(const Decimal& number, uint64_t* bits) {
     }
 }
 
-// --- Whole elements: what the loop of a tensor falls back to -----------------------------------------------------------
+// --- Single elements: the fallback of the loop over a tensor ---------------------------------------------------------
 
 static inline bool starts_with(const char* at, const char* end, const char* literal, int size) {
     return end - at >= size && memcmp(at, literal, size_t(size)) == 0;
@@ -338,7 +339,7 @@ static const char* parse_integer(const char* at, const char* end, T* out, int* e
     }
     *error = RANGE;
     uint64_t value = number.word;
-    if (number.truncated) {                         // 20 digits may still fit 64 bits
+    if (number.truncated) {  // 20 digits may still fit 64 bits
         uint64_t last = uint64_t(number.digits_end[-1] - '0');
         if (number.exponent != 1 || __builtin_mul_overflow(value, uint64_t(10), &value) ||
             __builtin_add_overflow(value, last, &value))

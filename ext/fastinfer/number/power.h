@@ -16,7 +16,7 @@ struct Binary {
     static constexpr int MANTISSA = MANTISSA_;
     static constexpr int EXPONENT = EXPONENT_;
     static constexpr int BIAS = (1 << (EXPONENT - 1)) - 1;
-    static constexpr int MAX_BIASED = (1 << EXPONENT) - 1;              // infinity and NaN
+    static constexpr int MAX_BIASED = (1 << EXPONENT) - 1;  // infinity and NaN
     static constexpr uint64_t HIDDEN = uint64_t(1) << MANTISSA;
     static constexpr uint64_t SIGN = uint64_t(1) << (MANTISSA + EXPONENT);
     static constexpr uint64_t INFINITE = uint64_t(MAX_BIASED) << MANTISSA;
@@ -32,15 +32,15 @@ struct Power {
     uint64_t high, low;
 };
 
-constexpr int MIN_POWER = -342;     // 2^64 * 10^-343 is less than half of the least FP64
-constexpr int MAX_POWER = 324;      // the writer scales the least FP64 by 10^324; the reader needs 308
-constexpr int LAST_EXACT_POWER = 55;    // 5^0 .. 5^55 have at most 128 bits
+constexpr int MIN_POWER = -342;       // 2^64 * 10^-343 is less than half of the least FP64
+constexpr int MAX_POWER = 324;        // the writer scales the least FP64 by 10^324; the reader needs 308
+constexpr int LAST_EXACT_POWER = 55;  // 5^0 .. 5^55 have at most 128 bits
 
 struct PowerTable {
     Power entries[MAX_POWER - MIN_POWER + 1];
 };
 
-constexpr int POWER_LIMBS = 15;     // 2^959 / 5^342 still has 165 bits; 5^324 has 753
+constexpr int POWER_LIMBS = 15;  // 2^959 / 5^342 still has 165 bits; 5^324 has 753
 
 constexpr Power leading_bits(const uint64_t (&limbs)[POWER_LIMBS]) {
     int top = POWER_LIMBS - 1;
@@ -69,7 +69,7 @@ constexpr PowerTable make_powers() {
     for (int i = 0; i < POWER_LIMBS; i++)
         limbs[i] = 0;
     limbs[POWER_LIMBS - 1] = uint64_t(1) << 63;
-    for (int n = -1; n >= MIN_POWER; n--) {     // floor(floor(x / 5) / 5) == floor(x / 25): nothing is lost on the way
+    for (int n = -1; n >= MIN_POWER; n--) {  // floor(floor(x / 5) / 5) == floor(x / 25): nothing is lost on the way
         uint64_t rest = 0;
         for (int i = POWER_LIMBS - 1; i >= 0; i--) {
             uint128 dividend = uint128(rest) << 64 | limbs[i];
@@ -88,10 +88,12 @@ constexpr Power power_of_five(int n) { return POWERS.entries[n - MIN_POWER]; }
 // floor(log2(10^n)), for |n| <= 1,233
 constexpr int floor_log2_pow10(int n) { return (n * 1741647) >> 19; }
 
+// clang-format off
 static constexpr uint64_t POW10[20] = {
     1ull, 10ull, 100ull, 1000ull, 10000ull, 100000ull, 1000000ull, 10000000ull, 100000000ull, 1000000000ull,
     10000000000ull, 100000000000ull, 1000000000000ull, 10000000000000ull, 100000000000000ull, 1000000000000000ull,
     10000000000000000ull, 100000000000000000ull, 1000000000000000000ull, 10000000000000000000ull};
+// clang-format on
 
 static inline uint64_t load64(const char* at) {
     uint64_t word;

@@ -25,21 +25,23 @@ struct Shortest {
 };
 
 template <class F>
-constexpr bool WIDE = F::MANTISSA > 24;         // needs 128 bits of the power of ten, and 16 digits of head
+constexpr bool WIDE = F::MANTISSA > 24;  // needs 128 bits of the power of ten, and 16 digits of head
 
 // The power of two of the mantissa's last bit.
 template <class F>
-constexpr int binary_exponent(int biased) { return (biased != 0 ? biased : 1) - F::BIAS - F::MANTISSA; }
+constexpr int binary_exponent(int biased) {
+    return (biased != 0 ? biased : 1) - F::BIAS - F::MANTISSA;
+}
 
-// The greatest n with 10^n <= a step (3/4 of one where the neighbour below is half as far away).
+// The greatest n with 10^n <= a step (3/4 of one if the neighbour below is half as far away).
 constexpr int decimal_exponent(int power, bool closer_below) {
     return (power * 1262611 - (closer_below ? 524031 : 0)) >> 22;
 }
 
-// Half the distance to the neighbour below, in tens, as 0.high low: rounded up where it is not exact.
+// Half the distance to the neighbour below, in tens, as 0.high low: rounded up if it is not exact.
 constexpr Power half_step(int power, bool closer_below) {
     int n = -1 - decimal_exponent(power, closer_below);
-    int shift = closer_below - floor_log2_pow10(n) - power;         // 1 to 4
+    int shift = closer_below - floor_log2_pow10(n) - power;  // 1 to 4
     Power ten = power_of_five(n);
     bool exact = n >= 0 && n <= LAST_EXACT_POWER && ten.low << (64 - shift) == 0;
     uint64_t low = (ten.low >> shift | ten.high << (64 - shift)) + !exact;
@@ -95,7 +97,7 @@ static inline unsigned rounded_digit(Fixed tens) {
     return unsigned(digit >> 64) + carries(uint64_t(digit), HALF + carried - tie);
 }
 
-// A power of two, whose neighbour below is half as far away as the one above (but for the least normal number).
+// A power of two, whose neighbour below is half as far away as the one above (except for the least normal number).
 template <class F>
 __attribute__((noinline)) static Shortest shortest_power_of_two(int biased) {
     bool closer_below = biased > 1;
@@ -107,12 +109,12 @@ __attribute__((noinline)) static Shortest shortest_power_of_two(int biased) {
     bool short_below = tens.fraction <= below;
     unsigned last = rounded_digit(tens);
     if (uint128(tens.fraction - below) * 10 > uint128(last) << 64)
-        last++;                                                     // the nearest is too far below
+        last++;  // the nearest one is too far below
     return {tens.whole + short_above, short_above | short_below ? 0 : last, decimal_exponent(power, closer_below)};
 }
 
-// `bits` without its sign: finite. (What comes out for infinity and NaN has no meaning.) Written so that the compiler
-// branches on nothing but what is rare.
+// `bits` without its sign: finite. (The result for infinity and NaN has no meaning.) Written so that the compiler
+// branches only for rare cases.
 template <class F>
 static inline Shortest shortest(uint64_t bits) {
     uint64_t stored = bits & (F::HIDDEN - 1);
@@ -123,14 +125,15 @@ static inline Shortest shortest(uint64_t bits) {
     if constexpr (WIDE<F>) {
         Power half = STEPS<F>.half[biased];
         Fixed tens = multiply(2 * mantissa, half);
-        uint64_t reach = half.high + 1 - (2 * mantissa & 2);       // right in the middle an even mantissa is read
+        uint64_t reach =
+            half.high + 1 - (2 * mantissa & 2);  // exactly in the middle, readers round to an even mantissa
         whole = tens.whole;
         fraction = tens.fraction;
         short_above = carries(fraction, reach);
         short_below = fraction <= reach;
         last = rounded_digit(tens);
     } else {
-        constexpr int POINT = 39;                       // bits of the fraction
+        constexpr int POINT = 39;  // bits of the fraction
         uint64_t half = STEPS<F>.half[biased];
         uint64_t tens = uint64_t((uint128(mantissa << (POINT + 1)) * half) >> 64);
         uint64_t reach = (half >> (64 - POINT)) + 16 - (32 * mantissa & 32);
@@ -141,10 +144,10 @@ static inline Shortest shortest(uint64_t bits) {
         uint64_t tie = fraction == uint64_t(1) << (POINT - 2);
         last = unsigned((fraction * 10 + (uint64_t(1) << (POINT - 1)) - tie) >> POINT);
     }
-    if (__builtin_expect(stored < uint64_t(fraction != 0), 0))      // that is, it is 0 and there is a fraction
+    if (__builtin_expect(stored < uint64_t(fraction != 0), 0))  // that is, it is 0 and there is a fraction
         return shortest_power_of_two<F>(int(biased));
     if constexpr (F::MANTISSA < 10)
-        short_above &= whole != 0;      // the least BF16 is 9.18e-41: 1e-40 is no shorter than 9e-41
+        short_above &= whole != 0;  // the least BF16 is 9.18e-41: 1e-40 is no shorter than 9e-41
     last &= unsigned((short_above | short_below) - 1);
     return {whole + short_above, last, STEPS<F>.exponent[biased]};
 }

@@ -1,25 +1,25 @@
-// A run of numbers: `n, n, n` up to the closing bracket, straight into a tensor's memory.
+// Reads a span of numbers, `n, n, n` up to the closing bracket, straight into a tensor's memory.
 //
 // The commas of a piece of text are found first, 64 bytes at a time; then each number is read backwards from its comma
 // with loads of fixed width. So no number waits for the end of the one before it, and its length costs no branch.
-// What does not have the common form goes to number/parse.h, one element at a time, which also words all errors.
+// An element in another than the common form goes to number/parse.h, which also detects all errors.
 #pragma once
 
 #include "fastinfer/number/parse.h"
 
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include "fastinfer/number/simd/intrinsics.h"
 #endif
 
 namespace fastinfer::number {
 
-struct Run {
-    const char* at;         // behind the last element and the white space after it; at the bad element where error is set
-    int64_t count;          // elements written
+struct NumberSpan {
+    const char* at;  // after the last element and its white space; at the bad element if `error` is set
+    int64_t count;   // elements written
     int error;
 };
 
-constexpr int PIECE = 2048;             // bytes whose commas are found in one go: positions stay in the first cache
+constexpr int PIECE = 2048;  // bytes whose commas are found in one go: positions stay in the first cache
 
 static inline bool is_space(char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
 
@@ -29,7 +29,7 @@ static inline const char* skip_space(const char* at, const char* end) {
     return at;
 }
 
-// Bit i is set where byte i of 64 is a comma, or ends the run ('[' or ']'; 'Y' and '_' look alike and are errors).
+// Bit i is set if byte i of 64 is a comma, or ends the span ('[' or ']'; 'Y' and '_' look alike and are errors).
 static inline void find_separators(const char* at, uint64_t* commas, uint64_t* brackets) {
 #if defined(__SSE2__)
     uint64_t found_commas = 0, found_brackets = 0;
@@ -54,7 +54,7 @@ static inline void find_separators(const char* at, uint64_t* commas, uint64_t* b
 }
 
 // Writes the places of the commas in [at, end), and last that of the first bracket if it is met (*closed).
-// At most PIECE bytes are looked at.
+// Reads at most PIECE bytes.
 static inline int index_separators(const char* at, const char* end, uint16_t* places, bool* closed) {
     uint16_t* to = places;
     int size = end - at < PIECE ? int(end - at) : PIECE;
@@ -84,21 +84,20 @@ static inline uint64_t value_of_16(__m128i digits) {
     const __m128i pairs = _mm_and_si128(
         _mm_add_epi16(_mm_mullo_epi16(digits, _mm_set1_epi16(10)), _mm_srli_epi16(digits, 8)), _mm_set1_epi16(0xFF));
     const __m128i fours = _mm_madd_epi16(pairs, _mm_set1_epi32(100 | 1 << 16));
-    const __m128i eights =
-        _mm_madd_epi16(_mm_packs_epi32(fours, fours), _mm_set1_epi32(10000 | 1 << 16));
+    const __m128i eights = _mm_madd_epi16(_mm_packs_epi32(fours, fours), _mm_set1_epi32(10000 | 1 << 16));
     const uint64_t both = uint64_t(_mm_cvtsi128_si64(eights));
     return (both & 0xFFFFFFFFu) * 100000000u + (both >> 32);
 }
 
-alignas(64) static const uint8_t LAST_BYTES[48] = {
-    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,
-    0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
+alignas(64) static const uint8_t LAST_BYTES[48] = {0,    0,    0,    0,    0,    0,    0,    0,    0,    0,    0,
+                                                   0,    0,    0,    0,    0,    0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF,
+                                                   0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF};
 
 // A mask of the last n of 16 bytes.
 static inline __m128i last_bytes(int n) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(LAST_BYTES + n)); }
 
 // Reads [at, end), up to 16 characters without a sign, as digits with at most one dot: word / 10^places.
-// The 17 bytes before `end` must be readable. False where it is anything else.
+// The 17 bytes before `end` must be readable. False if it is anything else.
 static inline bool read_plain(const char* at, const char* end, uint64_t* word, int* places) {
     int64_t size = end - at;
     if (size < 1 || size > 16)
@@ -118,11 +117,11 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
         *places = 0;
         return true;
     }
-    int after = 15 - __builtin_ctz(dots);           // digits behind the dot
+    int after = 15 - __builtin_ctz(dots);  // digits after the dot
     int before = int(size) - 1 - after;
     if ((dots & (dots - 1)) != 0 || after == 0 || before == 0 || (before > 1 && *at == '0'))
         return false;
-    // The same text one byte later has the digits before the dot where they belong.
+    // The same text one byte later has the digits before the dot at their places.
     __m128i shifted = _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 17)), _mm_set1_epi8('0'));
     __m128i behind = last_bytes(after);
     __m128i joined = _mm_or_si128(_mm_and_si128(behind, digits), _mm_andnot_si128(behind, shifted));
@@ -133,8 +132,9 @@ static inline bool read_plain(const char* at, const char* end, uint64_t* word, i
 
 // Reads the last `count` of the 16 characters before `end`, all digits.
 static inline bool read_16(const char* end, int count, uint64_t* word) {
-    __m128i digits = _mm_and_si128(
-        _mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 16)), _mm_set1_epi8('0')), last_bytes(count));
+    __m128i digits =
+        _mm_and_si128(_mm_sub_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(end - 16)), _mm_set1_epi8('0')),
+                      last_bytes(count));
     if (_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_max_epu8(digits, _mm_set1_epi8(9)), _mm_set1_epi8(9))) != 0xFFFF)
         return false;
     *word = value_of_16(digits);
@@ -187,9 +187,9 @@ static constexpr double NEAR_POWERS[MOST_NEAR - LEAST_NEAR + 1] = {
 static inline double near_power(int64_t n) { return NEAR_POWERS[n - LEAST_NEAR]; }
 static inline bool has_near_power(int64_t n) { return (n >= LEAST_NEAR) & (n <= MOST_NEAR); }
 
-// word * 10^power, where there is a near power, for a type narrower than FP64. The product of two doubles, each rounded,
-// is off by less than three units in its last place: only near the middle between two values of the narrow type can that
-// matter.
+// word * 10^power, if NEAR_POWERS has the power, for a type narrower than FP64. The product of two rounded doubles is
+// off by less than three units in its last place, which matters only near the middle between two values of the narrow
+// type.
 template <class F>
 static inline bool round_near(uint64_t word, int64_t power, bool negative, typename F::Bits* out) {
     constexpr int LOST = 52 - F::MANTISSA;
@@ -199,7 +199,7 @@ static inline bool round_near(uint64_t word, int64_t power, bool negative, typen
     memcpy(&wide, &product, 8);
     const uint64_t below = wide & (2 * MIDDLE - 1);
     const bool clear = below - (MIDDLE - 3) > 6;
-    if constexpr (F::MANTISSA == 23) {                      // 10^-37 .. 2^63 * 10^19 are all normal
+    if constexpr (F::MANTISSA == 23) {  // 10^-37 .. 2^63 * 10^19 are all normal
         const float narrow = float(product);
         uint32_t bits;
         memcpy(&bits, &narrow, 4);
@@ -214,7 +214,7 @@ static inline bool round_near(uint64_t word, int64_t power, bool negative, typen
     }
 }
 
-// word / 10^places. Where a double holds the word, and so both, exactly, the quotient is the nearest double.
+// word / 10^places. If a double holds the word, and so both, exactly, the quotient is the nearest double.
 template <class F>
 static inline bool round_plain(uint64_t word, int places, bool negative, typename F::Bits* out) {
     if constexpr (F::MANTISSA < 52)
@@ -226,7 +226,7 @@ static inline bool round_plain(uint64_t word, int places, bool negative, typenam
     return word <= uint64_t(1) << 53;
 }
 
-// word * 10^power, |power| <= 308: the first station of to_binary, for what stays in the normal range.
+// word * 10^power, |power| <= 308: the first stage of to_binary, for results in the normal range.
 template <class F>
 static inline bool round_product(uint64_t word, int power, bool negative, typename F::Bits* out) {
     constexpr int DROP = 63 - F::MANTISSA;
@@ -235,7 +235,7 @@ static inline bool round_product(uint64_t word, int power, bool negative, typena
     const uint128 product = uint128(word << zeros) * power_of_five(power).high;
     const uint64_t high = uint64_t(product >> 64);
     const uint64_t up = (high >> 63) ^ 1;
-    const uint64_t value = high << up | (uint64_t(product) >> 63 & up);     // the true value lies in [value, value + 3)
+    const uint64_t value = high << up | (uint64_t(product) >> 63 & up);  // the true value lies in [value, value + 3)
     const uint64_t below = value & (2 * HALF - 1);
     const int biased = floor_log2_pow10(power) + 64 - zeros - int(up) + F::BIAS;
     const uint64_t bits = (uint64_t(int64_t(biased - 1)) << F::MANTISSA) + (value >> DROP) + (below > HALF);
@@ -243,12 +243,12 @@ static inline bool round_product(uint64_t word, int power, bool negative, typena
     return (below - (HALF - 2) > 2) & (biased >= 1) & (bits < F::INFINITE);
 }
 
-// One digit, a dot and 15 to 18 digits: what a double looks like.
+// One digit, a dot and 15 to 18 digits: the usual form of a double.
 static inline bool read_long(const char* at, const char* end, uint64_t* word, int* places) {
     const int64_t count = end - at - 2;
     if (count < 15 || count > 18 || at[1] != '.')
         return false;
-    const int extra = count > 16 ? int(count) - 16 : 0;     // digits behind the dot that the 16 do not cover
+    const int extra = count > 16 ? int(count) - 16 : 0;  // digits after the dot that the 16 do not cover
     uint64_t low;
     if (!read_16(end, count < 16 ? 15 : 16, &low))
         return false;
@@ -261,7 +261,7 @@ static inline bool read_long(const char* at, const char* end, uint64_t* word, in
     return true;
 }
 
-// Where an exponent of up to three digits begins; `end`, and a power of 0, where there is none.
+// Returns where an exponent of up to three digits begins, and sets its power; `end` if there is none.
 static inline const char* before_exponent(const char* at, const char* end, int* power) {
     const char* digit = end;
     int value = 0, scale = 1;
@@ -305,7 +305,7 @@ struct BinaryElement {
     }
 };
 
-// The same where null stands for NaN, as answers may have it.
+// The same with null for NaN, as answers may have it.
 template <class F>
 struct NullableElement : BinaryElement<F> {
     using Value = typename F::Bits;
@@ -379,7 +379,7 @@ struct BoolElement {
 // Reads elements from `at` (not at a closing bracket) until one is not followed by a comma, at most `limit` of them.
 // The 17 bytes before `at` must be readable: there is always a key before data.
 template <class Element>
-static Run parse_run(const char* at, const char* end, char* memory, int64_t limit) {
+static NumberSpan parse_span(const char* at, const char* end, char* memory, int64_t limit) {
     using Value = typename Element::Value;
     uint16_t places[PIECE];
     int64_t done = 0;
@@ -401,7 +401,7 @@ static Run parse_run(const char* at, const char* end, char* memory, int64_t limi
                     return {at, done, error};
                 after = skip_space(after, separator);
                 if (after != separator)
-                    return {after, done + 1, OK};       // something else than a comma follows: the caller's error
+                    return {after, done + 1, OK};  // something else than a comma follows: the caller's error
             }
             memcpy(memory + done * int64_t(sizeof(Value)), &value, sizeof(Value));
             done++;

@@ -4,24 +4,24 @@ from fastinfer.native.job cimport Clock
 
 cdef enum:
     SIZES = 64              # sizes of input, in powers of two
-    LEAP = 10               # times an estimate: a longer run is an overrun
+    OVERRUN_FACTOR = 10     # times an estimate: a longer run is an overrun
     PROBATION = 1024        # runs
     FEWEST_PLACES = 16      # of the table of shapes
     MOST_PLACES = 4096
 
-# Of a shape that was measured.
+# The estimate of a shape that was measured.
 cdef struct Estimate:
     uint64_t shape          # 0: the place is free
     double ns               # smoothed
-    bint used               # since the table was swept last
+    bint used               # since the last sweep of the table
 
-# What a thread has used so far.
+# The resources that a thread has used so far.
 cdef struct Usage:
     int64_t cpu_ns
     int64_t waits
 
 
-# The size class of so many bytes: powers of two.
+# The size class of this many bytes: powers of two.
 cdef int size_class(Py_ssize_t nbytes) noexcept
 
 
@@ -31,7 +31,7 @@ cdef class ShapeCosts:
     cdef Estimate* table                # open addressing
     cdef Py_ssize_t places
     cdef readonly Py_ssize_t known      # shapes
-    cdef readonly int64_t probation     # runs that are still measured closely
+    cdef readonly int64_t probation     # runs whose processor time is still to be measured
     cdef readonly int64_t suspended_until_ns    # 0: it is not
     cdef int64_t suspended_at_ns        # when the last suspension began,
     cdef int64_t suspension_ns          # ... and how long it was; 0: there was none
@@ -41,12 +41,12 @@ cdef class ShapeCosts:
     cdef double[SIZES] apart
 
     # The estimate of a shape whose runs belong on the loop's thread; NULL: they do not. Valid until the next observe.
-    cdef Estimate* short_one(self, uint64_t shape) noexcept
-    # Around a run on the loop's thread. `well`: it gave outputs. `cut`: the watchdog ended it, `at_work`: while it used
-    # the processor. Returns whether it was an overrun.
+    cdef Estimate* find_short(self, uint64_t shape) noexcept
+    # Called around a run on the loop's thread. `well`: it gave outputs. `cut`: the watchdog terminated it, `at_work`:
+    # while it used the processor. `ends` returns whether it was an overrun.
     cdef void begins(self) noexcept
     cdef bint ends(self, Estimate* estimate, int64_t ns, bint well, bint cut, bint at_work) noexcept
-    # A run elsewhere has ended well.
+    # A run on a native thread has ended well.
     cdef int observe(self, uint64_t shape, int64_t ns) except -1
 
     cdef bint are_quicker_apart(self, Py_ssize_t nbytes) noexcept
@@ -55,7 +55,7 @@ cdef class ShapeCosts:
     cdef Estimate* find(self, uint64_t shape) noexcept
     cdef int make_room(self) except -1
     cdef int move_to(self, Py_ssize_t places, bint all_of_them) except -1
-    cdef bint leaves_probation(self, int64_t ns) noexcept
+    cdef bint was_at_work(self, int64_t ns) noexcept
     cdef void suspend(self) noexcept
 
 

@@ -1,19 +1,21 @@
 # What one model's runs cost, by the shapes of their inputs: whether a run belongs on the event loop's thread.
 # Lives here: estimates, and the suspension of a model whose runs take longer than estimated. Does not: runs (runner),
-# and what ends one (watchdog). Loop's thread only.
+# terminating one (watchdog). Loop's thread only; a model's runner owns its costs.
 #
-# A shape is a 64-bit hash of all that the work may follow from: rows, dimensions, the size of texts. Only what was
-# measured is predicted: equal bytes may cost a hundred times as much in another shape, and twice the size eight times
+# A shape is a 64-bit hash of all that the work may depend on: rows, dimensions, the size of texts. Only measured shapes
+# are predicted: equal bytes may cost a hundred times as much in another shape, and twice the size eight times
 # as much, so a shape that was never run goes to a native thread once, where it is measured.
 #
-# An estimate falls quickly and rises slowly, and one run counts for at most LEAP times the estimate, so a run that was
-# preempted hardly moves it; a shape that is above the limit runs, and is measured, on native threads until it is not.
+# An estimate falls quickly and rises slowly, and one run counts for at most OVERRUN_FACTOR times the estimate, so a run
+# that was preempted hardly moves it; a shape above the limit runs, and is measured, on native threads until it is
+# below.
 #
-# A run that takes more than LEAP times its estimate, and longer than the limit, is an overrun. Is it the model, or was
-# the thread preempted? Its processor time shows which, but reading it before each run would cost a system call. So the
-# first overrun puts the model on probation: its next PROBATION runs are measured with processor time and waits. An
-# overrun that computed or waited there suspends the model, as does a run that the watchdog ended while it computed: all
-# its runs go to native threads for a time that doubles with each suspension. A preempted run has no consequence.
+# A run that takes more than OVERRUN_FACTOR times its estimate, and longer than the limit, is an overrun, because of the
+# model or because the thread was preempted. Its processor time shows which, but reading it before each run would cost a
+# system call. So the first overrun puts the model on probation: its next PROBATION runs are measured with processor
+# time and waits. An overrun then that computed or waited suspends the model, as does a run that the watchdog terminated
+# while it computed: all its runs go to native threads for a time that doubles with each suspension. A preempted run has
+# no consequence.
 
 cimport cython
 from libc.math cimport INFINITY, fmax, fmin
@@ -32,7 +34,7 @@ cdef double FALL = 1.0 / 2      # weight of a run that was shorter than estimate
 cdef double RISE = 1.0 / 8      # ... and of one that was longer; TCP's choice for round-trip times
 cdef int64_t SUSPENSION_NS = 10_000_000_000       # the first one
 cdef int64_t LONGEST_SUSPENSION_NS = 86_400_000_000_000
-cdef int64_t FORGIVEN_AFTER = 10                        # times a suspension without another one
+cdef int64_t FORGIVEN_AFTER = 10                        # this many times a suspension without another one
 
 
 cdef uint64_t shape_of_rows(int64_t rows) noexcept:
@@ -93,7 +95,8 @@ cdef class ShapeCosts:
         return 0
 
     cdef int make_room(self) except -1:
-        # Twice as many places; at the most, shapes that did not run since the last sweep go, or all if they are few.
+        # Doubles the table. At its maximum, drops the shapes that did not run since the last sweep, or all if that
+        # frees little.
         if self.places == 0:
             return self.move_to(FEWEST_PLACES, True)
         if self.places < MOST_PLACES:
@@ -130,7 +133,7 @@ cdef class ShapeCosts:
 
     # --- Runs on the loop's thread ------------------------------------------------------------------------------------
 
-    cdef Estimate* short_one(self, uint64_t shape) noexcept:
+    cdef Estimate* find_short(self, uint64_t shape) noexcept:
         cdef Estimate* estimate
         if self.suspended_until_ns != 0:
             if self.clock.now() < self.suspended_until_ns:
@@ -149,18 +152,18 @@ cdef class ShapeCosts:
         if well:
             learn(estimate, ns)
         elif cut:
-            estimate.ns = <double>ns            # its next runs are elsewhere, until those are short again
+            estimate.ns = <double>ns            # its next runs are on native threads, until they are short again
         if self.probation > 0:
-            at_work = self.leaves_probation(ns) or at_work
-        if ns <= limit_ns or <double>ns <= LEAP * estimate_ns:      # the common case
+            at_work = self.was_at_work(ns) or at_work
+        if ns <= limit_ns or <double>ns <= OVERRUN_FACTOR * estimate_ns:      # the common case
             return False
         if at_work:
             self.suspend()
         self.probation = PROBATION
         return True
 
-    cdef bint leaves_probation(self, int64_t ns) noexcept:
-        # Whether the run computed or waited for others, most of its time.
+    cdef bint was_at_work(self, int64_t ns) noexcept:
+        # Counts a run on probation; returns whether it computed most of its time, or waited for others.
         cdef Usage after
         self.probation -= 1
         thread_usage(&after.cpu_ns, &after.waits)
@@ -179,7 +182,7 @@ cdef class ShapeCosts:
 
     cdef bint are_quicker_apart(self, Py_ssize_t nbytes) noexcept:
         cdef int size = size_class(nbytes)
-        return self.apart[size] < self.together[size]       # what was not measured seems quickest
+        return self.apart[size] < self.together[size]       # a way that was not measured (-1) seems quickest
 
     cdef void observe_size(self, double* times, Py_ssize_t nbytes, int64_t ns) noexcept:
         cdef double* known = &times[size_class(nbytes)]
@@ -201,7 +204,7 @@ cdef class ShapeCosts:
         return self.ends(estimate, ns, well, cut, at_work)
 
     def is_short(self, uint64_t shape):
-        return self.short_one(shape) != NULL
+        return self.find_short(shape) != NULL
 
     def predict_ns(self, uint64_t shape):
         cdef Estimate* estimate = self.find(shape)
@@ -214,7 +217,7 @@ cdef class ShapeCosts:
 
 cdef void learn(Estimate* estimate, int64_t ns) noexcept:
     cdef double known = fmax(estimate.ns, 1)
-    cdef double off = fmin(<double>ns, LEAP * known) - known
+    cdef double off = fmin(<double>ns, OVERRUN_FACTOR * known) - known
     estimate.ns = known + off * (FALL if off < 0 else RISE)
     estimate.used = True
 

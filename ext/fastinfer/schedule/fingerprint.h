@@ -1,5 +1,5 @@
-// A 64-bit hash of memory, for content that clients choose: multiply and fold, as wyhash does, with a seed that nobody
-// outside knows. Bounded work: of large memory the length, both ends and pieces at even distances are taken.
+// A 64-bit hash of memory, for content that clients choose: multiply and fold, as wyhash does, with a secret seed.
+// Bounded work: of large memory, the hash takes the length, both ends and samples at even distances.
 
 #ifndef FASTINFER_FINGERPRINT_H
 #define FASTINFER_FINGERPRINT_H
@@ -12,9 +12,9 @@ namespace fastinfer {
 
 enum : size_t {
     WHOLE = 64 << 10,  // up to here every byte counts
-    END = 8 << 10,     // of larger memory: the first and the last so many bytes ...
-    PIECES = 48,       // ... and so many pieces between them ...
-    PIECE = 1 << 10,   // ... of this size
+    END = 8 << 10,     // of larger memory: this many bytes at both ends ...
+    SAMPLES = 48,      // ... and this many samples between them ...
+    SAMPLE = 1 << 10,  // ... of this size
 };
 
 // Odd, and half of the bits set: wyhash's constants.
@@ -35,7 +35,7 @@ static inline uint64_t word_at(const char* at) {
 static inline uint64_t hash_number(uint64_t seed, uint64_t number) { return mixed(seed ^ SALT_0, number ^ SALT_1); }
 
 static inline uint64_t hash_bytes(uint64_t seed, const char* at, size_t size) {
-    // Who knew a factor's salt could make it 0, and what came before would not count: both depend on the seed.
+    // A client that knows a factor's salt could make it 0, which cancels all bytes before; so both depend on the seed.
     const uint64_t salt_0 = seed ^ SALT_0, salt_1 = seed ^ SALT_1;
     uint64_t first = seed, second = seed;  // two chains, so that one multiplication need not wait for the other
     size_t left = size;
@@ -49,15 +49,17 @@ static inline uint64_t hash_bytes(uint64_t seed, const char* at, size_t size) {
         first = mixed(word_at(rest) ^ salt_0, word_at(rest + 8) ^ first);
         second = mixed(word_at(rest + 16) ^ salt_1, word_at(rest + 24) ^ second);
     }
-    // The size tells zeros at the end from the padding.
+    // The size distinguishes zeros at the end from the padding.
     return hash_number(mixed(first ^ SALT_1, second ^ SALT_0), size);
 }
 
 static inline uint64_t fingerprint(uint64_t seed, const char* at, size_t size) {
-    if (size <= WHOLE) return hash_bytes(seed, at, size);
-    const size_t between = (size - 2 * END - PIECE) / (PIECES - 1);
+    if (size <= WHOLE)
+        return hash_bytes(seed, at, size);
+    const size_t between = (size - 2 * END - SAMPLE) / (SAMPLES - 1);
     seed = hash_bytes(hash_number(seed, size), at, END);
-    for (size_t i = 0; i < PIECES; i++) seed = hash_bytes(seed, at + END + i * between, PIECE);
+    for (size_t i = 0; i < SAMPLES; i++)
+        seed = hash_bytes(seed, at + END + i * between, SAMPLE);
     return hash_bytes(seed, at + size - END, END);
 }
 

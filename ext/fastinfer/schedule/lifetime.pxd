@@ -6,10 +6,10 @@ from fastinfer.tensor.message cimport InferRequest, Keeper, Waiter
 
 # --- The end of a request ---------------------------------------------------------------------------------------------
 
-# Called by the keeper, which holds the request no more: gives `outcome` (list[Tensor] or ApiError) to the waiter. Does
-# nothing if the request has ended.
+# Called by the keeper, which no longer holds the request: gives `outcome` (list[Tensor] or ApiError) to the waiter.
+# Does nothing if the request has ended.
 cdef int settle(InferRequest request, object outcome, int64_t now) except -1
-# Called by the waiter, which waits no more: `complete` is not called. `cause`: one of those in shared/counters.pxd.
+# Called by the waiter, which no longer waits: `complete` is not called. `cause`: one of those in shared/counters.pxd.
 cdef int drop(InferRequest request, int cause, int64_t now) except -1
 # Counts the end in the model's statistics, on the first call only. `cause`: SUCCESS, or one of those in
 # shared/counters.pxd.
@@ -23,7 +23,7 @@ cdef int cause_of(object error) except -1
 # The ApiError for any exception; logs the exception unless it is one.
 cdef object failure_of(object error)
 # A new ApiError 504. An instance is never raised twice: its traceback would grow.
-cdef object late()
+cdef object timeout_error()
 
 
 # --- Deadlines --------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ cdef class Life(Waiter):
     # The timeout is known before the request is decoded.
     cdef int learn_timeout(self, Deadlines deadlines, int64_t timeout_us) except -1
     # The request is decoded: sets and watches its deadline. ApiError 504 if that has passed.
-    cdef int take_up(self, Deadlines deadlines, InferRequest request, int64_t now) except -1
+    cdef int attach(self, Deadlines deadlines, InferRequest request, int64_t now) except -1
     cdef bint is_late(self, int64_t now) noexcept
     cdef int forget_deadline(self) except -1
     # Drops the request because the deadline has passed, then calls `overdue`.
@@ -75,7 +75,7 @@ cdef class Life(Waiter):
 
 # --- Parents ----------------------------------------------------------------------------------------------------------
 
-# Holds a request whose work is done by child requests. A Python subclass makes the children (`begin`, `took`) and joins
+# Splits a request into child requests. A Python subclass makes the children (`begin`, `took`) and joins
 # their outputs (`finish`). Any exception that it raises settles the request with an error.
 cdef class Parent(Keeper):
     cdef readonly Clock clock

@@ -1,15 +1,15 @@
 # The life of a request, from its first byte to its single end.
-# Lives here: deadline, cancellation, the outcome, the count in the statistics, and parents, whose requests are done by
+# Lives here: deadline, cancellation, the outcome, the count in the statistics, and parents, which split a request into
 # child requests. Does not: queues and batches (scheduler), bodies and answers (inference).
 # Thread: the loop's. Owners: a Life owns its request; Deadlines owns the lives in its list; a Parent owns its children.
 #
 # A Life is the wait of one client, from the first byte of its request to the encoded answer, with one deadline for all
-# of it. If the deadline passes or the client goes away, the Life drops its request, wherever that is.
+# of it. If the deadline passes or the client goes away, the Life drops its request, whatever its state.
 # A request is held by one Keeper: a scheduler, or a Parent, which makes child requests: slices, or the stages of a
 # chain. A request ends once: its keeper settles it with an outcome, or its waiter drops it. A parent that is dropped
 # drops its children, so nothing runs for a request that has ended.
 # Decisions compare the clock with the deadline, in nanoseconds: before a request is queued, when it is taken for a
-# batch, when its outcome comes, when its answer is encoded. Timers end what nothing else decides; they may be late.
+# batch, when its outcome comes, when its answer is encoded. Timers end waits that no such event ends; they may be late.
 
 import logging
 
@@ -52,7 +52,7 @@ cdef int settle(InferRequest request, object outcome, int64_t now) except -1:
         except Exception as error:
             # The waiter could not use the outputs: it gets an error instead, so that no client waits forever.
             if not isinstance(outcome, list):
-                log.exception("an error could not be given")
+                log.exception("an error could not be delivered")
                 break
             outcome = failure_of(error)
     if not counted:
@@ -103,7 +103,7 @@ cdef object failure_of(object error):
     return ApiError(500, "internal error")
 
 
-cdef object late():
+cdef object timeout_error():
     return ApiError(504, "Request timeout expired")
 
 
@@ -138,12 +138,12 @@ cdef class Deadlines:
     cdef int watch(self, Life life, bint own_timer) except -1:
         life.deadlines = self
         if own_timer or not self._list(life):
-            life.timer = self._loop.call_later(seconds(life.deadline_ns - self.clock.now()), life.remind)
+            life.timer = self._loop.call_later(seconds(life.deadline_ns - self.clock.now()), life.on_timer)
         return 0
 
     cdef bint _list(self, Life life) except? True:
-        # Inserts a life by its deadline, nearly always at the end. The place of a slow upload is further ahead: the
-        # result is False if a few steps do not find it.
+        # Inserts a life by its deadline, nearly always at the end. The place of a slow upload is further ahead:
+        # returns False if a few steps do not find it.
         cdef void* at = self._last
         cdef int passed = 0
         while at != NULL and (<Life>at).deadline_ns > life.deadline_ns:
@@ -183,7 +183,7 @@ cdef class Deadlines:
         return 0
 
     cdef int _unlist(self, Life life) noexcept:
-        invariant(life.listed, "who leaves the list of deadlines is in it")
+        invariant(life.listed, "a life that leaves the list of deadlines is in it")
         life.listed = False
         if life.before != NULL:
             (<Life>life.before).after = life.after
@@ -253,7 +253,7 @@ cdef class Life(Waiter):
             deadlines.watch(self, True)
         return 0
 
-    cdef int take_up(self, Deadlines deadlines, InferRequest request, int64_t now) except -1:
+    cdef int attach(self, Deadlines deadlines, InferRequest request, int64_t now) except -1:
         cdef int64_t timeout_us = request.timeout_us
         cdef int64_t deadline_ns = self.arrived_ns + deadlines.timeout_ns
         if timeout_us > 0:
@@ -265,7 +265,7 @@ cdef class Life(Waiter):
             self.forget_deadline()
         self.deadline_ns = deadline_ns
         if self.is_late(now):
-            raise late()
+            raise timeout_error()
         if self.deadlines is None and deadline_ns != NEVER:
             deadlines.watch(self, timeout_us > 0)
         return 0
@@ -285,7 +285,7 @@ cdef class Life(Waiter):
             self.timer = None
         return 0
 
-    def remind(self):
+    def on_timer(self):
         cdef Deadlines deadlines = self.deadlines
         cdef int64_t now
         self.timer = None
@@ -340,7 +340,7 @@ cdef class Parent(Keeper):
         child.complete = self._child_ended
         try:
             if now >= child.deadline_ns:
-                raise late()
+                raise timeout_error()
             place(child)
         except Exception as error:
             drop(child, cause_of(error) if isinstance(error, ApiError) else BY_MODEL, now)

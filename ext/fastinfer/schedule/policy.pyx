@@ -1,8 +1,8 @@
 # The batching policy: how many of the waiting requests to take now, or how long to wait for more. Lives here: the rule.
-# Does not: the queue, clocks, runs. The scheduler knows no rule of its own: it asks before each batch.
+# Does not: the queue, clocks, runs. The scheduler has no rule of its own: it asks before each batch.
 #
-# Loop's thread only. A batch is whatever waits when the model becomes free; nobody waits on purpose unless the
-# configuration asks for it. Terms are Triton's (`dynamic_batching` in its model configuration).
+# Loop's thread only. A batch is all requests that wait when an instance becomes free; requests are not delayed to fill
+# batches unless the configuration says so. Terms are Triton's (`dynamic_batching` in its model configuration).
 
 from collections import namedtuple
 
@@ -35,7 +35,7 @@ cdef class BatchingPolicy(Policy):
         cdef Filling filling = Filling(0, 0, 0, False)
         cdef int64_t answer
         for each in rows:
-            if not self.goes_on(&filling, each):
+            if not self.add(&filling, each):
                 break
         answer = self.answer(&filling, waited_ns)
         return Decision(answer, 0) if answer > 0 else Decision(0, -answer)
@@ -44,12 +44,12 @@ cdef class BatchingPolicy(Policy):
         cdef Filling filling = Filling(0, 0, 0, False)
         cdef Py_ssize_t place = waiting.start
         cdef Py_ssize_t end = len(waiting.requests)
-        while (place := waiting.next_live(place)) < end and self.goes_on(&filling, waiting.rows_at(place)):
+        while (place := waiting.next_live(place)) < end and self.add(&filling, waiting.rows_at(place)):
             place += 1
         return self.answer(&filling, waited_ns)
 
-    # Adds a request of so many rows if it fits; returns whether a further one might.
-    cdef bint goes_on(self, Filling* filling, int64_t rows) except -1:
+    # Adds a request of this many rows if it fits; returns whether another might fit.
+    cdef bint add(self, Filling* filling, int64_t rows) except -1:
         if filling.count > 0 and rows > self.max_batch_size - filling.total:
             filling.full = True
             return False

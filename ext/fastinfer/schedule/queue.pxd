@@ -7,16 +7,17 @@ from fastinfer.tensor.message cimport InferRequest
 cdef class Group:
     cdef int64_t priority
     cdef object key             # of Queue._groups; None for the plain group
-    cdef list requests          # those before `start` were taken and are None; ended ones may lie between the others
+    cdef list requests          # those before `start` were taken and are None; ended ones may be between the others
     cdef Py_ssize_t start
     cdef int64_t live           # requests that wait
-    # As a member of the heap of heads.
-    cdef Py_ssize_t place       # in the heap; -1: it is not there
+    # As a member of the heap.
+    cdef Py_ssize_t place       # in the heap; -1: it is not in it
     cdef int64_t since_ns       # when its oldest request came
     cdef int64_t number         # unique: the order of groups that are equal otherwise
 
     cdef InferRequest oldest(self)
-    # Places in `requests`: the first one from `place` on that waits, or the end; its rows; those of all that wait.
+    # The first place in `requests` from `place` on with a waiting request, or the end; its rows; the rows of all
+    # waiting ones.
     cdef Py_ssize_t next_live(self, Py_ssize_t place) noexcept
     cdef int64_t rows_at(self, Py_ssize_t place) noexcept
     cdef list rows(self)
@@ -24,7 +25,7 @@ cdef class Group:
 
 cdef class Queue:
     cdef readonly int64_t size          # requests that wait
-    cdef list heads                     # a heap of the groups in which somebody waits, the most urgent one first
+    cdef list ready_groups              # a heap of the groups with waiting requests, the most urgent one first
     cdef readonly int64_t steps         # that groups have moved in the heap, for tests
     # A group for requests without priority and shape_key (most models have no others), and groups of all others, none
     # of which is empty.
@@ -46,8 +47,8 @@ cdef class Queue:
     cdef Group _group_of(self, InferRequest request)
     cdef tuple _key_of(self, InferRequest request)
     cdef void _set_rank(self, Group group) noexcept
-    cdef int _push_head(self, Group group) except -1
-    cdef int _remove_head(self, Group group) except -1
+    cdef int _push_group(self, Group group) except -1
+    cdef int _remove_group(self, Group group) except -1
     cdef int _move_up(self, Group group, Py_ssize_t place) except -1
     cdef int _move_down(self, Group group, Py_ssize_t place) except -1
     cdef int _drop(self, Group group) except -1

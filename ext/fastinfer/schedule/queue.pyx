@@ -1,10 +1,10 @@
-# The requests that wait for one loaded model, in groups of those that may share a batch. Loop's thread only.
+# The requests that wait for one loaded model, in groups of those that may share a batch. Lives here: their order. Does
+# not: batch sizes (policy), runs. Loop's thread only; the queue keeps a request until it is taken or swept out.
 #
 # Compatible requests (equal priority and shape_key) wait in one group; the group whose oldest is the most urgent, or
-# came first, is served first. Requests end wherever they are; those that ended while they waited are skipped when
-# their turn comes, or swept out when they become many. A group in which nobody waits any more leaves at once: each
-# group knows its place in the heap, so a departure takes steps in proportion to the heap's height, however many
-# groups there are.
+# came first, is served first. Requests that ended while they waited are skipped when their turn comes, or swept out
+# when they become many. A group without waiting requests is removed at once: each group stores its place in the heap,
+# so a removal takes O(log n) steps.
 
 cimport cython
 
@@ -18,7 +18,7 @@ cdef enum:
 @cython.final
 cdef class Group:
     cdef InferRequest oldest(self):
-        # Alive, or the only one: for a group that was just added to, or that Queue.most_urgent has given.
+        # It waits, if the group was just added to, or returned by Queue.most_urgent.
         return <InferRequest>self.requests[self.start]
 
     cdef Py_ssize_t next_live(self, Py_ssize_t place) noexcept:
@@ -62,7 +62,7 @@ cdef class Queue:
         self._default_priority = default_priority
         self._plain = new_group(0, None)
         self._groups = {}
-        self.heads = []
+        self.ready_groups = []
 
     # --- In -----------------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ cdef class Queue:
         group.requests.append(request)
         group.live += 1
         if group.place < 0:
-            self._push_head(group)
+            self._push_group(group)
         self.size += 1
         if DEBUG:
             self._check()
@@ -99,23 +99,23 @@ cdef class Queue:
     # --- Out ----------------------------------------------------------------------------------------------------------
 
     cdef list most_urgent(self, Py_ssize_t wanted):
-        # So many groups, each with a live request at its start. Those that follow a group in the heap are its children
-        # there, so the candidates for the next place are few, however many groups there are.
+        # Returns up to this many groups, each with a live request at its start. The candidates for the next place are
+        # only the children, in the heap, of the groups found so far.
         cdef list found = []
-        cdef list candidates = [0] if len(self.heads) > 0 else []
+        cdef list candidates = [0] if len(self.ready_groups) > 0 else []
         cdef Py_ssize_t place, child, best, i
         while len(candidates) > 0 and len(found) < wanted:
             best = 0
             for i in range(1, len(candidates)):
-                if precedes(<Group>self.heads[<Py_ssize_t>candidates[i]],
-                            <Group>self.heads[<Py_ssize_t>candidates[best]]):
+                if precedes(<Group>self.ready_groups[<Py_ssize_t>candidates[i]],
+                            <Group>self.ready_groups[<Py_ssize_t>candidates[best]]):
                     best = i
             place = candidates.pop(best)
-            found.append(self.heads[place])
-            for child in range(2 * place + 1, min(2 * place + 3, len(self.heads))):
+            found.append(self.ready_groups[place])
+            for child in range(2 * place + 1, min(2 * place + 3, len(self.ready_groups))):
                 candidates.append(child)
         for group in found:
-            if self.first(<Group>group) is None:    # not unless a batch could not be taken to the end
+            if self.first(<Group>group) is None:    # only if taking a batch has failed midway
                 self._drop(<Group>group)
                 return self.most_urgent(wanted)
         return found
@@ -133,8 +133,8 @@ cdef class Queue:
         return None
 
     cdef void take_first(self, Group group) noexcept:
-        # What first() has given waits no more.
-        invariant(group.live > 0 and self.size > 0, "who is taken has waited")
+        # Takes the request that first() has returned.
+        invariant(group.live > 0 and self.size > 0, "a request that is taken has waited")
         (<InferRequest>group.requests[group.start]).state = RUNNING
         group.requests[group.start] = None
         group.start += 1
@@ -142,7 +142,7 @@ cdef class Queue:
         self.size -= 1
 
     cdef int settle(self, Group group) except -1:
-        # Gives a group that was taken from its new place.
+        # Moves a group to its new place after requests were taken from it.
         if group.live == 0:
             return self._drop(group)
         if group.start > FEW and 2 * group.start > len(group.requests):
@@ -154,8 +154,8 @@ cdef class Queue:
         return self._move_down(group, group.place)
 
     cdef int has_ended(self, InferRequest request) except -1:
-        # A group in which nobody waits any more is dropped; ended requests between live ones are let go of when they
-        # are many, so that a stalled queue cannot hold their memory.
+        # A group without waiting requests is dropped; ended requests between live ones are removed when they are many,
+        # so that a stalled queue cannot hold their memory.
         cdef Group group
         if self._priority_levels == 0 and request.shape_key is None:
             group = self._plain
@@ -176,7 +176,7 @@ cdef class Queue:
         # Each group has a live request, so there are no more groups than live requests, hence than ended ones: a sweep
         # costs a few steps for each request that has ended since the last.
         cdef Group group
-        for group in self.heads:
+        for group in self.ready_groups:
             if group.live < <int64_t>(len(group.requests) - group.start):
                 group.requests = [request for request in group.requests[group.start:]
                                   if (<InferRequest>request).state == QUEUED]
@@ -185,36 +185,37 @@ cdef class Queue:
         return 0
 
     cdef int _check(self) except -1:
-        # What the counts, the heap and the groups say of each other; takes steps for each request.
+        # Checks the counts, the heap and the groups against each other; takes steps for each request.
         cdef Group group
         cdef int64_t live = 0
         cdef Py_ssize_t place = 0
-        for group in self.heads:
+        for group in self.ready_groups:
             invariant(group.place == place, "a group knows its place in the heap")
-            invariant(place == 0 or not precedes(group, <Group>self.heads[(place - 1) >> 1]), "the heap is in order")
+            invariant(place == 0 or not precedes(group, <Group>self.ready_groups[(place - 1) >> 1]),
+                      "the heap is in order")
             invariant(group.live == <int64_t>len(group.rows()), "a group counts its live requests")
             invariant(group is self._plain or self._groups.get(group.key) is group, "a group is found by its key")
             live += group.live
             place += 1
         invariant(live == self.size, "the queue's size is that of its groups")
-        invariant(self._plain.place >= 0 or self._plain.live == 0, "who waits is in the heap")
+        invariant(self._plain.place >= 0 or self._plain.live == 0, "a group with waiting requests is in the heap")
         return 0
 
-    # --- The heads ----------------------------------------------------------------------------------------------------
+    # --- The heap -----------------------------------------------------------------------------------------------------
 
     cdef void _set_rank(self, Group group) noexcept:
         group.since_ns = group.oldest().enqueued_ns
         self._number += 1
         group.number = self._number
 
-    cdef int _push_head(self, Group group) except -1:
+    cdef int _push_group(self, Group group) except -1:
         self._set_rank(group)
-        self.heads.append(group)
-        return self._move_up(group, len(self.heads) - 1)
+        self.ready_groups.append(group)
+        return self._move_up(group, len(self.ready_groups) - 1)
 
-    cdef int _remove_head(self, Group group) except -1:
-        # The last group takes its place, and goes up or down from there.
-        cdef Group last = <Group>self.heads.pop()
+    cdef int _remove_group(self, Group group) except -1:
+        # The last group takes its place, and moves up or down from there.
+        cdef Group last = <Group>self.ready_groups.pop()
         if last is not group:
             self._move_up(last, group.place)
             self._move_down(last, last.place)
@@ -222,43 +223,43 @@ cdef class Queue:
         return 0
 
     cdef int _move_up(self, Group group, Py_ssize_t place) except -1:
-        # From a place that is free for it.
-        cdef list heads = self.heads
+        # Moves a group up from a free place.
+        cdef list groups = self.ready_groups
         cdef Group parent
         while place > 0:
-            parent = <Group>heads[(place - 1) >> 1]
+            parent = <Group>groups[(place - 1) >> 1]
             if not precedes(group, parent):
                 break
-            heads[place] = parent
+            groups[place] = parent
             parent.place = place
             place = (place - 1) >> 1
             self.steps += 1
-        heads[place] = group
+        groups[place] = group
         group.place = place
         return 0
 
     cdef int _move_down(self, Group group, Py_ssize_t place) except -1:
-        cdef list heads = self.heads
-        cdef Py_ssize_t count = len(heads)
+        cdef list groups = self.ready_groups
+        cdef Py_ssize_t count = len(groups)
         cdef Py_ssize_t at = 2 * place + 1
         cdef Group child
         while at < count:
-            if at + 1 < count and precedes(<Group>heads[at + 1], <Group>heads[at]):
+            if at + 1 < count and precedes(<Group>groups[at + 1], <Group>groups[at]):
                 at += 1
-            child = <Group>heads[at]
+            child = <Group>groups[at]
             if not precedes(child, group):
                 break
-            heads[place] = child
+            groups[place] = child
             child.place = place
             place = at
             at = 2 * place + 1
             self.steps += 1
-        heads[place] = group
+        groups[place] = group
         group.place = place
         return 0
 
     cdef int _drop(self, Group group) except -1:
-        self._remove_head(group)
+        self._remove_group(group)
         self._ended -= len(group.requests) - group.start
         group.requests.clear()
         group.start = 0

@@ -10,13 +10,13 @@ cdef class RunNotes:
     cdef uint64_t group
     cdef bytes label
 
-    # Whether some request or model is suspect: else no request needs to be looked at.
+    # Whether there are any suspects: else no request needs to be looked up.
     cdef bint armed(self) noexcept
     # NONE, SUSPECT (to be run alone), CULPRIT (not to be run) or WITHDRAWN (as the whole model).
     cdef int verdict(self, InferRequest request) noexcept
-    # For how long the model is withdrawn, in nanoseconds; 0: it is not.
+    # Nanoseconds until the model is no longer withdrawn; 0: it is not withdrawn.
     cdef int64_t withdrawn_ns(self) noexcept
-    # Computed once a request.
+    # Computed once per request.
     cdef uint64_t fingerprint_of(self, InferRequest request) noexcept
     # Notes a run, which begins with run_begins and ends with run_ends; then it is closed. NULL: there is no place.
     cdef NotedRun* open(self, list requests) noexcept

@@ -1,5 +1,6 @@
 # Writes one model's runs to the crash record, and looks up whether a request is suspect or a culprit. Does not live
-# here: the memory (shared/crash_record), the verdicts (supervisor/blame). Loop's thread only.
+# here: the memory (shared/crash_record), the verdicts (supervisor/blame). Loop's thread only;
+# the notes are in the crash record's memory.
 
 cimport cython
 from libc.stdint cimport int64_t, uint64_t
@@ -29,7 +30,7 @@ cdef class RunNotes:
         return self.fingerprint_of(request)
 
     cdef bint armed(self) noexcept:
-        return is_armed(self.slot.record.head)
+        return is_armed(self.slot.record.header)
 
     cdef int verdict(self, InferRequest request) noexcept:
         cdef int of_model = self.slot.kind_of(self.key)
@@ -40,7 +41,7 @@ cdef class RunNotes:
         return IS_SUSPECT if kind == NONE and of_model == IS_SUSPECT else kind
 
     cdef int64_t withdrawn_ns(self) noexcept:
-        return self.slot.time_left(self.key, IS_WITHDRAWN)
+        return self.slot.entry_remaining_ns(self.key, IS_WITHDRAWN)
 
     def why_withdrawn(self):
         cdef int64_t seconds = (self.withdrawn_ns() + 999_999_999) // 1_000_000_000
@@ -54,13 +55,13 @@ cdef class RunNotes:
         return self.slot.absolve(self.key, IS_WITHDRAWN)
 
     cdef uint64_t fingerprint_of(self, InferRequest request) noexcept:
-        # The tensors are in the model's order, so that their places say their names.
+        # The tensors are in the model's order, so their places stand for their names.
         cdef uint64_t hashed
         cdef Tensor tensor
         cdef Py_ssize_t place
         cdef int i
         if request.fingerprint == 0:
-            hashed = self.slot.record.head.seed ^ self.key
+            hashed = self.slot.record.header.seed ^ self.key
             for place in range(len(request.inputs)):
                 tensor = <Tensor>request.inputs[place]
                 hashed = hash_number(hashed, <uint64_t>tensor.datatype_id << 32 | <uint64_t>tensor.rank)
@@ -76,7 +77,7 @@ cdef class RunNotes:
         cdef Py_ssize_t count = len(requests)
         cdef Py_ssize_t i
         if run != NULL:
-            if run.what.key != self.key:        # mostly it is the place's model of before
+            if run.what.key != self.key:        # usually the place had the same model before
                 write_what(&run.what, self.key, self.group, self.label)
             run.requests = count
             fingerprints = fingerprints_of(self.slot.slot, run)

@@ -9,9 +9,8 @@ from fastinfer.shared.counters cimport Counters
 from fastinfer.tensor.message cimport BatchResult, BatchRunner, InferRequest, Keeper
 from fastinfer.tensor.signature cimport Signature
 
-# Requests that run together, and how many of them still wait for the answer. It keeps them until the run ends, and is
-# also what the run is to call then. Kept by Scheduler._running until then; `run` makes a cycle meanwhile, which finish
-# breaks.
+# Requests that run together, and how many of them still wait for the answer. A batch is also the callback of its run.
+# Scheduler._running keeps it, and it keeps its requests, until the run ends; `run` makes a cycle, which finish breaks.
 cdef class Batch(Keeper):
     cdef Scheduler scheduler
     cdef list requests
@@ -26,26 +25,27 @@ cdef class Batch(Keeper):
 cdef class Scheduler(Keeper):
     # Configuration.
     cdef object _start
-    cdef BatchRunner _runner            # _start, if it is one
+    cdef BatchRunner _runner            # _start, if it is a BatchRunner
     cdef Policy _policy
     cdef int64_t _max_queue_size
     cdef readonly Counters stats
-    cdef RunNotes _notes                # None where crashes are not recorded
+    cdef RunNotes _notes                # None if crashes are not recorded
     cdef readonly object loop
     cdef readonly Clock clock
     cdef readonly Deadlines deadlines   # of requests to this model, with its default timeout
     cdef Queue _queue
-    # What runs.
+    # Running batches.
     cdef int64_t _free_instances
     cdef set _running                   # of Batch
-    cdef int64_t _parents               # that are admitted and have not left
+    cdef int64_t _parents               # requests in parts that are admitted and have not left
     # Dispatching.
     cdef bint _dispatch_due
     cdef bint _dispatching
-    cdef object _delay                  # the handle of the timer that ends a wait for company, or None
+    cdef object _delay                  # the handle of the timer that ends a wait for more requests, or None
     cdef bint _retiring
-    cdef object _retired                # called once, when all that was taken has ended; None: not, or not any more
-    # Ends that are not told yet: an inline batch may end inside the end of another; and those of refused requests.
+    cdef object _retired                # called once, when all accepted requests have ended; None: unset, or called
+    # Ends that are not reported yet: of batches (an inline one may end inside the end of another) and of refused
+    # requests.
     cdef int _finishing
 
     cpdef int submit(self, InferRequest request) except -1
@@ -60,7 +60,7 @@ cdef class Scheduler(Keeper):
     cdef int _dispatch(self) except -1
     cdef bint _run_at_once(self, list requests) except -1
     cdef bint _start_batch(self, list requests) except -1
-    cdef list _take(self, int64_t now)
+    cdef list _next_batch(self, int64_t now)
     cdef list _take_from_others(self, Group first, int64_t shortest_ns, int64_t now)
     cdef int64_t _ask(self, Group group, int64_t now) except 0
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now)
@@ -73,11 +73,12 @@ cdef class Scheduler(Keeper):
     cdef int _check_idle(self) except -1
 
 
-# What an inference needs of a model. fastinfer.schedule.model.Model is one, with the methods `begin` and `enqueue` for
-# what is not common, and the property `signature`, which where it has a successor is not its own.
+# The part of a model that an inference uses. fastinfer.schedule.model.Model is a subclass, with the methods `begin` and
+# `enqueue` for the rare cases, and the property `signature`: for a chained model, this model's inputs with the last
+# stage's outputs.
 cdef class Target:
     cdef readonly str name
     cdef readonly str version
-    cdef readonly Signature own         # of its own implementation
+    cdef readonly Signature own_signature   # without its successors
     cdef readonly object successor      # Callable[[], Target] | None
     cdef readonly Scheduler scheduler

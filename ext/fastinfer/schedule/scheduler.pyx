@@ -1,12 +1,12 @@
-# The scheduler of one loaded model: instances and batches; what waits is in a Queue.
+# Takes batches from one loaded model's Queue whenever an instance is free. Lives here: instances and batches. Does not:
+# waiting requests (queue), the size of a batch (policy), HTTP, ONNX Runtime.
 #
-# Touched by the loop's thread only, hence no locks. It knows neither HTTP nor ONNX: requests come in by submit, batches
-# go to the `start` callable that it was given, and every request is settled once (lifetime), with its outputs or with
-# an error, unless it was dropped.
+# Loop's thread only, hence no locks. The queue owns waiting requests, a Batch its running ones.
 #
-# Requests that arrive in the same turn of the loop are seen together: submit only queues, the dispatch follows at the
-# end of the turn. A request whose deadline has passed, or that was dropped, is not run, and a batch in which nobody
-# waits any more is terminated.
+# Requests come in by submit, batches go to the `start` callable, and every request is settled once (lifetime), with its
+# outputs or with an error, unless it was dropped. Requests that arrive in the same turn of the loop are batched
+# together: submit only queues, the dispatch follows at the end of the turn. A request whose deadline has passed, or
+# that was dropped, is not run, and a batch without a waiting request is terminated.
 
 import logging
 
@@ -14,7 +14,7 @@ cimport cython
 
 from fastinfer.base.debug cimport invariant
 from fastinfer.native.job cimport Clock
-from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, late, settle
+from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, timeout_error, settle
 from fastinfer.schedule.policy cimport Policy
 from fastinfer.schedule.queue cimport Group, Queue
 from fastinfer.schedule.run_notes cimport RunNotes
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 cdef str REFUSED = "this request has ended the process that ran it; it is not run again"
 
 cdef enum:
-    TURN_NS = 500_000       # batches run inline for at most about so long before the loop turns
-    GROUPS_ASKED = 16       # for a batch, while the most urgent one waits for company
+    TURN_NS = 500_000       # batches run inline for at most about this long before the loop turns
+    GROUPS_ASKED = 16       # for a batch, while the most urgent group waits for more requests
 
 
 @cython.final
@@ -47,7 +47,7 @@ cdef class Batch:
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
         self.waiting -= 1
-        invariant(self.waiting >= 0, "nobody leaves a batch twice")
+        invariant(self.waiting >= 0, "a request leaves a batch once")
         if self.run is None:
             return 0
         if self.waiting == 0:
@@ -162,7 +162,7 @@ cdef class Scheduler:
         self._dispatching = True
         try:
             while self._free_instances > 0 and self._queue.size > 0:
-                taken = self._take(now)
+                taken = self._next_batch(now)
                 if taken is None:
                     break
                 ended = self._run_at_once(taken) or self._start_batch(taken)
@@ -170,7 +170,7 @@ cdef class Scheduler:
                     break
                 now = self.clock.now()
                 if ended and now - began_ns > TURN_NS:
-                    # These ran on this thread: let others have a turn of the loop before the next one.
+                    # These ran on this thread, so the loop turns before the next one.
                     if not self._dispatch_due:
                         self._dispatch_due = True
                         self.loop.call_soon(self._dispatch_now)
@@ -194,7 +194,7 @@ cdef class Scheduler:
         return True
 
     cdef bint _start_batch(self, list requests) except -1:
-        # Whether it has ended already.
+        # Starts a batch; returns whether it has ended already.
         cdef Batch batch = Batch.__new__(Batch)
         cdef InferRequest request
         batch.scheduler = self
@@ -215,26 +215,26 @@ cdef class Scheduler:
             batch.run = run
         return batch.finished
 
-    cdef list _take(self, int64_t now):
-        # The requests of the next batch, or None if the policy waits (a timer is then set).
+    cdef list _next_batch(self, int64_t now):
+        # Returns the requests of the next batch, or None if the policy waits (a timer is then set).
         cdef Group group
         cdef list taken
         cdef int64_t answer
-        while len(self._queue.heads) > 0:
-            group = <Group>self._queue.heads[0]
-            if self._queue.first(group) is None:        # not unless a batch could not be taken to the end
+        while len(self._queue.ready_groups) > 0:
+            group = <Group>self._queue.ready_groups[0]
+            if self._queue.first(group) is None:        # only if taking a batch has failed midway
                 self._queue.settle(group)
                 continue
             answer = self._ask(group, now)
             if answer < 0:
                 return self._take_from_others(group, -answer, now)
             taken = self._take_from(group, answer, now)
-            if taken is not None:       # else those in front were refused
+            if taken is not None:       # else the first ones were refused
                 return taken
         return None
 
     cdef list _take_from_others(self, Group first, int64_t shortest_ns, int64_t now):
-        # While the most urgent group waits for company, others may have a batch.
+        # While the most urgent group waits for more requests, another may have a batch.
         cdef Group group
         cdef list taken
         cdef int64_t answer
@@ -248,7 +248,7 @@ cdef class Scheduler:
             taken = self._take_from(group, answer, now)
             if taken is not None:
                 return taken
-        if self._delay is None and len(self._queue.heads) > 0:
+        if self._delay is None and len(self._queue.ready_groups) > 0:
             self._delay = self.loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
 
@@ -263,7 +263,7 @@ cdef class Scheduler:
         return answer if answer != 0 else 1
 
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now):
-        # Of the first `limit` live requests of a group, those that may run together; None if all of them are refused.
+        # Takes those of the first `limit` live requests of a group that may run together; None if all are refused.
         cdef InferRequest request
         cdef list taken = []
         cdef int64_t live = group.live
@@ -285,7 +285,7 @@ cdef class Scheduler:
         # Removes requests at the front whose deadline has passed before their timer fired.
         cdef InferRequest request = self._queue.first(group)
         while request is not None and now >= request.deadline_ns:
-            self._refuse_first(group, late())
+            self._refuse_first(group, timeout_error())
             request = self._queue.first(group)
         return 0
 
@@ -370,7 +370,7 @@ cdef class Scheduler:
                 request.infer_ns = result.compute_infer_ns
                 request.output_ns = result.compute_output_ns
                 if now >= request.deadline_ns:
-                    outcome = late()
+                    outcome = timeout_error()
             settle(request, outcome, now)
         self.stats.count_run(rows, useful, result.compute_input_ns, result.compute_infer_ns, result.compute_output_ns)
         return 0
@@ -385,7 +385,7 @@ cdef class Scheduler:
     # --- The early ends of requests -----------------------------------------------------------------------------------
 
     cdef int let_go(self, InferRequest request, int was, int cause) except -1:
-        # Of a request that waits; a batch keeps those that run. One that was refused has been taken from the queue.
+        # For waiting requests; a batch keeps the running ones. A refused one has left the queue already.
         if was == QUEUED:
             self._queue.has_ended(request)
             return self._check_idle()
@@ -397,10 +397,10 @@ cdef BatchResult failed(list requests, str message):
 
 
 cdef class Target:
-    def __init__(self, str name not None, str version not None, Signature own not None, Scheduler scheduler not None,
-                 successor=None):
+    def __init__(self, str name not None, str version not None, Signature own_signature not None,
+                 Scheduler scheduler not None, successor=None):
         self.name = name
         self.version = version
-        self.own = own
+        self.own_signature = own_signature
         self.scheduler = scheduler
         self.successor = successor

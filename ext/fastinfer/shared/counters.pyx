@@ -1,9 +1,10 @@
-# Counters in memory that is given from outside, so that other processes can read them while they run: histograms, and
-# the block of counters that each version of a model has.
-# Lives here: buckets, counts, sums, the layout of the block. Does not: clocks, names for people (statistics.py).
+# Histograms, and the block of counters of each version of a model, in memory that the caller gives, so that other
+# processes can read them at any time.
+# Lives here: buckets, counts, sums, the layout of the block. Does not: clocks, displayed names (shared/statistics).
 #
-# One thread of one process writes, the event loop's; anybody may read. Cells are aligned 64-bit integers that are
-# stored whole, so a reader sees every counter as it was at some moment, though not all at the same moment.
+# The event loop's thread of one process writes; any thread of any process may read. Cells are aligned 64-bit integers
+# that are stored whole, so a reader sees each counter as it was at some moment, though not all at the same moment. A
+# histogram keeps its memory alive.
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -13,14 +14,14 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 cdef extern from *:
     """
     #include <cstdint>
-    // Relaxed and without a lock prefix: there is one writer. A plain store could be split by the compiler.
+    // Relaxed and without a lock prefix, because there is one writer. A plain store could be split by the compiler.
     static inline int64_t fastinfer_read(const int64_t* cell) { return __atomic_load_n(cell, __ATOMIC_RELAXED); }
     static inline void fastinfer_set(int64_t* cell, int64_t value) { __atomic_store_n(cell, value, __ATOMIC_RELAXED); }
-    static inline void fastinfer_raise(int64_t* cell, int64_t by) { fastinfer_set(cell, *cell + by); }
+    static inline void fastinfer_add(int64_t* cell, int64_t by) { fastinfer_set(cell, *cell + by); }
     """
     int64_t fastinfer_read(const int64_t* cell) noexcept nogil
     void fastinfer_set(int64_t* cell, int64_t value) noexcept nogil
-    void fastinfer_raise(int64_t* cell, int64_t by) noexcept nogil
+    void fastinfer_add(int64_t* cell, int64_t by) noexcept nogil
 
 
 # --- Histograms -------------------------------------------------------------------------------------------------------
@@ -62,10 +63,10 @@ cdef class Histogram:
             if i > 0 and self.limits[i] <= self.limits[i - 1]:
                 raise ValueError("the bounds of a histogram must rise")
         cdef Py_ssize_t size = nbytes(self.bounds)
-        cdef Py_ssize_t there = 0
-        cdef char* at = borrow(bytearray(size) if memory is None else memory, &self.view, &there)
-        if offset < 0 or size > there - offset:
-            raise ValueError(f"a histogram of {size} bytes does not fit {there} bytes at {offset}")
+        cdef Py_ssize_t available = 0
+        cdef char* at = borrow(bytearray(size) if memory is None else memory, &self.view, &available)
+        if offset < 0 or size > available - offset:
+            raise ValueError(f"a histogram of {size} bytes does not fit {available} bytes at {offset}")
         if (<uintptr_t>at + <uintptr_t>offset) % sizeof(int64_t) != 0:
             raise ValueError("the memory of a histogram must be aligned to 8 bytes")
         self.cells = <int64_t*>(at + offset)
@@ -85,8 +86,8 @@ cdef class Histogram:
                 high = middle
             else:
                 low = middle + 1
-        fastinfer_raise(&self.cells[0], value * times)
-        fastinfer_raise(&self.cells[1 + low], times)
+        fastinfer_add(&self.cells[0], value * times)
+        fastinfer_add(&self.cells[1 + low], times)
 
     def add(self, int64_t value, int64_t times=1):
         self.count_in(value, times)
@@ -162,16 +163,16 @@ cdef class Counters:
     cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept:
         self.success.count_in(total_ns, 1)
         self.queue.count_in(queue_ns, 1)
-        fastinfer_raise(self._answered_rows, rows)
+        fastinfer_add(self._answered_rows, rows)
 
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept:
         (<Histogram>self._failures[cause]).count_in(total_ns, 1)
 
     cdef void count_withdrawn(self) noexcept:
-        fastinfer_raise(self._withdrawn, 1)
+        fastinfer_add(self._withdrawn, 1)
 
     cdef void count_overrun(self) noexcept:
-        fastinfer_raise(self._overruns, 1)
+        fastinfer_add(self._overruns, 1)
 
     cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept:
         self.compute_input.count_in(input_ns, requests)
@@ -186,11 +187,11 @@ cdef class Counters:
         if not useful:
             return
         line = self._lines + line_of(rows) * LINE_CELLS
-        fastinfer_raise(&line[0], 1)
-        fastinfer_raise(&line[1], input_ns)
-        fastinfer_raise(&line[2], infer_ns)
-        fastinfer_raise(&line[3], output_ns)
-        clock_gettime(CLOCK_REALTIME, &now)     # a date for people; nothing is decided by it
+        fastinfer_add(&line[0], 1)
+        fastinfer_add(&line[1], input_ns)
+        fastinfer_add(&line[2], infer_ns)
+        fastinfer_add(&line[3], output_ns)
+        clock_gettime(CLOCK_REALTIME, &now)     # only displayed; no decision depends on it
         fastinfer_set(self._last_inference_ms, <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000)
 
     # --- For Python ---------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def batch_size_of(Py_ssize_t line):
     return line if line < EXACT_SIZES else 1 << (line - EXACT_SIZES + 7)
 
 
-# The line that counts batches of so many rows; the first one is never used.
+# The line of batches of this many rows; line 0 is never used.
 cdef Py_ssize_t line_of(int64_t rows) noexcept:
     cdef Py_ssize_t line = EXACT_SIZES
     if rows < EXACT_SIZES:

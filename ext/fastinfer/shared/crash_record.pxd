@@ -35,7 +35,7 @@ cdef extern from "fastinfer/shared/crash_record.h" namespace "fastinfer" nogil:
         uint64_t ended
         uint64_t requests
 
-    struct Slot:
+    struct RecordSlot:
         uint64_t main_thread
         uint64_t fault_thread
         uint64_t unnoted
@@ -43,7 +43,7 @@ cdef extern from "fastinfer/shared/crash_record.h" namespace "fastinfer" nogil:
         Noted* loads
         NotedRun* runs
 
-    struct Head:
+    struct RecordHeader:
         uint64_t layout
         uint64_t slots
         uint64_t seed
@@ -51,17 +51,17 @@ cdef extern from "fastinfer/shared/crash_record.h" namespace "fastinfer" nogil:
         Entry* table
 
     const uint64_t LAYOUT
-    T seen[T](const T& cell)
-    void show[T](T& cell, T value)
+    T load_acquire[T](const T& cell)
+    void store_release[T](T& cell, T value)
     size_t record_nbytes(size_t slots)
-    Slot* slot_of(Head* head, size_t slot)
-    uint64_t* fingerprints_of(Slot* slot, const NotedRun* run)
-    bint is_armed(const Head* head)
-    int kind_of(Head* head, uint64_t key, int64_t now_ns)
-    void reset_slot(Head* head, Slot* slot)
-    Entry* entry_of(Head* head, uint64_t key, int64_t now_ns)
-    bint take_out(Head* head, Entry* entry, uint64_t key)
-    void put_entry(Head* head, const Entry& made, int64_t now_ns)
+    RecordSlot* slot_of(RecordHeader* header, size_t slot)
+    uint64_t* fingerprints_of(RecordSlot* slot, const NotedRun* run)
+    bint is_armed(const RecordHeader* header)
+    int kind_of(RecordHeader* header, uint64_t key, int64_t now_ns)
+    void reset_slot(RecordHeader* header, RecordSlot* slot)
+    Entry* entry_of(RecordHeader* header, uint64_t key, int64_t now_ns)
+    bint remove_entry(RecordHeader* header, Entry* entry, uint64_t key)
+    void put_entry(RecordHeader* header, const Entry& made, int64_t now_ns)
     uint64_t this_thread()
     void begins(Noted* noted)
     void run_begins(NotedRun* run)
@@ -70,25 +70,25 @@ cdef extern from "fastinfer/shared/crash_record.h" namespace "fastinfer" nogil:
 
 cdef class CrashRecord:
     cdef Py_buffer view         # keeps the memory alive and in place
-    cdef Head* head             # borrowed from view
+    cdef RecordHeader* header   # borrowed from view
 
-    cdef Slot* slot(self, Py_ssize_t index) except NULL
+    cdef RecordSlot* slot(self, Py_ssize_t index) except NULL
 
 
-# A process's own part of a record. Loop's thread, but for loads.
+# A process's own part of a record. Loop's thread, except for loads.
 cdef class CrashSlot:
     cdef readonly CrashRecord record
-    cdef Slot* slot             # borrowed from record
-    cdef int[RUNS] free_runs    # places: the last ones that were given back are taken first
+    cdef RecordSlot* slot       # borrowed from record
+    cdef int[RUNS] free_runs    # a stack of free places
     cdef int free_count
 
-    # A place for a run, which is given back when it has ended; NULL where there is none. Given back, a lone suspect
-    # that has been run is one no more.
+    # A place for a run, which is given back when the run has ended; NULL if there is none. give_back clears a suspect
+    # that ran alone and did not end the process.
     cdef NotedRun* take_place(self) noexcept
     cdef void give_back(self, NotedRun* run) noexcept
     cdef int kind_of(self, uint64_t key) noexcept
-    # For how long what is known of a key holds, in nanoseconds; 0: nothing of this kind is known.
-    cdef int64_t time_left(self, uint64_t key, int kind) noexcept
+    # Nanoseconds until the entry of a key expires; 0: there is no entry of this kind.
+    cdef int64_t entry_remaining_ns(self, uint64_t key, int kind) noexcept
     cdef bint absolve(self, uint64_t key, int kind) noexcept
 
 

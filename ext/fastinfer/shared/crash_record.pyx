@@ -1,8 +1,10 @@
-# What a process is about to run, noted in memory that outlives it; and what is known of requests and loads that ended
-# processes. Lives here: the memory, and single steps on it. Does not: who is to blame (supervisor/suspects.py),
-# requests (runnotes), models.
+# Notes what a process is running in memory that outlives it, and keeps the verdicts on requests and loads that ended
+# processes. Lives here: the memory, and single steps on it. Does not: who is to blame (supervisor/blame), requests
+# (schedule/run_notes), models.
 #
-# It imports neither ONNX Runtime nor numpy, so that a supervisor can.
+# A process writes its slot on the loop's thread; loads, and the starts and ends of runs, are noted on their own
+# threads. The caller gives the memory; a CrashRecord keeps it alive. This module imports neither ONNX Runtime nor
+# numpy, so that a supervisor can import it.
 
 import os
 from hashlib import blake2b
@@ -16,7 +18,7 @@ from libc.string cimport memcpy
 from fastinfer.native.job cimport monotonic_ns
 
 cdef extern from "fastinfer/shared/crash_signals.h" namespace "fastinfer":
-    int watch_faults(Head* head, Slot* slot) except -1
+    int watch_faults(RecordHeader* header, RecordSlot* slot) except -1
 
 SUSPECT = IS_SUSPECT
 CULPRIT = IS_CULPRIT
@@ -60,34 +62,34 @@ def hashed(text):
 cdef class CrashRecord:
     def __cinit__(self, memory):
         PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
-        self.head = <Head*>self.view.buf
-        if self.view.len < <Py_ssize_t>record_nbytes(1) or <uintptr_t>self.head % sizeof(uint64_t) != 0:
+        self.header = <RecordHeader*>self.view.buf
+        if self.view.len < <Py_ssize_t>record_nbytes(1) or <uintptr_t>self.header % sizeof(uint64_t) != 0:
             raise ValueError(f"{self.view.len} bytes are no memory for a crash record")
-        if self.head.layout == 0:
-            self.head.slots = (self.view.len - record_nbytes(0)) // (record_nbytes(1) - record_nbytes(0))
-            self.head.seed = int.from_bytes(os.urandom(8), "little")
-            self.head.layout = LAYOUT
-        if self.head.layout != LAYOUT or <Py_ssize_t>record_nbytes(self.head.slots) > self.view.len:
+        if self.header.layout == 0:
+            self.header.slots = (self.view.len - record_nbytes(0)) // (record_nbytes(1) - record_nbytes(0))
+            self.header.seed = int.from_bytes(os.urandom(8), "little")
+            self.header.layout = LAYOUT
+        if self.header.layout != LAYOUT or <Py_ssize_t>record_nbytes(self.header.slots) > self.view.len:
             raise ValueError("the crash record is of another build")
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
 
-    cdef Slot* slot(self, Py_ssize_t index) except NULL:
-        if not 0 <= index < <Py_ssize_t>self.head.slots:
-            raise IndexError(f"there is no slot {index} of {self.head.slots}")
-        return slot_of(self.head, index)
+    cdef RecordSlot* slot(self, Py_ssize_t index) except NULL:
+        if not 0 <= index < <Py_ssize_t>self.header.slots:
+            raise IndexError(f"there is no slot {index} of {self.header.slots}")
+        return slot_of(self.header, index)
 
     def __len__(self):
-        return self.head.slots
+        return self.header.slots
 
     @property
     def armed(self):
-        return is_armed(self.head)
+        return is_armed(self.header)
 
     @property
     def seed(self):
-        return self.head.seed
+        return self.header.seed
 
     @property
     def refused(self):
@@ -98,16 +100,16 @@ cdef class CrashRecord:
 
     def put(self, uint64_t key, int kind, double seconds, *, uint64_t group=0, int strikes=0, int signal=0):
         cdef int64_t now = monotonic_ns()
-        put_entry(self.head, Entry(key, group, now + <int64_t>(seconds * 1e9), kind, strikes, signal), now)
+        put_entry(self.header, Entry(key, group, now + <int64_t>(seconds * 1e9), kind, strikes, signal), now)
 
     def find(self, uint64_t key):
-        cdef Entry* entry = entry_of(self.head, key, monotonic_ns())
+        cdef Entry* entry = entry_of(self.header, key, monotonic_ns())
         if entry == NULL:
             return None
         return Verdict(entry.kind, entry.group, entry.strikes, entry.signal)
 
     def kind(self, uint64_t key):
-        return kind_of(self.head, key, monotonic_ns())
+        return kind_of(self.header, key, monotonic_ns())
 
     def holds(self, uint64_t group, int kind):
         return any([entry[1:3] == (group, kind) for entry in self.entries()])
@@ -117,28 +119,28 @@ cdef class CrashRecord:
         cdef Py_ssize_t i
         cdef Entry* entry
         cdef list found = []
-        if not is_armed(self.head):
+        if not is_armed(self.header):
             return found
         for i in range(PLACES):
-            entry = &self.head.table[i]
-            key = seen(entry.key)
+            entry = &self.header.table[i]
+            key = load_acquire(entry.key)
             if key == 0:
                 continue
             if entry.until_ns > now:
                 found.append((key, entry.group, entry.kind))
             else:
-                take_out(self.head, entry, key)
+                remove_entry(self.header, entry, key)
         return found
 
     def remove(self, uint64_t key):
-        cdef Entry* entry = entry_of(self.head, key, monotonic_ns())
+        cdef Entry* entry = entry_of(self.header, key, monotonic_ns())
         if entry != NULL:
-            take_out(self.head, entry, key)
+            remove_entry(self.header, entry, key)
 
     # --- Slots --------------------------------------------------------------------------------------------------------
 
     def death(self, Py_ssize_t index):
-        cdef Slot* slot = self.slot(index)
+        cdef RecordSlot* slot = self.slot(index)
         cdef Py_ssize_t i
         cdef list runs = [running(slot, &slot.runs[i].what, &slot.runs[i])
                           for i in range(RUNS) if slot.runs[i].what.thread != 0]
@@ -147,10 +149,10 @@ cdef class CrashRecord:
         return Death(runs, loads, slot.unnoted, on_loop)
 
     def reset(self, Py_ssize_t index):
-        reset_slot(self.head, self.slot(index))
+        reset_slot(self.header, self.slot(index))
 
 
-cdef object running(Slot* slot, const Noted* what, const NotedRun* run):
+cdef object running(RecordSlot* slot, const Noted* what, const NotedRun* run):
     label = what.label[:LABEL].partition(b"\0")[0].decode("utf-8", "replace")
     cdef uint64_t requests = 0
     if run != NULL:
@@ -172,7 +174,7 @@ cdef class CrashSlot:
             self.free_runs[place] = RUNS - 1 - place
 
     def watch_faults(self):
-        watch_faults(self.record.head, self.slot)
+        watch_faults(self.record.header, self.slot)
 
     # --- Runs ---------------------------------------------------------------------------------------------------------
 
@@ -192,20 +194,20 @@ cdef class CrashSlot:
             return
         self.free_runs[self.free_count] = <int>(run - self.slot.runs)
         self.free_count += 1
-        if run.ended and run.requests == 1 and is_armed(self.record.head):
+        if run.ended and run.requests == 1 and is_armed(self.record.header):
             self.absolve(fingerprints_of(self.slot, run)[0], IS_SUSPECT)
 
     cdef int kind_of(self, uint64_t key) noexcept:
-        return kind_of(self.record.head, key, monotonic_ns())
+        return kind_of(self.record.header, key, monotonic_ns())
 
-    cdef int64_t time_left(self, uint64_t key, int kind) noexcept:
+    cdef int64_t entry_remaining_ns(self, uint64_t key, int kind) noexcept:
         cdef int64_t now = monotonic_ns()
-        cdef Entry* entry = entry_of(self.record.head, key, now)
+        cdef Entry* entry = entry_of(self.record.header, key, now)
         return entry.until_ns - now if entry != NULL and entry.kind == kind else 0
 
     cdef bint absolve(self, uint64_t key, int kind) noexcept:
-        cdef Entry* entry = entry_of(self.record.head, key, monotonic_ns())
-        return entry != NULL and entry.kind == kind and take_out(self.record.head, entry, key)
+        cdef Entry* entry = entry_of(self.record.header, key, monotonic_ns())
+        return entry != NULL and entry.kind == kind and remove_entry(self.record.header, entry, key)
 
     def begin_run(self, uint64_t key, uint64_t group, bytes label not None, fingerprints, uint64_t requests):
         cdef NotedRun* run = self.take_place()
@@ -230,8 +232,8 @@ cdef class CrashSlot:
     def end_load(self, int place):
         if not 0 <= place < LOADS:
             return
-        show(self.slot.loads[place].thread, <uint64_t>0)
-        if is_armed(self.record.head):
+        store_release(self.slot.loads[place].thread, <uint64_t>0)
+        if is_armed(self.record.header):
             self.absolve(self.slot.loads[place].key, IS_LOAD_SUSPECT)
 
 

@@ -28,7 +28,7 @@ cdef struct CStep:
     bint goes_on            # adds to the number of the step before
     int form
     double unit
-    int condition           # a cell: where it is 0, this step and `skipped` more are left out; -1: there is none
+    int condition           # a cell: if it is 0, this step and `skipped` more are left out; -1: there is none
     int skipped
     bint listed             # a comma goes before it, unless it is the first of its list
 
@@ -49,7 +49,7 @@ cdef struct CSection:
 cdef struct CEntry:
     const char* texts[TEXTS]
     Py_ssize_t[TEXTS] text_sizes
-    const int64_t* cells    # where they are not found by the key; else NULL
+    const int64_t* cells    # its counters, if they are not found by the key; else NULL
 
 cdef struct CGroup:
     CEntry* entries
@@ -61,7 +61,7 @@ cdef struct CGroup:
 
 # A report under way. `report` owns what it points to.
 cdef struct State:
-    # Places.
+    # The current position.
     int stage
     int group
     int section
@@ -70,13 +70,13 @@ cdef struct State:
     Py_ssize_t process
     int64_t ended_ticks     # CPU time of the first process's ended children, before the others were read
     int repeated
-    # What is read.
+    # Inputs.
     CGroup* groups
     int group_count
     Key* keys               # of the first group's entries
     KeyTable table
     int64_t* copy           # of a block
-    int latest              # the counted cell of which the largest counts, or -1
+    int latest              # the counted cell whose maximum is taken, or -1
     const char* banks       # borrowed from the buffer that the report holds; NULL: there are none
     Py_ssize_t bank_count
     Py_ssize_t bank_bytes
@@ -84,7 +84,7 @@ cdef struct State:
     Py_ssize_t cells_at
     int64_t* pids
     Py_ssize_t pid_count
-    # What is written.
+    # Output.
     const CSection* sections
     int section_count
     const CStep* steps
@@ -94,8 +94,8 @@ cdef struct State:
 
 
 cdef class Template:
-    cdef readonly int cells         # that it reads of each model's counters
-    cdef readonly tuple extra       # the cells of each group that are given
+    cdef readonly int cells         # the number that it reads of each model's counters
+    cdef readonly tuple extra       # for each group, how many cells the caller gives
     cdef list _kept                 # owns the texts
     cdef CSection* sections
     cdef int section_count

@@ -1,11 +1,11 @@
-# Text made of counters: the page for Prometheus and the JSON of the statistics.
+# Renders counters as text: the page for Prometheus and the JSON of the statistics.
 #
 # Lives here: a template (a table of texts and of the cells whose sum follows each), and the job that reads the counters
 # of all processes and fills the template in. Does not: names of metrics, what cells mean (api/metrics.py,
 # shared/statistics.py).
 #
-# A template is made once. What differs between models is an Entry each: its labels as text, its key, its counters. So a
-# model that is loaded costs a few hundred bytes here, and nothing is compiled again.
+# A template is made once. Each model has an Entry: its labels as text, its key, its counters. So a loaded model costs a
+# few hundred bytes here, and no template is made again.
 #
 # A report is made on the loop's thread. It runs on any thread without the GIL, or in steps on the loop's thread, and
 # owns all its memory. Counters are read while they are written: each cell is as it was at some moment.
@@ -17,7 +17,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from fastinfer.native.job cimport Job, goes_on
+from fastinfer.native.job cimport Job, yield_to_loop
 from fastinfer.shared.counters cimport Counters
 
 from collections import namedtuple
@@ -26,7 +26,7 @@ cdef extern from "fastinfer/number/format.h" namespace "fastinfer::number" nogil
     enum Nonfinite "fastinfer::number::Nonfinite":
         NONFINITE_LITERAL "fastinfer::number::NONFINITE_LITERAL"
     char* format_signed(int64_t number, char* out) noexcept
-    char* run_fp64 "fastinfer::number::format_binary_run<fastinfer::number::Binary64>"(
+    char* write_fp64 "fastinfer::number::format_binary_span<fastinfer::number::Binary64>"(
         const char*, int64_t, int, char*, int64_t*) noexcept
 
 cdef extern from "fastinfer/shared/shared_counters.h" namespace "fastinfer" nogil:
@@ -59,14 +59,14 @@ cdef enum:
     WRITE = 3
     ENDED = 4
 
-    # What is done before the loop may go first: some 20 µs.
+    # The work between two yields to the loop: some 20 µs.
     STEPS = 256
     ENTRIES = 64
     BLOCKS = 64
 
-    REPEATS = 3             # of sums that were not of one moment
+    REPEATS = 3             # of sums that a process's end made inconsistent
 
-    SLICES = 8              # of such pieces, on the loop's own thread
+    SLICES = 8              # of this size in a step on the loop's own thread
 
 USAGE_CELLS = USED_CELLS
 FORMS = {"": NO_NUMBER, "whole": WHOLE, "decimal": DECIMAL}
@@ -224,7 +224,7 @@ cdef class Report(Job):
     def step(self):
         cdef bint more = True
         for _ in range(SLICES):
-            more = do_piece(&self.report)
+            more = do_slice(&self.report)
             if not more:
                 break
         return not more
@@ -338,7 +338,7 @@ cdef int open_processes(State* report, pids) except -1:
     return 0
 
 
-# The most that a section can take.
+# The upper bound of a section's size.
 cdef Py_ssize_t section_size(const State* report, const CSection* section) noexcept:
     cdef const CGroup* group = &report.groups[section.group]
     cdef Py_ssize_t size = section.head_size + section.tail_size + section.entry_size * group.count
@@ -354,12 +354,12 @@ cdef Py_ssize_t section_size(const State* report, const CSection* section) noexc
 
 cdef void run_report(void* state) noexcept nogil:
     cdef State* report = <State*>state
-    while do_piece(report) and goes_on(report.interruption):
+    while do_slice(report) and yield_to_loop(report.interruption):
         pass
 
 
-# Does a piece; whether there is more.
-cdef bint do_piece(State* report) noexcept nogil:
+# Does a slice of the work; returns whether there is more.
+cdef bint do_slice(State* report) noexcept nogil:
     if report.stage == READ_PROCESSES:
         read_processes(report)
     elif report.stage == READ_OWN:
@@ -377,8 +377,8 @@ cdef void enter(State* report, int stage) noexcept nogil:
     report.entry = 0
 
 
-# The CPU time of a process that ends moves to its parent, the first process, when that has reaped it. Where that has
-# happened meanwhile, the sums are made again, so that the time counts once.
+# The CPU time of a process that ends moves to its parent, the first process, when that has reaped it. If that
+# happens meanwhile, the sums are computed again, so that the time counts once.
 cdef void read_processes(State* report) noexcept nogil:
     cdef int64_t* cells
     if report.process < report.pid_count:
@@ -409,7 +409,7 @@ cdef void read_own(State* report) noexcept nogil:
         enter(report, READ_BANKS)
 
 
-# The blocks of a bank are first used in order, so the first one that never was ends it.
+# The blocks of a bank are first used in order, so the first unused one ends it.
 cdef void read_banks(State* report) noexcept nogil:
     cdef CGroup* group = &report.groups[0]
     cdef Py_ssize_t of_a_bank
@@ -487,7 +487,7 @@ cdef void write_entry(State* report, const CSection* section, const CGroup* grou
             report.at = format_signed(value, report.at)
         elif step.form == DECIMAL:
             quotient = <double>value / step.unit
-            report.at = run_fp64(<const char*>&quotient, 1, NONFINITE_LITERAL, report.at, &fault)
+            report.at = write_fp64(<const char*>&quotient, 1, NONFINITE_LITERAL, report.at, &fault)
 
 
 cdef inline void put(State* report, const char* text, Py_ssize_t size) noexcept nogil:

@@ -1,12 +1,12 @@
 // The sum of a model's counters over all processes, read from the memory that they share.
 //
-// Lives here: finding the blocks of models in the banks, and copying their cells. Does not: what the cells mean, and who
-// writes them (shared/banks.py writes them, shared/layout.py has the sizes of blocks, shared/counters.pyx the cells). Any thread; no Python, no allocation. The memory belongs to the
-// caller and outlives the call.
+// Lives here: finding the blocks of models in the banks, and copying their cells. Does not:
+// writing them (shared/model_counters.py), the sizes of blocks (shared/layout.py), the cells (shared/counters.pyx). Any
+// thread; no Python, no allocation. The memory belongs to the caller and outlives the call.
 //
-// A bank is an array of blocks; the first block is the process's own. A model's block begins with its key. Another process
-// may give a block to another model while it is read: the writer first replaces the key by a mark, and the reader looks at
-// the key again after it has copied the cells.
+// A bank is an array of blocks; the first block is the process's own. A model's block begins with its key. Another
+// process may give a block to another model while it is read: the writer first replaces the key by a mark, and the
+// reader compares the key again after it has copied the cells.
 #pragma once
 
 #include <atomic>
@@ -32,15 +32,11 @@ static inline Key read_key(const char* block) {
 }
 
 // Counters wrap around rather than overflow.
-static inline int64_t sum(int64_t one, int64_t other) {
-    return int64_t(uint64_t(one) + uint64_t(other));
-}
+static inline int64_t sum(int64_t one, int64_t other) { return int64_t(uint64_t(one) + uint64_t(other)); }
 
-static inline int64_t read_cell(const int64_t* cell) {
-    return __atomic_load_n(cell, __ATOMIC_RELAXED);
-}
+static inline int64_t read_cell(const int64_t* cell) { return __atomic_load_n(cell, __ATOMIC_RELAXED); }
 
-// Adds a block's cells to `totals`; `latest` is a cell of which the largest counts, or -1.
+// Adds a block's cells to `totals`; `latest` is a cell whose maximum is taken, or -1.
 static inline void add_cells(int64_t* totals, const int64_t* cells, int count, int latest) {
     for (int i = 0; i < count; i++) {
         const int64_t value = read_cell(cells + i);
@@ -48,8 +44,8 @@ static inline void add_cells(int64_t* totals, const int64_t* cells, int count, i
     }
 }
 
-// Which model has a key: open addressing in `slots`, of which there are a power of two, more than there are models.
-// A slot is the model's number + 1, or 0.
+// Finds a model by its key: open addressing in `slots`, whose number is a power of two above the number of models.
+// A slot has the model's number + 1, or 0.
 struct KeyTable {
     const Key* keys;
     uint32_t* slots;
@@ -57,14 +53,16 @@ struct KeyTable {
 
     void add(uint32_t model) {
         uint32_t at = uint32_t(keys[model].words[0]) & mask;
-        while (slots[at] != 0) at = (at + 1) & mask;
+        while (slots[at] != 0)
+            at = (at + 1) & mask;
         slots[at] = model + 1;
     }
 
     // -1: none has it.
     int64_t find(const Key& key) const {
         for (uint32_t at = uint32_t(key.words[0]) & mask; slots[at] != 0; at = (at + 1) & mask)
-            if (keys[slots[at] - 1] == key) return int64_t(slots[at]) - 1;
+            if (keys[slots[at] - 1] == key)
+                return int64_t(slots[at]) - 1;
         return -1;
     }
 };
@@ -75,13 +73,17 @@ enum BlockState { BLOCK_NEVER_USED, BLOCK_ADDED, BLOCK_OF_NOBODY };
 static inline BlockState add_block(const char* block, int cells_at, int count, int latest, const KeyTable& table,
                                    int64_t* totals, int64_t stride, int64_t* copy) {
     const Key key = read_key(block);
-    if (key == Key{}) return BLOCK_NEVER_USED;
+    if (key == Key{})
+        return BLOCK_NEVER_USED;
     const int64_t model = table.find(key);
-    if (model < 0) return BLOCK_OF_NOBODY;
+    if (model < 0)
+        return BLOCK_OF_NOBODY;
     const int64_t* cells = reinterpret_cast<const int64_t*>(block + cells_at);
-    for (int i = 0; i < count; i++) copy[i] = read_cell(cells + i);
+    for (int i = 0; i < count; i++)
+        copy[i] = read_cell(cells + i);
     std::atomic_thread_fence(std::memory_order_acquire);
-    if (!(read_key(block) == key)) return BLOCK_OF_NOBODY;
+    if (!(read_key(block) == key))
+        return BLOCK_OF_NOBODY;
     add_cells(totals + model * stride, copy, count, latest);
     return BLOCK_ADDED;
 }

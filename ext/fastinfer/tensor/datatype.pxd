@@ -26,11 +26,11 @@ cdef struct Datatype:
     int32_t onnx            # ONNXTensorElementDataType
     const char* numpy       # numpy's dtype string; BF16 has none of its own and is carried as uint16
 
-cdef const Datatype* row(int datatype_id) noexcept nogil
+cdef const Datatype* datatype_of(int datatype_id) noexcept nogil
 # The id of a name, or -1.
 cdef int from_name(const char* name, Py_ssize_t size) noexcept nogil
-# The id of an ONNX element type, or -1 where v2 has no word for it.
+# The id of an ONNX element type, or -1 if v2 has no name for it.
 cdef int from_onnx(int32_t onnx_type) noexcept nogil
-# The id of a name that is a str; ValueError where there is none.
+# The id of a name that is a str; ValueError for an unknown name.
 cdef int from_str(str name) except -1
 cdef str name_of(int datatype_id)

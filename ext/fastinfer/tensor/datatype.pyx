@@ -1,5 +1,6 @@
 # The table of v2 datatypes: one row each. Everything that depends on a datatype looks it up here.
-# Lives here: names, numpy dtypes, ONNX element types, sizes. Does not: memory, shapes, text.
+# Lives here: names, numpy dtypes, ONNX element types, sizes. Does not: memory, shapes, text. Any thread, without the
+# GIL: the table is filled when the module is imported, and does not change.
 
 from libc.string cimport memcmp, strlen
 
@@ -30,7 +31,7 @@ _NAMES = tuple([_TABLE[i].name.decode() for i in range(DATATYPE_COUNT)])
 NAMES = _NAMES
 
 
-cdef const Datatype* row(int datatype_id) noexcept nogil:
+cdef const Datatype* datatype_of(int datatype_id) noexcept nogil:
     return &_TABLE[datatype_id]
 
 

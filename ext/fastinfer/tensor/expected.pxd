@@ -15,8 +15,8 @@ cdef struct Expected:
     bint batched            # the first dimension is free, and ...
     bint item_form          # ... may be left out
 
-# Whether an input of this name, type and shape is certain to be refused by the signature. What is not clear is decoded,
-# and the signature judges. `index`: its position in the request.
+# Whether the signature will certainly refuse an input of this name, type and shape. If that is not clear, the input is
+# decoded, and the signature decides. `index`: its position in the request.
 cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_ssize_t name_size, int datatype_id,
                      int rank, const int64_t* dims) noexcept nogil
 

@@ -1,5 +1,5 @@
-# What a model takes, as plain structs: the decoder compares with it before it decodes data that cannot fit. Immutable
-# after the load, read without the GIL on any thread; the model's Signature owns it.
+# The inputs that a model takes, as plain structs, so that the decoder does not decode data that cannot fit. Immutable
+# after the load, read without the GIL on any thread; the model's Signature owns them.
 
 cimport cython
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -28,13 +28,13 @@ cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_s
         return False
     if rank == wanted.rank:
         i = 1 if expected.batched else 0
-        return are_others(wanted.dims + i, dims + i, rank - i)
+        return differ(wanted.dims + i, dims + i, rank - i)
     if rank == wanted.rank - 1 and expected.item_form:
-        return are_others(wanted.dims + 1, dims, rank)
+        return differ(wanted.dims + 1, dims, rank)
     return True
 
 
-cdef bint are_others(const int64_t* wanted, const int64_t* dims, int rank) noexcept nogil:
+cdef bint differ(const int64_t* wanted, const int64_t* dims, int rank) noexcept nogil:
     cdef int i
     for i in range(rank):
         if wanted[i] >= 0 and wanted[i] != dims[i]:

@@ -15,8 +15,8 @@ cdef enum:
 cdef class RequestedOutput:
     # One entry of the request's "outputs".
     cdef readonly str name
-    cdef readonly int binary            # parameters.binary_data: 1, 0, or -1 where it was not given
-    cdef readonly int64_t classification  # parameters.classification: 0 where it was not given
+    cdef readonly int binary            # parameters.binary_data: 1, 0, or -1 if it is not given
+    cdef readonly int64_t classification  # parameters.classification: 0 if it is not given
 
 
 cdef class InferRequest:
@@ -36,7 +36,7 @@ cdef class InferRequest:
     cdef public object shape_key        # requests with equal keys may share a batch
     cdef public bint whole              # has no common number of rows: runs alone and as it was sent, as one row
 
-    # Of what the model is to compute, if crashes are recorded (schedule/run_notes); 0: not known yet.
+    # A hash of the model and the inputs, if crashes are recorded (schedule/run_notes); 0: not computed yet.
     cdef uint64_t fingerprint
 
     # Its life (lifetime); loop's thread only. Times are CLOCK_MONOTONIC's.
@@ -50,8 +50,8 @@ cdef class InferRequest:
     cdef public int64_t infer_ns
     cdef public int64_t output_ns
     cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
-    cdef Keeper keeper                  # who holds it now, or None
-    cdef public Counters stats          # where its end will be counted; None: nowhere, or counted already
+    cdef Keeper keeper                  # its owner while it waits or runs, or None
+    cdef public Counters stats          # where its end is counted; None: nowhere, or counted already
 
     # As the constructor, without a Python call.
     @staticmethod
@@ -59,7 +59,7 @@ cdef class InferRequest:
                            int64_t priority)
 
 
-# Waits for a request's outcome and gets it at the level of C; loop's thread.
+# Receives a request's outcome, by a C call; loop's thread.
 cdef class Waiter:
     # outcome: list[Tensor] or ApiError. Returns True if the waiter counts the request's end itself, now or later.
     cdef bint completed(self, InferRequest request, object outcome) except? True
@@ -85,7 +85,7 @@ cdef class InferResponse:
     cdef InferResponse make(str model_name, str model_version, list outputs, bytes id, tuple binary)
 
 
-# What became of a batch: for each request, in order, all outputs of the model in the model's order (each with the
+# The outcome of a batch: for each request, in order, all outputs of the model in the model's order (each with the
 # request's own rows), or the error that this request is answered with.
 cdef class BatchResult:
     cdef readonly list outputs          # list[list[Tensor] | ApiError]
@@ -98,7 +98,7 @@ cdef class BatchResult:
     cdef BatchResult make(list outputs, int64_t compute_input_ns, int64_t compute_infer_ns, int64_t compute_output_ns)
 
 
-# Runs batches. Where it can do so at once it is asked at the level of C.
+# Runs batches; those that it can run at once, by a C call.
 cdef class BatchRunner:
     cdef Counters stats                 # of the model; None before a scheduler has it
     # Runs requests that share a batch on this thread; None if they must not run here: then call `start`.

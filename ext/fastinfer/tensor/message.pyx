@@ -1,4 +1,5 @@
-# The request, response and batch records that are passed between the layers. No behaviour.
+# The request, response and batch records that are passed between the layers. Does not live here: behaviour. Loop's
+# thread, but a native thread reads a request's tensors while it runs; a record keeps its tensors alive.
 
 cimport cython
 

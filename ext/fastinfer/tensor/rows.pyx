@@ -1,34 +1,34 @@
 # Rows of several requests as one block of memory, and back. Pure memory work, without the GIL.
-# Lives here: gather, bounds of rows. Does not: the runtime, requests.
+# Lives here: gather, bounds of rows. Does not: the runtime, requests. Any thread; the memory belongs to the caller.
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
 from fastinfer.base.debug cimport invariant
-from fastinfer.tensor.datatype cimport BYTES, row
+from fastinfer.tensor.datatype cimport BYTES, datatype_of
 from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, element_count
 
 
-cdef Py_ssize_t gathered_size(const Piece* pieces, Py_ssize_t count) noexcept nogil:
+cdef Py_ssize_t gathered_size(const RowSlice* slices, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t nbytes = 0
     cdef Py_ssize_t i
     for i in range(count):
-        nbytes += pieces[i].nbytes
+        nbytes += slices[i].nbytes
     return nbytes
 
 
-cdef void gather(const Piece* pieces, Py_ssize_t count, char* into) noexcept nogil:
+cdef void gather(const RowSlice* slices, Py_ssize_t count, char* into) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(count):
-        invariant(pieces[i].nbytes >= 0, "a piece has a size")
-        memcpy(into, pieces[i].data, pieces[i].nbytes)
-        into += pieces[i].nbytes
+        invariant(slices[i].nbytes >= 0, "a slice has a size")
+        memcpy(into, slices[i].data, slices[i].nbytes)
+        into += slices[i].nbytes
 
 
 cdef void scatter(int datatype_id, const char* data, int64_t row_elements, const int64_t* rows, Py_ssize_t count,
                   Py_ssize_t* bounds) noexcept nogil:
-    cdef Py_ssize_t row_bytes = row_elements * row(datatype_id).itemsize
+    cdef Py_ssize_t row_bytes = row_elements * datatype_of(datatype_id).itemsize
     cdef Py_ssize_t at = 0
     cdef Py_ssize_t i
     cdef int64_t _element
@@ -60,19 +60,19 @@ def concatenate(list tensors not None):
                 or memcmp(tensor.dims + 1, first.dims + 1, (first.rank - 1) * sizeof(int64_t)) != 0):
             raise ValueError(f"{tensor!r} does not fit {first!r}")
         dims[0] += tensor.dims[0]
-    cdef Piece* pieces = <Piece*>malloc(count * sizeof(Piece))
-    if pieces == NULL:
+    cdef RowSlice* slices = <RowSlice*>malloc(count * sizeof(RowSlice))
+    if slices == NULL:
         raise MemoryError()
     cdef Memory memory
     try:
         for i in range(count):
             tensor = <Tensor>tensors[i]
-            pieces[i] = Piece(tensor.data, tensor.nbytes)
-        memory = Memory.allocate(gathered_size(pieces, count))
+            slices[i] = RowSlice(tensor.data, tensor.nbytes)
+        memory = Memory.allocate(gathered_size(slices, count))
         with nogil:
-            gather(pieces, count, memory.data)
+            gather(slices, count, memory.data)
     finally:
-        free(pieces)
+        free(slices)
     return Tensor.wrap(first.name, first.datatype_id, first.rank, dims, memory.data, memory.nbytes, memory)
 
 

@@ -9,26 +9,26 @@ cdef class Signature:
     cdef readonly tuple inputs              # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
     cdef readonly bint batched              # the first dimension of everything is the batch
-    cdef readonly int64_t max_batch_size    # rows; 0 where it is not batched
+    cdef readonly int64_t max_batch_size    # rows; 0 if it is not batched
     cdef readonly bint max_batch_size_configured
     cdef readonly bint positional           # inputs are taken by position, their names are free
-    cdef readonly bint anything             # any inputs at all
+    cdef readonly bint accepts_anything     # any inputs at all
     cdef readonly bint outputs_batched      # the first dimension of every output is the batch
     cdef readonly bint item_form            # a request whose inputs all lack the batch dimension is one item
     cdef readonly bint takes_base64         # the model reads base64 text itself: it is not decoded before
     cdef readonly str never_empty           # operators that cannot run on inputs without elements; "": none is known
     cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
-    cdef readonly Expectation expectation   # the inputs, for the decoder; None: it cannot know
+    cdef readonly Expectation expectation   # the inputs, for the decoder; None: any
     cdef dict _input_index                  # name -> position
     cdef dict _output_index
     cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
     cdef bint _one_batch                    # inputs must have the same number of rows: configured, or named alike
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
 
-    # Puts the inputs in the model's order, gives them the batch dimension where the client left it out, sets rows,
-    # implicit_batch, whole and shape_key. ApiError 400 where the request does not fit.
+    # Puts the inputs in the model's order, gives them the batch dimension if the client left it out, sets rows,
+    # implicit_batch, whole and shape_key. ApiError 400 if the request does not fit.
     cpdef int check(self, InferRequest request, str model) except -1
-    # Picks what the request asked for out of all outputs (in the model's order).
+    # Selects the requested ones of all outputs (in the model's order).
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
 
     cdef int _check(self, InferRequest request, str model) except -1

@@ -1,22 +1,23 @@
-# What a model takes and gives, and the check of a request against it.
-# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime.
+# A model's inputs and outputs, and the check of a request against them.
+# Lives here: names, datatypes, shapes, the batch dimension. Does not: values, the queue, the runtime. Immutable;
+# requests are checked on the loop's thread.
 
 import re
 
 cimport cython
 from libc.string cimport memcpy
 
-from fastinfer.tensor.datatype cimport BOOL, BYTES, name_of, row
+from fastinfer.tensor.datatype cimport BOOL, BYTES, name_of, datatype_of
 from fastinfer.tensor.expected cimport Expectation
 from fastinfer.tensor.message cimport InferRequest, InferResponse, RequestedOutput
-from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_truths, put_truths
+from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_bools, put_bools
 from fastinfer.tensor.top_k cimport Classification, check_rankable
 
 from fastinfer.base.errors import ApiError
 
 
 # What exporters call the first dimension when it counts items: by the guides (`batch`, `batch_size`, `N`, `B`, `bs`),
-# and where a framework had no name for it (`None`, `unk__3`: Keras's batch dimension is None).
+# and if a framework had no name for it (`None`, `unk__3`: Keras's batch dimension is None).
 cdef object _BATCH_NAME = re.compile(r".*batch.*|n|b|bs|nb|none|unk__\d+", re.IGNORECASE)
 
 
@@ -31,7 +32,7 @@ cdef enum:
 @cython.final
 cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
-                 bint max_batch_size_configured=False, bint positional=False, bint anything=False,
+                 bint max_batch_size_configured=False, bint positional=False, bint accepts_anything=False,
                  outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
                  labels=None):
         self.inputs = tuple(inputs)
@@ -40,7 +41,7 @@ cdef class Signature:
         self.max_batch_size = max_batch_size
         self.max_batch_size_configured = max_batch_size_configured
         self.positional = positional
-        self.anything = anything
+        self.accepts_anything = accepts_anything
         self.outputs_batched = batched if outputs_batched is None else outputs_batched
         self.takes_base64 = takes_base64
         self.never_empty = never_empty
@@ -59,11 +60,11 @@ cdef class Signature:
             item_form = max_batch_size_configured or all(
                 [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
         self.item_form = batched and item_form
-        if not anything:
+        if not accepts_anything:
             self.expectation = Expectation.make(self.inputs, not positional, batched, self.item_form)
 
     def __str__(self):
-        if self.anything:
+        if self.accepts_anything:
             return "any inputs -> the same"
         batches = f"batches of up to {self.max_batch_size}" if self.batched else "not batched"
         return f"{_specs(self.inputs)} -> {_specs(self.outputs)}, {batches}"
@@ -78,7 +79,7 @@ cdef class Signature:
         cdef TensorSpec spec
         cdef Tensor tensor
         cdef Py_ssize_t i
-        if not self.anything:
+        if not self.accepts_anything:
             self._order_inputs(request, model)
             for i in range(len(self.inputs)):
                 spec = <TensorSpec>self.inputs[i]
@@ -91,7 +92,7 @@ cdef class Signature:
             self._check_batched(request, model)
             return self._check_elements(request, model) if self.never_empty else 0
         request.rows = 1
-        if not self.anything:
+        if not self.accepts_anything:
             for i in range(len(self.inputs)):
                 spec = <TensorSpec>self.inputs[i]
                 tensor = <Tensor>request.inputs[i]
@@ -142,7 +143,7 @@ cdef class Signature:
                                 f"{len(self.inputs)}")
         cdef TensorSpec spec = <TensorSpec>self.inputs[0]
         cdef int64_t[MAX_RANK] dims
-        cdef int64_t size = row(spec.datatype_id).itemsize
+        cdef int64_t size = datatype_of(spec.datatype_id).itemsize
         cdef int open_dim = -1
         cdef int i
         if spec.datatype_id == BYTES:
@@ -152,8 +153,8 @@ cdef class Signature:
             dims[i] = 1 if (i == 0 and self.batched and not spec.open_rank) else spec.dims[i]
             if dims[i] < 0:
                 if open_dim >= 0 or spec.open_rank:
-                    raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be told from a "
-                                        "raw request")
+                    raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be derived "
+                                        "from a raw request")
                 open_dim = i
             else:
                 size *= dims[i]
@@ -163,23 +164,23 @@ cdef class Signature:
         if size != body.nbytes:
             raise ApiError(400, f"input byte size mismatch for input '{spec.name}' for model '{model}'. "
                                 f"Expected {size}, got {body.nbytes}")
-        if spec.datatype_id == BOOL and not are_truths(body.data, body.nbytes):
-            body = _truths(body)
+        if spec.datatype_id == BOOL and not are_bools(body.data, body.nbytes):
+            body = _as_bools(body)
         return Tensor.wrap(spec.name, spec.datatype_id, spec.rank, dims, body.data, body.nbytes, body.owner)
 
     cdef int _check_outputs(self, InferRequest request, str model) except -1:
-        cdef RequestedOutput wanted
+        cdef RequestedOutput requested
         cdef Py_ssize_t i
         cdef dict known = self._output_index
-        if self.anything and request.outputs:
+        if self.accepts_anything and request.outputs:
             known = {(<Tensor>tensor).name: i for i, tensor in enumerate(request.inputs)}
-        for wanted in request.outputs:
-            index = known.get(wanted.name)
+        for requested in request.outputs:
+            index = known.get(requested.name)
             if index is None:
-                raise ApiError(400, f"unexpected inference output '{wanted.name}' for model '{model}'")
-            if wanted.classification > 0:
+                raise ApiError(400, f"unexpected inference output '{requested.name}' for model '{model}'")
+            if requested.classification > 0:
                 i = index
-                check_rankable(wanted.name, (<Tensor>request.inputs[i]).datatype_id if self.anything
+                check_rankable(requested.name, (<Tensor>request.inputs[i]).datatype_id if self.accepts_anything
                                else (<TensorSpec>self.outputs[i]).datatype_id)
         return 0
 
@@ -207,15 +208,15 @@ cdef class Signature:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
                 request.whole = True
         if self._equal_dims and not _are_equal(self._equal_dims, request.inputs):
-            request.whole = True        # the proof that rows are independent takes them for one size
+            request.whole = True        # the proof that rows are independent assumes one size
         if empty and request.rows > 0 and not self.max_batch_size_configured:
-            # The proof that rows are independent does not cover dimensions of 0. Nor do such rows cost a client
-            # anything: what a few batches hold is enough.
+            # The proof that rows are independent does not cover dimensions of 0. And such rows cost a client
+            # nothing, so the rows of a few batches are the limit.
             if request.rows > EMPTY_BATCHES * self.max_batch_size:
                 most = EMPTY_BATCHES * self.max_batch_size
                 raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
             request.whole = True
-        if request.whole:       # that it is batched is our choice: the graph may take the inputs as they are
+        if request.whole:       # we chose to batch the model: its graph may take the inputs as they are
             request.rows = 1
             request.shape_key = object()    # equal to no other
             return 0
@@ -236,7 +237,7 @@ cdef class Signature:
         return 0
 
     cdef bint _is_item(self, InferRequest request) noexcept:
-        # Whether all inputs lack the batch dimension; of an open rank that cannot be told.
+        # Whether all inputs lack the batch dimension; False for an open rank.
         cdef TensorSpec spec
         cdef Py_ssize_t i
         for i in range(len(self.inputs)):
@@ -247,14 +248,16 @@ cdef class Signature:
 
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version):
         cdef list chosen = outputs
-        cdef RequestedOutput wanted
+        cdef RequestedOutput requested
         cdef tuple binary = ()
         cdef InferResponse response
         if request.outputs:
-            index = {(<Tensor>t).name: i for i, t in enumerate(outputs)} if self.anything else self._output_index
-            chosen = [outputs[index[wanted.name]] for wanted in request.outputs]
-            binary = tuple([wanted.binary == 1 or (wanted.binary == -1 and request.binary_output)
-                            for wanted in request.outputs])
+            index = self._output_index
+            if self.accepts_anything:
+                index = {(<Tensor>t).name: i for i, t in enumerate(outputs)}
+            chosen = [outputs[index[requested.name]] for requested in request.outputs]
+            binary = tuple([requested.binary == 1 or (requested.binary == -1 and request.binary_output)
+                            for requested in request.outputs])
         elif request.binary_output or request.raw:
             binary = (True,) * len(outputs)
         if request.implicit_batch:
@@ -265,33 +268,33 @@ cdef class Signature:
         return response
 
     cdef tuple _classes(self, InferRequest request, list chosen):
-        cdef RequestedOutput wanted
+        cdef RequestedOutput requested
         cdef Tensor tensor
         cdef bint batched
         cdef list classes
-        for wanted in request.outputs:
-            if wanted.classification > 0:
+        for requested in request.outputs:
+            if requested.classification > 0:
                 break
         else:
             return None         # the common case
         classes = [None] * len(chosen)
-        for i, wanted in enumerate(request.outputs):
-            if wanted.classification > 0:
+        for i, requested in enumerate(request.outputs):
+            if requested.classification > 0:
                 tensor = chosen[i]
                 batched = (self.outputs_batched and not request.implicit_batch
-                           and tensor.rank == (<TensorSpec>self.outputs[self._output_index[wanted.name]]).rank)
-                classes[i] = Classification(tensor, wanted.classification, batched=batched,
-                                            labels=self.labels.get(wanted.name))
+                           and tensor.rank == (<TensorSpec>self.outputs[self._output_index[requested.name]]).rank)
+                classes[i] = Classification(tensor, requested.classification, batched=batched,
+                                            labels=self.labels.get(requested.name))
         return tuple(classes)
 
 
-cdef Tensor _truths(Tensor body):
+cdef Tensor _as_bools(Tensor body):
     cdef Memory memory
     try:
         memory = Memory.allocate(body.nbytes)
     except MemoryError:
         raise ApiError(503, "out of memory for the request's tensors", retry_after_s=1) from None
-    put_truths(memory.data, body.data, body.nbytes)
+    put_bools(memory.data, body.data, body.nbytes)
     return Tensor.wrap(body.name, BOOL, body.rank, body.dims, memory.data, body.nbytes, memory)
 
 
@@ -325,7 +328,7 @@ cdef str _specs(tuple specs):
     return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_shape_text(spec)}" for spec in specs])
 
 
-# Dimensions after the first that the model gives one name: each with the first of that name.
+# Pairs of dimensions, after the batch, of one name in the model: each with the first of that name.
 cdef tuple _equal_dims(tuple inputs):
     cdef dict first = {}
     cdef list pairs = []

@@ -10,16 +10,16 @@ cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil
 cdef void free_block(char* block) noexcept nogil
 
 # BOOL on the wire: any byte but 0 is true. In memory it is 1, so bytes that are not 0 or 1 cannot be used in place.
-cdef bint are_truths(const char* bytes, Py_ssize_t size) noexcept nogil
-cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil
+cdef bint are_bools(const char* bytes, Py_ssize_t size) noexcept nogil
+cdef void put_bools(char* bools, const char* bytes, Py_ssize_t size) noexcept nogil
 
-# The product of dims, or -1 where one is negative or the product is past int64.
+# The product of dims, or -1 if one is negative or the product is past int64.
 cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil
 
 
 cdef class Memory:
-    # The owner of one block. Frees it with its last reference, and gives back what counted for it; offers it through
-    # the buffer protocol (writable).
+    # The owner of one block. Its last reference frees the block and releases its bytes in the budget. The buffer
+    # protocol gives the block, writable.
     cdef char* data
     cdef readonly Py_ssize_t nbytes
     cdef Budget _budget             # None: it does not count
@@ -34,12 +34,12 @@ cdef class Memory:
 
 
 cdef class TensorSpec:
-    # What a model says of one input or output; -1 stands for a variable dimension. Where it says nothing of the shape
-    # at all, not even the number of dimensions, the rank is open, and `shape` is (-1,): any tensor fits.
+    # A model's declaration of one input or output; -1 stands for a variable dimension. If it declares no shape at all,
+    # not even the number of dimensions, the rank is open, and `shape` is (-1,): any tensor fits.
     cdef readonly str name
     cdef readonly bint open_rank
     cdef readonly tuple shape
-    cdef readonly tuple symbols     # the symbolic name of each dimension, "" where it has none
+    cdef readonly tuple symbols     # the symbolic name of each dimension, "" if it has none
     cdef int datatype_id
     cdef int rank
     cdef int64_t[MAX_RANK] dims
@@ -53,7 +53,7 @@ cdef class Tensor:
     cdef int64_t count              # elements: the product of dims
     cdef char* data                 # borrowed from owner; read-only unless the owner is a Memory that nobody else has
     cdef readonly Py_ssize_t nbytes
-    cdef readonly object owner      # whatever keeps data alive: Memory, a body's buffer, a runtime's value, an array
+    cdef readonly object owner      # keeps data alive: Memory, a body's buffer, a runtime's value, an array
 
     # dims must have been checked (element_count >= 0).
     @staticmethod

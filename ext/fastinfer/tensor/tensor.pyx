@@ -1,14 +1,17 @@
-# Tensors: a name, a datatype, a shape, and memory with its owner.
+# Tensors: a name, a datatype, a shape, and memory with its owner. Does not live here: text, batches, the shapes that a
+# model takes. Any thread with the GIL; a Tensor keeps the owner of its memory alive.
 #
 # Memory is native (malloc, 64-byte aligned), so that it can be written on threads without the GIL; numpy arrays are
-# views of it whose base is the Tensor. Elements are little-endian and row-major. BYTES elements lie one behind the
+# views of it whose base is the Tensor. Elements are little-endian and row-major. BYTES elements lie one after the
 # other, each a uint32 length and its bytes: the wire's binary form is also the form in memory.
 
 import numpy as np
 
 cimport cython
 cimport numpy as cnp
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
@@ -16,7 +19,7 @@ from libc.string cimport memcpy
 
 from fastinfer.base.budget cimport Budget
 from fastinfer.base.debug cimport invariant
-from fastinfer.tensor.datatype cimport BYTES, DATATYPE_COUNT, from_str, name_of, row
+from fastinfer.tensor.datatype cimport BOOL, BYTES, DATATYPE_COUNT, from_str, name_of, datatype_of
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
@@ -30,11 +33,11 @@ cnp.import_array()
 cdef enum:
     ALIGNMENT = 64      # a cache line, and the widest vector register
     HUGE_PAGE = 2 << 20
-    OWN_MAPPING = 32 << 20      # from so many bytes on, malloc gives a mapping that ends with the block
+    OWN_MAPPING = 32 << 20      # from this size on, malloc gives each block a mapping of its own
 
 
-# Aligned by hand: posix_memalign passes by malloc's thread cache. The byte before a block tells how far it lies behind
-# what malloc gave; that is at least 16, malloc's own alignment.
+# Aligned by hand, because posix_memalign bypasses malloc's thread cache. The byte before a block is its distance from
+# malloc's address; that is at least 16, malloc's own alignment.
 cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
     cdef char* room
     cdef char* block
@@ -50,8 +53,8 @@ cdef char* allocate_block(Py_ssize_t nbytes) noexcept nogil:
     return block
 
 
-# Of such blocks each page is new; where the kernel has huge ones, it need not be asked for every 4 KiB. Smaller blocks
-# may lie in malloc's heap, which would keep the wish, and have 2 MiB cleared for a few pages of somebody else.
+# Each page of such a block is new; with huge pages there are fewer page faults than one for every 4 KiB. Smaller blocks
+# may lie in malloc's heap, which would keep the advice, and clear 2 MiB for a few pages of other blocks.
 cdef void ask_for_huge_pages(char* room, Py_ssize_t nbytes) noexcept nogil:
     cdef uintptr_t begin = (<uintptr_t>room + HUGE_PAGE - 1) & ~<uintptr_t>(HUGE_PAGE - 1)
     cdef uintptr_t end = (<uintptr_t>room + nbytes) & ~<uintptr_t>(HUGE_PAGE - 1)
@@ -63,8 +66,8 @@ cdef void free_block(char* block) noexcept nogil:
         free(block - <int>(block - 1)[0])
 
 
-# Loops that the compiler makes vectors of.
-cdef bint are_truths(const char* bytes, Py_ssize_t size) noexcept nogil:
+# Loops that the compiler vectorises.
+cdef bint are_bools(const char* bytes, Py_ssize_t size) noexcept nogil:
     cdef unsigned char bits = 0
     cdef Py_ssize_t i
     for i in range(size):
@@ -72,10 +75,10 @@ cdef bint are_truths(const char* bytes, Py_ssize_t size) noexcept nogil:
     return bits <= 1
 
 
-cdef void put_truths(char* truths, const char* bytes, Py_ssize_t size) noexcept nogil:
+cdef void put_bools(char* bools, const char* bytes, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(size):
-        truths[i] = bytes[i] != 0
+        bools[i] = bytes[i] != 0
 
 
 cdef int64_t element_count(const int64_t* dims, int rank) noexcept nogil:
@@ -164,7 +167,7 @@ cdef class TensorSpec:
         return f"TensorSpec({self.name!r}, {self.datatype!r}, {None if self.open_rank else list(self.shape)})"
 
 
-# Not the collector's business (requests are made of tensors): an owner of memory never leads back to a tensor.
+# Not tracked by the collector, which saves time: an owner of memory never refers back to a tensor.
 @cython.no_gc
 @cython.freelist(64)
 @cython.final
@@ -184,7 +187,7 @@ cdef class Tensor:
         tensor.nbytes = nbytes
         tensor.owner = owner
         invariant(tensor.count >= 0, "the elements of a tensor can be counted")
-        invariant(datatype_id == BYTES or nbytes == 0 or nbytes == tensor.count * row(datatype_id).itemsize,
+        invariant(datatype_id == BYTES or nbytes == 0 or nbytes == tensor.count * datatype_of(datatype_id).itemsize,
                   "a tensor's bytes are those of its elements")
         return tensor
 
@@ -200,29 +203,33 @@ cdef class Tensor:
             dims[i] = array.shape[i]
         if datatype_id == BYTES:
             return _from_strings(name, array, dims)
-        array = array.astype(row(datatype_id).numpy.decode(), copy=False, casting="equiv")
+        array = array.astype(datatype_of(datatype_id).numpy.decode(), copy=False, casting="equiv")
         return Tensor.wrap(name, datatype_id, array.ndim, dims, <char*>cnp.PyArray_DATA(array), array.nbytes, array)
 
     @staticmethod
     def empty(str name not None, str datatype not None, shape, Budget budget=None):
         cdef int64_t[MAX_RANK] dims
-        cdef Py_ssize_t rank = len(shape)
-        cdef int i
-        if rank > MAX_RANK:
-            raise ValueError(f"at most {MAX_RANK} dimensions are supported")
-        for i in range(rank):
-            dims[i] = shape[i]
-        cdef int64_t count = element_count(dims, <int>rank)
+        cdef int rank = _dims_of(shape, dims)
+        cdef int64_t count = element_count(dims, rank)
         cdef int datatype_id = from_str(datatype)
         if count < 0 or count > PY_SSIZE_T_MAX // 8 or (datatype_id == BYTES and count > 0):
             raise ValueError(f"no empty {datatype} tensor of shape {list(shape)}")
-        cdef Memory memory = Memory.allocate(count * row(datatype_id).itemsize, budget)
-        return Tensor.wrap(name, datatype_id, <int>rank, dims, memory.data, memory.nbytes, memory)
+        cdef Memory memory = Memory.allocate(count * datatype_of(datatype_id).itemsize, budget)
+        return Tensor.wrap(name, datatype_id, rank, dims, memory.data, memory.nbytes, memory)
+
+    @staticmethod
+    def copied(str name not None, str datatype not None, shape, block, Budget budget=None):
+        cdef Py_buffer view
+        PyObject_GetBuffer(block, &view, PyBUF_SIMPLE)
+        try:
+            return _copied(name, from_str(datatype), shape, <const char*>view.buf, view.len, budget)
+        finally:
+            PyBuffer_Release(&view)
 
     def fill(self):
         if not isinstance(self.owner, Memory) or self.datatype_id == BYTES:
             raise ValueError("only numbers in memory of their own can be filled in")
-        return np.frombuffer(self.owner, row(self.datatype_id).numpy.decode()).reshape(self.shape)
+        return np.frombuffer(self.owner, datatype_of(self.datatype_id).numpy.decode()).reshape(self.shape)
 
     @property
     def datatype(self):
@@ -239,7 +246,7 @@ cdef class Tensor:
             dims[i] = self.dims[i]
         if self.datatype_id == BYTES:
             return _strings(self)
-        dtype = np.dtype(row(self.datatype_id).numpy.decode())
+        dtype = np.dtype(datatype_of(self.datatype_id).numpy.decode())
         cdef cnp.ndarray array = cnp.PyArray_SimpleNewFromData(self.rank, dims, dtype.num, self.data)
         Py_INCREF(self)
         cnp.PyArray_SetBaseObject(array, self)      # steals the reference just taken
@@ -261,7 +268,7 @@ cdef class Tensor:
         cdef Py_ssize_t at = 0
         cdef uint32_t size
         if self.datatype_id != BYTES:
-            return elements * row(self.datatype_id).itemsize
+            return elements * datatype_of(self.datatype_id).itemsize
         for _ in range(elements):
             memcpy(&size, self.data + at, 4)
             at += 4 + <Py_ssize_t>size
@@ -275,15 +282,10 @@ cdef class Tensor:
 
     def reshaped(self, shape):
         cdef int64_t[MAX_RANK] dims
-        cdef Py_ssize_t rank = len(shape)
-        cdef int i
-        if rank > MAX_RANK:
-            raise ValueError(f"at most {MAX_RANK} dimensions are supported")
-        for i in range(rank):
-            dims[i] = shape[i]
-        if element_count(dims, <int>rank) != self.count:
+        cdef int rank = _dims_of(shape, dims)
+        if element_count(dims, rank) != self.count:
             raise ValueError(f"{self.count} elements do not fit the shape {list(shape)}")
-        return Tensor.wrap(self.name, self.datatype_id, <int>rank, dims, self.data, self.nbytes, self.owner)
+        return Tensor.wrap(self.name, self.datatype_id, rank, dims, self.data, self.nbytes, self.owner)
 
     def renamed(self, str name not None):
         return Tensor.wrap(name, self.datatype_id, self.rank, self.dims, self.data, self.nbytes, self.owner)
@@ -295,6 +297,54 @@ cdef class Tensor:
 
     def __repr__(self):
         return f"Tensor({self.name!r}, {self.datatype!r}, {list(self.shape)})"
+
+
+cdef int _dims_of(object shape, int64_t* dims) except -1:
+    cdef Py_ssize_t rank = len(shape)
+    cdef int i
+    if rank > MAX_RANK:
+        raise ValueError(f"at most {MAX_RANK} dimensions are supported")
+    for i in range(<int>rank):
+        dims[i] = shape[i]
+    return <int>rank
+
+
+cdef Tensor _copied(str name, int datatype_id, object shape, const char* block, Py_ssize_t nbytes, Budget budget):
+    cdef int64_t[MAX_RANK] dims
+    cdef int rank = _dims_of(shape, dims)
+    cdef int64_t count = element_count(dims, rank)
+    cdef Memory memory
+    cdef bint fits = True
+    if count < 0 or count > PY_SSIZE_T_MAX // 8 or (
+            datatype_id != BYTES and nbytes != count * datatype_of(datatype_id).itemsize):
+        raise ValueError(f"{nbytes} bytes are no {name_of(datatype_id)} tensor of shape {list(shape)}")
+    memory = Memory.allocate(nbytes, budget)
+    with nogil:
+        # The copy comes before the check, because another process may still write to the block.
+        memcpy(memory.data, block, nbytes)
+        if datatype_id == BOOL:
+            put_bools(memory.data, memory.data, nbytes)
+        elif datatype_id == BYTES:
+            fits = _are_elements(memory.data, nbytes, count)
+    if not fits:
+        raise ValueError(f"{nbytes} bytes do not hold {count} elements")
+    return Tensor.wrap(name, datatype_id, rank, dims, memory.data, nbytes, memory)
+
+
+# Whether a block is exactly `count` elements of BYTES.
+cdef bint _are_elements(const char* block, Py_ssize_t nbytes, int64_t count) noexcept nogil:
+    cdef Py_ssize_t at = 0
+    cdef int64_t _element
+    cdef uint32_t size
+    for _element in range(count):
+        if nbytes - at < 4:
+            return False
+        memcpy(&size, block + at, 4)
+        at += 4
+        if <Py_ssize_t>size > nbytes - at:
+            return False
+        at += <Py_ssize_t>size
+    return at == nbytes
 
 
 cdef object _strings(Tensor tensor):

@@ -1,8 +1,8 @@
 // The classification extension: the largest elements of each row as text, "value:index" or "value:index:label".
 //
-// What is kept of a row is a heap of as many elements as are wanted, so a row is read once and in order, however long
-// it is. Numbers are those of printf's %f and %d (Triton's form), written without a locale. No Python; memory is the
-// C++ library's, and where there is none a ranking fails and keeps nothing half-done.
+// A heap keeps the wanted number of a row's elements, so a row is read once and in order, however long it is. Numbers
+// are those of printf's %f and %d (Triton's form), written without a locale. No Python; memory is the C++ library's; if
+// there is none, a ranking fails and keeps no partial text.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@
 
 namespace fastinfer::classes {
 
-// --- Elements ----------------------------------------------------------------------------------------------------------
+// --- Elements --------------------------------------------------------------------------------------------------------
 
-// How an element lies in memory (at any address), and what it is worth.
+// The layout of an element in memory (at any address), and its value.
 template <class T>
 struct Plain {
     using Value = T;
@@ -62,7 +62,7 @@ struct Brain {
     }
 };
 
-// --- Selection ---------------------------------------------------------------------------------------------------------
+// --- Selection -------------------------------------------------------------------------------------------------------
 
 template <class Value>
 struct Candidate {
@@ -81,20 +81,21 @@ inline bool precedes(const Candidate<Value>& a, const Candidate<Value>& b) {
     return a.index < b.index;
 }
 
-// Elements that are read before the job looks at its interrupt.
-constexpr int64_t PIECE = 16 * 1024;
+// Elements read between two checks of the job's interrupt.
+constexpr int64_t YIELD_EVERY = 16 * 1024;
 
 // Fills `best`, which is not empty, with the first of the row's elements, in order; there are at least as many. False
-// where nobody waits any more.
+// if the job is cancelled.
 template <class Element, class Value = typename Element::Value>
 inline bool select(const char* row, int64_t width, std::vector<Candidate<Value>>& best, const Interrupt* job) {
     int64_t wanted = int64_t(best.size());
     for (int64_t i = 0; i < wanted; i++)
         best[i] = {Element::load(row + i * Element::SIZE), i};
     if (wanted < width)
-        std::make_heap(best.begin(), best.end(), precedes<Value>);  // at the front is the last one, the first to go
+        std::make_heap(best.begin(), best.end(),
+                       precedes<Value>);  // at the front is the last one, which is replaced first
     for (int64_t i = wanted; i < width; i++) {
-        if (i % PIECE == 0 && !goes_on(job))
+        if (i % YIELD_EVERY == 0 && !yield_to_loop(job))
             return false;
         Candidate<Value> next{Element::load(row + i * Element::SIZE), i};
         if (precedes(next, best.front())) {
@@ -107,16 +108,16 @@ inline bool select(const char* row, int64_t width, std::vector<Candidate<Value>>
     return true;
 }
 
-// --- Text --------------------------------------------------------------------------------------------------------------
+// --- Text ------------------------------------------------------------------------------------------------------------
 
-// Label i is what lies from starts[i] to the byte before starts[i + 1], which ends its line.
+// Label i is the text from starts[i] to the byte before starts[i + 1], which ends its line.
 struct Lines {
     const char* text;
     const int64_t* starts;
     int64_t count;
 };
 
-constexpr int MAX_TEXT = 352;       // -1.797…e308 in full has 317 characters, a colon and an index 20
+constexpr int MAX_TEXT = 352;  // -1.797…e308 in full has 317 characters, a colon and an index 20
 
 // A BYTES element: its size and its text. A class without a label, or with an empty one, has none.
 template <class Value>
@@ -143,9 +144,9 @@ inline void put(const Candidate<Value>& chosen, const Lines& labels, std::string
         out.append(labels.text + label, label_size);
 }
 
-// --- Rankings ----------------------------------------------------------------------------------------------------------
+// --- Rankings --------------------------------------------------------------------------------------------------------
 
-constexpr int64_t USUAL_TEXT = 24;      // bytes of an element with its size; a good guess saves growing
+constexpr int64_t USUAL_TEXT = 24;  // bytes of an element with its size; a good guess saves growing
 // limits.MAX_CLASSES_TEXT_BYTES: large numbers are written in full, so a few bytes of a request become hundreds.
 constexpr int64_t MAX_CLASSES_TEXT = 4 << 20;
 
@@ -156,20 +157,20 @@ struct Ranking {
     int (*rank)(Ranking& ranking, const Interrupt* job) = nullptr;
     const char* data = nullptr;
     int64_t rows = 0;
-    int64_t width = 0;          // elements of a row
-    int64_t wanted = 0;         // of them; at most width
+    int64_t width = 0;   // elements of a row
+    int64_t wanted = 0;  // of them; at most width
     Lines labels{};
     std::string text;
-    int64_t charged = 0;        // bytes of the text that count in somebody's budget
+    int64_t charged = 0;  // bytes of the text that count in a budget
 
-    // More than the text can take on its way, growth included.
+    // An upper bound of the memory that the text takes, growth included.
     int64_t most_text() const {
         if (rows == 0 || wanted == 0 || rows > 2 * MAX_CLASSES_TEXT / wanted)
             return 2 * MAX_CLASSES_TEXT;
         return std::min(rows * wanted * 2 * MAX_TEXT, 2 * MAX_CLASSES_TEXT);
     }
 
-    // An Outcome. Once it is written, the text stays where it is; of a failure it is empty.
+    // Returns an Outcome. A complete text does not move; after a failure it is empty.
     int run(const Interrupt* job) noexcept { return rank(*this, job); }
 };
 
@@ -180,13 +181,13 @@ inline int rank(Ranking& ranking, const Interrupt* job) noexcept {
     try {
         std::vector<Candidate<typename Element::Value>> best(ranking.wanted);
         ranking.text.reserve(std::min(ranking.rows * ranking.wanted * USUAL_TEXT, MAX_CLASSES_TEXT));
-        int64_t read = 0;       // elements since the last look
+        int64_t read = 0;  // elements since the last check
         int outcome = RANKED;
         for (int64_t row = 0; row < ranking.rows && outcome == RANKED; row++) {
             read += ranking.width;
-            if (read >= PIECE) {
+            if (read >= YIELD_EVERY) {
                 read = 0;
-                if (!goes_on(job))
+                if (!yield_to_loop(job))
                     outcome = GIVEN_UP;
             }
             if (!select<Element>(ranking.data + row * ranking.width * Element::SIZE, ranking.width, best, job))
@@ -200,7 +201,7 @@ inline int rank(Ranking& ranking, const Interrupt* job) noexcept {
         if (outcome != RANKED)
             ranking.text.clear();
         return outcome;
-    } catch (const std::exception&) {       // bad_alloc, length_error
+    } catch (const std::exception&) {  // bad_alloc, length_error
         ranking.text.clear();
         return NO_MEMORY;
     }

@@ -32,12 +32,12 @@ cdef extern from "fastinfer/tensor/top_k.h" namespace "fastinfer::classes" nogil
     int64_t MAX_CLASSES_TEXT
 
 
-# ApiError 400 where elements of this datatype have no order: BOOL, as with Triton, and BYTES.
+# ApiError 400 if elements of this datatype have no order: BOOL, as with Triton, and BYTES.
 cdef int check_rankable(str name, int datatype_id) except -1
 
 
 cdef class Labels:
-    cdef bytes _text            # lines; the last one has its end, too
+    cdef bytes _text            # lines, each with its line break
     cdef vector[int64_t] _starts
     cdef Lines lines            # of both: valid as long as this object
 
@@ -49,7 +49,7 @@ cdef class Classification:
     cdef int rank               # of the answer: 2 with the batch dimension, else 1
     cdef int64_t[2] dims
 
-    # How many bytes of a tensor take as long to write as text.
+    # The number of a tensor's bytes that take as long to write as text.
     cdef int64_t effort(self) noexcept
     # The classes as a BYTES tensor, once the ranking has run.
     cdef Tensor result(self, str name)

@@ -1,8 +1,9 @@
-# The classification extension: of an output's elements the largest ones, each as "value:index" or "value:index:label".
+# The classification extension: the largest elements of an output, each as "value:index" or "value:index:label".
 #
 # Computes the k largest elements of each row of one output, as text; the request says which outputs and how many. The
 # work is a Ranking (tensor/top_k.h), which needs no GIL; the encoder runs it.
-# Does not live here: JSON, and where label files are.
+# Does not live here: JSON, and where label files are. Any thread; a Classification owns its text and borrows the
+# scores.
 
 cimport cython
 from libc.string cimport memchr
@@ -29,14 +30,14 @@ cdef extern from "fastinfer/tensor/top_k.h" namespace "fastinfer::classes" nogil
 
 ctypedef int (*RankFunction)(Ranking&, const Interrupt*) noexcept nogil
 
-# How the elements of each datatype are ranked, by its id; NULL where they have no order.
+# The ranking function of each datatype, by its id; NULL if its elements have no order.
 cdef RankFunction[DATATYPE_COUNT] RANKS = [
     NULL, rank_uint8, rank_uint16, rank_uint32, rank_uint64, rank_int8, rank_int16, rank_int32, rank_int64,
     rank_fp16, rank_bf16, rank_fp32, rank_fp64, NULL,
 ]
 
 cdef enum:
-    CLASS_EFFORT = 32       # of a class, in bytes of elements
+    CLASS_EFFORT = 32       # the cost of a class, in bytes of elements
     MAX_LABELS = 1000000
     MAX_LABEL_BYTES = 1024  # each is repeated in an answer as often as its class is
 
@@ -99,7 +100,7 @@ cdef class Classification:
             raise ValueError(f"no {wanted} classes of {scores}")
         width = element_count(scores.dims + first, scores.rank - first)
         if width < 0:
-            width = wanted      # past int64, for there are no rows
+            width = wanted      # past int64, because there are no rows
         ranking.rank = RANKS[scores.datatype_id]
         ranking.data = scores.data
         ranking.rows = scores.dims[0] if batched else 1

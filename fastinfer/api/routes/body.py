@@ -13,16 +13,16 @@ from fastinfer.http.exchange import Exchange
 
 
 def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body of a request as an object.
+    """Return the body of a request as an object.
 
     Args:
-        example: what the body should look like, for the sentence of the refusal.
+        example: a valid body, for the error's sentence.
 
     Raises:
-        ApiError: 400 for what is not JSON, not an object, or nested too deeply, or has too many values.
+        ApiError: 400 if it is not JSON, not an object, nested too deeply, or has too many values.
     """
     text = bytes(exchange.body)
-    # Before there are objects: to make and to free a few hundred thousand of them stops the loop.
+    # Values are counted first because making and freeing a few hundred thousand objects stops the loop.
     values, depth = values_and_depth(text)
     if values > MAX_CONTROL_VALUES:
         raise ApiError(400, f"the body has more than {MAX_CONTROL_VALUES} values")
@@ -38,5 +38,5 @@ def read_object(exchange: Exchange, example: str) -> dict[str, Any]:
 
 
 def without_nulls(given: dict[str, Any]) -> dict[str, Any]:
-    """The members that are not null: null is as if the key were not there."""
+    """Return the members that are not null; null means that the key is absent."""
     return {key: value for key, value in given.items() if value is not None}

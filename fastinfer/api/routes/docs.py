@@ -1,6 +1,6 @@
-"""``/openapi.json``, and ``/docs``: Swagger UI, whole and from this server, so that it works without the internet.
+"""``/openapi.json``, and ``/docs``: Swagger UI, served completely from here, so that it works without the internet.
 
-A fixed set of files is served, none by a path that a client names. The page runs nothing but these scripts: its
+Only a fixed set of files is served; no client chooses a path. The page runs nothing but these scripts: its
 Content-Security-Policy forbids everything else.
 """
 
@@ -69,7 +69,7 @@ _KEPT = ((b"X-Content-Type-Options", b"nosniff"), (b"Cache-Control", b"public, m
 
 
 def routes(service: Service) -> list[Route]:  # noqa: ARG001
-    """The description, the page and its files."""
+    """Routes of the description, the page and its files."""
     description = orjson.dumps(openapi.describe())
 
     def describe(exchange: Exchange) -> None:
@@ -93,5 +93,5 @@ def routes(service: Service) -> list[Route]:  # noqa: ARG001
 
 @cache
 def contents(name: str) -> bytes:
-    """A file of the page; ``name`` is one of :data:`ASSETS`."""
+    """Return a file of the page; ``name`` is one of :data:`ASSETS`."""
     return _OWN[name] if name in _OWN else (swagger_ui_path / name).read_bytes()

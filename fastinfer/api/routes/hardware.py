@@ -1,4 +1,4 @@
-"""``/v2/hardware``: what there is to compute with, and whether there is enough of it."""
+"""``/v2/hardware``: lists the hardware, and checks that there is enough of a kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastinfer.api import hardware
 from fastinfer.api.routes.body import read_object
-from fastinfer.api.routes.router import Route, in_time
+from fastinfer.api.routes.router import Route, with_deadline
 from fastinfer.base.errors import ApiError
 from fastinfer.base.validation import place, reason, shown
 from fastinfer.http.exchange import Exchange
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from fastinfer.api.service import Service
 
 
-class Wanted(BaseModel):
-    """What a client asks for.
+class HardwareRequest(BaseModel):
+    """The body of a hardware check.
 
     Attributes:
-        name: of the hardware.
-        num: how many there must be.
+        name: the kind of hardware.
+        num: the number required.
     """
 
     model_config = ConfigDict(strict=True)
@@ -34,7 +34,7 @@ class Wanted(BaseModel):
 
 
 def routes(service: Service) -> list[Route]:
-    """List and question."""
+    """The list and the check."""
     timeout_s = service.config.request_timeout_s
 
     async def everything(exchange: Exchange) -> None:
@@ -43,22 +43,22 @@ def routes(service: Service) -> list[Route]:
         exchange.respond(200, orjson.dumps({"hardware": listed}))
 
     async def enough(exchange: Exchange) -> None:
-        wanted = _wanted(exchange)
-        number = (await asyncio.to_thread(hardware.available)).get(wanted.name, 0)
-        if number < wanted.num:
-            raise ApiError(404, f"{number} of {shown(wanted.name)} exist, {wanted.num} are asked for")
-        exchange.respond(200, orjson.dumps({"name": wanted.name, "num": wanted.num, "available": number}))
+        requested = _read_request(exchange)
+        number = (await asyncio.to_thread(hardware.available)).get(requested.name, 0)
+        if number < requested.num:
+            raise ApiError(404, f"{number} of {shown(requested.name)} exist, {requested.num} are requested")
+        exchange.respond(200, orjson.dumps({"name": requested.name, "num": requested.num, "available": number}))
 
     return [
-        Route(("GET",), "/v2/hardware", in_time(timeout_s, everything)),
-        Route(("POST",), "/v2/hardware", in_time(timeout_s, enough)),
+        Route(("GET",), "/v2/hardware", with_deadline(timeout_s, everything)),
+        Route(("POST",), "/v2/hardware", with_deadline(timeout_s, enough)),
     ]
 
 
-def _wanted(exchange: Exchange) -> Wanted:
+def _read_request(exchange: Exchange) -> HardwareRequest:
     given = read_object(exchange, '{"name": ..., "num": ...}')
     try:
-        return Wanted.model_validate(given)
+        return HardwareRequest.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ApiError(400, f"{place(first['loc'])} {reason(first)}") from error

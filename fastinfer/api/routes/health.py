@@ -1,4 +1,4 @@
-"""Health: the server is there, it is ready, a model is ready."""
+"""Health: server live, server ready, model ready."""
 
 from __future__ import annotations
 

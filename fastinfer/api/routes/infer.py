@@ -1,4 +1,4 @@
-"""``POST /v2/models/M[/versions/V]/infer``: from body to tensors to answer, in :mod:`fastinfer.api.inference`."""
+"""``POST /v2/models/M[/versions/V]/infer``; :mod:`fastinfer.api.inference` handles it."""
 
 from __future__ import annotations
 

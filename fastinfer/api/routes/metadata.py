@@ -24,7 +24,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-"""What of Triton's extensions really works."""
+"""Triton's extensions that this server implements."""
 
 
 def routes(service: Service) -> list[Route]:

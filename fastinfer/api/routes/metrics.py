@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastinfer.api.metrics import CONTENT_TYPE
-from fastinfer.api.routes.router import Route, in_time
+from fastinfer.api.routes.router import Route, with_deadline
 from fastinfer.base import limits
 from fastinfer.http.exchange import Exchange
 
@@ -32,7 +32,7 @@ def routes(service: Service) -> list[Route]:
         Route(
             ("GET",),
             "/metrics",
-            in_time(service.config.request_timeout_s, metrics),
+            with_deadline(service.config.request_timeout_s, metrics),
             compress_from=limits.MIN_COMPRESSED_BYTES,
         )
     ]

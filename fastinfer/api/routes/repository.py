@@ -1,4 +1,4 @@
-"""The repository: its index, and loading and unloading, of models under both URL families and of workers."""
+"""The repository: its index, and loads and unloads, of models under both URL families and of workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastinfer.api.routes.body import read_object, without_nulls
-from fastinfer.api.routes.router import Route, in_time
+from fastinfer.api.routes.router import Route, with_deadline
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
@@ -56,7 +56,7 @@ def routes(service: Service) -> list[Route]:
             Route(("POST",), target + "/unload", unload_model),
         )
     ] + [
-        Route(("POST",), "/v2/repository/index", in_time(service.config.request_timeout_s, index)),
+        Route(("POST",), "/v2/repository/index", with_deadline(service.config.request_timeout_s, index)),
         Route(("POST",), "/v2/workers/{worker}/load", load_worker),
         Route(("POST",), "/v2/workers/{worker}/unload", unload_model),
     ]
@@ -68,7 +68,7 @@ def _target(exchange: Exchange) -> tuple[str, int | None]:
 
 
 def _check_allowed(service: Service, exchange: Exchange) -> None:
-    """ApiError 403 if models may not be changed, or not by a web page of that origin."""
+    """Raises ApiError 403 if models may not be changed, or not by a web page of this origin."""
     config = service.config
     if config.model_control == "none":
         raise ApiError(403, "model control is off: the server was started with --model-control none")
@@ -78,7 +78,7 @@ def _check_allowed(service: Service, exchange: Exchange) -> None:
 
 
 def _parameters(exchange: Exchange) -> dict[str, Any]:
-    """The optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
+    """Read the optional body: a flat object of parameters, or ``{"parameters": {…}}``. ApiError 400."""
     given = _object(exchange, '{"parameters": {...}}, or the parameters alone')
     if "parameters" not in given:
         return without_nulls(given)
@@ -93,14 +93,14 @@ def _parameters(exchange: Exchange) -> dict[str, Any]:
 
 
 def _check_size(parameters: dict[str, Any], most_bytes: int) -> None:
-    """What a load gives beside a configuration is kept, compared and sent to all processes. ApiError 413."""
+    """Bounds the parameters besides the configuration, because all processes keep them. ApiError 413."""
     rest = {key: value for key, value in parameters.items() if key != "config"}
     if len(orjson.dumps(rest)) > most_bytes:
         raise ApiError(413, f"the parameters beside 'config' are larger than {most_bytes} bytes")
 
 
 def _object(exchange: Exchange, example: str) -> dict[str, Any]:
-    """The body; an empty one is an empty object, and so is null, an unload of the AMD Inference Server's client.
+    """Read the body. An empty one is an empty object, and so is null, which the AMD Inference Server's client sends.
 
     ApiError 400.
     """
@@ -108,7 +108,7 @@ def _object(exchange: Exchange, example: str) -> dict[str, Any]:
 
 
 def _flag(given: dict[str, Any], name: str, place: str) -> bool:
-    """An optional boolean, false by default and for null. ApiError 400."""
+    """Read an optional boolean; absent or null is false. ApiError 400."""
     value = given.get(name)
     if not isinstance(value, bool | None):
         raise ApiError(400, f"{place} must be true or false")

@@ -1,8 +1,8 @@
-"""From a method and a path to a handler.
+"""Finds the handler for a method and a path.
 
 A route is a template such as ``/v2/models/{model}/versions/{version}/infer``: literal parts match themselves, captured
-ones are percent-decoded once and checked (names: ``[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}``, versions: a positive decimal
-without leading zero), before any file is touched. One trailing slash is accepted; ``GET`` routes answer ``HEAD`` too.
+ones are percent-decoded once and checked before any file is touched (names: ``[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}``,
+versions: a positive decimal without leading zero). One trailing slash is accepted; ``GET`` routes answer ``HEAD`` too.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Route:
 
     Attributes:
         methods: the HTTP methods it answers; ``HEAD`` is added to ``GET``.
-        template: its path, captured parts in braces: ``{model}``, ``{worker}``, ``{asset}`` or ``{version}``.
+        template: its path, with captured parts in braces: ``{model}``, ``{worker}``, ``{asset}`` or ``{version}``.
         handler: called with the exchange; a coroutine is run as a task. An ApiError that it raises is the answer.
         max_body_bytes: a larger body is refused with 413 before it is read; None: the router's limit.
-        compress_from: answers of this many bytes are compressed for clients that accept it; None: none is. Triton's
-            asyncio client accepts it with every request, and inflates only answers to inference.
+        compress_from: answers from this many bytes on are compressed if the client accepts it; None: never. (Triton's
+            asyncio client accepts it with every request, but inflates only answers to inference.)
     """
 
     methods: tuple[str, ...]
@@ -48,7 +48,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A route that fits, and what it captured."""
+    """A matching route, and the captured parts."""
 
     handler: Handler
     max_body_bytes: int
@@ -58,17 +58,17 @@ class Match:
 
 @dataclass(slots=True)
 class _Node:
-    """A point in the tree of paths: where literal parts lead, where a captured one leads, what ends here."""
+    """A node of the path tree: children by literal part, the child for a captured part, routes that end here."""
 
     literal: dict[bytes, _Node] = field(default_factory=dict)
     captured: tuple[str, _Node] | None = None
     methods: dict[str, Route] = field(default_factory=dict)
 
 
-def in_time(timeout_s: float, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> Handler:
-    """A handler for a route that only reads: 504 if its answer is not there so many seconds after the first byte.
+def with_deadline(timeout_s: float, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> Handler:
+    """Wraps the handler of a read-only route: it fails with 504 this many seconds after the request's first byte.
 
-    What it waits for (a disk, another process, the turn of a report) may never come, and the client would wait as long.
+    The handler waits for a disk, another process or a report, and any of these may never come.
     """
 
     async def timed(exchange: Exchange) -> None:
@@ -88,7 +88,7 @@ class Router:
 
     Args:
         routes: all of them.
-        max_control_body_bytes: the largest body where a route does not say.
+        max_control_body_bytes: the largest body if a route does not set one.
     """
 
     def __init__(self, routes: Iterable[Route], max_control_body_bytes: int = limits.MAX_CONTROL_BODY_BYTES) -> None:
@@ -119,14 +119,14 @@ class Router:
             node.methods.setdefault("HEAD", route)
 
     def resolve(self, method: str, path: bytes) -> Match:
-        """The route of a request.
+        """Return the route of a request.
 
         Args:
             method: as sent.
             path: as sent, without the query string.
 
         Raises:
-            ApiError: 404 for a path that is not there, 405 with ``Allow`` for a method that it does not have.
+            ApiError: 404 for an unknown path, 405 with ``Allow`` for a method that the path does not have.
         """
         match = self._cache.get((method, path))
         if match is not None:

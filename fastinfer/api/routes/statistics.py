@@ -1,10 +1,10 @@
-"""Triton's statistics extension: what models have counted, of all, of one, of one version."""
+"""Triton's statistics extension: counters of all models, of one, or of one version."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastinfer.api.routes.router import Route, in_time
+from fastinfer.api.routes.router import Route, with_deadline
 from fastinfer.http.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def routes(service: Service) -> list[Route]:
         exchange.in_pieces = True
         exchange.respond(200, await service.statistics(*exchange.arguments))
 
-    handler = in_time(service.config.request_timeout_s, statistics)
+    handler = with_deadline(service.config.request_timeout_s, statistics)
     return [
         Route(("GET",), "/v2/models/stats", handler),
         Route(("GET",), "/v2/models/{model}/stats", handler),

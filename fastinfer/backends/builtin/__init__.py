@@ -1,1 +1,1 @@
-"""Workers that come with the server and compute one item at a time in Python."""
+"""Built-in workers, which compute one item at a time in Python."""

@@ -1,4 +1,4 @@
-"""``echo`` and ``echo_multi``: the smallest workers, for trying out clients."""
+"""``echo`` and ``echo_multi``: the simplest workers, for testing clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 
 class Echo:
-    """Adds one; after 4294967295 comes 0."""
+    """Adds one; 4294967295 becomes 0."""
 
     platform = "echo"
     inline = True
@@ -21,7 +21,7 @@ class Echo:
 
 
 class EchoMulti:
-    """The three values of two inputs, repeated until three outputs are full."""
+    """Repeats the three values of two inputs until three outputs are full."""
 
     platform = "echo_multi"
     inline = True

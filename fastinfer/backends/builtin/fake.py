@@ -1,6 +1,6 @@
-"""``fake``: gives back what it gets, after a while, and sometimes fails; for calibrating load generators.
+"""``fake``: returns its inputs after a delay, and sometimes fails; for calibrating load generators.
 
-The delay costs nothing: it is a timer of the loop, so any number of requests may wait at once.
+The delay is a timer of the loop, so it costs no thread, and any number of requests may wait concurrently.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fastinfer.tensor.signature import Signature
 
 MAX_DELAY_MS = 60_000.0
 _LOGNORMAL = re.compile(r"lognormal\(\s*([0-9.]{1,20})\s*,\s*([0-9.]{1,20})\s*\)")
-_Z_P99 = 2.3263478740408408  # 99 % of a normal distribution lie below so many standard deviations
+_Z_P99 = 2.3263478740408408  # 99 % of a normal distribution are below this many standard deviations
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """How long requests take, in milliseconds: the half of them no longer than the median, 99 % no longer than p99."""
+    """The delay of requests in milliseconds: half of them take at most the median, 99 % at most p99."""
 
     median_ms: float = 0.0
     p99_ms: float = 0.0
 
     @classmethod
     def parse(cls, given: object) -> Delay:
-        """Reads a number (all take equally long) or ``lognormal(median,p99)``. ValueError for anything else."""
+        """Parse a number (a fixed delay) or ``lognormal(median,p99)``. ValueError for anything else."""
         found = _LOGNORMAL.fullmatch(given.strip()) if isinstance(given, str) else None
         try:
             if found is not None:
@@ -43,14 +43,14 @@ class Delay:
                 if 0 <= fixed <= MAX_DELAY_MS:
                     return cls(fixed, fixed)
         except ValueError:
-            pass  # not a number: told below, as one out of range is
+            pass  # not a number: the error below covers it
         most = f"{MAX_DELAY_MS:.0f}"
         raise ValueError(
             f"should be a number from 0 to {most}, or lognormal(median,p99) with 0 < median <= p99 <= {most}"
         )
 
     def draw(self, source: random.Random) -> float:
-        """The delay of one request."""
+        """Draw the delay of one request."""
         if self.median_ms == self.p99_ms:
             return self.median_ms
         sigma = math.log(self.p99_ms / self.median_ms) / _Z_P99
@@ -61,15 +61,15 @@ class FakeWorker:
     """Takes any inputs.
 
     Args:
-        delay: how long a request takes.
-        error_rate: the share of requests that are answered with 500, from 0 to 1.
+        delay: the delay of a request.
+        error_rate: the fraction of requests that fail with 500, from 0 to 1.
         seed: makes the sequence of delays and failures repeatable.
     """
 
     platform = "fake"
 
     def __init__(self, delay: Delay, error_rate: float, seed: int | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.signature = Signature([], [], anything=True)
+        self.signature = Signature([], [], accepts_anything=True)
         self._delay = delay
         self._error_rate = error_rate
         self._random = random.Random(seed)
@@ -93,7 +93,7 @@ class FakeWorker:
 
 
 class _Waiting:
-    """A batch that waits for its time."""
+    """A batch whose delay is running."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay_ms: float, end: Callable[[], None]) -> None:
         self._loop = loop

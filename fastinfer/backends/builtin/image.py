@@ -1,7 +1,7 @@
 """The image workers: ``invert_image``, ``base64_decode`` and ``base64_encode``.
 
-Images are UINT8 [height, width, 3], red first. One that would decode to more than a request's body may hold is refused
-by its header, before anything is decoded: a few KiB of PNG can claim gigabytes.
+Images are UINT8 [height, width, 3], red first. An image that would decode to more bytes than a request's body may have
+is refused by its header, before anything is decoded, because a few KiB of PNG can announce gigabytes.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 MAX_PIXELS = limits.MAX_BODY_BYTES // 3
-"""Of an image that is decoded: as many as fit a request's body."""
+"""Maximum pixels of a decoded image: as many as fit into a request's body."""
 
 MAX_SCANS = 100
-"""Of a JPEG image: encoders write about ten, and each is a pass over all pixels, in a few bytes of the file."""
+"""Maximum scans of a JPEG image. Encoders write about ten; each costs a pass over all pixels and few bytes of file."""
 
 _PNG = b"\x89PNG"
 _START_OF_SCAN = b"\xff\xda"
-_BLOCK_BYTES = 4096  # of a file that Pillow decodes at once; between them an image can be given up
-_PILLOW_BYTES = 10  # a pixel: 4 of the image, as many converted, and rows on their way out
+_BLOCK_BYTES = 4096  # Pillow decodes a file in blocks of this size; cancellation is checked between them
+_PILLOW_BYTES = 10  # per pixel: 4 of the image, 4 of the converted one, and rows being copied
 _MAX_SIDE = {"png": 2**31 - 1, "jpeg": 65_500}  # libpng's and libjpeg's limits
 _PIXELS = "UINT8", (-1, -1, 3)
 _TEXT = "BYTES", (1,)
 
 
 class _File(io.BytesIO):
-    """A file in memory that is read and written only as long as somebody waits for the image."""
+    """A file in memory whose reads and writes fail when nobody waits for the image any more."""
 
     def __init__(self, item: Item, content: bytes = b"") -> None:
         super().__init__(content)
@@ -55,7 +55,7 @@ class _File(io.BytesIO):
 
 
 class InvertImage:
-    """Each colour to its opposite: 255 - x."""
+    """Inverts each colour: 255 - x."""
 
     platform = "invert_image"
     inline = False
@@ -71,7 +71,7 @@ class InvertImage:
 
 
 class Base64Decode:
-    """Base64 text of a JPEG or PNG file to pixels; transparency is dropped, orientation tags are not applied."""
+    """Decodes base64 text of a JPEG or PNG file to pixels. Transparency is dropped; orientation tags are ignored."""
 
     platform = "base64_decode"
     inline = False
@@ -92,7 +92,7 @@ class Base64Decode:
 
 
 class Base64Encode:
-    """Pixels to base64 text of a PNG or JPEG file."""
+    """Encodes pixels to base64 text of a PNG or JPEG file."""
 
     platform = "base64_encode"
     inline = False
@@ -116,21 +116,21 @@ class Base64Encode:
 
 
 def decode_image(file: bytes, item: Item, budget: Budget) -> Tensor:
-    """The pixels of a JPEG or PNG file, as ``output``.
+    """Decode a JPEG or PNG file to pixels, a tensor named ``output``.
 
     Args:
-        file: the file.
-        item: the work that this is; ended in time, it is given up.
-        budget: where the pixels count; also those that Pillow holds meanwhile.
+        file: the file's bytes.
+        item: the item that this work belongs to; it may be cancelled meanwhile.
+        budget: the memory of the pixels counts in it, Pillow's own copies included.
 
     Raises:
-        ApiError: 400 where it is neither, is damaged, is larger than :data:`MAX_PIXELS`, or has too many scans.
+        ApiError: 400 if it is neither, is damaged, is larger than :data:`MAX_PIXELS`, or has too many scans.
         GivenUpError: nobody waits any more.
-        MemoryError: there is none, or the budget is spent.
+        MemoryError: no memory is left, or the budget is spent.
     """
     if file.count(_START_OF_SCAN) > MAX_SCANS and not file.startswith(_PNG):
         raise ApiError(400, f"inputs[0].data[0]: a JPEG image of more than {MAX_SCANS} scans")
-    # The two formats by themselves: Pillow's open() would try others as well, and warns where we refuse.
+    # Pillow's open() would also try other formats, and only warn if an image is too large.
     reader: type[ImageFile.ImageFile] = PngImageFile if file.startswith(_PNG) else JpegImageFile
     try:
         with reader(_File(item, file)) as image:
@@ -149,5 +149,5 @@ def decode_image(file: bytes, item: Item, budget: Budget) -> Tensor:
             return output
     except (ApiError, MemoryError, GivenUpError):
         raise
-    except Exception as error:  # Pillow raises a dozen different ones for damaged files
+    except Exception as error:  # Pillow raises a dozen different exceptions for damaged files
         raise ApiError(400, "inputs[0].data[0] is not the base64 text of a whole JPEG or PNG image") from error

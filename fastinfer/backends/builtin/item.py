@@ -1,7 +1,7 @@
 """Workers that compute one item at a time in Python.
 
-A request is one item, without a batch dimension. What is cheap runs at once on the loop's thread; anything else on the
-loop's own threads (its default executor: image codecs release the GIL). An item that fails fails alone.
+A request is one item, without a batch dimension. Cheap computations run on the loop's thread; the others run on the
+loop's default executor (image codecs release the GIL). If an item fails, the others are not affected.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What all workers share: the loop, on which results are told and whose default executor has the threads, and the
-    budget in which their memory counts."""
+    """State that all workers share: the loop, which gets the results and whose default executor has the threads, and
+    the budget of their memory."""
 
     loop: asyncio.AbstractEventLoop
     budget: Budget
 
 
 class GivenUpError(Exception):
-    """Nobody waits for an item any more."""
+    """The item was cancelled because nobody waits for it any more."""
 
 
 class Item:
-    """The work on one item. What takes long calls :meth:`check` every now and then."""
+    """The work on one item. Long computations call :meth:`check` regularly."""
 
     __slots__ = ("terminated",)
 
@@ -46,21 +46,21 @@ class Item:
         self.terminated = False
 
     def check(self) -> None:
-        """Raises GivenUpError where nobody waits any more. Any thread."""
+        """Raise GivenUpError if nobody waits any more. Any thread."""
         if self.terminated:
             raise GivenUpError
 
 
 class Computation(Protocol):
-    """What a worker does with an item."""
+    """The computation of a worker."""
 
     platform: str
     signature: Signature
     inline: bool
-    """So cheap that it runs on the loop's thread."""
+    """Whether it is cheap enough to run on the loop's thread."""
 
     def compute(self, inputs: list[Tensor], item: Item | None = None) -> list[Tensor]:
-        """All outputs, in the signature's order. An ApiError is told to the client as it is, anything else is a 500."""
+        """Compute all outputs, in the signature's order. An ApiError is the answer; other exceptions are 500."""
 
 
 class ItemWorker:
@@ -82,10 +82,10 @@ class ItemWorker:
         return None
 
     def close(self) -> None:
-        pass  # the threads are the loop's
+        pass  # the threads belong to the loop
 
     def _outcome(self, inputs: list[Tensor], item: Item) -> Outcome:
-        """On any thread; never raises."""
+        """Computes one item, on any thread. Never raises."""
         try:
             item.check()
             return self._computation.compute(inputs, item)
@@ -101,7 +101,7 @@ class ItemWorker:
 
 
 class _Batch:
-    """Items on the loop's threads; finished when the last one is."""
+    """Items on the loop's default executor; done when the last one is."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class _Batch:
             future.add_done_callback(partial(self._take, position))
 
     def terminate(self) -> None:
-        """An item that has not begun is left out; one that has ends soon."""
+        """Skips items that have not begun; running ones end at their next check."""
         for item in self._items:
             item.terminated = True
 
@@ -129,5 +129,5 @@ class _Batch:
         self._outcomes[position] = future.result()
         self._left -= 1
         if not self._left:
-            self._futures.clear()  # they know this batch
+            self._futures.clear()  # breaks the cycle: their callbacks refer to this batch
             self._done(BatchResult(self._outcomes, compute_infer_ns=monotonic_ns() - self._began_ns))

@@ -1,1 +1,1 @@
-"""Models in ONNX Runtime, through its C API."""
+"""ONNX models, run by ONNX Runtime through its C API."""

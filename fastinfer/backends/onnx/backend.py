@@ -1,15 +1,22 @@
-"""The ``onnx`` worker: runs batches in ONNX Runtime, on native threads or, when they are tiny, on the loop's thread.
+"""The backend ``onnxruntime``: runs batches in ONNX Runtime, on native threads or, if they are tiny, on the loop's.
 
-What a batch costs is in :mod:`fastinfer.backends.runner`; here is what a load says of it.
+:mod:`fastinfer.backends.runner` chooses the thread; here is what a load decides.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import partial
+from hashlib import blake2b
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from fastinfer.backends.backend import BackendContext, Loaded, Source
+from fastinfer.backends.onnx import load as onnx_load
+from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.load import LoadedModel
 from fastinfer.backends.onnx.ort import Session
+from fastinfer.backends.onnx.trial import TrialRuns
 from fastinfer.backends.parameters import Integer, Name, Parameters
 from fastinfer.backends.runner import Runner
 from fastinfer.backends.watchdog import Watchdog
@@ -19,15 +26,15 @@ from fastinfer.tensor.signature import Signature
 
 
 class OnnxParameters(Parameters):
-    """Of a model's load.
+    """The parameters of an ONNX model's load.
 
     Attributes:
-        model: of a load of the worker ``onnx``: the model of the repository.
-        intra_op_threads: threads of a pool of its own; by default all models share the process's.
-        inter_op_threads: more than 1 also runs independent operators side by side.
-        execution_providers: names separated by commas, the most wanted first.
+        model: the model of the repository, for a load of the worker ``onnx``.
+        intra_op_threads: threads of the model's own pool; by default all models share the process's pool.
+        inter_op_threads: more than 1 also runs independent operators in parallel.
+        execution_providers: names separated by commas, the preferred one first.
         graph_optimization_level: ``none``, ``basic``, ``extended``, ``layout`` or ``all``.
-        allow_spinning: idle threads of the own pool burn their cores for a while, for a lower latency.
+        allow_spinning: idle threads of the model's own pool spin for a while, for a lower latency.
     """
 
     model: Name | None = None
@@ -50,16 +57,16 @@ class OnnxParameters(Parameters):
         return options
 
 
-class OnnxWorker:
-    """A session that runs batches.
+class OnnxModel:
+    """A session that runs batches; a :class:`fastinfer.schedule.backend.Implementation`.
 
     Args:
         session: the loaded model.
-        signature: what it takes and gives.
+        signature: its inputs and outputs.
         executor: the native threads, shared by all models.
         inline_run_us: a batch predicted to run for longer goes to a native thread.
-        notes: where its runs are noted; None: nowhere.
-        watchdog: of the loop's thread, for all models; None: the model gets one of its own.
+        notes: records its runs in the crash record; None: runs are not recorded.
+        watchdog: ends overdue runs on the loop's thread, for all models; None: the model gets its own.
     """
 
     platform = "onnxruntime_onnx"
@@ -76,3 +83,42 @@ class OnnxWorker:
         self.signature = signature
         self.start = Runner(session, signature.batched, executor, inline_run_us, notes, watchdog)
         self.close = self.start.close
+
+
+class OnnxBackend:
+    """Loads ``.onnx`` files; a :class:`fastinfer.backends.backend.Backend`."""
+
+    name: ClassVar[str] = "onnxruntime"
+    aliases: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime_onnx", "onnx_onnxv1")
+    pattern: ClassVar[str] = "*.onnx"
+    parameters = OnnxParameters
+
+    def __init__(self, context: BackendContext) -> None:
+        self._context = context
+        self._trials = TrialRuns()
+        self._watchdog = Watchdog(context.config.inline_run_us)
+
+    async def load(self, source: Source[OnnxParameters]) -> Loaded:
+        config, executor = self._context.config, self._context.executor
+        options = source.parameters.session_options()
+
+        def load(content: bytes) -> LoadedModel:
+            server = config.batching, config.load_run_timeout_s, ort.version()  # a trial also depends on these
+            key = blake2b(repr((source.key(content), server)).encode(), digest_size=16).hexdigest()
+            once = partial(self._context.findings.once, key)
+            return onnx_load.load(source.path, content, source.config, source.name, options, config, self._trials, once)
+
+        loaded = await source.read(load)
+        signature = loaded.signature
+        loaded.session.budget = self._context.budget
+        inline_us = config.inline_run_us if loaded.steady else 0
+        model = OnnxModel(loaded.session, signature, executor, inline_us, source.notes, self._watchdog)
+        rows = signature.max_batch_size if loaded.combines else 1
+        # One native thread is always left for other models.
+        instances = min(source.parameters.instances or source.config.instances, max(1, executor.threads - 1))
+        remark = f"{'although' if signature.batched else 'because'} {loaded.why_alone}" if loaded.why_alone else ""
+        return Loaded(model, rows, instances, remark)
+
+    def close(self) -> None:
+        self._trials.end()
+        self._watchdog.close()

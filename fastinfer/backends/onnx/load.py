@@ -1,40 +1,35 @@
-"""From a model file to a session that is known to work: signature, the proof that rows are independent, warm-up.
+"""Makes a session from a model file, and checks it: signature, the proof that rows are independent, warm-up.
 
-Runs on a load thread, never on the loop's. Everything that is refused here is told to whoever asked for the load.
+Runs on a load thread, never on the loop's. The client that requested the load gets every error.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fastinfer.backends.labels import labels_of
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts, read_facts
 from fastinfer.backends.onnx.graph.rows import Proof, prove
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
-from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns, ordinary_values
-from fastinfer.base import disk, limits
+from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
+from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
-from fastinfer.config.model import ConfigError, ModelConfig, read_labels
-from fastinfer.config.model_schema import TensorConfig, WarmupInput
+from fastinfer.config.model import ConfigError, ModelConfig
+from fastinfer.config.model_schema import TensorConfig
 from fastinfer.config.server import ServerConfig
-from fastinfer.tensor.datatype import numpy_dtype
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import TensorSpec
 from fastinfer.tensor.top_k import Labels
 
 log = logging.getLogger(__name__)
 
-# Operators that end the process, in the runtime's 1.32, if an input has no elements.
+# Operators of ONNX Runtime 1.32 that crash the process if an input has no elements.
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
 
@@ -47,14 +42,14 @@ def _always(trial: Callable[[], str | None]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is known to work.
+    """A model that was loaded and checked.
 
     Attributes:
-        session: the runtime's.
-        signature: what it takes and gives.
-        steady: whether the time of a run follows from the shapes of its inputs.
+        session: the runtime's session.
+        signature: its inputs and outputs.
+        steady: whether the run time depends only on the shapes of the inputs.
         combines: whether requests may share a batch.
-        why_alone: why they should not, as a sentence's end; None: they may.
+        why_alone: why they should not, as a clause; None: they may.
     """
 
     session: Session
@@ -66,49 +61,49 @@ class LoadedModel:
 
 def load(
     path: Path,
+    content: bytes,
     config: ModelConfig,
     name: str,
     options: dict[str, Any],
     server: ServerConfig,
     trials: TrialRuns | None = None,
-    content: bytes | None = None,
     once: Once = _always,
 ) -> LoadedModel:
     """Loads a model file.
 
     Args:
-        path: the ``.onnx`` file, in the directory of its version; that one lies in the model's.
+        path: the ``.onnx`` file, in the version's directory, which is in the model's.
+        content: the file's bytes; the proof and the session use the same ones, even if the file is replaced meanwhile.
         config: the model's configuration.
-        name: the model's, for messages.
+        name: the model's name, for messages.
         options: keyword arguments of :class:`Session`.
         server: the server's configuration.
-        trials: told of every run, so that it can be ended with the server.
-        content: of the file, if it has been read already.
-        once: runs the trial of rows, unless its result is known.
+        trials: registers every run, so that the end of the server can terminate it.
+        once: runs the trial of rows, unless its result is cached.
 
     Raises:
-        ApiError: 400 with ONNX Runtime's reason, or where the configuration does not fit the graph.
+        ApiError: 400 with ONNX Runtime's reason, or if the configuration does not fit the graph.
     """
     directory = path.parent.parent
     try:
-        labels = _labels(directory, config)
-        model = _read(path) if content is None else content
+        labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
         with collector.paused():
-            facts = read_facts(model)
-        if facts.inlined > MAX_INLINED:  # the runtime would, for hours
-            raise OrtError(f"the calls of its functions come to more than {MAX_INLINED} operators")
-        session = Session(path, model=model, **options)
+            facts = read_facts(content)
+        if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
+            raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
+        session = Session(path, model=content, **options)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
         with collector.paused():
-            proof = prove(model)
+            proof = prove(content)
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels)
-        loading.warm_up(loaded.signature, config, directory / "warmup")
+        for arrays in warm_ups(name, session.inputs, loaded.signature.batched, config, directory):
+            runs.run(arrays)
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
@@ -116,35 +111,8 @@ def load(
     return loaded
 
 
-def _read(path: Path) -> bytes:
-    """A model file, read once: what is proven is what is loaded, even if the file is replaced meanwhile. OrtError.
-
-    (It is not mapped: a file that is cut short under a mapping kills the process.)
-    """
-    try:
-        with disk.regular_file(path) as file:
-            if os.fstat(file.fileno()).st_size > limits.MAX_MODEL_FILE_BYTES:
-                raise OrtError("the model cannot be read: a model file has less than 2 GiB")
-            return file.read()
-    except OSError as error:
-        raise OrtError(f"the model cannot be read: {error.strerror}") from None
-
-
-def _labels(directory: Path, config: ModelConfig) -> dict[str, Labels]:
-    """The labels of outputs; several may share a file. ConfigError."""
-    made: dict[str, Labels] = {}
-    files = {output.name: output.label_filename for output in config.outputs}
-    for output, text in read_labels(directory, config).items():
-        try:
-            if files[output] not in made:
-                made[files[output]] = Labels(text)
-        except ValueError as error:
-            raise ConfigError(f"the labels of output '{output[:60]}': {files[output]}, {error}") from None
-    return {output: made[name] for output, name in files.items() if name}
-
-
 class _Loading:
-    """A session that is being looked at."""
+    """Derives the signature of a session, and whether its rows are independent."""
 
     def __init__(
         self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: Once
@@ -162,7 +130,7 @@ class _Loading:
     # --- Signature ----------------------------------------------------------------------------------------------------
 
     def model(self, config: ModelConfig, labels: Mapping[str, Labels]) -> LoadedModel:
-        """What the graph says, checked against the configuration. ApiError 400."""
+        """Make the signature from the graph, checked against the configuration. ApiError 400."""
         session = self.session
         signature = partial(Signature, session.inputs, session.outputs, labels=labels, never_empty=self._never_empty)
         configured = config.max_batch_size
@@ -183,7 +151,7 @@ class _Loading:
             level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
             return self._loaded(signature(), False, reason)
-        # Some exporters declare an output of one row, and give one for each: the graph is the proof.
+        # Some exporters declare one output row although there is one for each input row; the proof shows it.
         outputs = [_of_rows(spec) for spec in session.outputs]
         batched = Signature(
             session.inputs,
@@ -201,10 +169,10 @@ class _Loading:
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
     ) -> None:
-        """The configuration's inputs or outputs against the graph's.
+        """Compares the configuration's inputs or outputs with the graph's.
 
-        Dims are without the batch dimension where a batch size is configured (Triton's way) and with it where it is 0;
-        where nothing is said of batches, both will do (AMD's way has no batch size and no batch dimension).
+        Dims have no batch dimension if a batch size is configured (Triton's convention), and have it if the batch size
+        is 0. If none is configured, both are accepted (AMD's convention has no batch size and no batch dimension).
         """
         by_name = {spec.name: spec for spec in specs}
         for tensor in given:
@@ -233,7 +201,7 @@ class _Loading:
         return ApiError(400, f"model '{self.name}': {sentence}")
 
     def _why_not_batched(self) -> str | None:
-        """Why inputs have no batch dimension; None if they have."""
+        """Return why inputs have no batch dimension, or None if they have one."""
         for what, specs in (("input", self.session.inputs), ("output", self.session.outputs)):
             if not specs:
                 return f"it has no {what}s"
@@ -249,52 +217,16 @@ class _Loading:
     # --- The proof that rows are independent --------------------------------------------------------------------------
 
     def _why_rows_depend(self) -> str | None:
-        """Why rows are not to share a batch: the graph or the trial says so; None where both agree that they may."""
+        """Return why rows must not share a batch, by the proof or the trial; None if both agree that they may."""
         if self._proof.couples is not None:
             return self._proof.couples
         if self._exact and self._proof.rounds is not None:
             return f"operator '{self._proof.rounds}' may round a row otherwise in a batch, and batching is 'exact'"
         return self._once(Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend)
 
-    # --- Warm-up ------------------------------------------------------------------------------------------------------
-
-    def warm_up(self, signature: Signature, config: ModelConfig, directory: Path) -> None:
-        """The configured warm-up runs; ``directory`` holds their data files."""
-        for sample in config.model_warmup:
-            arrays = []
-            for spec in self.session.inputs:
-                given = sample.inputs.get(spec.name)
-                if given is None:
-                    raise self._refusal(f"warm-up '{sample.name}' lacks input '{spec.name}'")
-                shape = [max(sample.batch_size, 1), *given.dims] if signature.batched else list(given.dims)
-                arrays.append(self._warmup_array(spec, given, shape, directory))
-            for _ in range(sample.count):
-                self._runs.run(arrays)
-
-    def _warmup_array(self, spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path) -> NDArray[Any]:
-        if given.datatype != spec.datatype:
-            raise self._refusal(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
-        if not given.input_data_file:
-            values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
-            return values if given.random_data else _zeros_like(values)
-        try:
-            most_bytes = limits.MAX_BODY_BYTES
-            if spec.datatype != "BYTES":
-                most_bytes = math.prod(shape) * np.dtype(numpy_dtype(spec.datatype)).itemsize
-            data = disk.read(directory / given.input_data_file, most_bytes)
-            if len(data) > most_bytes:
-                raise ValueError("it is too large")
-            if spec.datatype == "BYTES":
-                return np.full(shape, data, dtype=object)
-            return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
-        except (OSError, ValueError) as error:
-            raise self._refusal(
-                f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'"
-            ) from error
-
 
 def _of_rows(spec: TensorSpec) -> TensorSpec:
-    """An output whose first dimension is the batch, whatever was declared."""
+    """Return the output with an open first dimension, whatever the graph declares."""
     if spec.open_rank or not spec.shape or spec.shape[0] == -1:
         return spec
     return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]), ("", *spec.symbols[1:]))
@@ -302,7 +234,3 @@ def _of_rows(spec: TensorSpec) -> TensorSpec:
 
 def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:
     return len(dims) == len(shape) and all(a == b or -1 in (a, b) for a, b in zip(dims, shape, strict=True))
-
-
-def _zeros_like(values: NDArray[Any]) -> NDArray[Any]:
-    return np.full(values.shape, b"", dtype=object) if values.dtype == object else np.zeros_like(values)

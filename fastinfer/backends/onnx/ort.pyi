@@ -24,7 +24,7 @@ class OrtError(Exception):
     def __init__(self, message: str, code: int = 1) -> None: ...
 
 def configure(intra_op_threads: int, inter_op_threads: int = 1, spinning: bool = False) -> None:
-    """Makes the process's environment with its thread pools, which all sessions share that ask for none of their own.
+    """Makes the process's environment with its thread pools, which all sessions without pools of their own share.
 
     To be called at most once and before the first session; the first session calls it with one thread a usable core.
 
@@ -40,7 +40,7 @@ def configure(intra_op_threads: int, inter_op_threads: int = 1, spinning: bool =
     """
 
 def version() -> str:
-    """The runtime's version. OrtError where it is not installed."""
+    """The runtime's version. OrtError if it is not installed."""
 
 def available_providers() -> tuple[str, ...]:
     """The execution providers that this build of the runtime has, such as ``"CPUExecutionProvider"``."""
@@ -51,8 +51,8 @@ class Session:
     The GIL is released while the model is loaded, run and freed.
 
     Args:
-        path: the model's file. Its external data must lie in the same directory, not linked from elsewhere.
-        model: the model's bytes; ``path`` then only tells where its external data lie (None: it must have none).
+        path: the model's file. Its external data must be in the same directory, not linked from elsewhere.
+        model: the model's bytes; ``path`` then only gives the place of its external data (None: it must have none).
         intra_op_threads: gives the session a pool of its own; None: the process's.
         inter_op_threads: more than 1 also runs independent operators in parallel.
         execution_providers: in the order of preference; the CPU's is always the last.

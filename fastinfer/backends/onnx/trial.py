@@ -1,18 +1,18 @@
-"""Trial runs of a session at load: do rows answer together as they do alone?
+"""Trial runs of a session at load: checks that a row's answer is the same alone and in a batch.
 
-The second line behind the proof from the graph (:mod:`fastinfer.backends.onnx.graph.rows`): a rule of that table may be
-wrong, or an operator of the runtime. Rows of very different size stand beside each other, NaN beside numbers, integers
-come from growing ranges. Runs on a load thread, never on the loop's.
+It backs up the proof from the graph (:mod:`fastinfer.backends.onnx.graph.rows`): one of its rules or an operator of the
+runtime may be wrong. Rows of very different magnitude are run together, NaN beside numbers, and integers from
+growing ranges. Runs on a load thread, never on the loop's.
 
-Two comparisons, so that rounding is not taken for dependence. A row alone against copies of itself: the number of rows
-must not matter, but other numbers take other kernels, so values of ordinary size are compared within a tolerance. A row
-among copies of itself against the same row, at the same place, among others: the runs have the same shapes.
+There are two comparisons, so that rounding does not look like dependence. (1) A row alone and copies of it: the number
+of rows must not matter, but it selects the kernels, so values of ordinary magnitude are compared within a tolerance.
+(2) A row among copies of itself and the same row, at the same place, among others: both runs have the same shapes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event, Lock, Timer
@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastinfer.backends.batch_run import BatchRun
+from fastinfer.backends.draws import ORDINARY, Draw, draw_values
 from fastinfer.backends.onnx.ort import OrtError, Session
-from fastinfer.base import limits
 from fastinfer.base.errors import without_paths
-from fastinfer.tensor.datatype import numpy_dtype
 from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
@@ -34,13 +33,13 @@ log = logging.getLogger(__name__)
 Arrays = list[NDArray[Any]]
 
 TOO_LONG = "a trial run took longer than"
-_OPEN_DIMENSIONS = (8, 1, 3, 16, 32, 224)  # tried in turn for dimensions that the model leaves open
+_OPEN_DIMENSIONS = (8, 1, 3, 16, 32, 224)  # sizes that are tried for open dimensions, in this order
 _TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relative to the row's largest magnitude
 _ROWS = 3
 
 
 class TrialRuns:
-    """The runs of loads under way, on any load threads, so that the end of the server can end them."""
+    """Registers the runs at load, from any load thread, so that the end of the server can terminate them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -49,7 +48,7 @@ class TrialRuns:
 
     @contextmanager
     def running(self, run: BatchRun) -> Iterator[None]:
-        """Knows of a run while it lasts. OrtError if the server has ended."""
+        """Registers a run while it lasts. OrtError if the server is ending."""
         with self._lock:
             if self._ended:
                 raise OrtError("the server is ending")
@@ -61,76 +60,27 @@ class TrialRuns:
                 self._runs.discard(run)
 
     def end(self) -> None:
-        """Ends the runs under way, and lets no more begin."""
+        """Terminates the current runs; later ones fail."""
         with self._lock:
             self._ended = True
             for run in self._runs:
                 run.terminate()
 
 
-class TrialResults:
-    """What trials have found, in this process and in those before it: a restart does not try again what is known.
-
-    Keys say what was tried and how, so an entry is right as long as it is kept. Written on load threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._found: dict[str, str | None] = {}
-        self._news: dict[str, str | None] = {}  # found here, and not told yet
-
-    def once(self, key: str, trial: Callable[[], str | None]) -> str | None:
-        """What a trial finds, or has found before. OrtError as of the trial."""
-        with self._lock:
-            known = key in self._found
-            found = self._found.pop(key, None)
-        if known:
-            log.debug("the trial of rows is known from before: %s", found or "they are independent")
-        else:
-            found = trial()
-            with self._lock:
-                self._news[key] = found
-        self._keep(key, found)
-        return found
-
-    def _keep(self, key: str, found: str | None) -> None:
-        with self._lock:
-            self._found[key] = found
-            while len(self._found) > limits.MAX_TRIAL_RESULTS:
-                del self._found[next(iter(self._found))]
-
-    def told(self) -> dict[str, str | None]:
-        """All of it, the latest last."""
-        with self._lock:
-            self._news = {}
-            return dict(self._found)
-
-    def news(self) -> dict[str, str | None]:
-        """What was found since it was told last."""
-        with self._lock:
-            news, self._news = self._news, {}
-            return news
-
-    def restore(self, told: Mapping[str, str | None]) -> None:
-        """Learns what another process has told."""
-        for key, found in told.items():
-            self._keep(key, found)
-
-
 class TooLongError(OrtError):
-    """A run that was ended."""
+    """A run was terminated after its timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs a session once at a time, each no longer than ``timeout_s``."""
+    """Runs a session, each run for at most ``timeout_s``."""
 
     session: Session
     timeout_s: float
     trials: TrialRuns
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> Arrays:
-        """The outputs for inputs in the session's order. OrtError; TooLongError: a model may loop for ever."""
+        """Run once, with inputs in the session's order; returns the outputs. OrtError, TooLongError."""
         tensors = [
             Tensor.from_numpy(spec.name, array, spec.datatype)
             for spec, array in zip(self.session.inputs, arrays, strict=True)
@@ -158,76 +108,25 @@ class Runs:
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """How the rows of one trial are drawn.
-
-    Attributes:
-        scales: of each row's floating-point values.
-        uniform: these are from 0 to the scale, instead of normal.
-        nan: the last row has NaN among its values.
-        largest: integers are below it.
-    """
-
-    scales: tuple[float, float, float]
-    uniform: bool
-    nan: bool
-    largest: int
-
-
 _DRAWS = (
-    _Draw((1, 0.01, 100), False, False, 2),
-    _Draw((0.01, 1, 1), True, True, 16),
-    _Draw((1, 1000, 1), False, False, 1000),
-    _Draw((1, 0.1, 10), False, False, 1_000_000),
-    _Draw((1, 1, 1), False, True, 1 << 62),
+    Draw((1, 0.01, 100), False, False, 2),
+    Draw((0.01, 1, 1), True, True, 16),
+    Draw((1, 1000, 1), False, False, 1000),
+    Draw((1, 0.1, 10), False, False, 1_000_000),
+    Draw((1, 1, 1), False, True, 1 << 62),
 )
-_FLOATING_DRAWS = 2  # are enough for models without integer inputs
-_COPIES = _Draw((1, 1, 1), False, False, 2)  # ordinary values: alone, and beside copies of themselves
-
-
-def ordinary_values(datatype: str, shape: Sequence[int], random: np.random.Generator) -> NDArray[Any]:
-    """Standard normals for floating point; zeros and ones for the rest, so that indices stay valid."""
-    return _values(datatype, shape, random, _COPIES, 0, 2)
-
-
-def _values(
-    datatype: str, shape: Sequence[int], random: np.random.Generator, draw: _Draw, row: int, limit: int
-) -> NDArray[Any]:
-    match datatype:
-        case "FP16" | "FP32" | "FP64" | "BF16":
-            drawn = random.random(shape) if draw.uniform else random.standard_normal(shape)
-            drawn *= draw.scales[row]
-            if draw.nan and row == _ROWS - 1:
-                drawn[random.random(shape) < 0.25] = np.nan
-            if datatype == "BF16":
-                return (drawn.astype("f4").view(np.uint32) >> 16).astype("u2")
-            return drawn.astype(numpy_dtype(datatype))
-        case "BYTES":
-            texts = [str(number).encode() for number in random.integers(0, limit, shape).flat]
-            return np.array(texts, dtype=object).reshape(shape)
-        case "BOOL":
-            return random.integers(0, 2, shape).astype(bool)
-    dtype = numpy_dtype(datatype)
-    # The smallest number of a type has no opposite: dividing it by -1 ends the process.
-    highest = min(limit - 1, int(np.iinfo(dtype).max))
-    lowest = -highest if limit > np.iinfo(dtype).max and np.iinfo(dtype).min else 0
-    if row == 1:  # a row of small numbers beside the others, and one of large ones
-        highest, lowest = max(highest // 100, min(1, highest)), 0
-    elif row == 2:
-        lowest = highest // 2
-    return random.integers(lowest, highest, shape, dtype=np.int64, endpoint=True).astype(dtype)
+_FLOATING_DRAWS = 2  # draws for models without integer inputs
 
 
 # --- The trial --------------------------------------------------------------------------------------------------------
 
 
 class Trial:
-    """Compares rows alone with rows together.
+    """Compares the outputs of rows alone and in batches.
 
     Args:
         runs: runs the session.
-        id_limits: numbers that integer inputs must stay below, by name.
+        id_limits: exclusive upper bounds of integer inputs, by name.
         exact: answers must have the same bits.
     """
 
@@ -239,7 +138,7 @@ class Trial:
         self._exact = exact
 
     def why_rows_depend(self) -> str | None:
-        """Why rows are not to share a batch, as a sentence's end; None: each answers together as alone."""
+        """Return why rows must not share a batch, as a clause; None: they answer the same alone and in a batch."""
         random = np.random.default_rng(0)
         problem = ""
         for open_dimension in _OPEN_DIMENSIONS:
@@ -252,8 +151,8 @@ class Trial:
         return f"it could not be run on trial inputs: {problem}"
 
     def _copies(self, open_dimension: int, random: np.random.Generator) -> str | None:
-        """Rows alone against copies of themselves. OrtError."""
-        for row in self._rows(open_dimension, random, _COPIES)[: _ROWS - 1]:
+        """Compares rows alone with copies of themselves. OrtError."""
+        for row in self._rows(open_dimension, random, ORDINARY)[: _ROWS - 1]:
             alone = self._runs.run(row)
             for count in (2, _ROWS):
                 copies = self._runs.run(_joined([row] * count))
@@ -265,7 +164,7 @@ class Trial:
         return None
 
     def _neighbours(self, open_dimension: int, random: np.random.Generator) -> str | None:
-        """Rows among copies of themselves against rows beside others. OrtError if ordinary values fail."""
+        """Compares rows among copies of themselves with rows among others. OrtError if ordinary values fail."""
         integers = any(spec.datatype not in _TOLERANCE for spec in self._inputs)
         for number, draw in enumerate(_DRAWS if integers else _DRAWS[:_FLOATING_DRAWS]):
             rows = self._rows(open_dimension, random, draw)
@@ -274,7 +173,7 @@ class Trial:
             except OrtError:
                 if number == 0:
                     raise
-                return None  # the model does not take numbers as large as these
+                return None  # the model does not accept numbers this large
             together = self._runs.run(_joined(rows))
             reason = self._compare_shapes(together, _ROWS)
             for place in range(_ROWS if reason is None else 0):
@@ -283,11 +182,11 @@ class Trial:
                 return reason
         return None
 
-    def _rows(self, open_dimension: int, random: np.random.Generator, draw: _Draw) -> list[Arrays]:
-        """Three rows: for each the inputs, with a first dimension of 1."""
+    def _rows(self, open_dimension: int, random: np.random.Generator, draw: Draw) -> list[Arrays]:
+        """Draw three rows; each is a list of inputs with a first dimension of 1."""
         return [
             [
-                _values(
+                draw_values(
                     spec.datatype, [1, *(open_dimension if dim < 0 else dim for dim in spec.shape[1:])], random, draw,
                     row, min(draw.largest, self._id_limits.get(spec.name, draw.largest)),
                 )

@@ -7,4 +7,4 @@ cdef class Session:
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
     cdef readonly tuple outputs
     cdef public Budget budget           # in which its outputs count; None: nowhere
-    cdef list _names                    # the bytes that the handle's names lie in
+    cdef list _names                    # the bytes that the handle's names point into

@@ -1,6 +1,7 @@
 # ONNX Runtime through its C API: the library, its environment, sessions.
-# Lives here: what a load needs. Does not: the steps of a run (ort_run), requests, batches, threads of our own.
+# Lives here: loading the library and models. Does not: the steps of a run (ort_run), requests, batches, native threads.
 #
+# Any thread, with the GIL; it is released while a model is loaded, run or freed. A Session owns the runtime's session.
 # The library is loaded with dlopen from the installed wheel; the package itself is never imported, since it carries a
 # second copy of the whole runtime.
 
@@ -14,8 +15,8 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from fastinfer.backends.onnx.ort_run cimport (
-    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, Failure, Feed, Output, bind, check,
-    discard, error_of, own, receive, release_values, run, use_table,
+    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, EngineError, Feed, Output, check,
+    discard, error_of, execute, make_values, own, receive, release_values, use_table,
 )
 from fastinfer.backends.onnx.ort_table cimport *
 from fastinfer.tensor.datatype cimport from_onnx, name_of
@@ -149,7 +150,7 @@ cdef class Session:
             raise OrtError("the model is empty", INVALID_PROTOBUF)
         if _env == NULL:
             configure(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        # External data may lie beside the model, and nowhere else; the runtime checks that. A model without a path has
+        # External data may be beside the model, and nowhere else; the runtime checks that. A model without a path has
         # no such place (the runtime's own default is the current directory).
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
         if path is not None:
@@ -160,7 +161,7 @@ cdef class Session:
             _set_config(options, "session.load_model_format", "ONNX")
             _set_config(options, "session.model_external_initializers_file_folder_path", folder)
             _set_threads(options, intra_op_threads, inter_op_threads, allow_spinning)
-            # Patterns are kept for every set of input shapes ever seen: clients choose those.
+            # The runtime would keep a pattern for every set of input shapes, which clients choose.
             check(ort_disable_mem_pattern(options))
             if graph_optimization_level is not None:
                 check(ort_set_graph_optimization_level(options, _level(graph_optimization_level)))
@@ -185,7 +186,7 @@ cdef class Session:
         cdef Py_ssize_t count = len(wanted)
         cdef Py_ssize_t i
         cdef Tensor tensor
-        cdef Failure failure
+        cdef EngineError failure
         # The two arrays of feeds and received outputs, then those of values and names.
         cdef Feed* feeds = <Feed*>calloc(len(tensors) + 1, sizeof(Feed))
         cdef Output* received = <Output*>calloc(count + 1, sizeof(Output))
@@ -214,8 +215,8 @@ cdef class Session:
 
 
 def _read(path):
-    # Read once: what is checked is what is loaded, even where the file is replaced meanwhile. (Not mapped: a file that
-    # is cut short under a mapping kills the process.)
+    # Read once, so that the checked bytes are the loaded ones even if the file is replaced meanwhile. (Not mapped: a
+    # file that is truncated under a mapping kills the process.)
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -241,8 +242,8 @@ cdef bint _holds(const unsigned char[::1] model, bytes pattern):
 
 
 cdef int _check_external_data(model, str folder) except -1:
-    # The runtime refuses external data behind symbolic links and "..", but a hard link cannot be told from a file of
-    # the directory's own, except by its count of names; and it waits for ever for a pipe's other end. External data is
+    # The runtime refuses external data behind symbolic links and "..", but a hard link looks like a file of the
+    # directory, except for its link count; and the runtime waits for ever for a pipe's other end. External data is
     # named in the model, under the key "location".
     if not _holds(model, b"location"):
         return 0
@@ -251,7 +252,7 @@ cdef int _check_external_data(model, str folder) except -1:
             try:
                 status = os.stat(os.path.join(parent, name))
             except OSError:
-                continue        # a dangling link, for one: the runtime will say so
+                continue        # for example a dangling link, which the runtime reports
             if not S_ISREG(status.st_mode) and _holds(model, os.fsencode(name)):
                 raise OrtError(f"the model's file '{name}' is not a regular file", INVALID_ARGUMENT)
             if status.st_nlink > 1 and _holds(model, os.fsencode(name)):
@@ -310,7 +311,7 @@ def _level(level):
 
 cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
     cdef OrtCudaOptions* cuda = NULL
-    if provider == "CPUExecutionProvider":      # is there in any case, as the last
+    if provider == "CPUExecutionProvider":      # it is always there, as the last
         return 0
     if provider not in available_providers():
         raise OrtError(f"execution provider '{provider}' is not in this build of ONNX Runtime, "
@@ -355,7 +356,7 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
         if from_onnx(element_type) < 0:
             raise OrtError(f"{what} has an element type (number {element_type}) that the protocol has no word for",
                            NOT_IMPLEMENTED)
-        if not ort_has_shape(info):     # its rank is open; the runtime counts no dimensions, as of a scalar
+        if not ort_has_shape(info):     # its rank is open; the runtime counts no dimensions, as for a scalar
             return TensorSpec(name, name_of(from_onnx(element_type)), None)
         check(ort_rank(info, &rank))
         if rank > MAX_RANK:
@@ -377,7 +378,7 @@ cdef str _name(const char* text):
 
 
 cdef str _take_text(char* text):
-    # A name of the runtime's allocator, which is freed. Longer ones are refused: to decode them would take the GIL.
+    # Takes a name of the runtime's allocator, and frees it. Longer ones are refused: to decode them would hold the GIL.
     if text == NULL:
         return ""
     try:
@@ -410,16 +411,16 @@ cdef list _positions(tuple specs, outputs):
 
 
 cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, const char** names, Py_ssize_t count,
-                    Output* received, Failure* failure) noexcept:
-    # values has room for the inputs and, behind them, for the outputs.
+                    Output* received, EngineError* failure) noexcept:
+    # values has room for the inputs and, after them, for the outputs.
     cdef OrtValue** outputs = values + handle.input_count
     cdef Py_ssize_t i
     cdef int failed = 0
     with nogil:
-        if bind(handle, feeds, values, failure) < 0:
+        if make_values(handle, feeds, values, failure) < 0:
             failed = -1
         else:
-            failed = run(handle, values, names, count, outputs, NULL, failure)
+            failed = execute(handle, values, names, count, outputs, NULL, failure)
             release_values(values, handle.input_count)
         for i in range(count):
             if failed == 0:

@@ -13,7 +13,7 @@ cdef enum:
     INVALID_PROTOBUF = 7
     NOT_IMPLEMENTED = 9
 
-cdef struct Failure:
+cdef struct EngineError:
     int32_t code                # OrtErrorCode; 0: none
     char[FAILURE_BYTES] text    # NUL-terminated
 
@@ -32,42 +32,42 @@ cdef struct Output:
     int64_t[MAX_RANK] dims
     char* data
     Py_ssize_t nbytes
-    OrtValue* value             # NULL where data is a block
+    OrtValue* value             # NULL if data is a block
 
 cdef struct Handle:
-    # What a run needs of a session; valid as long as the Session.
+    # The part of a session that a run uses; valid as long as the Session.
     OrtSession* session
     Py_ssize_t input_count
     Py_ssize_t output_count
     const char** input_names
     const char** output_names
 
-# Every function fills in `failure` where it returns -1.
-cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil
+# Every function fills in `failure` if it returns -1.
+cdef int fail(EngineError* failure, int32_t code, const char* text) noexcept nogil
 # Fills values with handle.input_count values over the feeds' memory (copies BYTES). The caller releases them.
-cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failure* failure) noexcept nogil
+cdef int make_values(const Handle* handle, const Feed* feeds, OrtValue** values, EngineError* failure) noexcept nogil
 # Fills outputs, which must be NULLs. The caller passes each one to receive, or releases it.
-cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
-             OrtValue** outputs, OrtRunOptions* options, Failure* failure) noexcept nogil
+cdef int execute(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
+                 OrtValue** outputs, OrtRunOptions* options, EngineError* failure) noexcept nogil
 # Takes the value over in any case, and sets value[0] to NULL. The output does not share memory with the feeds.
 cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
-                 Failure* failure) noexcept nogil
+                 EngineError* failure) noexcept nogil
 cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil
-# Frees what was received and not owned yet.
+# Frees a received output that has no owner yet.
 cdef void discard(Output* output) noexcept nogil
 
-# A session bound to memory for its inputs and outputs, none of them BYTES; NULL where that fails. The memory must
+# A session bound to memory for its inputs and outputs, none of them BYTES; NULL if that fails. The memory must
 # outlive the binding. One thread at a time may run it.
 cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, const Feed* outputs,
-                                  Failure* failure) noexcept nogil
-cdef int run_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
-                   Failure* failure) noexcept nogil
+                                  EngineError* failure) noexcept nogil
+cdef int execute_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
+                       EngineError* failure) noexcept nogil
 # Fails unless the last run left its outputs in the memory that was bound.
 cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
-                        Failure* failure) noexcept nogil
+                        EngineError* failure) noexcept nogil
 cdef void release_binding(OrtIoBinding* binding) noexcept nogil
 
-# Run options, which carry the wish to terminate: may be set on another thread before, in and after the run.
+# Run options, which hold the terminate flag: another thread may set it before, during and after the run.
 cdef OrtRunOptions* create_run_options() except NULL
 cdef void release_run_options(OrtRunOptions* options) noexcept nogil
 cdef void terminate(OrtRunOptions* options) noexcept nogil
@@ -76,8 +76,8 @@ cdef void unset_terminate(OrtRunOptions* options) noexcept nogil
 # The owner of a received output's memory, which counts in `budget`; to be called once for each output.
 # session: kept with it, since its allocator made the value.
 cdef object own(Output* output, object session, Budget budget)
-cdef object error_of(const Failure* failure)
-# Raises what a status says, and releases it.
+cdef object error_of(const EngineError* failure)
+# Raises the error of a status, and releases it.
 cdef int check(OrtStatus* status) except -1
 # The runtime's table of functions (backends/onnx/ort_table.h), before anything else here is called.
 cdef int use_table(void** table) except -1

@@ -2,8 +2,9 @@
 # the same time. Lives here: converting memory to the runtime's values and back. Does not: sessions and the library
 # (ort), requests, batches.
 #
-# A run has three steps, so that each can be timed: bind the inputs, run, receive the outputs. If the shapes repeat, a
-# binding does the first and the last step once.
+# A run has three steps, so that each can be timed: make the values of the inputs, execute, receive the outputs. If the
+# shapes repeat, a binding does the first and the last step once. The caller owns the inputs' memory; `own` gives each
+# output an owner.
 
 cimport cython
 from libc.stdint cimport uint32_t
@@ -12,22 +13,22 @@ from libc.string cimport memcpy, memmove, strlen
 
 from fastinfer.backends.onnx.ort_table cimport *
 from fastinfer.base.budget cimport Budget
-from fastinfer.tensor.datatype cimport BYTES, from_onnx, row
+from fastinfer.tensor.datatype cimport BYTES, from_onnx, datatype_of
 from fastinfer.tensor.tensor cimport Memory, allocate_block, element_count, free_block
 
 cdef enum:
     TENSOR = 1                  # ONNXType
     ARENA = 1                   # OrtAllocatorType
     DEFAULT_MEMORY = 0          # OrtMemType
-    MAX_TEXT_BYTES = 16384      # of a failure's text; of its end nobody gets to read anything
+    MAX_TEXT_BYTES = 16384      # of a failure's text; the rest is never shown
 
 cdef extern from "<string.h>" nogil:
     size_t strnlen(const char* text, size_t most)
 
-# Of the process, for its whole life.
+# One per process, for its whole life.
 cdef OrtMemoryInfo* _cpu = NULL
 cdef OrtAllocator* _allocator = NULL
-cdef char _no_bytes = 0         # what an output without elements points to
+cdef char _no_bytes = 0         # the data of an output without elements
 
 
 class OrtError(Exception):
@@ -36,7 +37,7 @@ class OrtError(Exception):
         self.code = code
 
 
-cdef object error_of(const Failure* failure):
+cdef object error_of(const EngineError* failure):
     return OrtError((<const char*>failure.text).decode("utf-8", "replace"), failure.code)
 
 
@@ -61,7 +62,7 @@ cdef int use_table(void** table) except -1:
 # --- Failures ---------------------------------------------------------------------------------------------------------
 
 
-cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil:
+cdef int fail(EngineError* failure, int32_t code, const char* text) noexcept nogil:
     cdef size_t size = strlen(text)
     if size >= FAILURE_BYTES:
         size = FAILURE_BYTES - 1
@@ -71,8 +72,8 @@ cdef int fail(Failure* failure, int32_t code, const char* text) noexcept nogil:
     return -1
 
 
-cdef int _failed(OrtStatus* status, Failure* failure) noexcept nogil:
-    # -1 where the status is a failure, which it then copies and releases.
+cdef int _failed(OrtStatus* status, EngineError* failure) noexcept nogil:
+    # Returns -1 if the status is a failure, which it then copies and releases.
     if status == NULL:
         return 0
     fail(failure, ort_get_error_code(status), ort_get_error_message(status))
@@ -83,7 +84,7 @@ cdef int _failed(OrtStatus* status, Failure* failure) noexcept nogil:
 # --- Memory to values -------------------------------------------------------------------------------------------------
 
 
-cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failure* failure) noexcept nogil:
+cdef int make_values(const Handle* handle, const Feed* feeds, OrtValue** values, EngineError* failure) noexcept nogil:
     cdef Py_ssize_t i
     cdef const Feed* feed
     for i in range(handle.input_count):
@@ -91,31 +92,31 @@ cdef int bind(const Handle* handle, const Feed* feeds, OrtValue** values, Failur
     for i in range(handle.input_count):
         feed = &feeds[i]
         if feed.datatype_id == BYTES:
-            if _bind_strings(feed, &values[i], failure) < 0:
+            if _make_strings(feed, &values[i], failure) < 0:
                 release_values(values, handle.input_count)
                 return -1
-        elif _over(feed, &values[i], failure) < 0:
+        elif _value_over(feed, &values[i], failure) < 0:
             release_values(values, handle.input_count)
             return -1
     return 0
 
 
-cdef int _over(const Feed* feed, OrtValue** value, Failure* failure) noexcept nogil:
+cdef int _value_over(const Feed* feed, OrtValue** value, EngineError* failure) noexcept nogil:
     # A value over the feed's own memory.
     return _failed(ort_create_tensor_over(_cpu, <void*>feed.data, feed.nbytes, feed.dims, feed.rank,
-                                          row(feed.datatype_id).onnx, value), failure)
+                                          datatype_of(feed.datatype_id).onnx, value), failure)
 
 
-cdef int _bind_strings(const Feed* feed, OrtValue** value, Failure* failure) noexcept nogil:
+cdef int _make_strings(const Feed* feed, OrtValue** value, EngineError* failure) noexcept nogil:
     cdef int64_t count = element_count(feed.dims, feed.rank)
     cdef Py_ssize_t at = 0
     cdef int64_t i
     cdef uint32_t size
     cdef char* element = NULL
-    # Each element has a length of 4 bytes: this also bounds what is allocated by what was received.
+    # Each element has a length of 4 bytes, so this check also bounds the allocation by the received bytes.
     if count < 0 or feed.nbytes // 4 < count:
         return fail(failure, INVALID_ARGUMENT, b"a BYTES input has fewer elements than its shape")
-    if _failed(ort_create_tensor(_allocator, feed.dims, feed.rank, row(BYTES).onnx, value), failure) < 0:
+    if _failed(ort_create_tensor(_allocator, feed.dims, feed.rank, datatype_of(BYTES).onnx, value), failure) < 0:
         return -1
     for i in range(count):
         if feed.nbytes - at < 4:
@@ -134,8 +135,8 @@ cdef int _bind_strings(const Feed* feed, OrtValue** value, Failure* failure) noe
 # --- The run ----------------------------------------------------------------------------------------------------------
 
 
-cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
-             OrtValue** outputs, OrtRunOptions* options, Failure* failure) noexcept nogil:
+cdef int execute(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
+                 OrtValue** outputs, OrtRunOptions* options, EngineError* failure) noexcept nogil:
     if _failed(ort_run(handle.session, options, handle.input_names, inputs, handle.input_count,
                        output_names, output_count, outputs), failure) < 0:
         release_values(outputs, output_count)
@@ -144,7 +145,7 @@ cdef int run(const Handle* handle, OrtValue** inputs, const char** output_names,
 
 
 cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, const Feed* outputs,
-                                  Failure* failure) noexcept nogil:
+                                  EngineError* failure) noexcept nogil:
     cdef OrtIoBinding* binding = NULL
     cdef Py_ssize_t i
     cdef int failed = _failed(ort_create_io_binding(handle.session, &binding), failure)
@@ -161,9 +162,9 @@ cdef OrtIoBinding* create_binding(const Handle* handle, const Feed* inputs, cons
 
 
 cdef int _bind_one(OrtIoBinding* binding, const char* name, const Feed* feed, bint is_input,
-                   Failure* failure) noexcept nogil:
+                   EngineError* failure) noexcept nogil:
     cdef OrtValue* value = NULL
-    cdef int failed = _over(feed, &value, failure)
+    cdef int failed = _value_over(feed, &value, failure)
     if failed == 0:
         failed = _failed(ort_bind_input(binding, name, value) if is_input else ort_bind_output(binding, name, value),
                          failure)
@@ -171,13 +172,13 @@ cdef int _bind_one(OrtIoBinding* binding, const char* name, const Feed* feed, bi
     return failed
 
 
-cdef int run_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
-                   Failure* failure) noexcept nogil:
+cdef int execute_bound(const Handle* handle, OrtIoBinding* binding, OrtRunOptions* options,
+                       EngineError* failure) noexcept nogil:
     return _failed(ort_run_with_binding(handle.session, options, binding), failure)
 
 
 cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed* outputs,
-                        Failure* failure) noexcept nogil:
+                        EngineError* failure) noexcept nogil:
     cdef OrtValue** values = NULL
     cdef size_t count = 0
     cdef void* data = NULL
@@ -221,7 +222,7 @@ cdef void unset_terminate(OrtRunOptions* options) noexcept nogil:
 
 
 cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
-                 Failure* failure) noexcept nogil:
+                 EngineError* failure) noexcept nogil:
     cdef OrtValue* taken = value[0]
     cdef int failed
     value[0] = NULL
@@ -238,7 +239,7 @@ cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Outp
 
 
 cdef bint _lies_in_a_feed(const Handle* handle, const Feed* feeds, const Output* output) noexcept nogil:
-    # An input that is an output as well comes back as it was given.
+    # An output that is also an input is returned in the input's memory.
     cdef Py_ssize_t i
     for i in range(handle.input_count):
         if feeds[i].data <= output.data < feeds[i].data + feeds[i].nbytes:
@@ -246,7 +247,7 @@ cdef bint _lies_in_a_feed(const Handle* handle, const Feed* feeds, const Output*
     return False
 
 
-cdef int _copy_out(Output* output, Failure* failure) noexcept nogil:
+cdef int _copy_out(Output* output, EngineError* failure) noexcept nogil:
     cdef char* block = allocate_block(output.nbytes)
     if block != NULL:
         memcpy(block, output.data, output.nbytes)
@@ -254,7 +255,7 @@ cdef int _copy_out(Output* output, Failure* failure) noexcept nogil:
     return 0 if block != NULL else fail(failure, FAIL, b"no memory for an output")
 
 
-cdef int _receive(OrtValue* value, Output* output, Failure* failure) noexcept nogil:
+cdef int _receive(OrtValue* value, Output* output, EngineError* failure) noexcept nogil:
     cdef OrtTensorInfo* info = NULL
     cdef int32_t kind = 0
     cdef int32_t element_type = 0
@@ -289,12 +290,12 @@ cdef int _receive(OrtValue* value, Output* output, Failure* failure) noexcept no
     if _failed(ort_tensor_data(value, &data), failure) < 0:
         return -1
     output.data = <char*>data if data != NULL else &_no_bytes
-    output.nbytes = count * row(output.datatype_id).itemsize
+    output.nbytes = count * datatype_of(output.datatype_id).itemsize
     return 0
 
 
-cdef int _receive_strings(OrtValue* value, int64_t count, Output* output, Failure* failure) noexcept nogil:
-    # The texts are written behind the room for their lengths, then moved forward, each behind its own length.
+cdef int _receive_strings(OrtValue* value, int64_t count, Output* output, EngineError* failure) noexcept nogil:
+    # The texts are written after the room for their lengths, then moved forward, each after its own length.
     cdef size_t size = 0
     cdef size_t* offsets
     cdef char* block
@@ -320,7 +321,7 @@ cdef int _receive_strings(OrtValue* value, int64_t count, Output* output, Failur
             free_block(block)
             return fail(failure, FAIL, b"an element of an output has 4 GiB or more")
         length = <uint32_t>(end - offsets[i])
-        # The length lies before the text's old place, hence over no text that is still to be moved.
+        # The length is written before the text's old place, so it does not overwrite a text that is still to be moved.
         memcpy(block + offsets[i] + 4 * i, &length, 4)
         memmove(block + offsets[i] + 4 * i + 4, block + offsets[i] + 4 * count, length)
     free(offsets)
@@ -362,7 +363,7 @@ cdef class Value:
 
 
 cdef object own(Output* output, object session, Budget budget):
-    # Counted whatever the limit: the memory is there. Who runs a model looks at the budget before.
+    # Counted even above the limit, because the memory is allocated already. The runner checks the budget before a run.
     cdef Py_ssize_t charged = 0 if budget is None else output.nbytes
     if charged > 0:
         budget.count.add(charged)

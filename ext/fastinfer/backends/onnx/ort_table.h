@@ -34,6 +34,7 @@ struct OrtApiBase {
 // The table; set once, before anything below is called.
 static void** ort_table = nullptr;
 
+// clang-format off: it takes the parameters for products
 #define ORT_FUNCTION(position, result, name, parameters, arguments)                        \
     static inline result name parameters {                                                 \
         return reinterpret_cast<result(*) parameters>(ort_table[position]) arguments;      \
@@ -165,6 +166,7 @@ ORT_FUNCTION(69, OrtStatus*, ort_create_cpu_memory_info, (int32_t allocator_type
 ORT_FUNCTION(76, OrtStatus*, ort_free, (OrtAllocator* allocator, void* block), (allocator, block))
 ORT_FUNCTION(78, OrtStatus*, ort_default_allocator, (OrtAllocator** borrowed), (borrowed))
 
+// clang-format on
 #undef ORT_FUNCTION
 
 #endif

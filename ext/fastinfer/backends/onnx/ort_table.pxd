@@ -1,5 +1,5 @@
-# backends/onnx/ort_table.h for Cython; the C++ compiler compares the two. The table is one of each module: ort sets its
-# own and that of ort_run; no other may use this.
+# backends/onnx/ort_table.h for Cython; the C++ compiler compares the two. Each module has its own copy of the table:
+# ort sets its own and that of ort_run; no other module may use this.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 

@@ -1,8 +1,8 @@
-// Where the numbers of a text are: 64 bytes at a time, as bit masks.
+// Finds the numbers of a text, 64 bytes at a time, with bit masks.
 //
-// One mask tells which bytes are digits, another which are white space, and so on (number/simd/mask.h); the grammar of numbers
-// in an array is then a few operations on masks for all of the 64 bytes, white space or not. Offsets are written down for
-// what is found in order; of faults, only that there are some: whoever needs their place reads number by number.
+// One mask marks the digits, another the white space, and so on (number/simd/mask.h); the grammar of numbers in an
+// array is then a few operations on masks for all of the 64 bytes, white space or not. The offsets of numbers are
+// written in order; faults are only flagged, because a caller that needs their place reads number by number.
 // To be included by number/simd/wide.h, which says for which CPUs this is compiled.
 #pragma once
 
@@ -14,55 +14,55 @@ constexpr int BLOCKS = PIECE / 64;
 
 // The numbers of a piece of text, as offsets from its beginning.
 struct Found {
-    uint16_t digits[OFFSETS];           // where each begins, behind its sign
-    uint16_t points[OFFSETS];           // the end of its integer part: its dot, or its end
-    uint16_t mantissas[OFFSETS];        // the end of what is before its exponent: its 'e', or its end
+    uint16_t digits[OFFSETS];     // where each begins, after its sign
+    uint16_t points[OFFSETS];     // the end of its integer part: its dot, or its end
+    uint16_t mantissas[OFFSETS];  // the end of what is before its exponent: its 'e', or its end
     uint16_t ends[OFFSETS];
-    uint16_t brackets[OFFSETS];         // those right behind numbers; what follows them is the caller's
-    int count;                          // numbers that a comma or a bracket follows
+    uint16_t brackets[OFFSETS];  // those right after numbers; the caller checks what follows
+    int count;                   // numbers that a comma or a bracket follows
     int bracket_count;
-    int next;                           // where the rest begins: at a number, or the end
-    bool sound;                         // numbers, each with one comma before the next, but for where a bracket follows
-    bool plain;                         // each has the grammar of JSON, and no point where none may be
-    bool exponents;                     // some have one: only then are there `mantissas`
+    int next;        // where the rest begins: at a number, or the end
+    bool sound;      // numbers, each with one comma before the next, unless a bracket follows
+    bool plain;      // each has the grammar of JSON, and no point if POINTS is false
+    bool exponents;  // some have one: only then are there `mantissas`
 };
 
-// What a mask says of the byte before each byte; `last` keeps it from block to block.
+// The mask of the byte before each byte; `last` carries a bit from block to block.
 static inline uint64_t behind(uint64_t mask, uint64_t* last) {
     const uint64_t moved = mask << 1 | *last;
     *last = mask >> 63;
     return moved;
 }
 
-// From the first byte of a row of bytes in `mask` to the byte behind the row: an addition carries that far.
-// A `start` that is not in the mask is its own end. `carry` keeps a row that goes on in the next block.
+// The byte after the sequence of bytes in `mask` that begins at each start: the carry of an addition goes that far.
+// A start that is not in the mask is its own end. `carry` keeps a sequence that goes on in the next block.
 static inline uint64_t run_through(uint64_t mask, uint64_t starts, uint64_t* carry) {
     unsigned long long sum;
-    *carry = _addcarry_u64(uint8_t(*carry), mask, starts & mask, &sum);
+    *carry = _addcarry_u64(uint8_t(*carry), mask, starts& mask, &sum);
     return (sum | starts) & ~mask;
 }
 
 // The exponents of a piece; of most pieces, there are none.
 struct Exponents {
-    uint64_t any = 0, pending = 0;                                  // found; or going on in the next block
-    uint64_t last_mark = 0, last_sign = 0, to_end = 0;              // what the block before says of this one
+    uint64_t any = 0, pending = 0;                      // found; or going on in the next block
+    uint64_t last_mark = 0, last_sign = 0, to_end = 0;  // carried over from the block before
 
     // `others` belong to numbers, but neither to a mantissa nor its sign. Returns what cannot belong to exponents.
     inline uint64_t find(const char* at, int size, uint64_t others, uint64_t digits, uint64_t minus, uint64_t ends,
                          uint64_t whole, uint64_t* mantissas) {
-        // An 'e' that is neither at a head nor behind a dot, a sign or another 'e' is behind a digit. And as its digits
-        // reach the end of the number, it is the only one of its number.
+        // An 'e' that is neither at the first digit's place nor after a dot, a sign or another 'e' is after a digit.
+        // And since its digits reach the end of the number, it is the only one of its number.
         uint64_t letters, pluses;
         find_exponents(at, size, &letters, &pluses);
         const uint64_t marks = others & letters;
         const uint64_t behind_marks = behind(marks, &last_mark);
         const uint64_t signs = others & behind_marks & (minus | pluses);
-        const uint64_t heads = (behind_marks & ~signs) | behind(signs, &last_sign);
-        const uint64_t exponent_ends = run_through(digits, heads, &to_end);
+        const uint64_t digit_starts = (behind_marks & ~signs) | behind(signs, &last_sign);
+        const uint64_t exponent_ends = run_through(digits, digit_starts, &to_end);
         *mantissas = (ends & ~exponent_ends) | marks;
         any |= marks;
         pending = last_mark | last_sign | to_end;
-        return (others & ~(marks | signs)) | (whole & ((heads & ~digits) | (exponent_ends & ~ends)));
+        return (others & ~(marks | signs)) | (whole & ((digit_starts & ~digits) | (exponent_ends & ~ends)));
     }
 };
 
@@ -84,14 +84,16 @@ static inline void classify(const Vectors* vectors, const char* begin, const cha
     }
 }
 
-// Finds the numbers in `size` bytes, at most PIECE, but none behind a quote or a brace: there no array goes on.
-// `at` is where a number should begin. Without POINTS a dot is as odd as a letter. Nothing before `begin` is read.
+// Finds the numbers in `size` bytes, at most PIECE, but none after a quote or a brace, which end the array.
+// `at` is where a number should begin. Without POINTS a dot is an error, as a letter is. Nothing before `begin` is
+// read.
 template <bool POINTS>
 static inline void find_numbers(const Vectors* vectors, const char* begin, const char* at, int size, Found* found) {
     Masks masks[BLOCKS];
-    uint64_t all_heads[BLOCKS], all_points[BLOCKS], all_mantissas[BLOCKS], all_ends[BLOCKS], all_brackets[BLOCKS];
+    uint64_t all_digit_starts[BLOCKS], all_points[BLOCKS], all_mantissas[BLOCKS], all_ends[BLOCKS],
+        all_brackets[BLOCKS];
     uint64_t unsound = 0, odd = 0, any_bracket = 0;
-    // What the block before says of this one.
+    // Carried over from the block before.
     uint64_t last_number = 0, last_comma = 1, last_sign = 0, last_zero = 0, last_dot = 0;
     Exponents exponents;
     uint64_t to_comma = 0, to_number = 0, to_point = 0;
@@ -115,20 +117,20 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         const uint64_t starts = numbers & ~behind_number;
         const uint64_t ends = behind_number & whole & ~numbers;
 
-        // Through white space: behind a number to a comma or bracket, behind that comma to the next number.
+        // Through white space: from a number to a comma or bracket, from that comma to the next number.
         const uint64_t after_numbers = run_through(blanks, ends, &to_comma);
         const uint64_t after_commas = run_through(blanks, behind(after_numbers & commas, &last_comma), &to_number);
         unsound |= (after_numbers & numbers) | (after_commas & (commas | brackets));
-        to_comma |= after_numbers & ~whole;             // the text ends before the comma
+        to_comma |= after_numbers & ~whole;  // the text ends before the comma
 
         const uint64_t signs = starts & of[MINUS];
-        const uint64_t heads = (starts & ~signs) | behind(signs, &last_sign);
-        odd |= heads & ~digits;
-        odd |= behind(heads & of[ZEROS], &last_zero) & digits;              // a leading zero
+        const uint64_t digit_starts = (starts & ~signs) | behind(signs, &last_sign);
+        odd |= digit_starts & ~digits;
+        odd |= behind(digit_starts & of[ZEROS], &last_zero) & digits;  // a leading zero
         if constexpr (POINTS) {
             const uint64_t dots = of[DOTS] & whole;
-            const uint64_t points = run_through(digits, heads, &to_point);
-            odd |= dots & ~points;                      // the second of a number
+            const uint64_t points = run_through(digits, digit_starts, &to_point);
+            odd |= dots & ~points;  // the second of a number
             odd |= behind(dots, &last_dot) & ~digits;
             all_points[blocks] = points;
             all_mantissas[blocks] = ends;
@@ -139,23 +141,23 @@ static inline void find_numbers(const Vectors* vectors, const char* begin, const
         } else {
             odd |= numbers & ~(digits | signs);
         }
-        all_heads[blocks] = heads;
+        all_digit_starts[blocks] = digit_starts;
         all_ends[blocks] = ends;
         all_brackets[blocks] = after_numbers & brackets;
         any_bracket |= all_brackets[blocks];
     }
-    const int heads = vectors->list(all_heads, blocks, found->digits);
+    const int started = vectors->list(all_digit_starts, blocks, found->digits);
     if constexpr (POINTS)
         vectors->list(all_points, blocks, found->points);
     found->sound = unsound == 0;
     found->plain = odd == 0;
     found->exponents = exponents.any != 0;
-    if (found->exponents && found->plain)           // else there may be more of them than numbers
+    if (found->exponents && found->plain)  // else there may be more of them than numbers
         vectors->list(all_mantissas, blocks, found->mantissas);
     found->bracket_count = any_bracket == 0 ? 0 : vectors->list(all_brackets, blocks, found->brackets);
     found->count = vectors->list(all_ends, blocks, found->ends) - (to_comma != 0);
     found->next = size - int(last_sign);
-    if (heads > found->count) {         // a number without its comma belongs to the rest
+    if (started > found->count) {  // a number without its comma belongs to the rest
         found->next = found->digits[found->count];
         found->next -= at[found->next - 1] == '-';
     }

@@ -4,7 +4,7 @@
 
 #include "fastinfer/number/span.h"
 
-#include <immintrin.h>
+#include "fastinfer/number/simd/intrinsics.h"
 
 namespace fastinfer::number {
 
@@ -12,13 +12,13 @@ enum Mask { COMMAS, BRACKETS, BLANKS, DIGITS, MINUS, ZEROS, DOTS, CLOSING, MASKS
 
 // One bit for each of 64 bytes.
 struct Masks {
-    uint64_t of[MASKS];         // CLOSING: a quote or '}'. 'Y' and '_' are taken for brackets, too; they are errors
+    uint64_t of[MASKS];  // CLOSING: a quote or '}'. 'Y' and '_' are taken for brackets, too; they are errors
 };
 
-constexpr int STEP = 33;                            // offsets that are written at once, and bits in a block at most
+constexpr int STEP = 33;  // offsets that are written at once, and bits in a block at most
 constexpr int OFFSETS = PIECE / 2 + 1 + STEP;
 
-// What depends on the width of registers.
+// The functions that depend on the width of registers.
 struct Vectors {
     void (*classify)(const char* at, int blocks, Masks* masks);
     // Writes the offsets of the set bits, at most STEP in a block, and up to STEP entries more. Returns how many bits.
@@ -39,7 +39,7 @@ static inline uint64_t equal_256(__m256i low, __m256i high, char c) {
     return mask_256(_mm256_cmpeq_epi8(low, wanted), _mm256_cmpeq_epi8(high, wanted));
 }
 
-// Which of up to 64 bytes are an 'e' or a plus: so few texts have them that the others are not searched for them.
+// Which of up to 64 bytes are an 'e' or a plus: few texts have them, so the others are not searched for them.
 static inline void find_exponents(const char* at, int size, uint64_t* letters, uint64_t* pluses) {
     char copy[64];
     if (size < 64) {
@@ -81,7 +81,7 @@ static int list_256(const uint64_t* bits, int blocks, uint16_t* offsets) {
         for (; rest != 0; to += 4) {
             for (int k = 0; k < 4; k++) {
                 to[k] = uint16_t(64 * i + int(_tzcnt_u64(rest)));
-                asm("" ::: "memory");   // one by one: the compiler would gather them in a vector, which takes longer
+                asm("" ::: "memory");  // one by one: the compiler would gather them in a vector, which takes longer
                 rest &= rest - 1;
             }
         }
@@ -95,10 +95,12 @@ static constexpr Vectors VECTORS_256 = {classify_256, list_256};
 // --- 512 bits --------------------------------------------------------------------------------------------------------
 
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"            // in GCC 12's own header
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC 12's own header
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#if !defined(FASTINFER_EMULATED)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512vbmi2")
+#endif
 
 static void classify_512(const char* at, int blocks, Masks* masks) {
     const __m512i white = _mm512_broadcast_i32x4(FASTINFER_WHITE);
@@ -112,16 +114,16 @@ static void classify_512(const char* at, int blocks, Masks* masks) {
         masks->of[MINUS] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('-'));
         masks->of[ZEROS] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('0'));
         masks->of[DOTS] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('.'));
-        masks->of[CLOSING] = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('"')) |
-                             _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('}'));
+        masks->of[CLOSING] =
+            _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('"')) | _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8('}'));
     }
 }
 
 static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
-    alignas(64) static constexpr char COUNT[64] = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
-        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
-        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+    alignas(64) static constexpr char COUNT[64] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                   16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                                                   32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
+                                                   48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
     const __m512i numbers = _mm512_load_si512(COUNT);
     uint16_t* to = offsets;
     for (int i = 0; i < blocks; i++) {
@@ -133,7 +135,7 @@ static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
         if (count > 16) {
             const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(first, 1));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), _mm256_add_epi16(high, base));
-            to[32] = uint16_t(64 * i + 63);         // the 33rd: what begins behind the last block's sign is one more
+            to[32] = uint16_t(64 * i + 63);  // the 33rd: a number after the sign at the last block's end
         }
         to += count;
     }
@@ -142,7 +144,9 @@ static int list_512(const uint64_t* bits, int blocks, uint16_t* offsets) {
 
 static constexpr Vectors VECTORS_512 = {classify_512, list_512};
 
+#if !defined(FASTINFER_EMULATED)
 #pragma GCC pop_options
+#endif
 #pragma GCC diagnostic pop
 
 }  // namespace fastinfer::number

@@ -1,4 +1,4 @@
-// How a run of elements of each datatype is read, on this CPU or on any.
+// The functions that read a span of elements of each datatype, on this CPU or on any.
 #pragma once
 
 #include "fastinfer/number/simd/wide.h"
@@ -6,67 +6,81 @@
 namespace fastinfer::number {
 
 struct Reader;
-typedef Run (*RunFunction)(Reader* reader, const char* at, const char* end, char* memory, int64_t limit, int64_t room);
+typedef NumberSpan (*SpanFunction)(Reader* reader, const char* at, const char* end, char* memory, int64_t limit,
+                                   int64_t room);
 
-// What reads the rows of one array, from the first to the last.
+// Reads the rows of one array, from the first to the last.
 struct Reader {
-    RunFunction run;
-    const char* begin;          // of the text: nothing before it is read
+    SpanFunction read;
+    const char* begin;  // of the text: nothing before it is read
 #if defined(FASTINFER_WIDE)
     WideReader wide;
 #endif
 };
 
 template <class Element>
-static Run run_portable(Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t) {
-    return parse_run<Element>(at, end, memory, limit);
+static NumberSpan read_span_portable(Reader*, const char* at, const char* end, char* memory, int64_t limit, int64_t) {
+    return parse_span<Element>(at, end, memory, limit);
 }
 
 template <class Element>
-static Run run_wide(Reader* reader, const char* at, const char* end, char* memory, int64_t limit, int64_t room) {
+static NumberSpan read_span_wide(Reader* reader, const char* at, const char* end, char* memory, int64_t limit,
+                                 int64_t room) {
 #if defined(FASTINFER_WIDE)
-    return parse_run_wide<Element>(&reader->wide, reader->begin, at, end, memory, limit, room);
+    return parse_span_wide<Element>(&reader->wide, reader->begin, at, end, memory, limit, room);
 #else
-    return run_portable<Element>(reader, at, end, memory, limit, room);
+    return read_span_portable<Element>(reader, at, end, memory, limit, room);
 #endif
 }
 
-constexpr int RUNS = 13;
+constexpr int SPANS = 13;
 
 // By datatype id (tensor/datatype.pxd): BOOL, UINT8 .. UINT64, INT8 .. INT64, FP16, BF16, FP32, FP64.
-static constexpr RunFunction PORTABLE_RUNS[RUNS] = {
-    run_portable<BoolElement>,
-    run_portable<IntegerElement<uint8_t>>, run_portable<IntegerElement<uint16_t>>,
-    run_portable<IntegerElement<uint32_t>>, run_portable<IntegerElement<uint64_t>>,
-    run_portable<IntegerElement<int8_t>>, run_portable<IntegerElement<int16_t>>,
-    run_portable<IntegerElement<int32_t>>, run_portable<IntegerElement<int64_t>>,
-    run_portable<BinaryElement<Binary16>>, run_portable<BinaryElement<BFloat16>>,
-    run_portable<BinaryElement<Binary32>>, run_portable<BinaryElement<Binary64>>,
+static constexpr SpanFunction PORTABLE_SPANS[SPANS] = {
+    read_span_portable<BoolElement>,
+    read_span_portable<IntegerElement<uint8_t>>,
+    read_span_portable<IntegerElement<uint16_t>>,
+    read_span_portable<IntegerElement<uint32_t>>,
+    read_span_portable<IntegerElement<uint64_t>>,
+    read_span_portable<IntegerElement<int8_t>>,
+    read_span_portable<IntegerElement<int16_t>>,
+    read_span_portable<IntegerElement<int32_t>>,
+    read_span_portable<IntegerElement<int64_t>>,
+    read_span_portable<BinaryElement<Binary16>>,
+    read_span_portable<BinaryElement<BFloat16>>,
+    read_span_portable<BinaryElement<Binary32>>,
+    read_span_portable<BinaryElement<Binary64>>,
 };
-static constexpr RunFunction WIDE_RUNS[RUNS] = {
-    run_portable<BoolElement>,
-    run_wide<IntegerElement<uint8_t>>, run_wide<IntegerElement<uint16_t>>,
-    run_wide<IntegerElement<uint32_t>>, run_wide<IntegerElement<uint64_t>>,
-    run_wide<IntegerElement<int8_t>>, run_wide<IntegerElement<int16_t>>,
-    run_wide<IntegerElement<int32_t>>, run_wide<IntegerElement<int64_t>>,
-    run_wide<BinaryElement<Binary16>>, run_wide<BinaryElement<BFloat16>>,
-    run_wide<BinaryElement<Binary32>>, run_wide<BinaryElement<Binary64>>,
+static constexpr SpanFunction WIDE_SPANS[SPANS] = {
+    read_span_portable<BoolElement>,          read_span_wide<IntegerElement<uint8_t>>,
+    read_span_wide<IntegerElement<uint16_t>>, read_span_wide<IntegerElement<uint32_t>>,
+    read_span_wide<IntegerElement<uint64_t>>, read_span_wide<IntegerElement<int8_t>>,
+    read_span_wide<IntegerElement<int16_t>>,  read_span_wide<IntegerElement<int32_t>>,
+    read_span_wide<IntegerElement<int64_t>>,  read_span_wide<BinaryElement<Binary16>>,
+    read_span_wide<BinaryElement<BFloat16>>,  read_span_wide<BinaryElement<Binary32>>,
+    read_span_wide<BinaryElement<Binary64>>,
 };
 
-// The same for the floating-point types, from FP16 on, where null stands for NaN.
+// The same for the floating-point types, from FP16 on, with null for NaN.
 constexpr int FIRST_FLOAT = 9;
-static constexpr RunFunction NULLABLE_PORTABLE_RUNS[RUNS - FIRST_FLOAT] = {
-    run_portable<NullableElement<Binary16>>, run_portable<NullableElement<BFloat16>>,
-    run_portable<NullableElement<Binary32>>, run_portable<NullableElement<Binary64>>,
+static constexpr SpanFunction NULLABLE_PORTABLE_SPANS[SPANS - FIRST_FLOAT] = {
+    read_span_portable<NullableElement<Binary16>>,
+    read_span_portable<NullableElement<BFloat16>>,
+    read_span_portable<NullableElement<Binary32>>,
+    read_span_portable<NullableElement<Binary64>>,
 };
-static constexpr RunFunction NULLABLE_WIDE_RUNS[RUNS - FIRST_FLOAT] = {
-    run_wide<NullableElement<Binary16>>, run_wide<NullableElement<BFloat16>>,
-    run_wide<NullableElement<Binary32>>, run_wide<NullableElement<Binary64>>,
+static constexpr SpanFunction NULLABLE_WIDE_SPANS[SPANS - FIRST_FLOAT] = {
+    read_span_wide<NullableElement<Binary16>>,
+    read_span_wide<NullableElement<BFloat16>>,
+    read_span_wide<NullableElement<Binary32>>,
+    read_span_wide<NullableElement<Binary64>>,
 };
 
 // The widest registers of this CPU that are of use here, in bits; 0: what any CPU has.
 static inline int find_width() {
-#if defined(FASTINFER_WIDE)
+#if defined(FASTINFER_EMULATED)
+    return 512;
+#elif defined(FASTINFER_WIDE)
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
         !__builtin_cpu_supports("lzcnt") || !__builtin_cpu_supports("popcnt"))
         return 0;
@@ -85,22 +99,23 @@ static inline void open_reader(Reader* reader, const char* begin, int datatype_i
         width = widest;
     reader->begin = begin;
     if (nullable && datatype_id >= FIRST_FLOAT)
-        reader->run = (width >= 256 ? NULLABLE_WIDE_RUNS : NULLABLE_PORTABLE_RUNS)[datatype_id - FIRST_FLOAT];
+        reader->read = (width >= 256 ? NULLABLE_WIDE_SPANS : NULLABLE_PORTABLE_SPANS)[datatype_id - FIRST_FLOAT];
     else
-        reader->run = (width >= 256 ? WIDE_RUNS : PORTABLE_RUNS)[datatype_id];
+        reader->read = (width >= 256 ? WIDE_SPANS : PORTABLE_SPANS)[datatype_id];
 #if defined(FASTINFER_WIDE)
     open_wide(&reader->wide, width >= 512 ? &VECTORS_512 : &VECTORS_256, begin);
 #endif
 }
 
 // Reads elements from `at` (not at a closing bracket) until one is not followed by a comma, at most `limit` of them.
-// Elements of later rows may be written behind them, but all rows together have room for `room` only.
-static inline Run read_run(Reader* reader, const char* at, const char* end, char* memory, int64_t limit, int64_t room) {
-    return reader->run(reader, at, end, memory, limit, room);
+// Elements of later rows may be written after them; `room` is the room for all rows together.
+static inline NumberSpan read_span(Reader* reader, const char* at, const char* end, char* memory, int64_t limit,
+                                   int64_t room) {
+    return reader->read(reader, at, end, memory, limit, room);
 }
 
-// Behind a row that `read_run` has read, and its closing bracket: takes later rows of `size` elements that it has read
-// ahead, at most `limit` of them. Returns how many; `*at` is then behind the last one's closing bracket.
+// After a row that `read_span` has read, and its closing bracket: takes later rows of `size` elements that it has read
+// ahead, at most `limit` of them. Returns how many; `*at` is then after the last one's closing bracket.
 static inline int64_t take_rows(Reader* reader, const char** at, int64_t size, int64_t limit) {
 #if defined(FASTINFER_WIDE)
     return take_rows_wide(&reader->wide, at, size, limit);

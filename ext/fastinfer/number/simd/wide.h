@@ -1,24 +1,26 @@
-// A run of numbers, like number/span.h, on CPUs with AVX2.
+// Reads a span of numbers as number/span.h does, on CPUs with AVX2.
 //
-// The numbers of a piece of text are found first (number/simd/find.h), with their grammar checked, through the ends of rows.
-// Then they are read: short integers four at a time, any other number of up to 31 digits at once, with no branch on its
-// length or form. What is not of that kind is left to number/span.h, which also words all errors.
+// First number/simd/find.h finds the numbers of a piece of text and checks their grammar, across the ends of rows. Then
+// they are read: short integers four at a time, any other number of up to 31 digits at once, without a branch on its
+// length or form. Other text is left to number/span.h, which also detects all errors.
 #pragma once
 
 #include "fastinfer/number/span.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTINFER_WIDE 1
-#include <immintrin.h>
+#include "fastinfer/number/simd/intrinsics.h"
+#if !defined(FASTINFER_EMULATED)
 #pragma GCC push_options
 #pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
+#endif
 #include "fastinfer/number/simd/find.h"
 
 namespace fastinfer::number {
 
 // --- Numbers ---------------------------------------------------------------------------------------------------------
 
-constexpr int LOADED = 33;      // bytes before the end of a number that are loaded with it
+constexpr int LOADED = 33;  // bytes before the end of a number that are loaded with it
 
 // A mask of the last `n` of 32 bytes.
 static inline __m256i last_of_32(int64_t n) {
@@ -53,12 +55,12 @@ static inline uint64_t second_half(__m256i values) {
     return uint64_t(_mm_cvtsi128_si64(_mm256_extracti128_si256(values, 1)));
 }
 
-// The value of 32 digits. False where it may be past 64 bits.
+// The value of 32 digits. False if it may be past 64 bits.
 static inline bool value_of_32(__m256i digits, uint64_t* value) {
     const __m256i halves = values_of_16(digits);
     const uint64_t high = first_half(halves);
     *value = high * 10000000000000000u + second_half(halves);
-    return high < 1844;                 // 1844 * 10^16 < 2^64
+    return high < 1844;  // 1844 * 10^16 < 2^64
 }
 
 // The last `count` of 32 characters, as digits; the others are 0.
@@ -66,16 +68,16 @@ static inline __m256i digits_of(__m256i text, int64_t count) {
     return _mm256_and_si256(_mm256_sub_epi8(text, _mm256_set1_epi8('0')), last_of_32(count));
 }
 
-// Reads number `i` of a piece up to `end`, the end of its fraction: word / 10^places. False where it is too long.
+// Reads number `i` of a piece up to `end`, the end of its fraction: word / 10^places. False if it is too long.
 static inline bool read_plain_32(const char* piece, const Found& found, int64_t i, int64_t end, uint64_t* word,
                                  int64_t* places) {
-    const int64_t fraction = end - found.points[i];         // with its dot
+    const int64_t fraction = end - found.points[i];  // with its dot
     const int64_t dotted = fraction != 0;
     const int64_t count = end - found.digits[i] - dotted;
     if (__builtin_expect(count > 31, 0))
         return false;
     *places = fraction - dotted;
-    // The text one byte later has the digits before the dot where they belong.
+    // The text one byte later has the digits before the dot at their places.
     const __m256i behind = load_32(piece + end - 32);
     const __m256i before = load_32(piece + end - 32 - dotted);
     const __m256i both = _mm256_xor_si256(behind, before);
@@ -83,8 +85,8 @@ static inline bool read_plain_32(const char* piece, const Found& found, int64_t 
     return value_of_32(digits_of(joined, count), word);
 }
 
-// The power that number `i` of a piece has behind its mantissa; 0 where it has none. False where it has more than
-// two digits. There is no branch on whether there is one: among small values of one tensor that is as good as random.
+// The exponent of number `i` of a piece; 0 if it has none. False if it has more than two digits. No branch depends on
+// whether there is one: among small values of one tensor that is unpredictable.
 static inline bool read_power(const char* piece, const Found& found, int64_t i, int64_t* power) {
     const int64_t size = found.ends[i] - found.mantissas[i];
     const uint64_t text = load64(piece + found.ends[i] - 8);
@@ -145,7 +147,7 @@ struct WideElement<IntegerElement<T>> {
         return word <= (SIGNED ? MAX + negative : negative ? 0 : MAX);
     }
 
-    // Two numbers of up to 16 digits. False, too, where one is out of range.
+    // Two numbers of up to 16 digits. False, too, if one is out of range.
     static inline bool read_two(const char* piece, const Found& found, int64_t i, Value* out) {
         const int64_t first_count = found.ends[i] - found.digits[i];
         const int64_t second_count = found.ends[i + 1] - found.digits[i + 1];
@@ -158,7 +160,7 @@ struct WideElement<IntegerElement<T>> {
                put(second_half(values), piece[found.digits[i + 1] - 1] == '-', out + 1);
     }
 
-    // Four numbers of up to 7 digits. False, too, where one is out of range.
+    // Four numbers of up to 7 digits. False, too, if one is out of range.
     static inline bool read_four(const char* piece, const Found& found, int64_t i, Value* out) {
         const auto eight_before = [&](int k) { return int64_t(load64(piece + found.ends[i + k] - 8)); };
         const __m256i text = _mm256_set_epi64x(eight_before(3), eight_before(2), eight_before(1), eight_before(0));
@@ -200,8 +202,8 @@ struct WideElement<IntegerElement<T>> {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), values);
             return;
         }
-        __m128i narrow = _mm256_castsi256_si128(
-            _mm256_permutevar8x32_epi32(values, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)));
+        __m128i narrow =
+            _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(values, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)));
         if constexpr (sizeof(T) == 2)
             narrow = _mm_shuffle_epi8(narrow, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1));
         if constexpr (sizeof(T) == 1)
@@ -213,15 +215,15 @@ struct WideElement<IntegerElement<T>> {
 
 // --- Rows ------------------------------------------------------------------------------------------------------------
 
-// What is known of the text between one row of an array and the next.
+// The state between one row of an array and the next.
 struct WideReader {
     const Vectors* vectors;
-    const char* piece;          // where `found` was found
-    int taken;                  // numbers of it that rows have taken
-    int ready;                  // numbers of it that are in memory: all, up to one that is out of range or has no room
-    int bracket;                // brackets of it that rows have taken
-    const char* odd_end;        // up to here, number/span.h reads ...
-    int64_t odd_count;          // ... so many numbers at a time
+    const char* piece;    // the text that `found` is about
+    int taken;            // numbers of it that rows have taken
+    int ready;            // numbers of it that are in memory: all, up to one that is out of range or has no room
+    int bracket;          // brackets of it that rows have taken
+    const char* odd_end;  // up to here, number/span.h reads ...
+    int64_t odd_count;    // ... this many numbers at a time
     Found found;
 };
 
@@ -231,7 +233,7 @@ static inline void open_wide(WideReader* reader, const Vectors* vectors, const c
     reader->odd_end = begin;
 }
 
-// Reads the first `count` numbers of a piece into `memory`. Returns how many: less where one is out of range.
+// Reads the first `count` numbers of a piece into `memory`. Returns how many: fewer if one is out of range.
 template <class Element, bool EXPONENTS>
 static int read_numbers(const char* piece, const Found& found, int count, char* memory) {
     using Wide = WideElement<Element>;
@@ -259,7 +261,8 @@ static int read_numbers(const char* piece, const Found& found, int count, char* 
                 const char* const first = piece + found.digits[i];
                 int error;
                 const char* fault;
-                if (Element::parse(first - (first[-1] == '-'), piece + found.ends[i], values, &error, &fault) == nullptr)
+                if (Element::parse(first - (first[-1] == '-'), piece + found.ends[i], values, &error, &fault) ==
+                    nullptr)
                     return i;
             }
             memcpy(memory + i * SIZE, values, SIZE);
@@ -274,7 +277,7 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
                        int64_t room) {
     constexpr bool POINTS = WideElement<Element>::POINTS;
     Found& found = reader->found;
-    // No more text than so many numbers are likely to have: what follows them may be long.
+    // No more text than this many numbers are likely to take, because the text after them may be long.
     const int64_t likely = room < PIECE / 32 ? 64 + 32 * room : PIECE;
     const int64_t size = end - at < likely ? end - at : likely;
     find_numbers<POINTS>(reader->vectors, begin, at, int(size < PIECE ? size : PIECE), &found);
@@ -290,34 +293,34 @@ static void read_piece(WideReader* reader, const char* begin, const char* at, co
                                               : read_numbers<Element, false>(at, found, count, memory);
 }
 
-// parse_run of number/span.h. Numbers are read ahead, into later rows; there is room for `room` of all rows together.
+// parse_span of number/span.h. Numbers are read ahead, into later rows; there is room for `room` of all rows together.
 // Nothing before `begin` is read.
 template <class Element>
-static Run parse_run_wide(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
-                          int64_t limit, int64_t room) {
+static NumberSpan parse_span_wide(WideReader* reader, const char* begin, const char* at, const char* end, char* memory,
+                                  int64_t limit, int64_t room) {
     constexpr int64_t SIZE = sizeof(typename Element::Value);
     const Found& found = reader->found;
     const auto start_of = [&](int i) {
         const char* const digits = reader->piece + found.digits[i];
         return digits - (digits[-1] == '-');
     };
-    Run run = {at, 0, OK};
+    NumberSpan span = {at, 0, OK};
     for (;;) {
-        const bool known = reader->taken < reader->ready && run.at == start_of(reader->taken);
+        const bool known = reader->taken < reader->ready && span.at == start_of(reader->taken);
         if (!known) {
             reader->taken = reader->ready = 0;
-            if (run.at - begin >= LOADED && run.at >= reader->odd_end)
-                read_piece<Element>(reader, begin, run.at, end, memory + run.count * SIZE, room - run.count);
+            if (span.at - begin >= LOADED && span.at >= reader->odd_end)
+                read_piece<Element>(reader, begin, span.at, end, memory + span.count * SIZE, room - span.count);
         }
         if (reader->ready == 0) {
             // An element has at least two bytes, with its comma.
-            int64_t many = run.at - begin < LOADED ? LOADED : run.at < reader->odd_end ? reader->odd_count : 1;
-            if (many > limit - run.count)
-                many = limit - run.count;
-            const Run part = parse_run<Element>(run.at, end, memory + run.count * SIZE, many);
-            run = {part.at, run.count + part.count, part.error};
-            if (part.error != TOO_MANY || run.count == limit)
-                return run;
+            int64_t many = span.at - begin < LOADED ? LOADED : span.at < reader->odd_end ? reader->odd_count : 1;
+            if (many > limit - span.count)
+                many = limit - span.count;
+            const NumberSpan part = parse_span<Element>(span.at, end, memory + span.count * SIZE, many);
+            span = {part.at, span.count + part.count, part.error};
+            if (part.error != TOO_MANY || span.count == limit)
+                return span;
             continue;
         }
         int last = reader->ready;
@@ -328,23 +331,23 @@ static Run parse_run_wide(WideReader* reader, const char* begin, const char* at,
             while (last < reader->ready && found.ends[last] <= bracket)
                 last++;
             closed = last == found.count || found.digits[last] > bracket;
-            run.at = reader->piece + bracket;
+            span.at = reader->piece + bracket;
         }
         const int64_t count = last - reader->taken;
-        if (count > limit - run.count)
-            return {start_of(reader->taken + int(limit - run.count)), limit, TOO_MANY};
+        if (count > limit - span.count)
+            return {start_of(reader->taken + int(limit - span.count)), limit, TOO_MANY};
         reader->taken = last;
         reader->bracket += closed;
-        run = {run.at, run.count + count, OK};
+        span = {span.at, span.count + count, OK};
         if (closed)
-            return run;
-        run.at = last < found.count ? start_of(last) : reader->piece + found.next;
+            return span;
+        span.at = last < found.count ? start_of(last) : reader->piece + found.next;
     }
 }
 
-// Takes whole rows of `size` numbers, at most `limit` of them, behind a row whose closing bracket is right before `*at`:
+// Takes whole rows of `size` numbers, at most `limit` of them, after a row whose closing bracket is right before `*at`:
 // those that are in memory already, up to one that is written in another way than `],[1,2` or `], [1, 2`. Returns how
-// many; `*at` is then behind the last one's closing bracket.
+// many; `*at` is then after the last one's closing bracket.
 static inline int64_t take_rows_wide(WideReader* reader, const char** at, int64_t size, int64_t limit) {
     const Found& found = reader->found;
     const char* const piece = reader->piece;
@@ -360,7 +363,7 @@ static inline int64_t take_rows_wide(WideReader* reader, const char** at, int64_
     const uint32_t significant = gap == 3 ? 0xFFFFFF : 0xFFFFFFFF;
     int64_t rows = 0;
     for (; rows < limit && reader->ready - next >= size && bracket < found.bracket_count; rows++) {
-        // The next bracket behind a number is behind the last of so many: those before it have commas.
+        // The next bracket after a number follows the last of the row: the numbers before it have commas.
         const int end = found.brackets[bracket];
         if (start_of(next) != closing + gap || (load32(piece + closing) & significant) != between ||
             found.ends[next + size - 1] != end || piece[end] != ']')
@@ -377,5 +380,7 @@ static inline int64_t take_rows_wide(WideReader* reader, const char** at, int64_
 
 }  // namespace fastinfer::number
 
+#if !defined(FASTINFER_EMULATED)
 #pragma GCC pop_options
+#endif
 #endif

@@ -1,8 +1,7 @@
-"""Computes small tensors of numbers as far as they follow from constants and shapes.
+"""Evaluates small tensors of numbers that depend only on constants and shapes.
 
-Exporters compute the shapes that ``Reshape`` and ``Expand`` take in the graph itself: ``Shape``, ``Gather``,
-``Concat``, … Here these operators are applied to numbers and symbolic dimensions, so that ``[batch, 12, 64]`` is known
-for what it is.
+Exporters compute the shapes for ``Reshape`` and ``Expand`` in the graph itself: ``Shape``, ``Gather``, ``Concat``, …
+This module applies these operators to numbers and symbolic dimensions, so that ``[batch, 12, 64]`` is recognised.
 
 Pure.
 """
@@ -20,17 +19,17 @@ from fastinfer.backends.onnx.graph.proto import Tensor
 from fastinfer.backends.onnx.graph.values import Content
 
 MAX_ELEMENTS = 256
-"""Larger tensors are not shapes."""
+"""Larger tensors are not evaluated: they are not shapes."""
 
 
-# TensorProto.DataType. Arithmetic with narrower types wraps around or is rounded, which is not followed.
+# Keys are TensorProto.DataType. Narrower types are missing because their overflow and rounding is not modelled.
 _LITTLE_ENDIAN = {1: "<f4", 6: "<i4", 7: "<i8", 9: "?", 11: "<f8"}
 _FLOATS, _INTEGERS, _BOOL = (1, 11), (6, 7), 9
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
 def stored(tensor: Tensor) -> Content | None:
-    """The elements of a constant, in its shape; None: they are many, elsewhere, or no numbers."""
+    """Return the elements of a constant, in its shape; None: too many, in another file, or not numbers."""
     dims, kind = tensor.dims, tensor.data_type
     if tensor.data_location == _EXTERNAL or kind not in _LITTLE_ENDIAN or not 0 <= math.prod(dims) <= MAX_ELEMENTS:
         return None
@@ -54,11 +53,11 @@ def stored(tensor: Tensor) -> Content | None:
 
 
 class Unknown(Exception):
-    """The operator is not one that is computed here, or not with such operands."""
+    """The operator is not evaluated here, or not with these operands."""
 
 
 class Arguments(Protocol):
-    """What an operator is applied with."""
+    """The attributes of an operator, and the graph's symbols."""
 
     symbols: Symbols
 
@@ -68,11 +67,11 @@ class Arguments(Protocol):
 
 
 def compute(op_type: str, arguments: Arguments, inputs: Sequence[Content | None]) -> list[Content]:
-    """The outputs of an operator.
+    """Evaluate an operator; returns its outputs.
 
     Raises:
-        Unknown: it cannot be computed here.
-        DependsOnBatch: an output depends on the batch size in a way that cannot be followed.
+        Unknown: the operator cannot be evaluated.
+        DependsOnBatch: an output depends on the batch size, and not as a product.
     """
     if op_type in _ELEMENTWISE:
         exact = _ELEMENTWISE[op_type]
@@ -109,7 +108,7 @@ def _divide(a: Any, b: Any) -> Any:
 
 
 def _remainder(a: Any, b: Any) -> Any:
-    if b <= 0 or a < 0:  # the sign of the result is an attribute's choice
+    if b <= 0 or a < 0:  # an attribute chooses the sign of the result
         raise Unknown
     return a % b
 
@@ -139,11 +138,11 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }
 
 
-# --- Structure: each is given the operands' elements, and gives the outputs' ------------------------------------------
+# --- Structural operators: from the operands' elements to the outputs' ------------------------------------------------
 
 
 def _numbers(content: Content | None) -> list[int]:
-    """A list of whole numbers. Unknown if one is a dimension."""
+    """Return the elements as integers. Unknown if one is a symbolic dimension."""
     values = _given(content).ravel().tolist()
     if any(isinstance(value, Dim) or int(value) != value for value in values):
         raise Unknown
@@ -151,7 +150,7 @@ def _numbers(content: Content | None) -> list[int]:
 
 
 def _axes(arguments: Arguments, inputs: Sequence[Content | None], at: int) -> list[int] | None:
-    """Axes, of the attribute or of an input; None: not given."""
+    """Return the axes, from the attribute or an input; None: not given."""
     if len(inputs) > at and inputs[at] is not None:
         return _numbers(inputs[at])
     return arguments.integers("axes")
@@ -170,7 +169,7 @@ def _cast(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
         if to == _BOOL:
             return bool(value)
         made = float(value) if to in _FLOATS else int(value)
-        # What does not fit is rounded or wraps around.
+        # Values that do not fit are rounded or wrap around.
         if (to == 1 and float(np.float32(made)) != value) or (to == 6 and not -(2**31) <= made < 2**31):
             raise Unknown
         return made
@@ -184,9 +183,9 @@ def _gather(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
 
 
 def part(size: int, start: int, end: int, step: int) -> slice:
-    """The slice that the operator of that name takes of an axis."""
+    """Return the Python slice that ``Slice`` takes of an axis."""
     if step < 0:
-        # It begins at the first element at least, and ends after it. Python says that with None.
+        # ONNX clamps the start to the first element, and an end before it means None in Python.
         return slice(max(start, -size), None if end < -size else end, step)
     return slice(start, end, step)
 
@@ -239,7 +238,7 @@ def _where(_: Arguments, inputs: list[Content | None]) -> list[Any]:
 
 
 def _reduce(arguments: Arguments, inputs: list[Content | None]) -> list[Any]:
-    """The product of a vector."""
+    """ReduceProd of a vector."""
     content, axes = _given(inputs[0]), _axes(arguments, inputs, 1)
     if content.ndim > 1 or axes not in (None, [0], [-1]) or arguments.integer("noop_with_empty_axes", 0):
         raise Unknown

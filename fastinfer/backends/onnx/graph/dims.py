@@ -1,9 +1,8 @@
 """Symbolic dimensions: products of a number and symbols, one of which is the batch size.
 
-A dimension of a value in a graph is a whole number (``768``), or a product of whole numbers and of symbols that stand
-for sizes which a request chooses (``12 * batch * seq``). What is no such product (``seq - 1``) becomes a symbol of its
-own, the same for the same expression, if it does not depend on the batch size. What does, and is no product, has no
-dimension here: :class:`DependsOnBatch`.
+A dimension of a value in a graph is a whole number (``768``), or a product of whole numbers and of symbols for sizes
+that a request chooses (``12 * batch * seq``). Another expression (``seq - 1``) becomes a new symbol, the same one for
+equal expressions, if it does not depend on the batch size. If it does, :class:`DependsOnBatch` is raised.
 
 Pure.
 """
@@ -20,15 +19,15 @@ from typing import Any
 import numpy as np
 
 BATCH_SYMBOL = "batch size"
-_MAX_SYMBOLS = 64  # of a product; a hostile graph could double them with each operator
-_OPAQUE = "?"  # begins the symbols of results that may be negative
-_FILLED = "s"  # begins the symbols of sizes that are 0 only if a dimension of the request is
-_FRACTION = "?/"  # begins the symbols of results that may be no whole numbers
-_MAX_NUMBER = 2**31  # 32-bit integers wrap around there, and the type of a number is not known here
+_MAX_SYMBOLS = 64  # in a product, because a hostile graph could double them with each operator
+_OPAQUE = "?"  # prefix of the symbols of results that may be negative
+_FILLED = "s"  # prefix of the symbols of sizes that are 0 only if a dimension of the request is 0
+_FRACTION = "?/"  # prefix of the symbols of results that may be fractions
+_MAX_NUMBER = 2**31  # 32-bit integers overflow here, and the type of a number is not known
 
 
 class DependsOnBatch(Exception):
-    """A number depends on how many rows there are, in a way that cannot be followed."""
+    """A number depends on the batch size, and not as a product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,8 @@ class Dim:
     """A product.
 
     Attributes:
-        factor: its whole number; the symbols' sizes are not negative, unless they are opaque.
-        symbols: sorted; one may stand there more than once.
+        factor: its integer factor; the symbols are not negative, unless they are opaque.
+        symbols: sorted; a symbol may occur more than once.
     """
 
     factor: int
@@ -48,27 +47,27 @@ class Dim:
 
     @property
     def number(self) -> int | None:
-        """Its value if that is known."""
+        """Its value, or None if it is symbolic."""
         return None if self.symbols and self.factor else self.factor
 
     @property
     def batches(self) -> int:
-        """How often the batch size is a factor of it."""
+        """How often the batch size is a factor."""
         return self.symbols.count(BATCH_SYMBOL)
 
     @property
     def is_size(self) -> bool:
-        """It cannot be negative."""
+        """Whether it cannot be negative."""
         return self.factor >= 0 and not any(symbol.startswith(_OPAQUE) for symbol in self.symbols)
 
     @property
     def is_filled(self) -> bool:
-        """It is 1 or more if no dimension of the request is 0."""
+        """Whether it is at least 1 if no dimension of the request is 0."""
         return self.factor > 0 and all(each == BATCH_SYMBOL or each.startswith(_FILLED) for each in self.symbols)
 
     @property
     def is_whole(self) -> bool:
-        """It is a whole number."""
+        """Whether it is a whole number."""
         return not any(symbol.startswith(_FRACTION) for symbol in self.symbols)
 
     def __mul__(self, other: Dim) -> Dim:
@@ -78,7 +77,7 @@ class Dim:
         return Dim(factor, tuple(sorted(self.symbols + other.symbols)) if factor else ())
 
     def over(self, other: Dim) -> Dim | None:
-        """The quotient if the division leaves nothing whatever the symbols stand for; else None."""
+        """Return the quotient if the division is exact for all values of the symbols; else None."""
         mine, theirs = Counter(self.symbols), Counter(other.symbols)
         if not other.factor or self.factor % other.factor or not theirs <= mine:
             return None
@@ -90,27 +89,27 @@ BATCH = Dim(1, (BATCH_SYMBOL,))
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    """The product of dimensions; 1 of none."""
+    """Multiply dimensions; the empty product is 1."""
     return reduce(Dim.__mul__, dims, ONE)
 
 
 class Symbols:
-    """Makes the symbols of one graph: the same one for the same expression."""
+    """Makes the symbols of one graph; equal expressions get the same symbol."""
 
     def __init__(self) -> None:
         self._known: dict[object, str] = {}
 
     def size(self, of: object, *, filled: bool = False) -> Dim:
-        """A size that is not known; the same one each time it is asked for with an equal key."""
+        """Return an unknown size; equal keys return the same one."""
         begin = _FILLED if filled else "d"
         return Dim(1, (self._known.setdefault(("size", of), f"{begin}{len(self._known)}"),))
 
     def any_size(self) -> Dim:
-        """A size that is not known and equals no other."""
+        """Return an unknown size that equals no other."""
         return self.size(len(self._known))
 
     def opaque(self, of: object, *operands: object, whole: bool = True) -> Dim:
-        """A result that is not known. DependsOnBatch if the batch size is among the operands."""
+        """Return an unknown result. DependsOnBatch if the batch size is a factor of an operand."""
         for operand in operands:
             if isinstance(operand, Dim) and operand.batches:
                 raise DependsOnBatch
@@ -120,7 +119,7 @@ class Symbols:
     # --- Arithmetic with numbers (int, float, bool) and dimensions ----------------------------------------------------
 
     def apply(self, name: str, exact: Callable[..., Any], *operands: Any) -> Any:
-        """Computes if all operands are numbers; else keeps what is a product, and makes a symbol of what is not."""
+        """Apply an operator: to numbers exactly; otherwise the result is a product if possible, else a new symbol."""
         operands = tuple(_plain(operand) for operand in operands)
         if not any(isinstance(operand, Dim) for operand in operands):
             result = exact(*operands)
@@ -142,7 +141,7 @@ class Symbols:
                 return _plain(quotient)
             return self._quotient(*operands)
         elif name == "Mod":
-            return self.opaque(name, *operands, len(self._known))  # the sign of the result is an attribute's choice
+            return self.opaque(name, *operands, len(self._known))  # an attribute chooses the sign of the result
         elif name in ("Add", "Sub") and _plain(operands[1]) == 0:
             return operands[0]
         elif name == "Add" and operands[0] == 0:
@@ -156,11 +155,11 @@ class Symbols:
         return self.opaque(name, *operands)
 
     def truncated(self, operand: Dim) -> Dim:
-        """A dimension that is converted to a whole number."""
+        """Convert a dimension to a whole number."""
         return operand if operand.is_whole else self.opaque("truncated", operand)
 
     def _quotient(self, above: Any, below: Any) -> Dim:
-        """A quotient that is no product. A number among the operands has the type of both."""
+        """Return a quotient that is not a product. A number among the operands has the type of both."""
         if isinstance(above, Dim) and isinstance(below, Dim):
             return self.opaque("Div", above, below, len(self._known), whole=False)
         return self.opaque("Div", above, below, whole=not isinstance(above, float) and not isinstance(below, float))
@@ -176,7 +175,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_exact(name: str, operands: tuple[Any, ...], result: float) -> bool:
-    """Whether 32-bit floating-point numbers hold a result as it is; the runtime rounds it if they do not."""
+    """Whether 32-bit floating point represents a result exactly; otherwise the runtime rounds it."""
     values = [Fraction(operand) for operand in operands]
     if name in ("Abs", "Neg"):
         return True
@@ -188,21 +187,21 @@ def _is_exact(name: str, operands: tuple[Any, ...], result: float) -> bool:
 
 
 def _narrow(value: Any) -> Any:
-    """A result of arithmetic. OverflowError: it may wrap around."""
+    """Check a result of arithmetic. OverflowError: it may exceed 32 bits."""
     if isinstance(value, int) and not -_MAX_NUMBER <= value < _MAX_NUMBER:
         raise OverflowError("a number is too large")
     return value
 
 
 def _bounded(value: Any) -> Any:
-    """A number that the runtime's 64 bits hold. OverflowError: it does not, and would wrap around."""
+    """Check a number. OverflowError: it exceeds the runtime's 64 bits."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise OverflowError("a number is too large")
     return value
 
 
 def _plain(value: Any) -> Any:
-    """A number instead of a dimension that is one."""
+    """Replace a dimension without symbols by its number."""
     if isinstance(value, Dim) and value.number is not None:
         return value.number
     return value
@@ -215,7 +214,7 @@ def _whole(value: Any) -> Dim | None:
 
 
 def _compared(name: str, left: Any, right: Any) -> bool | None:
-    """A comparison that holds whatever the symbols stand for; None: it depends."""
+    """Return the result of a comparison if it is the same for all values of the symbols; else None."""
     if left == right:
         return name in ("Equal", "LessOrEqual", "GreaterOrEqual")
     for low, high, greater in ((right, left, True), (left, right, False)):  # a negative number against a size

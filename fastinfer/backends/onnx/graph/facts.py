@@ -1,13 +1,12 @@
-"""What a model's graph says beside its signature: the operators it has, and whether its sizes follow from its inputs'.
+"""Finds facts in a model's graph besides its signature: its operators, and whether run times follow from input shapes.
 
-If values decide how much there is to compute, a run can take any time: a ``Resize`` whose sizes are an input, a
-``ConstantOfShape`` of a number, a ``Loop``. Such a model never runs on the event loop's thread. Of any other model it
-is proven that each operator is known, and that its outputs' sizes follow from constants and from the shapes of
-inputs.
+If input values decide the amount of work, a run can take any time: a ``Resize`` whose sizes are an input, a
+``ConstantOfShape`` of a number, a ``Loop``. Such a model never runs on the event loop's thread. For any other model it
+is proven that each operator is known, and that the sizes of its outputs follow from constants and the shapes of inputs.
 
-Every node is visited once, those of functions and subgraphs too. Values in a function are taken to depend on inputs.
+Every node is visited once, also in functions and subgraphs. Values in a function are assumed to depend on inputs.
 
-Pure, but for the turns that :mod:`fastinfer.backends.onnx.graph.visits` gives other threads.
+Pure, except that :mod:`fastinfer.backends.onnx.graph.visits` yields the GIL to other threads.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError
 from fastinfer.backends.onnx.graph.visits import MAX_NODES, TooLargeError, Visits
 
 MAX_INLINED = MAX_NODES
-_MAX_DEPTH = 32  # of subgraphs in each other
+_MAX_DEPTH = 32  # of nested subgraphs
 
-# Inputs whose values decide how much work there is: the sizes of outputs, mostly; how many steps of a sequence count;
-# how many points of a region are sampled.
+# Inputs whose values decide the amount of work: mostly the sizes of outputs, but also the lengths of sequences and the
+# number of sampling points of a region.
 _SIZES = {
     "AffineGrid": {1}, "Attention": {6}, "CenterCropPad": {1}, "Col2Im": {1, 2}, "Compress": {1},
     "ConstantOfShape": {0}, "DFT": {1, 2}, "DynamicQuantizeLSTM": {4}, "Expand": {1}, "GRU": {4},
@@ -36,7 +35,7 @@ _SIZES = {
     for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 }  # fmt: skip
 
-# Operators without a rule of their own for rows, whose outputs' sizes follow from their inputs' sizes.
+# Operators without a rule for rows, whose outputs' sizes follow from their inputs' sizes.
 _SIZED = {
     ("", name)
     for name in (
@@ -50,19 +49,19 @@ _SIZED = {
     for name in ("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GroupQueryAttention", "PackedAttention")
 }  # fmt: skip
 
-_SHAPES = {"Shape", "Size"}  # what they give follows from sizes, whatever they are given
+_SHAPES = {"Shape", "Size"}  # operators whose outputs depend only on their inputs' sizes
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a graph says.
+    """The facts of a graph.
 
     Attributes:
         operators: the types of all operators, those of functions and subgraphs included.
-        sized_by_values: why the work may depend on what inputs hold, as a sentence's end; None: it does not.
+        sized_by_values: why the amount of work may depend on input values, as a clause; None: it does not.
         sparse_outputs: outputs that are sparse tensors.
-        inlined: how many operators there are when the calls of the model's functions are replaced by their bodies,
-            as the runtime does at load; at most a little above :data:`MAX_INLINED`.
+        inlined: the number of operators after the runtime has inlined the model's functions at load; at most a little
+            above :data:`MAX_INLINED`.
     """
 
     operators: frozenset[str] = frozenset()
@@ -72,7 +71,7 @@ class Facts:
 
 
 def read_facts(model: bytes | memoryview) -> Facts:
-    """Reads a model file's bytes. Never raises: of what cannot be read nothing is known."""
+    """Read the facts from a model file's bytes. Never raises: an unreadable graph has the default facts."""
     try:
         return _Reader(Model(model)).facts()
     except (ProtoError, RecursionError, TooLargeError):
@@ -112,7 +111,7 @@ class _Reader:
         return Facts(frozenset(self.operators), self.reason, outputs, self._inlined())
 
     def _inlined(self) -> int:
-        """See :attr:`Facts.inlined`. A function that calls itself has no end, and counts as too many."""
+        """Compute :attr:`Facts.inlined`. A recursive function counts as too many operators."""
         sizes: dict[_Function | None, int] = {}
         open_: list[_Function | None] = [None]
         while open_:
@@ -120,7 +119,7 @@ class _Reader:
             called = [each for each in self._bodies[of] if each in self._bodies]
             unknown = {each for each in called if each not in sizes}
             if unknown and of not in sizes:
-                sizes[of] = MAX_INLINED + 1  # as long as it is open: what it calls must not call it
+                sizes[of] = MAX_INLINED + 1  # while it is open, so that recursion counts as too many
                 open_ += unknown
                 continue
             open_.pop()
@@ -130,7 +129,7 @@ class _Reader:
         return sizes[None]
 
     def _follow(self, nodes: Sequence[Node], given: set[str], depth: int) -> None:
-        """Adds to ``given``, the names of values that depend on what inputs hold."""
+        """Visits nodes; adds the names of values that depend on input values to ``given``."""
         if depth > _MAX_DEPTH:
             raise ProtoError(f"subgraphs are nested in more than {_MAX_DEPTH} levels")
         for node in nodes:
@@ -151,7 +150,7 @@ class _Reader:
                 given |= set(outputs)
 
     def _why(self, node: Node, op_type: str, given: Sequence[bool]) -> str | None:
-        """Why a node's work may depend on values."""
+        """Return why a node's amount of work may depend on values, or None."""
         key = ONNX if node.domain == "ai.onnx" else node.domain, op_type
         if key not in RULES and key not in _SIZED and (node.domain, op_type) not in self.functions:
             return f"operator '{op_type}' is not known to take a time that follows from shapes"

@@ -1,16 +1,15 @@
 """Reads and writes ONNX models as protobuf messages, without copying their weights.
 
-A :class:`Message` is split into its fields once; what a field holds is decoded when it is asked for. So a model of
-gigabytes costs its nodes only: weights stay slices of the bytes that were read, and the long lists in a tree's
-attributes are never walked. Fields that are not declared here are kept, and written back as they were. An assignment
-replaces a field: ``graph.node = [*graph.node, node]``.
+A :class:`Message` is split into its fields once; a field's value is decoded at each access. So only the nodes of a
+large model cost time: weights stay slices of the bytes that were read, and the long lists in tree ensembles are never
+walked. Fields that are not declared here are kept, and written back unchanged. An assignment replaces a field:
+``graph.node = [*graph.node, node]``.
 
-Only what the graph reader needs is declared; ``tests/unit/test_onnx_proto.py`` compares each declaration with the
-``onnx`` package's. Source of the numbers: ``onnx.proto`` (ONNX, Apache-2.0 license), the wire format: protobuf's
-"Encoding" page.
+Only the fields that the graph reader needs are declared; ``tests/unit/test_onnx_proto.py`` compares each declaration
+with the ``onnx`` package's. Source of the field numbers: ``onnx.proto`` (ONNX, Apache-2.0 license); of the wire format:
+protobuf's "Encoding" page.
 
-Pure: no files, no numpy; of threads only the turns that long walks give others. Whoever holds a message keeps the
-model's bytes alive.
+Pure: no files, no numpy; long walks yield the GIL. A message keeps the model's bytes alive.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ M = TypeVar("M", bound="Message")
 T = TypeVar("T")
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# Fields that are kept: a hostile file has as many empty ones as bytes. To free a list of a million stops all threads.
-_MAX_FIELDS = 200_000  # of one message; a graph of 20,000 nodes with their weights and types has 100,000
-_MAX_FIELDS_IN_ALL = 1_000_000  # of a message and all in it
-_FIELDS_A_TURN = 4096  # walked in one go; then other threads may have the interpreter
+# Limits of kept fields: a hostile file may have one per byte, and freeing a list of a million stops all threads.
+_MAX_FIELDS = 200_000  # per message; a graph of 20,000 nodes with weights and types has 100,000
+_MAX_FIELDS_IN_ALL = 1_000_000  # of a message and all nested ones
+_FIELDS_A_TURN = 4096  # walked before the GIL is yielded
 _SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 
 class ProtoError(ValueError):
-    """The bytes are not a message, or one that is too large."""
+    """The bytes are not a message, or the message is too large."""
 
 
 # --- The wire ---------------------------------------------------------------------------------------------------------
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """The number at a place, and the place after it."""
+    """Read the number at an offset; returns it and the offset after it."""
     value = shift = 0
     while True:
         if at >= len(view) or shift > 63:
@@ -68,9 +67,9 @@ def _signed(value: int) -> int:
 
 
 _Entry = tuple[int, int, Any]
-"""A field's number, its wire type, and its value: a number, the bytes that were assigned, or the place of its bytes.
+"""A field's number, its wire type, and its value: a number, assigned bytes, or the position of its bytes.
 
-A place is ``start << 64 | size``: unlike a view it is nothing that Python's collector would have to look at.
+A position is ``start << 64 | size``, because Python's cyclic collector does not track integers, unlike views.
 """
 
 
@@ -102,7 +101,7 @@ def _walk(view: memoryview) -> Iterator[_Entry]:
 
 
 class _Budget:
-    """How many fields may still be kept, for a message and all that are in it."""
+    """The number of fields that a message and all nested ones may still keep."""
 
     __slots__ = ("left",)
 
@@ -122,19 +121,19 @@ class _Budget:
 
 
 class Message:
-    """A message: the bytes it was read from, split into fields, and what was assigned since.
+    """A message: the bytes it was read from, split into fields, and the fields assigned since.
 
     Args:
-        data: the serialized message; empty: one without fields.
+        data: the serialized message; empty: a message without fields.
 
-    Each access to a field raises ProtoError if the bytes are not a message that has it.
+    Each access to a field raises ProtoError if the bytes are not a valid message.
     """
 
     __slots__ = ("_budget", "_entries", "_view")
 
     def __init__(self, data: bytes | memoryview = b"") -> None:
         self._view = memoryview(data)
-        self._budget = _Budget()  # a part gets that of the message which it is in
+        self._budget = _Budget()  # shared with the nested messages
         self._entries: list[_Entry] | None = None  # None: not split yet
 
     def __eq__(self, other: object) -> bool:
@@ -143,7 +142,7 @@ class Message:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def to_bytes(self) -> bytes:
-        """The serialized message."""
+        """Serialize the message."""
         if self._entries is None:
             return bytes(self._view)
         parts: list[bytes | memoryview] = []
@@ -159,23 +158,23 @@ class Message:
         return b"".join(parts)
 
     def copy(self) -> Self:
-        """Another message with the same fields; the bytes of weights are shared."""
+        """Return another message with the same fields; it shares the bytes of weights."""
         made = type(self)(self._view)
         made._entries = None if self._entries is None else list(self._entries)
         return made
 
     def entries(self, number: int) -> list[tuple[int, Any]]:
-        """The wire type and the value of each field with a number, in order."""
+        """Return the wire type and the value of each field with this number, in order."""
         return [(kind, self._value(kind, value)) for each, kind, value in self._all() if each == number]
 
     def first(self, number: int) -> list[tuple[int, Any]]:
-        """The first field with a number, or nothing; the fields after it are not walked."""
+        """Return the first field with this number, or nothing; the fields after it are not walked."""
         among = _walk(self._view) if self._entries is None else self._entries
         found = islice((entry for entry in among if entry[0] == number), 1)
         return [(kind, self._value(kind, value)) for _, kind, value in found]
 
     def last(self, number: int) -> list[tuple[int, Any]]:
-        """The last field with a number, or nothing; the others are not kept."""
+        """Return the last field with this number, or nothing; the other fields are not kept."""
         among = _walk(self._view) if self._entries is None else self._entries
         found: _Entry | None = None
         for entry in among:
@@ -184,7 +183,7 @@ class Message:
         return [] if found is None else [(found[1], self._value(found[1], found[2]))]
 
     def replace(self, number: int, entries: Iterable[tuple[int, Any]]) -> None:
-        """Puts fields in place of those with a number."""
+        """Replaces the fields with this number."""
         kept = [entry for entry in self._all() if entry[0] != number]
         self._entries = kept + [(number, kind, value) for kind, value in entries]
 
@@ -201,7 +200,7 @@ class Message:
 
 
 class _Field(Generic[T]):
-    """A declared field; a descriptor that decodes at each access. Absent: the type's empty value."""
+    """A declared field: a descriptor that decodes at each access. An absent field has the type's empty value."""
 
     def __init__(self, number: int, kind: str, message: Callable[[], type[Message]] | None = None) -> None:
         self.number, self.kind, self.message = number, kind, message
@@ -240,7 +239,7 @@ class _Integers(_Field[list[int]]):
 
 
 class _LastInteger(_Integer):
-    """A number that is looked for without keeping the fields before it, which may be long lists."""
+    """A number that is found without keeping the fields before it, which may be long lists."""
 
     @overload
     def __get__(self, owner: None, of: type) -> Self: ...
@@ -291,7 +290,7 @@ class _Text(_Field[str]):
 
 
 class _FirstText(_Text):
-    """A text that is looked for from the front: the lists behind it may be long."""
+    """A text that is searched from the front, because the lists after it may be long."""
 
     @overload
     def __get__(self, owner: None, of: type) -> Self: ...
@@ -310,7 +309,7 @@ class _Texts(_Field[list[str]]):
 
 
 class _Part(_Field[M | None]):
-    """A message in a message; None: it is absent."""
+    """A nested message; None: it is absent."""
 
     @overload
     def __get__(self, owner: None, of: type) -> Self: ...
@@ -325,7 +324,7 @@ class _Part(_Field[M | None]):
         return part
 
     def read(self, entries: list[tuple[int, Any]]) -> M | None:
-        if len(entries) > 1:  # the fields of all of them count
+        if len(entries) > 1:  # repeated messages are merged, as protobuf does
             entries = [(_BYTES, memoryview(b"".join(_blobs(entries))))]
         parts: list[M] = _parts(self, entries)
         return parts[0] if parts else None
@@ -355,7 +354,7 @@ class _Parts(_Field[list[M]]):
 
 
 def _integers(entries: list[tuple[int, Any]]) -> list[int]:
-    """Numbers that stand one by one, or packed."""
+    """Decode numbers, packed or not."""
     values = []
     for kind, value in entries:
         if kind == _VARINT:
@@ -426,7 +425,7 @@ class Dimension(Message):
 
     @property
     def is_open(self) -> bool:
-        """It has no number (``dim_value`` is then 0)."""
+        """Whether it has no number (``dim_value`` is then 0)."""
         return not self.entries(1)
 
 
@@ -476,7 +475,7 @@ class Tensor(Message):
 
 
 class SparseTensor(Message):
-    """A constant, of which only some elements are stored."""
+    """A constant of which only some elements are stored."""
 
     __slots__ = ()
     values = _Part[Tensor](1, "message", lambda: Tensor)
@@ -502,7 +501,7 @@ class Attribute(Message):
 
 
 class Node(Message):
-    """An operator that is applied to values, by name; an empty name is an argument that is left out."""
+    """An operator applied to values, by name; an empty name is an omitted argument."""
 
     __slots__ = ()
     input = _Texts(1, "string")
@@ -515,7 +514,7 @@ class Node(Message):
 
 
 class Graph(Message):
-    """Nodes in the order in which they can be run, with inputs, outputs and constants."""
+    """Nodes in topological order, with inputs, outputs and constants."""
 
     __slots__ = ()
     node = _Parts[Node](1, "message", lambda: Node)

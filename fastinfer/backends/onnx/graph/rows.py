@@ -1,15 +1,14 @@
-"""The proof that the rows of a batch do not depend on each other, whatever they hold, from a model's graph alone.
+"""Proves from a model's graph alone that the rows of a batch do not depend on each other, for any values.
 
-The first dimension of every input is taken for the batch dimension, and followed through every operator
-(:mod:`fastinfer.backends.onnx.graph.operators`). If it comes out as the first dimension of every output, each row's
-answer depends on that row alone, and rows may be put together and divided at will. Sums may still be rounded otherwise:
-other numbers of rows take other kernels of the runtime. :attr:`Proof.rounds` names an operator for which that can be.
+The first dimension of every input is assumed to be the batch dimension, and followed through every operator
+(:mod:`fastinfer.backends.onnx.graph.operators`). If it becomes the first dimension of every output, each row's answer
+depends on that row alone, so rows may be batched and split freely. Rounding may still differ, because the number of
+rows selects the runtime's kernels; :attr:`Proof.rounds` names an operator whose results may.
 
-The graph as it is stored is proven, quantized operators included; the runtime's optimizer keeps its meaning. Subgraphs
-and model-local functions are followed. Everything is bounded: operators that are visited, nesting, and the elements of
-constants that are looked at.
+The proof uses the stored graph, quantized operators included; the runtime's optimizer keeps its meaning. Subgraphs and
+model-local functions are followed. All work is bounded: visited operators, nesting, and elements of constants.
 
-Pure, but for the turns that :mod:`fastinfer.backends.onnx.graph.visits` gives other threads.
+Pure, except that :mod:`fastinfer.backends.onnx.graph.visits` yields the GIL to other threads.
 """
 
 from __future__ import annotations
@@ -44,20 +43,20 @@ from fastinfer.backends.onnx.graph.proto import (
 from fastinfer.backends.onnx.graph.values import Mixes, Value, constant, free
 from fastinfer.backends.onnx.graph.visits import TooLargeError, Visits
 
-_MAX_DEPTH = 32  # of functions and subgraphs in each other
+_MAX_DEPTH = 32  # of nested functions and subgraphs
 _MIN_OPSET = 7  # older versions broadcast by attributes; ONNX Runtime does not promise to run them
 _RUNTIME_FORMAT = b"ORTM"
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a graph says of the rows of a batch.
+    """The result of a proof.
 
     Attributes:
-        couples: why rows may depend on each other, as a sentence's end; None: they do not. A request of which a
-            dimension is 0 is not covered: it runs alone.
-        rounds: the operator that may round a row otherwise in another batch; None: none does.
-        id_limits: for inputs whose elements select rows of tables, how many rows the smallest table has.
+        couples: why rows may depend on each other, as a clause; None: they do not. The proof does not cover a request
+            with a dimension of 0, so that request runs alone.
+        rounds: the operator whose rounding of a row may depend on the batch; None: none.
+        id_limits: for inputs whose elements select rows of tables: the number of rows of the smallest table.
     """
 
     couples: str | None
@@ -66,7 +65,7 @@ class Proof:
 
 
 def prove(model: bytes | memoryview) -> Proof:
-    """Looks for a proof in a model file's bytes. Never raises: what cannot be read has no proof."""
+    """Prove from a model file's bytes. Never raises: an unreadable graph has no proof."""
     if bytes(memoryview(model)[4:8]) == _RUNTIME_FORMAT:
         return Proof("it is in ONNX Runtime's own format (.ort), whose graph is not read")
     try:
@@ -76,7 +75,7 @@ def prove(model: bytes | memoryview) -> Proof:
     except TooLargeError as error:
         return Proof(str(error))
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
-        return Proof("its graph is not one that can be followed")
+        return Proof("its graph cannot be followed")
 
 
 Scope = dict[str, Value]
@@ -99,7 +98,7 @@ class _Prover:
         opsets = _opsets(self._model.opset_import)
         if opsets.get(ONNX, _MIN_OPSET) < _MIN_OPSET:
             return Proof(
-                f"its operators are of version {opsets[ONNX]}, and from version {_MIN_OPSET} on they are known"
+                f"its operators are of version {opsets[ONNX]}; only versions from {_MIN_OPSET} on are supported"
             )
         scope = self._constants(graph)
         for info in graph.input:
@@ -127,7 +126,7 @@ class _Prover:
         return scope
 
     def _input(self, info: ValueInfo) -> Value:
-        """An input of the graph, with its first dimension as the batch."""
+        """Make the value of a graph input, with its first dimension as the batch."""
         tensor = info.type.tensor_type if info.type is not None else None
         shape = tensor.shape if tensor is not None else None
         if shape is None or not shape.dim:
@@ -135,8 +134,8 @@ class _Prover:
         first, *others = shape.dim
         if not first.is_open and first.dim_value >= 0:
             return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
-        # Dimensions of one name are one size. The runtime does not compare what a request sends for them, but its
-        # signature does: a request in which they differ runs alone (Signature.check).
+        # Dimensions of one name are assumed equal. The runtime does not check that, but the signature does: a request
+        # in which they differ runs alone (Signature.check).
         dims = [
             Dim(dim.dim_value)
             if not dim.is_open and dim.dim_value >= 0
@@ -155,7 +154,7 @@ class _Prover:
         given: Mapping[str, Attribute],
         depth: int,
     ) -> None:
-        """Adds what the nodes compute to the scope; ``given`` are the attributes of the function that they are of."""
+        """Adds the values of the nodes' outputs to the scope; ``given``: attributes of the enclosing call."""
         if depth > _MAX_DEPTH:
             raise TooLargeError(f"its functions or subgraphs are nested in more than {_MAX_DEPTH} levels")
         for node in nodes:
@@ -175,7 +174,7 @@ class _Prover:
         given: Mapping[str, Attribute],
         depth: int,
     ) -> list[Value]:
-        """What a node computes, a value for each output."""
+        """Compute a value for each output of a node."""
         inputs = [scope.get(name) if name else None for name in node.input]
         domain = _domain(node.domain)
         attributes = dict(_attributes(node, given))
@@ -187,7 +186,7 @@ class _Prover:
         if mixed is not None:
             return [Value(None, mixed=mixed)] * outputs
         if function is not None and (domain in (ONNX, ML, MICROSOFT) or (domain, node.op_type) in RULES):
-            reason = "is defined by the model and by ONNX"
+            reason = "is defined both by the model and by ONNX"
             return [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
         if function is not None:
             return self._call(function, inputs, attributes, outputs, depth)
@@ -197,11 +196,11 @@ class _Prover:
         try:
             made = self._follow(call, scope, opsets, given, depth)
         except Mixes as reason:
-            # What takes nothing that has rows gives nothing that has rows, if it follows from its inputs at all.
+            # A deterministic operator whose inputs have no rows has outputs without rows.
             if _draws_nothing(call) and all(value is None or value.is_free for value in inputs):
                 return [free(None)] * outputs
             made = [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
-        made += [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} gives an output that is not followed")] * (
+        made += [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} has an output without a rule")] * (
             outputs - len(made)
         )
         return [self._with_rounding(value, call) for value in made]
@@ -237,16 +236,16 @@ class _Prover:
             place = places.place_of(call)
             loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]
             if loose and (call.domain != ONNX or call.op_type not in _KEEP_EMPTY or loose != [0]):
-                raise Mixes("computes with sizes that may be others if one of them is 0")
+                raise Mixes("computes with sizes that may differ if one of them is 0")
             made = places.placed(follow(call), place)
             return [replace(value, loose=True) for value in made] if loose and call.op_type != "Reshape" else made
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ProtoError):
                 raise
-            raise Mixes("has inputs or attributes that are not followed") from error
+            raise Mixes("has inputs or attributes that are not supported") from error
 
     def _compute(self, call: Call) -> list[Value] | None:
-        """The outputs if they follow from numbers; None: they do not, or not in a way that is known."""
+        """Evaluate an operator with known contents; None: that is not possible."""
         known = [None if value is None else value.content for value in call.inputs]
         if not known or any(value is not None and value.content is None for value in call.inputs):
             return None
@@ -269,7 +268,7 @@ class _Prover:
         outputs: int,
         depth: int,
     ) -> list[Value]:
-        """What a model-local function computes."""
+        """Follow the call of a model-local function."""
         scope = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
         given = {each.name: each for each in function.attribute_proto} | dict(attributes)
         self._run(_with_known(function, scope), scope, _opsets(function.opset_import), given, depth + 1)
@@ -296,7 +295,7 @@ class _Prover:
         if len(made) == 1:
             return made[0]
         if len(made[0]) != len(made[1]):
-            raise Mixes("has branches with other numbers of outputs")
+            raise Mixes("has branches with different numbers of outputs")
         return [_either(*values) for values in zip(*made, strict=True)]
 
     def _subgraph(
@@ -308,13 +307,13 @@ class _Prover:
 
 
 def _why_not_rows(value: Value) -> str | None:
-    """Why the first dimension of an output is not the batch; None: it is."""
+    """Return why the first dimension of an output is not the batch; None: it is."""
     if value.mixed is not None:
         return value.mixed
     if value.axis is None:
         return "does not depend on the rows, or only on how many there are"
     if value.loose:
-        return "may have another shape if a size is 0"
+        return "may have a different shape if a size is 0"
     if value.place is not None:
         return "depends on the places of rows in the batch"
     if value.axis != 0 or value.known_dims[0] != BATCH:
@@ -339,33 +338,32 @@ def _constant(call: Call) -> Value:
 
 
 def _either(one: Value, other: Value) -> Value:
-    """What is known of a value that is one of two."""
+    """Merge the values of two branches."""
     if one.mixed is not None or other.mixed is not None:
         return one if one.mixed is not None else other
     if one.counts_rows or other.counts_rows:
         return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
     if one.loose or other.loose:
-        return Value(None, mixed="operator 'If' computes with sizes that may be others if one of them is 0")
+        return Value(None, mixed="operator 'If' computes with sizes that may differ if one of them is 0")
     if one.place is not other.place:
         return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
     if one.axis is None and other.axis is None:
         return free(one.dims if one.dims == other.dims else None)
     if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
-        return Value(None, mixed="operator 'If' has branches with the rows at other places")
+        return Value(None, mixed="operator 'If' has branches with rows on different axes")
     return replace(one, rounds=one.rounds or other.rounds)
 
 
-_KEEP_EMPTY = frozenset(
-    {"Identity", "Reshape", "Transpose"}
-)  # whose output has no elements if the first input has none
+# Operators whose output is empty if the first input is.
+_KEEP_EMPTY = frozenset({"Identity", "Reshape", "Transpose"})
 
 
 def _draws_nothing(call: Call) -> bool:
-    """Whether an operator is known to give the same outputs for the same inputs."""
+    """Whether an operator is known to be deterministic."""
     return call.op_type not in RANDOM and ((call.domain, call.op_type) in RULES or call.op_type in _DETERMINISTIC)
 
 
-# Operators without a rule that give the same for the same inputs; used on constants and shapes.
+# Deterministic operators without a rule; used on constants and shapes.
 _DETERMINISTIC = frozenset(
     {
         "BlackmanWindow", "Col2Im", "DFT", "Det", "DynamicQuantizeLinear", "EyeLike", "HammingWindow", "HannWindow",
@@ -375,7 +373,7 @@ _DETERMINISTIC = frozenset(
 
 
 def _with_known(function: Function, scope: Scope) -> Sequence[Node]:
-    """The function's nodes; inputs that a call leaves out are named by nodes as absent ones are, by no name."""
+    """Return the function's nodes; references to inputs that the call omits become empty names."""
     missing = {name for name in function.input if name not in scope}
     if not missing:
         return function.node
@@ -387,7 +385,7 @@ def _with_known(function: Function, scope: Scope) -> Sequence[Node]:
 
 
 def _attributes(node: Node, given: Mapping[str, Attribute]) -> Iterator[tuple[str, Attribute]]:
-    """A node's attributes; those that refer to the function's have what its call gives, if it gives something."""
+    """Yield a node's attributes; references to the function's attributes are replaced by those of its call."""
     for attribute in node.attribute:
         name = attribute.name
         if given or attribute.first(21):

@@ -1,9 +1,9 @@
-"""Where the rows of a batch are in a value of a graph, and what broadcasting and reshaping make of them.
+"""Describes where the rows of a batch are in a value of a graph, and how broadcasting and reshaping move them.
 
-A value either has no rows (a constant, or what follows from shapes), or it has an *axis of rows*: its length is
-``before * batch * after``, and what belongs to row ``i`` are the elements at ``(b * batch + i) * after + a`` of it, for
-each ``b`` and ``a``. Mostly ``before`` and ``after`` are 1, and slice ``i`` is row ``i``. A value of which that cannot
-be said is *mixed*: its elements may depend on several rows, on a row's place, or on how many there are.
+A value either has no rows (a constant, or a result of shapes alone), or it has an *axis of rows*: its length is
+``before * batch * after``, and the elements of row ``i`` are those at ``(b * batch + i) * after + a`` for all ``b`` and
+``a``. Mostly ``before`` and ``after`` are 1, so slice ``i`` is row ``i``. Any other value is *mixed*: its elements may
+depend on several rows, on a row's place in the batch, or on the number of rows.
 
 Pure.
 """
@@ -21,37 +21,37 @@ from numpy.typing import NDArray
 from fastinfer.backends.onnx.graph.dims import BATCH, BATCH_SYMBOL, ONE, Dim, Symbols, product
 
 Content = NDArray[Any]
-"""The elements of a small tensor of numbers: ``int``, ``float``, ``bool``, or a :class:`Dim` that is no number."""
+"""The elements of a small tensor of numbers: ``int``, ``float``, ``bool``, or a symbolic :class:`Dim`."""
 
 
 class Mixes(Exception):
-    """An operator's outputs cannot be said to keep rows apart; the text says why, with the operator as its subject."""
+    """An operator may mix rows; the text says why, as a clause whose subject is the operator."""
 
 
 class Place(Enum):
-    """What the elements of row ``i`` of a value say of ``i``."""
+    """How the elements of row ``i`` of a value depend on ``i``."""
 
-    ALL = "all are i"
-    FIRST = "the first along the last axis are i, and the others say nothing of it"
+    ALL = "all equal i"
+    FIRST = "the first along the last axis equal i, the others do not depend on i"
     SOME = "some depend on i"
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What is known of a value.
+    """The facts about a value.
 
     Attributes:
-        dims: its dimensions; None: not even the rank is known (then it has no rows).
-        axis: the axis of rows; None: it has none.
-        before, after: what the axis holds beside the batch size.
+        dims: its dimensions; None: the rank is unknown (then it has no rows).
+        axis: the axis of rows; None: it has no rows.
+        before, after: the factors of the axis' length before and after the batch size.
         content: its elements, if they are few and follow from constants and shapes.
-        mixed: why its rows are not apart; None: they are.
-        rounds: the operator type that may round a row otherwise in other batches; None: each row has the same bits.
-        source: the graph's input that it is, but for its shape and type.
-        place: what its elements say of the row's place in the batch; None: nothing. A value that has it is mixed for
-            all but the operators of :mod:`fastinfer.backends.onnx.graph.operators.places`.
-        loose: in a request for which it has no elements its dimensions may be others. Only operators that give no
-            elements then may take it.
+        mixed: why its rows are not independent; None: they are.
+        rounds: the operator type whose rounding of a row may depend on the batch; None: each row has the same bits.
+        source: the graph's input that it equals, except for shape and type.
+        place: how its elements depend on the row's place in the batch; None: not at all. A value with a place is mixed
+            for all operators except those of :mod:`fastinfer.backends.onnx.graph.operators.places`.
+        loose: if a request gives it no elements, its dimensions may differ from ``dims``. Only operators whose output
+            is then empty, too, may take it.
     """
 
     dims: tuple[Dim, ...] | None
@@ -67,45 +67,45 @@ class Value:
 
     @property
     def counts_rows(self) -> bool:
-        """Its elements depend on how many rows there are."""
+        """Whether its elements depend on the number of rows."""
         return self.content is not None and any(isinstance(e, Dim) and e.batches > 0 for e in self.content.flat)
 
     @property
     def is_free(self) -> bool:
-        """It is the same whatever rows there are."""
+        """Whether it does not depend on the rows."""
         return self.axis is None and self.mixed is None and not self.counts_rows
 
     @property
     def rank(self) -> int:
-        """How many dimensions it has. Mixes if that is not known."""
+        """The number of dimensions. Mixes if it is unknown."""
         return len(self.known_dims)
 
     @property
     def known_dims(self) -> tuple[Dim, ...]:
-        """Its dimensions. Mixes if they are not known."""
+        """Its dimensions. Mixes if they are unknown."""
         if self.dims is None:
             raise Mixes("takes a value of unknown rank")
         return self.dims
 
     @property
     def is_scalar(self) -> bool:
-        """It has one element."""
+        """Whether it has one element."""
         return self.dims is not None and all(dim == ONE for dim in self.dims)
 
 
 def constant(content: Any) -> Value:
-    """The value of an array of numbers and dimensions."""
+    """Make the value of an array of numbers and dimensions."""
     array = np.asarray(content, dtype=object)
     return Value(tuple(Dim(size) for size in array.shape), content=array)
 
 
 def free(dims: Sequence[Dim] | None) -> Value:
-    """A value without rows, of which the content is not known."""
+    """Make a value without rows and with unknown content."""
     return Value(None if dims is None else tuple(dims))
 
 
 def moved(value: Value, dims: Sequence[Dim], axis: int | None = None) -> Value:
-    """A value whose rows are where they were, or on another axis, with other dimensions beside them."""
+    """Return the value with other dimensions, and its rows on the same or another axis."""
     if value.axis is None:
         return free(dims)
     axis = value.axis if axis is None else axis
@@ -115,12 +115,12 @@ def moved(value: Value, dims: Sequence[Dim], axis: int | None = None) -> Value:
 
 
 def unchanged(value: Value) -> Value:
-    """A value of the same shape with the rows at the same place."""
+    """Return a value of the same shape with the rows on the same axis."""
     return replace(value, content=None, source=None)
 
 
 def broadcast_dim(left: Dim, right: Dim, symbols: Symbols) -> Dim:
-    """The dimension of two that are broadcast."""
+    """Return the result of broadcasting two dimensions."""
     if left == ONE or right == left:
         return right
     if right == ONE or left.number is not None:
@@ -133,7 +133,7 @@ def broadcast_dim(left: Dim, right: Dim, symbols: Symbols) -> Dim:
 
 
 def broadcast(values: Sequence[Value], symbols: Symbols) -> Value:
-    """What is computed of several values element by element, as numpy broadcasts them. Mixes."""
+    """Return the result of an elementwise operator, with numpy's broadcasting. Mixes."""
     with_rows = [value for value in values if value.axis is not None]
     if not with_rows and any(value.dims is None for value in values):
         return free(None)
@@ -158,36 +158,36 @@ def broadcast(values: Sequence[Value], symbols: Symbols) -> Value:
     return moved(first, dims, axis)
 
 
-def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copies: bool = True) -> Value:
-    """A value with other dimensions and the same elements in the same order.
+def reshape(value: Value, requested: Sequence[Any], symbols: Symbols, *, zero_copies: bool = True) -> Value:
+    """Reshape a value: other dimensions, the same elements in the same order.
 
     Args:
-        value: what is reshaped.
-        wanted: numbers and dimensions; -1 stands for what is left.
-        symbols: the graph's.
-        zero_copies: 0 stands for the dimension at its place.
+        value: the value.
+        requested: numbers and dimensions; -1 stands for the remaining size.
+        symbols: the graph's symbols.
+        zero_copies: 0 copies the dimension at its place.
 
     Raises:
-        Mixes: rows are not apart in the result, or it depends on the symbols whether they are.
+        Mixes: the rows of the result are mixed, or may be for some values of the symbols.
     """
     if value.dims is None:
-        return free([Dim(each) if isinstance(each, int) and each > 0 else symbols.any_size() for each in wanted])
+        return free([Dim(each) if isinstance(each, int) and each > 0 else symbols.any_size() for each in requested])
     dims = []
-    shape = _Shape(zero_copies, -1 in wanted)
-    loose = value.loose and (-1 in wanted or 0 in wanted)
-    for i, each in enumerate(wanted):
+    shape = _Shape(zero_copies, -1 in requested)
+    loose = value.loose and (-1 in requested or 0 in requested)
+    for i, each in enumerate(requested):
         if each == 0 and zero_copies:
             if i >= value.rank:
-                raise Mixes("copies a dimension that is not there")
+                raise Mixes("copies a dimension that does not exist")
             dims.append(value.dims[i])
         elif isinstance(each, Dim):
-            dim, may_differ = _wanted(value, each, i, shape, symbols)
+            dim, may_differ = _requested_dim(value, each, i, shape, symbols)
             dims.append(dim)
             loose = loose or may_differ
         else:
             dims.append(ONE if each == -1 else _dim(each))
-    if -1 in wanted:
-        dims[list(wanted).index(-1)] = _what_is_left(value, dims, symbols)
+    if -1 in requested:
+        dims[list(requested).index(-1)] = _what_is_left(value, dims, symbols)
     holders = [i for i, dim in enumerate(dims) if dim.batches]
     if value.axis is None:
         if holders:
@@ -196,27 +196,28 @@ def reshape(value: Value, wanted: Sequence[Any], symbols: Symbols, *, zero_copie
     if len(holders) != 1:
         raise Mixes("reshapes rows to a shape that does not follow the batch size" if not holders else "mixes rows")
     at = holders[0]
-    # The runtime checks the number of elements. So it is enough to know what stands before the rows: the rest follows.
+    # The runtime checks the number of elements, so the sizes before the rows determine the sizes after them.
     before = (product(value.dims[: value.axis]) * value.before).over(product(dims[:at]))
     after = None if before is None else dims[at].over(before * BATCH)
     if before is None or after is None:
-        raise Mixes("reshapes rows so that they may not stay apart")
+        raise Mixes("reshapes rows so that they may be mixed")
     return Value(tuple(dims), at, before, after, loose=loose)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What a reshape's shape has beside the dimension that is looked at: whether 0 copies, whether there is a -1."""
+    """Properties of a reshape's whole shape: whether 0 copies, whether it has a -1."""
 
     zero_copies: bool
     infers: bool
 
 
-def _wanted(value: Value, each: Dim, at: int, shape: _Shape, symbols: Symbols) -> tuple[Dim, bool]:
-    """The dimension that a reshape makes of a symbolic one, and whether the result is loose for it.
+def _requested_dim(value: Value, each: Dim, at: int, shape: _Shape, symbols: Symbols) -> tuple[Dim, bool]:
+    """Return the dimension that a reshape makes of a symbolic one, and whether it makes the result loose.
 
-    It may be 0 in some requests, or -1 if it is opaque, and then stands for another size. That does not matter if the
-    dimension that 0 copies is 0 with it. If it is a size of the value too, the value has no elements then.
+    The symbolic dimension may be 0 in some requests, or -1 if it is opaque, and then stands for another size. That has
+    no effect if the dimension that 0 copies is 0 in the same requests. If it is also a size of the value, the value has
+    no elements then.
     """
     dims = value.known_dims
     if each.is_filled:
@@ -249,10 +250,10 @@ def _what_is_left(value: Value, dims: Sequence[Dim], symbols: Symbols) -> Dim:
     if left is not None:
         return left
     if value.axis is not None and not others.batches:
-        raise Mixes("reshapes rows so that they may not stay apart")
+        raise Mixes("reshapes rows so that they may be mixed")
     if value.axis is not None:
         rest, reduced = total.over(BATCH), others.over(BATCH)
         if rest is None or reduced is None or reduced.batches:
-            raise Mixes("reshapes rows so that they may not stay apart")
+            raise Mixes("reshapes rows so that they may be mixed")
         total, others = rest, reduced
     return symbols.size(("left", total, others), filled=total.is_filled)

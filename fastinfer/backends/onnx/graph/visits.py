@@ -1,7 +1,7 @@
-"""Bounds a walk over a graph's nodes, and lets other threads have the interpreter during it.
+"""Bounds a walk over a graph's nodes, and yields the GIL to other threads during it.
 
-A load thread walks large graphs in Python. The event loop's thread, which serves requests meanwhile, would wait for the
-interpreter's switch interval each time it wakes up.
+A load thread walks large graphs in Python. Without yielding, the event loop's thread would wait for the interpreter's
+switch interval each time it wakes up.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MAX_NODES = 200_000  # visited in all; the largest exported models have some 20,000
+MAX_NODES = 200_000  # visits of a walk; the largest exported models have about 20,000
 _NODES_A_TURN = 8
 
 
 class TooLargeError(Exception):
-    """The graph is larger than what is followed."""
+    """The graph has too many nodes."""
 
 
 class Visits:
@@ -36,9 +36,9 @@ class Visits:
 
 
 class _Collector:
-    """Python's collector of cycles, which stops all threads while it looks at every object there is.
+    """Pauses Python's cyclic collector, which holds the GIL while it visits every object.
 
-    A walk makes hundreds of thousands of them, none in cycles.
+    A walk makes hundreds of thousands of objects, none of them in cycles.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class _Collector:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """It does not run until the last of several pauses has ended."""
+        """Disables the collector until the last of several overlapping pauses ends."""
         with self._lock:
             self._pauses += 1
             gc.disable()

@@ -1,12 +1,13 @@
-"""Which operators keep the rows of a batch apart, and along which axes: a rule for each that is known.
+"""Rules of operators: which keep the rows of a batch independent, and along which axes.
 
-A rule is given what is known of an operator's inputs, and says where the rows are in its outputs, or raises
-:class:`Mixes`. What has no rule does not keep rows apart: a model that could have been batched and is not costs
-throughput, a wrong batch costs an answer. The rules follow the operators' specifications in "ONNX Operators"
-(``ai.onnx`` 7 to 26, ``ai.onnx.ml`` 1 to 5) and in ONNX Runtime's "ContribOperators.md" (``com.microsoft``).
+A rule gets the facts about an operator's inputs, and returns where the rows are in its outputs, or raises
+:class:`~fastinfer.backends.onnx.graph.values.Mixes`. An operator without a rule is assumed to mix rows, because a
+missed batch costs throughput, but a wrong batch costs an answer. The rules follow the operators' specifications in
+"ONNX Operators" (``ai.onnx`` 7 to 26, ``ai.onnx.ml`` 1 to 5) and in ONNX Runtime's "ContribOperators.md"
+(``com.microsoft``).
 
-A rule's inputs have no mixed values: those are passed on before it is asked. The dimensions of outputs are told as far
-as later operators need them: a size that depends on values or on parameters that are seldom met is a new symbol.
+A rule never gets mixed inputs: they make the outputs mixed before it is called. It returns the dimensions of outputs as
+far as later operators need them; a size that depends on values or on rare parameters is a new symbol.
 
 Pure.
 """

@@ -13,7 +13,7 @@ from fastinfer.backends.onnx.graph.values import Value, moved
 def _softmax(call: Call) -> list[Value]:
     x = call.need(0)
     axis = axis_of(x, call.integer("axis", -1 if call.opset >= 13 else 1))
-    # Before version 13 everything from the axis on is one long axis.
+    # Before version 13 all axes from this one on are flattened into one.
     require_untouched(x, [axis] if call.opset >= 13 else range(axis, x.rank), "normalizes")
     return unary(call)
 

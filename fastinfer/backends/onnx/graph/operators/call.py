@@ -1,4 +1,4 @@
-"""What a rule is given and how it is registered, and the checks that rules share."""
+"""The argument of rules, their registration, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ONNX, MICROSOFT, ML = "", "com.microsoft", "ai.onnx.ml"
 
 @dataclass(slots=True)
 class Call:
-    """An operator that is applied.
+    """One application of an operator.
 
     Attributes:
         domain, op_type: the operator.
         opset: the version of its domain.
         attributes: by name.
-        inputs: what is known of each; None: it is left out.
-        symbols: the graph's.
-        outputs: how many are asked for.
-        id_limits: for graph inputs that select rows of tables: how many rows the smallest table has. Rules add to it.
+        inputs: the facts about each; None: it is omitted.
+        symbols: the graph's symbols.
+        outputs: the number of outputs that the graph uses.
+        id_limits: for graph inputs that select rows of tables: the rows of the smallest table. Rules add to it.
     """
 
     domain: str
@@ -36,21 +36,21 @@ class Call:
     id_limits: dict[str, int] = field(default_factory=dict)
 
     def value(self, at: int) -> Value | None:
-        """An input; None: it is left out."""
+        """Return an input; None: it is omitted."""
         return self.inputs[at] if at < len(self.inputs) else None
 
     def need(self, at: int) -> Value:
-        """An input that must be there. Mixes if it is not."""
+        """Return a required input. Mixes if it is omitted."""
         value = self.value(at)
         if value is None:
             raise Mixes("lacks an input")
         return value
 
     def content(self, at: int, attribute: str | None = None) -> Content | None:
-        """The elements of an input, or of the attribute that older versions have instead; None: neither is given.
+        """Return the elements of an input, or of the attribute that older opsets have instead; None: neither is given.
 
         Raises:
-            Mixes: they are not known.
+            Mixes: the elements are unknown.
         """
         value = self.value(at)
         if value is None:
@@ -61,7 +61,7 @@ class Call:
         return value.content
 
     def numbers(self, at: int, attribute: str | None = None) -> list[int] | None:
-        """As :meth:`content`, of whole numbers alone."""
+        """As :meth:`content`, but only whole numbers."""
         content = self.content(at, attribute)
         if content is None:
             return None
@@ -92,12 +92,12 @@ SHAPE_INPUTS = {
     "ConstantOfShape": {0}, "Expand": {1}, "Pad": {1}, "Range": {1}, "Reshape": {1}, "Resize": {2, 3}, "Shape": {0},
     "Size": {0}, "Slice": {1, 2}, "Tile": {1},
 }  # fmt: skip
-"""Inputs that may depend on the batch size: their rules look at each number. For all others that mixes rows."""
+"""Inputs that may depend on the batch size, because their rules check each number. Any other such input mixes rows."""
 
 RANDOM = frozenset(
     {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-"""Operators that draw numbers, for which equal inputs need not have equal outputs."""
+"""Operators that draw random numbers: equal inputs may have different outputs."""
 
 COUPLES = {
     **dict.fromkeys(RANDOM, "draws random numbers"),
@@ -106,7 +106,7 @@ COUPLES = {
     ),
     **dict.fromkeys(("NonMaxSuppression", "NonZero", "Unique"), "lists what it finds in all rows"),
 }
-"""What operators do that have no rule because they couple rows. Of others without a rule nothing is known."""
+"""Operators without a rule because they couple rows, with the reason. Other operators without a rule are unknown."""
 
 SAME_BITS = frozenset(
     {
@@ -121,9 +121,9 @@ SAME_BITS = frozenset(
 )  # fmt: skip
 """Operators whose results are exact or correctly rounded, element by element.
 
-No other order of summation and no other kernel for the last elements of a vector changes a bit of them. Sums of
-products, and functions like Exp, which are approximated, are not among them. Neither are Max and Min: which zero of
-0.0 and -0.0 they give depends on an element's place in a vector register.
+Neither the order of summation nor the kernel for the last elements of a vector changes a bit of them. Sums of products
+and approximated functions such as Exp are missing, and so are Max and Min, because their choice between 0.0 and -0.0
+depends on an element's place in a vector register.
 """
 
 
@@ -143,21 +143,21 @@ def rule(*op_types: str, domains: Sequence[str] = (ONNX,)) -> Callable[[Rule], R
 
 
 def axis_of(value: Value, axis: int, rank: int | None = None) -> int:
-    """An axis counted from the front. Mixes if there is none such."""
+    """Return an axis counted from the front. Mixes if it does not exist."""
     rank = value.rank if rank is None else rank
     if not -rank <= axis < rank:
-        raise Mixes("names an axis that is not there")
+        raise Mixes("names an axis that does not exist")
     return axis % rank
 
 
 def require_untouched(value: Value, axes: Sequence[int], does: str) -> None:
-    """Mixes if an operator works along the axis of rows."""
+    """Raises Mixes if an operator works along the axis of rows."""
     if value.axis is not None and value.axis in axes:
         raise Mixes(f"{does} over the batch dimension")
 
 
 def require_free(call: Call, *positions: int) -> None:
-    """Mixes if one of the inputs, mostly parameters, is not the same for all rows."""
+    """Raises Mixes if one of these inputs, mostly parameters, is not the same for all rows."""
     for at in positions:
         value = call.value(at)
         if value is not None and not value.is_free:
@@ -165,7 +165,7 @@ def require_free(call: Call, *positions: int) -> None:
 
 
 def require_rows_first(*values: Value | None) -> None:
-    """Mixes if not all values are divided into the same rows along the first axis, or all have none."""
+    """Raises Mixes unless all values have the same rows along the first axis, or none has rows."""
     given = [value for value in values if value is not None]
     if any(value.axis is not None for value in given) and any(value.axis != 0 for value in given):
         raise Mixes("takes rows that are not all on the first axis")
@@ -173,10 +173,10 @@ def require_rows_first(*values: Value | None) -> None:
 
 
 def require_same_rows(*values: Value) -> None:
-    """Mixes if not all values have their rows at the same place, or all have none."""
+    """Raises Mixes unless all values have their rows on the same axis, or none has rows."""
     places = {(value.axis, value.before, value.after) for value in values}
     if len(places) > 1:
-        raise Mixes("combines rows with what is not divided into the same rows")
+        raise Mixes("combines rows with a value that does not have the same rows")
 
 
 def unary(call: Call) -> list[Value]:
@@ -188,7 +188,7 @@ def nary(call: Call) -> list[Value]:
 
 
 def require_scalars(call: Call, *positions: int) -> None:
-    """Mixes if one of the inputs is no scalar: as a vector it may go along the rows."""
+    """Raises Mixes if one of these inputs is not a scalar, because a vector may differ between rows."""
     require_free(call, *positions)
     for at in positions:
         value = call.value(at)
@@ -197,22 +197,22 @@ def require_scalars(call: Call, *positions: int) -> None:
 
 
 def added(call: Call, to: Value, what: Value) -> Value:
-    """A product with a bias, which is broadcast to it. Mixes."""
+    """Return a product plus a bias that is broadcast to it. Mixes."""
     if to.axis is None and what.axis is not None:
-        raise Mixes("adds rows to what has none")
+        raise Mixes("adds rows to a value without rows")
     return moved(broadcast([to, what], call.symbols), to.known_dims)
 
 
 def require_image(x: Value) -> Value:
     if x.rank < 3:
-        raise Mixes("takes no image")
+        raise Mixes("takes a value that is not an image")
     if x.axis not in (None, 0):
         raise Mixes("works over the batch dimension")
     return x
 
 
 def sizes_of(content: Content | None) -> list[Dim]:
-    """A shape's dimensions. Mixes if one is negative, or there is no shape."""
+    """Return a shape's dimensions. Mixes if one is negative, or there is no shape."""
     if content is None:
         raise Mixes("has no shape")
     sizes = [each if isinstance(each, Dim) else Dim(int(each)) for each in content.flat]
@@ -238,8 +238,8 @@ def joined(call: Call, values: Sequence[Value]) -> Value:
 
 
 def permuted(x: Value, order: Sequence[int]) -> Value:
-    """A value with its axes in another order. Mixes if that is none."""
+    """Return a value with its axes in another order. Mixes if ``order`` is not a permutation."""
     if sorted(order) != list(range(x.rank)):
-        raise Mixes("has no permutation")
+        raise Mixes("has an invalid permutation")
     dims = [x.known_dims[i] for i in order]
     return moved(x, dims, None if x.axis is None else list(order).index(x.axis))

@@ -1,4 +1,4 @@
-"""Operators of ``ai.onnx.ml``: linear models, trees, preparation of features."""
+"""Operators of ``ai.onnx.ml``: linear models, tree ensembles, preparation of features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastinfer.backends.onnx.graph.values import Mixes, Value, moved, reshape
 
 
 def _table(call: Call) -> Value:
-    """A matrix of features with a row for each row; a vector would be one row of features."""
+    """Return the input: a matrix with a row of features for each row of the batch. Mixes if its rows are not that."""
     x = call.need(0)
     if x.axis is not None and (x.rank != 2 or x.axis != 0):
         raise Mixes("takes the batch dimension for features")
@@ -57,7 +57,7 @@ def _one_hot_encoder(call: Call) -> list[Value]:
 def _array_feature_extractor(call: Call) -> list[Value]:
     x, indices = call.need(0), call.need(1)
     if x.is_free and indices.axis is not None and all(dim == ONE for dim in x.known_dims[:-1]):
-        # What each row's index selects from one vector, in a row of the result.
+        # Each row's index selects from one vector; the results are in one row.
         ones = [ONE] * max(x.rank - 1, 1)
         return [reshape(indices, [*ones, product(indices.known_dims)], call.symbols, zero_copies=False)]
     require_free(call, 1)

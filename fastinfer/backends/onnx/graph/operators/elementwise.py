@@ -28,7 +28,7 @@ _UNSIGNED = (12, 13)  # TensorProto.DataType.UINT32, UINT64
 def _identity(call: Call) -> list[Value]:
     x = call.need(0)
     if x.axis is not None and (call.op_type == "CastLike" or call.integer("to", 0) in _UNSIGNED):
-        # What becomes of a number that is out of their range depends on its place in a vector register.
+        # The result of a number out of range depends on its place in a vector register.
         raise Mixes("converts to a type for which numbers may be out of range")
     return [Value(x.dims, x.axis, x.before, x.after, source=x.source)]
 

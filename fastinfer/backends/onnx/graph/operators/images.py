@@ -23,7 +23,7 @@ from fastinfer.backends.onnx.graph.values import Mixes, Value, moved
 
 
 def _window(call: Call, size: Dim, at: int, count: int, kernel: int, transposed: bool = False) -> Dim:
-    """The size along a spatial axis of a convolution's or a pooling's output."""
+    """Return the size of a convolution's or a pooling's output along a spatial axis."""
     strides, dilations = call.integers("strides") or [1] * count, call.integers("dilations") or [1] * count
     pads = call.integers("pads") or [0] * 2 * count
     padding = call.text("auto_pad", "NOTSET") or "NOTSET"
@@ -113,7 +113,7 @@ def _pooled(call: Call, x: Value) -> Value:
 
 @rule("AveragePool", "LpPool", "MaxPool")
 def _pool(call: Call) -> list[Value]:
-    return [_pooled(call, call.need(0))]  # MaxPool's second output counts places over all rows
+    return [_pooled(call, call.need(0))]  # MaxPool's second output has indices over all rows
 
 
 @rule("QLinearAveragePool", "NhwcMaxPool", domains=[MICROSOFT])
@@ -172,7 +172,7 @@ def _depth_and_space(call: Call) -> list[Value]:
     x = require_image(call.need(0))
     size = Dim(call.integer("blocksize", 1))
     if x.rank != 4 or not size.factor:
-        raise Mixes("takes no image")
+        raise Mixes("takes a value that is not an image")
     n, depth, *area = x.known_dims
     if call.op_type == "DepthToSpace":
         made = depth.over(size * size) or call.symbols.any_size()
@@ -187,18 +187,18 @@ def _resize(call: Call) -> list[Value]:
     scales_at, sizes_at = (2, 3) if call.op_type == "Resize" and call.opset >= 11 else (1, 9)
     sizes = call.value(sizes_at)
     axes = [axis_of(x, axis) for axis in call.integers("axes") or range(x.rank)]
-    # For values of other ranks the runtime interpolates over the first axes too; NaN times a weight of 0 is NaN.
+    # Below rank 4 the runtime also interpolates over the first axes, and NaN times a weight of 0 is NaN.
     if call.text("mode", "nearest") != "nearest" and x.axis is not None and (x.axis != 0 or x.rank < 4):
         raise Mixes("interpolates over the batch dimension")
     dims = list(x.known_dims)
     content = call.content(sizes_at) if sizes is not None and sizes.dims != (Dim(0),) else None
     if content is not None:
-        wanted = sizes_of(content)
+        requested = sizes_of(content)
         if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
             require_untouched(x, axes, "resizes")
-            if any(size.batches for size in wanted):
+            if any(size.batches for size in requested):
                 raise Mixes("computes with the batch size")
-            wanted = [call.symbols.any_size() for _ in axes]
+            requested = [call.symbols.any_size() for _ in axes]
     else:
         scales: list[Any] | None = call.reals("scales") if call.op_type == "Upsample" and call.opset < 9 else None
         if scales is None:
@@ -208,16 +208,16 @@ def _resize(call: Call) -> list[Value]:
                 raise Mixes("computes with the batch size")
         if scales is None or len(scales) != len(axes):
             raise Mixes("has no scales")
-        wanted = []
+        requested = []
         for axis, scale in zip(axes, scales, strict=True):
             size = dims[axis].number
             scaled = size * scale if size is not None and not isinstance(scale, Dim) else 0.5
-            # A product that is no whole number is rounded by the runtime, in its own precision.
+            # The runtime rounds a fractional product in its own precision, so that size is unknown.
             whole = Dim(int(scaled)) if scaled == int(scaled) else call.symbols.any_size()
-            wanted.append(dims[axis] if scale == 1 else whole)
-    if len(wanted) != len(axes):
-        raise Mixes("has not a size for each axis")
-    for axis, dim in zip(axes, wanted, strict=True):
+            requested.append(dims[axis] if scale == 1 else whole)
+    if len(requested) != len(axes):
+        raise Mixes("does not have a size for each axis")
+    for axis, dim in zip(axes, requested, strict=True):
         if axis == x.axis and dim != dims[axis]:
             raise Mixes("resizes the batch dimension")
         dims[axis] = dim

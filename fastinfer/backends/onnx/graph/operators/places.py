@@ -1,8 +1,8 @@
 """Operators on the places of rows in the batch.
 
-Exporters write ``data[arange(batch), at]`` as a ``Range`` over the batch size whose numbers select, by ``GatherND``,
-from each row what that row says. So a ``Range`` over the batch size is followed up to there, through the operators that
-only move its elements. All others mix rows with it: a row's answer would depend on its place.
+Exporters write ``data[arange(batch), at]`` as a ``Range`` over the batch size, whose numbers select each row's own
+elements with ``GatherND``. So a ``Range`` over the batch size is followed up to the ``GatherND``, through operators
+that only move its elements. Any other operator on it mixes rows: a row's answer would depend on its place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _range(call: Call) -> list[Value]:
 
 
 def place_of(call: Call) -> Place | None:
-    """What an operator's outputs say of a row's place. Mixes if it is not one that may compute with that."""
+    """Return how an operator's outputs depend on a row's place. Mixes if it must not compute with places."""
     at = [i for i, value in enumerate(call.inputs) if value is not None and value.place is not None]
     if not at or (call.domain == ONNX and call.op_type in _SHAPES):
         return None
@@ -63,7 +63,7 @@ def place_of(call: Call) -> Place | None:
 
 
 def _selects_own_row(call: Call) -> bool:
-    """Whether ``GatherND`` takes for each row elements of the same row of its data."""
+    """Whether ``GatherND`` selects only from the same row of its data."""
     data, indices = call.need(0), call.need(1)
     depth = indices.known_dims[-1]
     leads = indices.place is Place.FIRST or (indices.place is Place.ALL and depth == ONE)
@@ -72,5 +72,5 @@ def _selects_own_row(call: Call) -> bool:
 
 
 def placed(values: Sequence[Value], place: Place | None) -> list[Value]:
-    """An operator's outputs with what :func:`place_of` says of them."""
+    """Return an operator's outputs with the result of :func:`place_of`."""
     return list(values) if place is None else [replace(value, place=place) for value in values]

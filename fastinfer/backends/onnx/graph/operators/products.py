@@ -1,4 +1,4 @@
-"""Products of matrices: what is summed over, and what each row of a result is made of."""
+"""Matrix products."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastinfer.backends.onnx.graph.values import Mixes, Value, broadcast, broadc
 
 
 def matrix_product(call: Call, a: Value, b: Value) -> Value:
-    """A matrix product as numpy makes it. Mixes if it sums over rows, or combines each row with each."""
+    """Matrix product, as numpy's. Mixes if it sums over rows or combines different rows."""
     if a.dims is None or b.dims is None:
         if a.axis is None and b.axis is None:
             return free(None)
@@ -31,7 +31,7 @@ def matrix_product(call: Call, a: Value, b: Value) -> Value:
     in_a, in_b = a.axis == a.rank - 2, b.axis == b.rank - 1
     if (in_a and b.axis is not None) or (in_b and a.axis is not None):
         raise Mixes("combines rows with other rows")
-    # The leading axes are broadcast. Where the rows are in one of the last two, the others have none.
+    # The leading axes are broadcast. If the rows are on one of the last two axes, the leading axes have none.
     heads = [
         Value(each.dims[:-2], None if last else each.axis, each.before, each.after)
         for each, last in ((a, in_a), (b, in_b))
@@ -113,7 +113,7 @@ def _matmul_packed(call: Call) -> list[Value]:
 
 def general_product(call: Call, a: Value, b: Value, c: Value | None) -> Value:
     if a.rank != 2 or b.rank != 2:
-        raise Mixes("multiplies what is no matrix")
+        raise Mixes("multiplies a value that is not a matrix")
     a = _matrix_transposed(a) if call.integer("transA", 0) else a
     made = matrix_product(call, a, _matrix_transposed(b) if call.integer("transB", 0) else b)
     return made if c is None else added(call, made, c)
@@ -142,13 +142,13 @@ def _einsum(call: Call) -> list[Value]:
     operands, arrow, result = equation.partition("->")
     terms = operands.split(",")
     if not arrow or "." in equation or len(terms) != len(call.inputs):
-        raise Mixes(f"has the equation '{equation[:60]}', which is not followed")
+        raise Mixes(f"has the equation '{equation[:60]}', which is not supported")
     sizes: dict[str, Dim] = {}
     places = set()
     for at, term in enumerate(terms):
         value = call.need(at)
         if value.rank != len(term) or len(set(term)) != len(term):
-            raise Mixes(f"has the equation '{equation[:60]}', which is not followed")
+            raise Mixes(f"has the equation '{equation[:60]}', which is not supported")
         for letter, dim in zip(term, value.known_dims, strict=True):
             sizes[letter] = broadcast_dim(sizes.get(letter, ONE), dim, call.symbols)
         if value.axis is not None:

@@ -1,4 +1,4 @@
-"""Quantized operators; those of products and images stand beside the others of their kind."""
+"""Quantized operators, except products (products.py) and images (images.py)."""
 
 from __future__ import annotations
 

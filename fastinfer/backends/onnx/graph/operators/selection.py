@@ -27,7 +27,7 @@ def _gather(call: Call) -> list[Value]:
         return [moved(indices, dims, None if indices.axis is None else axis + indices.axis)]
     require_untouched(data, [axis], "selects")
     if not indices.is_free:
-        raise Mixes("selects from rows what other rows say")
+        raise Mixes("selects from rows by the values of other rows")
     return [moved(data, dims, data.axis if data.axis < axis else data.axis + indices.rank - 1)]
 
 
@@ -55,7 +55,7 @@ def _gather_nd(call: Call) -> list[Value]:
     if depth is None:
         raise Mixes("takes indices of unknown depth")
     dims = [*indices.known_dims[:-1], *data.known_dims[shared + depth :]]
-    if indices.place is not None:  # the row itself: place_of has seen to it
+    if indices.place is not None:  # each row selects from itself: place_of has checked that
         return [moved(indices, dims)]
     if data.axis is not None and not shared and indices.is_free:
         require_untouched(data, range(depth), "selects")
@@ -63,7 +63,7 @@ def _gather_nd(call: Call) -> list[Value]:
     if data.axis is not None or shared:
         require_same_rows(data, indices)
         if data.axis is None or data.axis >= shared:
-            raise Mixes("selects from rows what other rows say")
+            raise Mixes("selects from rows by the values of other rows")
         return [moved(data, dims)]
     require_untouched(indices, [indices.rank - 1], "selects")
     return [moved(indices, dims)]

@@ -49,7 +49,7 @@ def _embed_layer_normalization(call: Call) -> list[Value]:
     ids, segments, mask, positions = call.need(0), call.value(1), call.value(7), call.value(8)
     require_free(call, 2, 3, 4, 5, 6)
     if positions is not None and positions.is_free and positions.rank == 2 and positions.known_dims[0] == ONE:
-        positions = None  # the same ones for all rows
+        positions = None  # the same positions for all rows
     require_rows_first(ids, segments, mask, positions)
     hidden = call.need(2).known_dims[-1]
     made = moved(ids, [*ids.known_dims, hidden])
@@ -57,7 +57,7 @@ def _embed_layer_normalization(call: Call) -> list[Value]:
 
 
 def _attention_mask(x: Value, value: Value | None) -> None:
-    """A mask or bias that is added to scores ``[batch, heads, queries, keys]``."""
+    """Checks a mask or bias that is added to scores ``[batch, heads, queries, keys]``. Mixes."""
     if value is None or (value.is_free and value.dims is not None and (value.rank < 4 or value.dims[0] == ONE)):
         return
     if value.axis != 0 or value.rank != 4:
@@ -71,7 +71,7 @@ def _contrib_attention(call: Call) -> list[Value]:
     require_free(call, 1, 2)
     _attention_mask(x, bias)
     if len(call.inputs) > 4 and any(call.value(at) is not None for at in (4, 6)):
-        raise Mixes("is followed without past keys only")
+        raise Mixes("is supported only without past keys")
     require_rows_first(x, mask)
     if mask is not None and mask.known_dims[0] != BATCH:
         raise Mixes("takes a mask that is not known to be one for each row")
@@ -84,7 +84,7 @@ def _quantized_attention(call: Call) -> list[Value]:
     require_free(call, 1, 2, 4, 7)
     require_scalars(call, 3, 6)
     if call.value(8) is not None:
-        raise Mixes("is followed without past keys only")
+        raise Mixes("is supported only without past keys")
     require_rows_first(x, mask)
     if mask is not None and mask.known_dims[0] != BATCH:
         raise Mixes("takes a mask that is not known to be one for each row")
@@ -97,7 +97,7 @@ def _multi_head_attention(call: Call) -> list[Value]:
     require_free(call, 3)
     _attention_mask(query, call.value(5))
     if any(call.value(at) is not None for at in range(6, len(call.inputs))):
-        raise Mixes("is followed without past keys only")
+        raise Mixes("is supported only without past keys")
     require_rows_first(query, key, value, mask)
     if query.rank != 3 or (mask is not None and mask.known_dims[0] != BATCH):
         raise Mixes("takes packed queries, or a mask that is not known to be one for each row")
@@ -109,7 +109,7 @@ def _attention(call: Call) -> list[Value]:
     query, key, value = call.need(0), call.need(1), call.need(2)
     _attention_mask(query, call.value(3))
     if any(call.value(at) is not None for at in range(4, len(call.inputs))):
-        raise Mixes("is followed without past keys only")
+        raise Mixes("is supported only without past keys")
     require_rows_first(query, key, value)
     return [moved(query, [*query.known_dims[:-1], call.symbols.any_size()])]
 
@@ -119,7 +119,7 @@ def _rotary_embedding(call: Call) -> list[Value]:
     tables = (1, 2) if call.domain == ONNX else (2, 3)
     positions = call.value(3 if call.domain == ONNX else 1)
     x = call.need(0)
-    if positions is None:  # then the tables have an angle for each token of each row
+    if positions is None:  # the tables then have an angle for each token of each row
         require_rows_first(x, *(call.need(at) for at in tables))
         return unary(call)
     require_free(call, *tables)
@@ -137,9 +137,9 @@ def _recurrent(call: Call) -> list[Value]:
     x, lengths = call.need(0), call.value(4)
     require_free(call, 1, 2, 3, 7)
     if call.integer("layout", 0):
-        raise Mixes("has the batch dimension in front (layout 1), which is not followed")
+        raise Mixes("has the batch dimension first (layout 1), which is not supported")
     if x.rank != 3:
-        raise Mixes("takes no sequences")
+        raise Mixes("takes a value that is not a sequence")
     if x.axis not in (None, 1):
         raise Mixes("takes the batch dimension for time")
     states = [call.value(5), call.value(6) if call.op_type == "LSTM" else None]

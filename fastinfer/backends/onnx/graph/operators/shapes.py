@@ -24,7 +24,7 @@ from fastinfer.backends.onnx.graph.operators.call import (
 )
 from fastinfer.backends.onnx.graph.values import Content, Mixes, Value, broadcast, constant, free, moved, reshape
 
-_NO_END = 10**9  # more elements than an axis has: from here on exporters mean the end; tf2onnx writes this number
+_NO_END = 10**9  # larger than any axis: exporters write such numbers for "to the end"; tf2onnx writes this one
 
 
 @rule("Shape")
@@ -55,10 +55,10 @@ def _reshape(call: Call) -> list[Value]:
     shape = call.value(1)
     if shape is not None and shape.content is None and x.axis is None and shape.is_free:
         return [free(None)]
-    wanted = call.content(1)
-    if wanted is None:
+    requested = call.content(1)
+    if requested is None:
         raise Mixes("has no shape")
-    made = reshape(x, list(wanted.flat), call.symbols, zero_copies=not call.integer("allowzero", 0))
+    made = reshape(x, list(requested.flat), call.symbols, zero_copies=not call.integer("allowzero", 0))
     return [_with_source(made, x)]
 
 
@@ -81,7 +81,7 @@ def _squeeze(call: Call) -> list[Value]:
     axes = call.numbers(1, "axes")
     if not axes:
         if x.axis is not None:
-            raise Mixes("removes all dimensions of length 1, the batch dimension too when there is one row")
+            raise Mixes("removes all dimensions of length 1, and so the batch dimension if there is one row")
         axes = [i for i, dim in enumerate(x.known_dims) if dim == ONE]
         if any(dim.number is None for dim in x.known_dims):
             return [free(None)]
@@ -114,14 +114,14 @@ def _transpose(call: Call) -> list[Value]:
 
 @rule("Expand")
 def _expand(call: Call) -> list[Value]:
-    x, wanted = call.need(0), call.value(1)
-    if wanted is not None and wanted.content is None and x.axis is None and wanted.is_free:
+    x, requested = call.need(0), call.value(1)
+    if requested is not None and requested.content is None and x.axis is None and requested.is_free:
         return [free(None)]
     return [broadcast([x, _filled(sizes_of(call.content(1)))], call.symbols)]
 
 
 def _filled(sizes: Sequence[Dim]) -> Value:
-    """A value of which all elements are equal. Mixes if its shape does not follow the batch size."""
+    """Make a value whose elements are all equal. Mixes if its shape is not a multiple of the batch size."""
     holders = [i for i, dim in enumerate(sizes) if dim.batches]
     if not holders:
         return free(sizes)
@@ -152,7 +152,7 @@ def _tile(call: Call) -> list[Value]:
     x = call.need(0)
     repeats = sizes_of(call.content(1))
     if len(repeats) != x.rank:
-        raise Mixes("has not a number for each axis")
+        raise Mixes("does not have a number for each axis")
     if x.axis is not None and repeats[x.axis] != ONE:
         raise Mixes("repeats the batch dimension")
     dims = [dim * count for dim, count in zip(x.known_dims, repeats, strict=True)]
@@ -203,7 +203,7 @@ def _slice(call: Call) -> list[Value]:
     steps = (call.numbers(4) if from_inputs else None) or []
     if starts is None or ends is None:
         raise Mixes("has no starts or ends")
-    axes = axes or list(range(len(starts)))  # the runtime takes an empty list for an absent one
+    axes = axes or list(range(len(starts)))  # the runtime treats an empty list as absent
     dims = list(x.known_dims)
     for i, (axis, start, end) in enumerate(zip(axes, starts.flat, ends.flat, strict=False)):
         axis = axis_of(x, axis)
@@ -231,7 +231,7 @@ def _pad(call: Call) -> list[Value]:
     given = call.numbers(3)
     axes = list(range(x.rank)) if given is None else [axis_of(x, axis) for axis in given]
     if pads is None or pads.size != 2 * len(axes):
-        raise Mixes("has not two numbers for each axis")
+        raise Mixes("does not have two numbers for each axis")
     dims = list(x.known_dims)
     before, after = list(pads.flat)[: len(axes)], list(pads.flat)[len(axes) :]
     for axis, *edges in zip(axes, before, after, strict=True):

@@ -1,0 +1,76 @@
+"""Makes the inputs of a model's warm-up runs from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastinfer.backends.draws import ordinary_values
+from fastinfer.base import disk, limits
+from fastinfer.base.errors import ApiError
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.model_schema import WarmupInput
+from fastinfer.tensor.datatype import numpy_dtype
+from fastinfer.tensor.tensor import TensorSpec
+
+DIRECTORY = "warmup"
+
+
+def warm_ups(
+    name: str, inputs: Sequence[TensorSpec], batched: bool, config: ModelConfig, directory: Path
+) -> Iterator[list[NDArray[Any]]]:
+    """Yield the inputs of each configured run, in order, once for each repetition.
+
+    Args:
+        name: the model's name, for messages.
+        inputs: the model's inputs.
+        batched: whether a sample's dims lack the batch dimension.
+        config: the model's configuration.
+        directory: the model's directory; its ``warmup/`` holds the data files.
+
+    Raises:
+        ApiError: 400 if a sample does not fit the inputs.
+    """
+    for sample in config.model_warmup:
+        arrays = []
+        for spec in inputs:
+            given = sample.inputs.get(spec.name)
+            if given is None:
+                raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
+            shape = [max(sample.batch_size, 1), *given.dims] if batched else list(given.dims)
+            try:
+                arrays.append(_values(spec, given, shape, directory / DIRECTORY))
+            except ValueError as error:
+                raise ApiError(400, f"model '{name}': {error}") from error
+        for _ in range(sample.count):
+            yield arrays
+
+
+def _values(spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path) -> NDArray[Any]:
+    """Make one input. ValueError: it does not fit."""
+    if given.datatype != spec.datatype:
+        raise ValueError(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
+    if not given.input_data_file:
+        values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
+        return values if given.random_data else _zeros_like(values)
+    try:
+        most_bytes = limits.MAX_BODY_BYTES
+        if spec.datatype != "BYTES":
+            most_bytes = math.prod(shape) * np.dtype(numpy_dtype(spec.datatype)).itemsize
+        data = disk.read(directory / given.input_data_file, most_bytes)
+        if len(data) > most_bytes:
+            raise ValueError("it is too large")
+        if spec.datatype == "BYTES":
+            return np.full(shape, data, dtype=object)
+        return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
+    except (OSError, ValueError):
+        raise ValueError(f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'") from None
+
+
+def _zeros_like(values: NDArray[Any]) -> NDArray[Any]:
+    return np.full(values.shape, b"", dtype=object) if values.dtype == object else np.zeros_like(values)
