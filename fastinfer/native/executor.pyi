@@ -22,7 +22,7 @@ class Executor:
     Args:
         threads: their number; ValueError below 1, OSError if they cannot be started.
         loop_fd: the event loop's epoll descriptor; long jobs yield their core if an event waits there.
-        call_later: the event loop's. Of the jobs that have run for 0.1 s, all but (cores - 1) get a lower priority.
+        call_later: the event loop's. Of the jobs that have run for 50 ms, all but (cores - 1) get a lower priority.
             While shares without a running job wait for a thread, such jobs also stop counting against ``threads``,
             and extra threads (at most four for each of ``threads``) serve the others. None: jobs are not demoted.
         processes: the number of processes that share the cores.

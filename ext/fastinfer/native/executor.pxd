@@ -12,7 +12,7 @@ cdef extern from "fastinfer/native/pool.h" namespace "fastinfer" nogil:
         int queued()
         int running()
         int displaced()
-        void demote_overlong(int64_t since_ns, int normal, int most)
+        void demote_overlong(int64_t long_since_ns, int64_t overlong_since_ns, int normal, int most)
         Task* close()
 
 

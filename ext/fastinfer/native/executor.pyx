@@ -19,7 +19,8 @@ from fastinfer.base.machine import usable_cores
 cdef double CHECK_S = 0.02
 
 cdef enum:
-    OVERLONG_NS = 100_000_000
+    LONG_NS = 50_000_000        # from here on, a job may get a lower priority
+    OVERLONG_NS = 100_000_000   # from here on, it may also lose its place
     MOST_DISPLACED = 4      # extra threads, for each of `threads`
 
 
@@ -75,7 +76,8 @@ cdef class Executor:
 
     def _check_overlong(self):
         # Demotes overlong jobs; repeats while jobs run.
-        self.pool.demote_overlong(monotonic_ns() - OVERLONG_NS, self._full_priority, MOST_DISPLACED * self.threads)
+        cdef int64_t now = monotonic_ns()
+        self.pool.demote_overlong(now - LONG_NS, now - OVERLONG_NS, self._full_priority, MOST_DISPLACED * self.threads)
         self._watching = self.pool.queued() > 0 or self.pool.running() > 0
         if self._watching:
             self._call_later(CHECK_S, self._check_overlong)

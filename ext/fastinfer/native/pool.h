@@ -153,18 +153,19 @@ class Pool {
         return displaced_;
     }
 
-    // Demotes tasks that began before `since_ns`: all but `normal` get a lower priority, and as many as shares without
-    // a running task need stop counting against the number of threads, at most `most` at a time.
-    void demote_overlong(int64_t since_ns, int normal, int most) {
+    // Demotes long tasks. Of those that began before `long_since_ns`, all but `normal` get a lower priority. Of those
+    // that began before `overlong_since_ns`, as many as shares without a running task need stop counting against the
+    // number of threads, at most `most` at a time.
+    void demote_overlong(int64_t long_since_ns, int64_t overlong_since_ns, int normal, int most) {
         std::lock_guard<std::mutex> lock(mutex_);
         join_ended();
         int wanted = next() == nullptr ? starved() : 0;
         for (Thread& thread : threads_) {
             if (closed_)
                 return;
-            if (thread.task_since_ns == 0 || thread.task_since_ns > since_ns || thread.displaced)
+            if (thread.task_since_ns == 0 || thread.task_since_ns > long_since_ns || thread.displaced)
                 continue;
-            const bool displace = wanted > 0 && displaced_ < most;
+            const bool displace = thread.task_since_ns <= overlong_since_ns && wanted > 0 && displaced_ < most;
             if (!thread.lowered && (displace || --normal < 0) && !lower(thread))
                 return;
             if (!displace)
