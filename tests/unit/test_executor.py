@@ -259,6 +259,31 @@ def test_overlong_jobs_lose_their_places_while_others_wait(endless: Session, ide
     asyncio.run(main())
 
 
+def test_jobs_that_come_when_all_places_have_been_lowered_are_run(endless: Session, identity: Session) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        executor = Executor(3, call_later=loop.call_later, processes=usable_cores())
+        loop.add_reader(executor, executor.drain)
+        runs = [endless_run(endless) for _ in range(3)]
+        for run in runs:  # two run at a time: the last place is for a share of which nothing runs
+            executor.submit(run, None, Share())
+        while len(lower_priorities()) < 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # all of them are overlong, and nobody waits
+        for number in range(3):
+            done = asyncio.Event()
+            executor.submit(identity_run(identity, number), lambda _, done=done: done.set(), Share())
+            await asyncio.wait_for(done.wait(), 5)
+        for run in runs:
+            run.terminate()
+        while executor.running:
+            await asyncio.sleep(0.001)
+        loop.remove_reader(executor)
+        executor.close()
+
+    asyncio.run(main())
+
+
 def test_overlong_jobs_leave_a_core_to_the_others(endless: Session, identity: Session) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -173,6 +173,7 @@ class Pool {
             thread.displaced = true;
             displaced_++;
             wanted--;
+            wake_.notify_one();  // the thread that replaces a lowered one may be waiting for a place already
         }
     }
 
