@@ -1,6 +1,6 @@
 """The OpenAPI 3.0 description of all endpoints, built from a few shared parts.
 
-``python -m fastinfer.api.openapi > docs/openapi.json`` writes it. Pure: it imports nothing of the server. Tests compare
+``python -m fastinfer.api.openapi > docs/openapi.yaml`` writes it. Pure: it imports nothing of the server. Tests compare
 it with the file and the routes, and its examples with the answers of the bundled models.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from fastinfer.api import openapi_extensions
 from fastinfer.api.openapi_parts import (
@@ -499,10 +497,23 @@ def describe() -> dict[str, Any]:
     }
 
 
-def written() -> bytes:
-    """Return the text of docs/openapi.json."""
-    return orjson.dumps(describe(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+def written() -> str:
+    """Return the text of docs/openapi.yaml. Needs PyYAML, which the server does not."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Writes text of several lines as it is, and repeats what is used twice."""
+
+        def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+            return True
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    written: str = yaml.dump(describe(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=118)
+    return written
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(written())
+    sys.stdout.write(written())

@@ -20,7 +20,7 @@ from fastinfer.base.errors import ApiError
 from fastinfer.http.exchange import Exchange
 from fastinfer.tensor.datatype import numpy_dtype
 
-COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
+COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.yaml"
 DESCRIPTION = openapi.describe()
 METHODS = ("get", "post")
 
@@ -49,7 +49,7 @@ def test_it_is_valid() -> None:
 
 
 def test_the_committed_file_is_equal() -> None:
-    assert COMMITTED.read_bytes() == openapi.written(), "run: python -m fastinfer.api.openapi > docs/openapi.json"
+    assert COMMITTED.read_text() == openapi.written(), "run: python -m fastinfer.api.openapi > docs/openapi.yaml"
 
 
 def router() -> Router:
