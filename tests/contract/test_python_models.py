@@ -55,6 +55,10 @@ OBEYS = """
     import numpy as np
     from fastinfer.backends.python import InvalidInput
 
+    class Strange:
+        def __array__(self, *args, **kwargs):
+            raise ZeroDivisionError("no array")
+
     class Model:
         def infer(self, inputs):
             words = inputs["word"]
@@ -75,6 +79,8 @@ OBEYS = """
                     case ["rank"]: return {"said": words[0]}
                     case ["numbers"]: return {"said": np.ones_like(words, dtype=int)}
                     case ["close"]: os.closerange(3, 100)
+                    case ["surrogate"]: raise RuntimeError("\\udcff")
+                    case ["array"]: return {"said": Strange()}
             return {"said": words}
 """
 OBEYS_CONFIG = """
@@ -248,6 +254,8 @@ def binary(values: np.ndarray) -> tuple[bytes, dict[str, str]]:
         ("extra", 500, "the model failed: infer returned the output 'more', which is not declared"),
         ("nothing", 500, "the model failed: infer returned NoneType, not a dict of arrays"),
         ("rank", 500, "the model failed: output 'said' has the shape [1], declared is [1, 1]"),
+        ("surrogate", 500, "the model failed: RuntimeError: ?"),
+        ("array", 500, "the model failed: output 'said' cannot be made BYTES: no array"),
         ("numbers", 500, "the model failed: output 'said' cannot be made BYTES: int is neither bytes nor text"),
         ("os_exit", 500, "the model's process exited with status 3"),
         ("segfault", 500, "the model's process was ended by SIGSEGV"),

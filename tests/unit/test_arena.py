@@ -19,7 +19,9 @@ from fastinfer.tensor.tensor import Tensor
 
 def carried(writer: Writer, reader: Reader, header: dict, blocks: list[list[bytes]]) -> tuple[dict, list[bytes]]:
     length, fd = writer.write(header, blocks)
-    found, parts = reader.read(length, os.dup(fd) if fd is not None else None)
+    if fd is not None:
+        reader.take(os.dup(fd))
+    found, parts = reader.read(length)
     return found, [bytes(part) for part in parts]
 
 
@@ -75,11 +77,17 @@ def memory(content: bytes, size: int = 4096, seals: int = fcntl.F_SEAL_SHRINK | 
     return fd
 
 
+def over(content: bytes) -> Reader:
+    reader = Reader()
+    reader.take(memory(content))
+    return reader
+
+
 @pytest.mark.usefixtures("descriptors")
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL])
 def test_memory_that_can_be_cut_short_is_refused(seals: int) -> None:
     with pytest.raises(ArenaError, match="not sealed"):
-        Reader().read(2, memory(b"[]", seals=seals))
+        Reader().take(memory(b"[]", seals=seals))
 
 
 @pytest.mark.parametrize(
@@ -89,21 +97,21 @@ def test_memory_that_can_be_cut_short_is_refused(seals: int) -> None:
 def test_a_tensor_outside_of_the_memory_is_refused(sizes: object) -> None:
     text = orjson.dumps([{}, sizes]) if sizes != [2**64] else b"[{},[18446744073709551616]]"
     with pytest.raises(ArenaError):
-        Reader().read(len(text), memory(text))
+        over(text).read(len(text))
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"[", b"{}", b"[1]", b"[{},[],3]", b"null", b"[1,[]]", b"\xff"])
 def test_a_header_that_is_none_is_refused(text: bytes) -> None:
     with pytest.raises(ArenaError):
-        Reader().read(len(text), memory(text))
+        over(text).read(len(text))
 
 
 @pytest.mark.parametrize("length", [0, 4097, 2**32 - 1])
 def test_a_header_outside_of_the_memory_is_refused(length: int) -> None:
     with pytest.raises(ArenaError):
-        Reader().read(length, memory(b"[{},[]]"))
+        over(b"[{},[]]").read(length)
     with pytest.raises(ArenaError):
-        Reader().read(length, None)
+        Reader().read(length)
 
 
 # --- Tensors over foreign memory --------------------------------------------------------------------------------------

@@ -123,18 +123,15 @@ class Reader:
         self._prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._map = memoryview(b"")
 
-    def read(self, length: int, fd: int | None) -> tuple[dict[str, Any], list[memoryview]]:
+    def read(self, length: int) -> tuple[dict[str, Any], list[memoryview]]:
         """Reads a message; the blocks are valid until the next one.
 
         Args:
             length: the header's.
-            fd: the memory's, if it is new; it is closed.
 
         Raises:
-            ArenaError: the message is not inside of the memory, or the memory is not sealed.
+            ArenaError: the message is not inside of the memory.
         """
-        if fd is not None:
-            self._take(fd)
         if not 0 < length <= min(len(self._map), _MAX_HEADER_BYTES):
             raise ArenaError("a message outside of its memory")
         try:
@@ -159,7 +156,8 @@ class Reader:
         if len(self._map) > KEPT_BYTES:
             self._map = memoryview(b"")
 
-    def _take(self, fd: int) -> None:
+    def take(self, fd: int) -> None:
+        """Maps the memory of the next messages; closes its descriptor. ArenaError: the memory is not sealed."""
         with os.fdopen(fd, "rb") as file:
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise ArenaError("memory that is not sealed")

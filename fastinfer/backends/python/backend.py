@@ -61,7 +61,7 @@ class PythonBackend:
             name=f"model '{source.name}' version {source.version}",
             source=content,
             path=source.path,
-            config=_told(source),
+            config=_config(source),
             inputs=[Described(spec.name, spec.datatype, spec.shape) for spec in signature.inputs],
             outputs=[Described(spec.name, spec.datatype, spec.shape) for spec in signature.outputs],
             batched=signature.batched,
@@ -133,8 +133,8 @@ def _spec(tensor: TensorConfig, batched: bool) -> TensorSpec:
     return TensorSpec(tensor.name, tensor.datatype, [-1, *tensor.dims] if batched else list(tensor.dims))
 
 
-def _told(source: Source[PythonParameters]) -> dict[str, Any]:
-    """What the class's ``load`` gets, as JSON."""
+def _config(source: Source[PythonParameters]) -> dict[str, Any]:
+    """What the class's ``load`` gets, as JSON, besides ``directory``."""
     config: ModelConfig = source.config
 
     def tensors(given: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -143,7 +143,6 @@ def _told(source: Source[PythonParameters]) -> dict[str, Any]:
     return {
         "name": source.name,
         "version": source.version,
-        "directory": str(source.path.parent),
         "max_batch_size": config.max_batch_size or 0,
         "inputs": tensors(config.inputs),
         "outputs": tensors(config.outputs),

@@ -63,7 +63,9 @@ class _Child:
             if not data:
                 break
             kind, length = MESSAGE.unpack(data)
-            header, blocks = self._reader.read(length, fds[0] if fds else None)
+            if fds:
+                self._reader.take(fds[0])
+            header, blocks = self._reader.read(length)
             try:
                 answer, tensors = self._load(header, blocks) if kind == LOAD else self._run(header, blocks)
                 kind = DONE
@@ -86,8 +88,8 @@ class _Child:
         self._writer.trim()
 
     def _load(self, header: dict[str, Any], blocks: list[memoryview]) -> tuple[dict[str, Any], list[Tensor]]:
-        path = header["path"]
-        sys.path.insert(0, str(Path(path).parent))  # modules beside model.py can be imported
+        path = Path(os.fsdecode(header["path"].encode("latin-1")))
+        sys.path.insert(0, str(path.parent))  # modules beside model.py can be imported
         self._inputs = [Described(*each) for each in header["inputs"]]
         outputs = [Described(*each) for each in header["outputs"]]
         self._model = HostedModel(bytes(blocks[0]), path, "model", header["config"], outputs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Code:
         name: for messages: ``model 'm' version 1``.
         source: the content of ``model.py``.
         path: of that file.
-        config: what the class's ``load`` gets.
+        config: what the class's ``load`` gets, besides ``directory``.
         inputs: what it takes, in order.
         outputs: what it gives, in order.
         batched: the first dimension of both is the batch.
@@ -105,7 +106,7 @@ class ProcessHost:
             process = await ModelProcess.start(self._loop, self._budget)
             code = self._code
             header = {
-                "path": str(code.path),
+                "path": os.fsencode(code.path).decode("latin-1"),
                 "config": code.config,
                 "inputs": [(each.name, each.datatype, each.shape) for each in code.inputs],
                 "outputs": [(each.name, each.datatype, each.shape) for each in code.outputs],
@@ -217,7 +218,7 @@ class ThreadHost:
         def load() -> HostedModel:
             code = self._code
             module = f"fastinfer_model_{next(_numbers)}"
-            return HostedModel(code.source, str(code.path), module, code.config, code.outputs)
+            return HostedModel(code.source, code.path, module, code.config, code.outputs)
 
         async with asyncio.timeout(self._load_timeout_s):
             self._model = await self._loop.run_in_executor(self._thread, load)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -36,8 +37,8 @@ class HostedError(Exception):
     def __init__(self, status: int, reason: str, trace: str = "") -> None:
         super().__init__(reason)
         self.status = status
-        self.reason = reason[:_MAX_REASON]
-        self.trace = trace[-_MAX_TRACE:]
+        self.reason = _printable(reason[:_MAX_REASON])
+        self.trace = _printable(trace[-_MAX_TRACE:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class HostedModel:
         source: the content of ``model.py``.
         path: of that file, for tracebacks.
         module: the module's name, unique in this process.
-        config: what the class's ``load`` gets.
+        config: what the class's ``load`` gets, besides ``directory``.
         outputs: what ``infer`` must return.
 
     Raises:
@@ -64,26 +65,26 @@ class HostedModel:
     """
 
     def __init__(
-        self, source: bytes, path: str, module: str, config: Mapping[str, Any], outputs: Sequence[Described]
+        self, source: bytes, path: Path, module: str, config: Mapping[str, Any], outputs: Sequence[Described]
     ) -> None:
         self._outputs = outputs
         self._module = module
         try:
             made_of = sys.modules[module] = ModuleType(module)  # where dataclasses and pickles look for it
-            made_of.__file__ = path
-            exec(compile(source, path, "exec"), made_of.__dict__)
+            made_of.__file__ = str(path)
+            exec(compile(source, str(path), "exec"), made_of.__dict__)
             made = getattr(made_of, MODEL, None)
             if not isinstance(made, type) or not callable(getattr(made, "infer", None)):
                 raise HostedError(500, f"has no class {MODEL} with a method infer")
             self._model = made()
             if callable(getattr(made, "load", None)):
-                self._model.load(dict(config))
+                self._model.load({**config, "directory": str(path.parent)})
         except HostedError:
             sys.modules.pop(module, None)
             raise
         except BaseException as error:
             sys.modules.pop(module, None)
-            raise _told(error) from None
+            raise _failure(error) from None
 
     def infer(self, inputs: dict[str, NDArray[Any]], rows: int | None) -> list[Tensor]:
         """Runs one batch.
@@ -101,7 +102,7 @@ class HostedModel:
         try:
             outputs = self._model.infer(inputs)
         except BaseException as error:
-            raise _told(error) from None
+            raise _failure(error) from None
         if not isinstance(outputs, Mapping):
             raise HostedError(500, f"infer returned {type(outputs).__name__}, not a dict of arrays")
         if unknown := sorted(str(name) for name in outputs.keys() - {each.name for each in self._outputs}):
@@ -130,7 +131,7 @@ def _checked(declared: Described, outputs: Mapping[str, Any], rows: int | None) 
         else:
             dtype = np.dtype(numpy_dtype(declared.datatype))
             array = array.astype(dtype, casting="same_kind", copy=False)
-    except (TypeError, ValueError, MemoryError) as error:
+    except Exception as error:  # an array-like object may raise anything
         raise HostedError(500, f"output '{name}' cannot be made {declared.datatype}: {error}") from None
     fits = len(declared.shape) == array.ndim
     fits = fits and all(a in (-1, b) for a, b in zip(declared.shape, array.shape, strict=True))
@@ -143,9 +144,17 @@ def _checked(declared: Described, outputs: Mapping[str, Any], rows: int | None) 
         raise HostedError(500, f"output '{name}' cannot be sent: {error}") from None
 
 
-def _told(error: BaseException) -> HostedError:
+def _printable(text: str) -> str:
+    """Text that can be sent: without surrogates, which file names may hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _failure(error: BaseException) -> HostedError:
     """An exception of the model's code."""
-    text = str(error).strip()
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
     if isinstance(error, InvalidInput):
         return HostedError(400, text or "the inputs cannot be used")
     kind = type(error).__name__

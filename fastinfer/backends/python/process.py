@@ -6,6 +6,7 @@ Loop's thread only; large messages are copied on a thread. A process does one th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -66,7 +67,7 @@ class ModelProcess:
         self._reader = Reader()
         self._copying = False  # a thread uses the writer
         self.ended = False
-        self._answer: asyncio.Future[tuple[int, int, int | None]] | None = None
+        self._answer: asyncio.Future[tuple[int, int]] | None = None
         self.on_end: Callable[[str], None] | None = None
         connection.setblocking(False)
         loop.add_reader(connection.fileno(), self._readable)
@@ -120,7 +121,7 @@ class ModelProcess:
     def kill(self) -> None:
         """Ends the process at once; what waits for it gets EndedError."""
         if not self.ended:
-            self._process.kill()
+            self._kill()
             self._has_ended()
 
     def close(self) -> None:
@@ -143,11 +144,11 @@ class ModelProcess:
         except OSError:
             self._has_ended()
         try:
-            kind, length, fd = await self._answer
+            kind, length = await self._answer
         finally:
             self._answer = None
         self._writer.trim()
-        answer, outputs = self._reader.read(length, fd)
+        answer, outputs = self._reader.read(length)
         if kind == FAILED:
             self._reader.trim()
             raise HostedError(answer["status"], answer["reason"], answer["trace"])
@@ -176,14 +177,29 @@ class ModelProcess:
             data, fds = b"", []
         if len(data) == MESSAGE.size and self._answer is not None and not self._answer.done():
             kind, length = MESSAGE.unpack(data)
-            if kind in (DONE, FAILED):
-                self._answer.set_result((kind, length, fds[0] if fds else None))
+            if kind in (DONE, FAILED) and self._map(fds):
+                self._answer.set_result((kind, length))
                 return
-        for fd in fds:
-            os.close(fd)
-        # It has ended, or says what nobody has asked.
-        self._process.kill()
+        else:
+            for fd in fds:
+                os.close(fd)
+        # It has ended, or sends what it should not.
+        self._kill()
         self._has_ended()
+
+    def _map(self, fds: list[int]) -> bool:
+        try:
+            for fd in fds:
+                self._reader.take(fd)
+            return True
+        except (ArenaError, OSError, ValueError) as error:
+            log.error("the memory of a model's process cannot be used: %s", error)
+            return False
+
+    def _kill(self) -> None:
+        """Ends the process, and what it has started: it leads a group of its own. It is not reaped yet."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _has_ended(self) -> None:
         self._disconnect()
