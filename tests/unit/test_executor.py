@@ -284,6 +284,26 @@ def test_jobs_that_come_when_all_places_have_been_lowered_are_run(endless: Sessi
     asyncio.run(main())
 
 
+def test_the_end_of_a_lowered_job_lets_the_next_one_begin(endless: Session, identity: Session) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        executor = Executor(1, call_later=loop.call_later, processes=usable_cores())
+        loop.add_reader(executor, executor.drain)
+        share = Share()
+        for number in range(3):
+            run, done = endless_run(endless), asyncio.Event()
+            executor.submit(run, None, share)
+            executor.submit(identity_run(identity, number), lambda _, done=done: done.set(), share)  # waits for it
+            while not lower_priorities():
+                await asyncio.sleep(0.01)
+            run.terminate()
+            await asyncio.wait_for(done.wait(), 5)
+        loop.remove_reader(executor)
+        executor.close()
+
+    asyncio.run(main())
+
+
 def test_overlong_jobs_leave_a_core_to_the_others(endless: Session, identity: Session) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -337,6 +337,7 @@ class Pool {
             }
         }
         self.ended = true;
+        wake_.notify_one();  // its place is free, and its replacement may be waiting for one
     }
 
     void signal() {
