@@ -303,11 +303,11 @@ def test_answered_before_a_small_body_that_is_thrown_away(wire, message, status)
     [
         (b"gzip", b"nonsense", 400),
         (b"deflate", b"nonsense", 400),
-        (b"gzip", gzip.compress(b"x" * 100)[:-1], 400),
-        (b"gzip", gzip.compress(b"x") + b"x", 400),
-        (b"gzip", gzip.compress(b"x") * 2, 400),
+        (b"gzip", gzip.compress(b"x" * 100, mtime=0)[:-1], 400),
+        (b"gzip", gzip.compress(b"x", mtime=0) + b"x", 400),
+        (b"gzip", gzip.compress(b"x", mtime=0) * 2, 400),
         (b"gzip", bytes(5000), 400),
-        (b"gzip", gzip.compress(bytes(4 * 1024 * 1024 + 1)), 413),
+        (b"gzip", gzip.compress(bytes(4 * 1024 * 1024 + 1), mtime=0), 413),
         (b"deflate", zlib.compress(bytes(100 * 1024 * 1024)), 413),
     ],
 )
