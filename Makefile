@@ -11,6 +11,10 @@
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
+# Tests wait a good deal for servers, so there is one worker more than cores. A worker runs whole files: their tests share
+# servers. WORKERS=0: one test after the other, in this process, for a debugger.
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+SPREAD = -n $(WORKERS) --dist loadfile
 MINUTES ?= 10
 PROCESSES ?= 1 2
 BIN := .venv/bin
@@ -28,7 +32,7 @@ serve: $(BUILT)  ## serve the bundled models on 127.0.0.1:8000
 	@exec $(BIN)/fastinfer serve --model-repository model-repository $(ARGS)
 
 test: $(BUILT) $(DONE)/dev  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 test-clients: $(BUILT) $(DONE)/dev  ## install stock clients (940 MB), and run the tests that drive them
 	@$(BIN)/python -m tests.clients
@@ -46,8 +50,8 @@ format: $(DONE)/dev  ## format Python and C++
 	@$(BIN)/ruff format
 	@git ls-files '*.h' '*.cpp' | xargs $(BIN)/clang-format -i
 
-debug:  ## run the unit tests in a build that checks indices
-	@FASTINFER_DEBUG=1 $(MAKE) --no-print-directory test ARGS="tests/unit $(ARGS)"
+debug:  ## run unit, wire and contract tests in a build that checks invariants and indices
+	@FASTINFER_DEBUG=1 $(MAKE) --no-print-directory test ARGS="tests/unit tests/wire tests/contract $(ARGS)"
 
 sanitize:  ## run the unit tests under the address and undefined-behaviour sanitizers
 	@FASTINFER_SANITIZE=1 $(MAKE) --no-print-directory sanitized-test
