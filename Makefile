@@ -14,7 +14,7 @@ PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(
 # Tests wait a good deal for servers, so there is one worker more than cores. A worker runs whole files: their tests share
 # servers. WORKERS=0: one test after the other, in this process, for a debugger.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
-SPREAD = -n $(WORKERS) --dist loadfile
+SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 10
 PROCESSES ?= 1 2
 BIN := .venv/bin
