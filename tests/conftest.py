@@ -1,4 +1,4 @@
-"""Settings of the property tests (quick and repeatable every day, many examples for `make fuzz`), and the tests' order."""
+"""Settings of the property tests: quick and repeatable every day, many examples for `make fuzz`; the order of files."""
 
 from __future__ import annotations
 
