@@ -120,6 +120,9 @@ struct WideElement<BinaryElement<F>> {
         places -= power;
         if constexpr (F::MANTISSA < 52)
             return (!EXPONENTS || has_near_power(-places)) && round_near<F>(word, -places, negative, out);
+        // Few digits are common, and a division is exact for them. Doubles as they are usually written have 15 or more.
+        if (!EXPONENTS && (word >> 32) == 0 && places <= MOST_NEAR)
+            return round_plain<F>(word, int(places), negative, out);
         return round_product<F>(word, -int(places), negative, out);
     }
 };
