@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import fastinfer.base.light_numpy  # noqa: F401 - before numpy is imported
 from fastinfer import __version__
 from fastinfer.api import routes
 from fastinfer.api.metrics import Gauges

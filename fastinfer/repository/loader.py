@@ -154,12 +154,14 @@ class Loader:
         source = Source(files.name, version, found.path, found.config, found.parameters, read, key, notes)
         async with recorded.turn():
             loaded = await found.backend.load(source)
-        signature = loaded.implementation.signature
         update = {"default_model_filename": found.path.name, "platform": loaded.implementation.platform}
-        shown = found.config.effective(signature).model_copy(update=update)
-        return self._model(
-            name, version, loaded, shown, successor, operation.number_of(version), notes, content=digest.hexdigest()
-        )
+        number, content = operation.number_of(version), digest.hexdigest()
+        try:
+            shown = found.config.effective(loaded.implementation.signature).model_copy(update=update)
+            return self._model(name, version, loaded, shown, successor, number, notes, content)
+        except BaseException:
+            loaded.implementation.close()  # it may have processes
+            raise
 
     def worker(
         self, name: str, kind: WorkerKind, parameters: Parameters, successor: Successor, operation: Operation

@@ -360,6 +360,15 @@ def test_a_model_that_does_not_load_says_why(server: Server, code: str, reason: 
     wait_for(lambda: model_pids(server) == before)
 
 
+def test_a_model_that_loads_and_is_refused_leaves_no_process(server: Server) -> None:
+    before = model_pids(server)
+    assert server.post("/v2/workers/echo_multi/load").status == 200
+    answer = server.post("/v2/models/times_two/load", {"next": "echo_multi", "share": False})
+    assert answer.status == 400
+    assert "cannot be followed by" in answer.json["error"]
+    wait_for(lambda: model_pids(server) == before)
+
+
 def test_a_configuration_is_needed(server: Server) -> None:
     add(server.repository, "bare", TIMES_TWO, "")
     expected = "model 'bare' needs a config.toml that declares its inputs and outputs"
