@@ -40,7 +40,7 @@ class Backends:
                 built-in backends are found so.
 
         Raises:
-            ApiError: 400, no backend has that name, or it cannot be imported.
+            ApiError: 400, no backend has that name, or it cannot be made.
         """
         for field in ("backend", "platform"):
             if name := getattr(config, field):
@@ -57,21 +57,22 @@ class Backends:
         name = _BY_NAME.get(given, given)
         with self._lock:
             if name not in self._made:
-                self._made[name] = _backend_class(name, field)(self._context)
+                self._made[name] = _make(name, field, self._context)
             return self._made[name]
 
 
-def _backend_class(name: str, field: str) -> Callable[[BackendContext], Backend[Any]]:
+def _make(name: str, field: str, context: BackendContext) -> Backend[Any]:
     for built_in in BUILT_IN:
         if built_in.name == name:
-            return built_in
+            made: Callable[[BackendContext], Backend[Any]] = built_in
+            return made(context)
     installed = entry_points(group=GROUP)
     if name not in installed.names:
         known = sorted({*(each.name for each in BUILT_IN), *installed.names})
         raise ApiError(400, f"{field}: {shown(name)} is not served here; use {' or '.join(known)}")
     try:
-        made: Callable[[BackendContext], Backend[Any]] = installed[name].load()
-        return made
+        backend: Backend[Any] = installed[name].load()(context)
+        return backend
     except Exception as error:
-        log.exception("the backend '%s' cannot be imported", name)
-        raise ApiError(400, f"{field}: '{name}' cannot be imported: {without_paths(str(error))}") from error
+        log.exception("the backend '%s' cannot be made", name)
+        raise ApiError(400, f"{field}: '{name}' cannot be made: {without_paths(str(error))}") from error

@@ -136,10 +136,8 @@ class Loader:
         digest = blake2b(found.configured.encode(), digest_size=16)
         recorded = self._crashes.load(files.name, version, fingerprints)
 
-        def key(content: bytes) -> str:
-            with_content = digest.copy()
-            with_content.update(content)
-            return repr((with_content.hexdigest(), fingerprints))
+        def key() -> str:
+            return repr((digest.hexdigest(), fingerprints))
 
         async def read(load: Callable[[bytes], T]) -> T:
             def in_thread() -> T:
@@ -230,8 +228,8 @@ async def try_version(backends: Backends, files: ModelFiles, version: int, confi
     async def read(load: Callable[[bytes], T]) -> T:
         return load(files.read_model(version, found.path))
 
-    def key(content: bytes) -> str:
-        return repr((content, found.configured))
+    def key() -> str:
+        return repr((files.mark, version, found.configured))  # each is tried once
 
     return await found.backend.load(Source(files.name, version, found.path, found.config, found.parameters, read, key))
 

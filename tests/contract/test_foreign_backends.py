@@ -61,6 +61,10 @@ BACKEND = """
 
         def close(self):
             print("affine is closed", flush=True)
+
+    class FailingBackend(AffineBackend):
+        def __init__(self, context):
+            raise RuntimeError("no licence")
 """
 
 
@@ -71,7 +75,7 @@ def installed(tmp_path: Path) -> Path:
     (packages / "affine-1.0.dist-info").mkdir(parents=True)
     (packages / "affine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: affine\nVersion: 1.0\n")
     (packages / "affine-1.0.dist-info" / "entry_points.txt").write_text(
-        "[fastinfer.backends]\naffine = affine:AffineBackend\nbroken = affine_broken:Backend\n"
+        "[fastinfer.backends]\naffine = affine:AffineBackend\nbroken = affine_broken:Backend\nfailing = affine:FailingBackend\n"
     )
     (packages / "affine.py").write_text(textwrap.dedent(BACKEND))
     (packages / "affine_broken.py").write_text("raise RuntimeError('not for this machine')")
@@ -115,9 +119,10 @@ def test_it_serves_the_models_that_name_it(installed: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "content", "sentence"),
     [
-        ("backend = 'broken'", "", "model 'm': backend: 'broken' cannot be imported: not for this machine"),
+        ("backend = 'broken'", "", "model 'm': backend: 'broken' cannot be made: not for this machine"),
+        ("backend = 'failing'", "", "model 'm': backend: 'failing' cannot be made: no licence"),
         ("backend = 'other'", "",
-         "model 'm': backend: \"other\" is not served here; use affine or broken or onnxruntime or python"),
+         "model 'm': backend: \"other\" is not served here; use affine or broken or failing or onnxruntime or python"),
         ("backend = 'affine'", "no json", "model 'm' is no JSON"),
         ("", "{}", "model 'm' version 1 has no .onnx file"),
         ("backend = 'python'", "{}", "model 'm' version 1 has no file 'model.py'"),

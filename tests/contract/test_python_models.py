@@ -1,4 +1,4 @@
-"""Models that are Python: what they can do, what becomes of their failures, and that only they have them."""
+"""Python models: what they can do, how they fail, and that a failure affects no other model."""
 
 from __future__ import annotations
 
@@ -295,13 +295,12 @@ def test_only_the_request_fails_that_is_to_blame(server: Server, text: str) -> N
 def test_others_notice_nothing_of_an_endless_run(server: Server) -> None:
     endless = threading.Thread(target=server.infer, args=("obeys", word("loop")))
     endless.start()
-    worst = 0.0
+    rounds = 0
     while endless.is_alive():
-        began = time.monotonic()
         assert server.get("/v2/health/live").status == 200
         assert output(server.infer("times_two", x([1.0])), "y") == [2.0]
-        worst = max(worst, time.monotonic() - began)
-    assert worst < 1  # an endless run on the loop, or with the GIL, would take its whole time from them
+        rounds += 1
+    assert rounds > 3  # an endless run on the loop, or with the GIL, would let none or one of them end
     assert said(server) == ["yes"]
 
 
@@ -488,8 +487,7 @@ def test_no_process_of_a_model_outlives_the_server(tmp_path: Path, how: int) -> 
         client = server.connect()
         client.request("POST", "/v2/models/obeys/infer", b'{"inputs":[{"name":"word","shape":[1,1],"datatype":"BYTES",'
                        b'"data":["loop"]}]}')  # fmt: skip
-        time.sleep(0.3)
-        assert "R" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+        wait_for(lambda: " R " in Path(f"/proc/{pid}/stat").read_text())  # it computes
         os.kill(serving_pid if how == signal.SIGKILL else server.process.pid, how)
         wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
         client.close()

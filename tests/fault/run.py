@@ -1,7 +1,7 @@
 """Tries the faults and judges the figures: `python -m tests.fault.run [--quick] [NAME ...]`.
 
 Each fault gets servers of its own. The full form takes about half an hour, the quick one (small counts; what
-depends on how busy the machine is, is told but not judged) seven minutes. Writes bench/results/<time>-faults.json and
+depends on how busy the machine is, is shown but not judged) seven minutes. Writes bench/results/<time>-faults.json and
 .md; ends with 1 if a figure is not what is required.
 """
 
@@ -112,7 +112,7 @@ def report(result: dict[str, Any]) -> str:
         text = "; ".join(told).replace("|", "/").replace("\n", " ")
         rows.append([each["name"], each["what"], each["passes"], verdict, text])
     form = (
-        "Quick form: small counts, and what depends on how busy the machine is, is told but not judged."
+        "Quick form: small counts, and what depends on how busy the machine is, is shown but not judged."
         * (result["method"]["quick"])
     )
     machine = result["machine"]

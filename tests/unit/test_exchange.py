@@ -40,7 +40,7 @@ def test_is_answered_once(exchange: Exchange, recorder: Recorder) -> None:
     exchange.respond(200, b"two", b"text/plain", ((b"a", b"b"),))
     exchange.fail(ApiError(500, "three"))
     assert recorder.answers == [(200, JSON, b"one", ())]
-    assert exchange.answered is True and exchange.on_client_gone is None  # nobody tells it that the client is gone
+    assert exchange.answered is True and exchange.on_client_gone is None  # it is not called when the client goes
 
 
 def test_answers_with_all_that_it_is_given(exchange: Exchange, recorder: Recorder) -> None:

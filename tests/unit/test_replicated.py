@@ -349,14 +349,14 @@ def test_results_of_trials_are_bounded_and_the_latest_stay() -> None:
     for number in range(3000):
         results.once(str(number), lambda number=number: None if number % 2 else f"reason {number}")
         assert results.once("0", lambda: "another") == "reason 0"
-    told = results.snapshot()
-    assert len(told) == 1000
-    assert list(told)[-2:] == ["2999", "0"]
+    entries = results.snapshot()
+    assert len(entries) == 1000
+    assert list(entries)[-2:] == ["2999", "0"]
     other = Findings()
-    other.restore(json.loads(json.dumps(told)))
+    other.restore(json.loads(json.dumps(entries)))
     assert other.once("2998", lambda: "another") == "reason 2998"
     assert other.once("2999", lambda: "another") is None
-    assert other.snapshot().keys() == told.keys()
+    assert other.snapshot().keys() == entries.keys()
 
 
 def test_a_trial_that_fails_is_tried_again() -> None:

@@ -104,7 +104,7 @@ class OnnxBackend:
 
         def load(content: bytes) -> LoadedModel:
             server = config.batching, config.load_run_timeout_s, ort.version()  # a trial also depends on these
-            key = blake2b(repr((source.key(content), server)).encode(), digest_size=16).hexdigest()
+            key = blake2b(repr((source.key(), server)).encode(), digest_size=16).hexdigest()
             once = partial(self._context.findings.once, key)
             return onnx_load.load(source.path, content, source.config, source.name, options, config, self._trials, once)
 

@@ -30,7 +30,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class ArenaError(Exception):
-    """What the other side says of its memory does not hold."""
+    """A message does not fit the memory that it is in."""
 
 
 def _aligned(size: int) -> int:
@@ -54,7 +54,7 @@ class Writer:
 
         Args:
             header: JSON; the reader also learns where the blocks begin.
-            blocks: each made of parts, which are put one behind the other.
+            blocks: each a sequence of parts, which become contiguous.
 
         Returns:
             The header's length, and the descriptor to send along; None: the reader has it already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from fastinfer.backends.python.host import Code, Host, ProcessHost, ThreadHost
 from fastinfer.backends.python.hosted import Described, HostedError
 from fastinfer.backends.python.model import PythonModel
 from fastinfer.backends.python.process import EndedError
+from fastinfer.backends.python.resources import Resources
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
@@ -47,10 +49,15 @@ class PythonBackend:
     parameters = PythonParameters
 
     def __init__(self, context: BackendContext) -> None:
-        self._context = context
+        config = context.config
+        self._allowed, self._request_timeout_s = config.allow_python_models, config.request_timeout_s
+        self._threads = ThreadPoolExecutor(_MAX_PROCESSES, "fastinfer-python")
+        self._resources = Resources(
+            context.loop, self._threads, context.budget, config.off_loop_bytes, config.load_timeout_s
+        )
 
     async def load(self, source: Source[PythonParameters]) -> Loaded:
-        if not self._context.config.allow_python_models:
+        if not self._allowed:
             raise _refusal(source, "is Python code, which is run only with --allow-python-models")
         parameters = source.parameters
         content, signature = await source.read(lambda content: (content, _signature(source)))
@@ -67,9 +74,9 @@ class PythonBackend:
             batched=signature.batched,
         )
         kind = ProcessHost if parameters.isolation == "process" else ThreadHost
-        hosts: list[Host] = [kind(code, self._context) for _ in range(instances)]
-        limit_s = parameters.run_timeout_s or self._context.config.request_timeout_s
-        model = PythonModel(code, signature, hosts, self._context.loop, limit_s)
+        hosts: list[Host] = [kind(code, self._resources) for _ in range(instances)]
+        limit_s = parameters.run_timeout_s or self._request_timeout_s
+        model = PythonModel(code, signature, hosts, self._resources.loop, limit_s)
         try:
             await self._bring_up(source, model, hosts)
         except BaseException:
@@ -78,7 +85,7 @@ class PythonBackend:
         return Loaded(model, max(signature.max_batch_size, 1), instances)
 
     def close(self) -> None:
-        pass  # every model closes its own
+        self._threads.shutdown(wait=False)  # the interpreter waits for them: models that close have some seconds
 
     async def _bring_up(self, source: Source[PythonParameters], model: PythonModel, hosts: list[Host]) -> None:
         """Loads the model in each place, and runs its warm-up there. ApiError."""
@@ -87,7 +94,7 @@ class PythonBackend:
             try:
                 await host.load()
             except TimeoutError:
-                limit_s = self._context.config.load_timeout_s
+                limit_s = self._resources.load_timeout_s
                 raise ApiError(504, f"loading model '{source.name}' has not ended in {limit_s:g} s") from None
             except HostedError as error:
                 raise _refusal(source, f"does not load: {without_paths(error.reason)}") from error

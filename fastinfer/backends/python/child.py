@@ -80,7 +80,7 @@ class _Child:
         try:
             length, fd = self._writer.write(answer, [[tensor] for tensor in tensors])
         except MemoryError:
-            answer = {"status": 503, "reason": "out of memory for the outputs", "trace": ""}
+            answer = {"status": 500, "reason": "out of memory for the outputs", "trace": ""}
             kind, (length, fd) = FAILED, self._writer.write(answer, [])
         self._reader.trim()
         with contextlib.suppress(BrokenPipeError):  # then the next read ends

@@ -19,10 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastinfer.backends.backend import BackendContext
 from fastinfer.backends.python.hosted import Described, HostedError, HostedModel
 from fastinfer.backends.python.process import EndedError, ModelProcess
-from fastinfer.base import limits
+from fastinfer.backends.python.resources import Resources
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.tensor.tensor import Tensor
 
@@ -80,7 +79,7 @@ class Host(Protocol):
         """
 
     def give_up(self) -> bool:
-        """Ends the run that takes too long, if that is possible; tells whether."""
+        """Ends the run that takes too long; False if that is not possible."""
 
     def close(self) -> None:
         """Releases everything."""
@@ -89,11 +88,10 @@ class Host(Protocol):
 class ProcessHost:
     """A process of the model's own."""
 
-    def __init__(self, code: Code, context: BackendContext) -> None:
+    def __init__(self, code: Code, resources: Resources) -> None:
         self._code = code
-        self._loop = context.loop
-        self._budget = context.budget
-        self._load_timeout_s = context.config.load_timeout_s
+        self._resources = resources
+        self._loop = resources.loop
         self._process: ModelProcess | None = None
         self._restart: asyncio.Task[None] | None = None
         self._deaths = 0  # since a run went well
@@ -102,8 +100,8 @@ class ProcessHost:
         self._closed = False
 
     async def load(self) -> None:
-        async with asyncio.timeout(self._load_timeout_s):
-            process = await ModelProcess.start(self._loop, self._budget)
+        async with asyncio.timeout(self._resources.load_timeout_s):
+            process = await ModelProcess.start(self._resources)
             code = self._code
             header = {
                 "path": os.fsencode(code.path).decode("latin-1"),
@@ -125,7 +123,7 @@ class ProcessHost:
         while not self._is_there() and not self._closed and self._delay_s <= _WORTH_WAITING_S:
             await asyncio.shield(self._attempted)
         if not self._is_there():
-            reason = f"it has ended {self._deaths} times in a row, and is started again every {self._delay_s:g} s"
+            reason = f"it has ended {self._deaths} times in a row, and starts again after {self._delay_s:g} s"
             raise ApiError(503, f"the model's process is not there: {reason}", retry_after_s=max(1, int(self._delay_s)))
 
     async def run(self, inputs: Sequence[Sequence[Tensor]], rows: int) -> Ran:
@@ -162,14 +160,14 @@ class ProcessHost:
     async def _outputs(self, shapes: list[list[int]], blocks: list[memoryview]) -> list[Tensor]:
         def copy() -> list[Tensor]:
             return [
-                Tensor.copied(each.name, each.datatype, shape, block, self._budget)
+                Tensor.copied(each.name, each.datatype, shape, block, self._resources.budget)
                 for each, shape, block in zip(self._code.outputs, shapes, blocks, strict=True)
             ]
 
         try:
-            if sum(len(block) for block in blocks) <= limits.OFF_LOOP_BYTES:
+            if sum(len(block) for block in blocks) <= self._resources.off_loop_bytes:
                 return copy()
-            return await self._loop.run_in_executor(None, copy)
+            return await self._loop.run_in_executor(self._resources.threads, copy)
         except MemoryError:
             raise ApiError(503, "out of memory for the model's outputs", retry_after_s=1) from None
 
@@ -187,8 +185,8 @@ class ProcessHost:
         while not self._closed and self._process is None:
             again = max(0, self._deaths - 2)
             self._delay_s = min(_FIRST_DELAY_S * 2**again, _MOST_DELAY_S) if self._deaths > 1 else 0.0
-            await asyncio.sleep(self._delay_s)
             try:
+                await asyncio.sleep(self._delay_s)
                 await self.load()
                 self._delay_s = 0.0
             except (HostedError, EndedError, OSError) as error:  # TimeoutError is an OSError
@@ -206,11 +204,10 @@ class ThreadHost:
     A run that does not end keeps its thread for ever; one that holds the GIL stops the event loop.
     """
 
-    def __init__(self, code: Code, context: BackendContext) -> None:
+    def __init__(self, code: Code, resources: Resources) -> None:
         self._code = code
-        self._loop = context.loop
-        self._budget = context.budget
-        self._load_timeout_s = context.config.load_timeout_s
+        self._resources = resources
+        self._loop = resources.loop
         self._thread = ThreadPoolExecutor(1, "fastinfer-python")
         self._model: HostedModel | None = None
 
@@ -220,7 +217,7 @@ class ThreadHost:
             module = f"fastinfer_model_{next(_numbers)}"
             return HostedModel(code.source, code.path, module, code.config, code.outputs)
 
-        async with asyncio.timeout(self._load_timeout_s):
+        async with asyncio.timeout(self._resources.load_timeout_s):
             self._model = await self._loop.run_in_executor(self._thread, load)
 
     async def ready(self) -> None:
@@ -255,6 +252,6 @@ class ThreadHost:
     def _counted(self, tensor: Tensor) -> Tensor:
         """A copy that the model cannot change afterwards, and that counts."""
         try:
-            return Tensor.copied(tensor.name, tensor.datatype, tensor.shape, tensor, self._budget)
+            return Tensor.copied(tensor.name, tensor.datatype, tensor.shape, tensor, self._resources.budget)
         except MemoryError:
             raise ApiError(503, "out of memory for the model's outputs", retry_after_s=1) from None

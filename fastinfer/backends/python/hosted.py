@@ -31,7 +31,7 @@ class HostedError(Exception):
     Attributes:
         status: 400 or 500.
         reason: one sentence, which may still hold paths.
-        trace: the traceback, for the log; empty where it tells nothing.
+        trace: the traceback, for the log; empty if there is none.
     """
 
     def __init__(self, status: int, reason: str, trace: str = "") -> None:
@@ -43,7 +43,7 @@ class HostedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An output as the configuration declares it; -1 stands for any dimension."""
+    """An input or output as the configuration declares it; -1 stands for any dimension."""
 
     name: str
     datatype: str
@@ -79,12 +79,9 @@ class HostedModel:
             self._model = made()
             if callable(getattr(made, "load", None)):
                 self._model.load({**config, "directory": str(path.parent)})
-        except HostedError:
-            sys.modules.pop(module, None)
-            raise
         except BaseException as error:
             sys.modules.pop(module, None)
-            raise _failure(error) from None
+            raise error if isinstance(error, HostedError) else _failure(error) from None
 
     def infer(self, inputs: dict[str, NDArray[Any]], rows: int | None) -> list[Tensor]:
         """Runs one batch.

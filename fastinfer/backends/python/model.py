@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
+from fastinfer.backends.python.arena import ArenaError
 from fastinfer.backends.python.host import Code, Host
 from fastinfer.backends.python.hosted import HostedError
-from fastinfer.backends.python.process import ArenaError, EndedError
+from fastinfer.backends.python.process import EndedError
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.schedule.backend import Outcome, Run
 from fastinfer.tensor.message import BatchResult, InferRequest
@@ -53,15 +54,14 @@ class PythonModel:
         self._free = list(hosts)
         self._loop = loop
         self._run_timeout_s = run_timeout_s
-        self._batches: set[_Batch] = set()
+        self._tasks: set[asyncio.Task[BatchResult]] = set()  # the loop itself does not keep them
 
     def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:
         batch = _Batch(self, requests)
         host = self._free.pop()  # the scheduler has as many batches under way as there are hosts
-        self._batches.add(batch)
 
         def ended(task: asyncio.Task[BatchResult]) -> None:
-            self._batches.discard(batch)
+            self._tasks.discard(task)
             self._free.append(host)
             if task.cancelled():  # with the loop
                 done(BatchResult([_GIVEN_UP] * len(requests)))
@@ -69,6 +69,7 @@ class PythonModel:
                 done(task.result())
 
         task = self._loop.create_task(batch.run(host))
+        self._tasks.add(task)
         task.add_done_callback(ended)
         return batch
 
@@ -86,8 +87,12 @@ class PythonModel:
         try:
             async with asyncio.timeout(self._run_timeout_s):
                 outputs, took_ns = await host.run(columns, sum(rows))
+            if not self.signature.batched:
+                return [outputs], took_ns
+            parts = [split(tensor, rows) for tensor in outputs]
+            return [list(outcome) for outcome in zip(*parts, strict=True)], took_ns
         except TimeoutError:
-            ended = "its process is replaced" if host.give_up() else "its thread goes on"
+            ended = "its process is replaced" if host.give_up() else "its thread keeps running"
             log.error("%s: a run has taken longer than %g s: %s", self._code.name, self._run_timeout_s, ended)
             raise ApiError(504, f"the model has not ended in {self._run_timeout_s:g} s") from None
         except HostedError as error:
@@ -95,17 +100,13 @@ class PythonModel:
                 log.error("%s has failed:\n%s", self._code.name, error.trace)
             if error.status == 400:
                 raise _FailedError(400, f"the model refuses these inputs: {without_paths(error.reason)}") from None
-            raise _FailedError(error.status, f"the model failed: {without_paths(error.reason)}") from None
+            raise _FailedError(500, f"the model failed: {without_paths(error.reason)}") from None
         except EndedError as error:
             raise _FailedError(500, f"the model's process {error}") from None
         except (ArenaError, KeyError, TypeError, ValueError) as error:  # of what a broken process says
             log.error("%s: its process does not keep to the protocol: %s", self._code.name, error)
             host.give_up()
             raise _FailedError(500, "the model's process gave an answer that cannot be read") from None
-        if not self.signature.batched:
-            return [outputs], took_ns
-        parts = [split(tensor, rows) for tensor in outputs]
-        return [list(outcome) for outcome in zip(*parts, strict=True)] or [[] for _ in rows], took_ns
 
     def close(self) -> None:
         for host in self._hosts:

@@ -1,6 +1,7 @@
 """The server's side of a model's process: starts it, sends it work, and ends it.
 
-Loop's thread only; large messages are copied on a thread. A process does one thing at a time.
+Loop's thread only. What may block (starting, large copies, waiting for an end) is done on the backend's threads, not on
+the loop's default executor, where images wait. A process does one thing at a time.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from fastinfer.backends.python.arena import ArenaError, Reader, Writer
 from fastinfer.backends.python.child import DONE, FAILED, LOAD, MESSAGE, RUN
 from fastinfer.backends.python.hosted import HostedError
-from fastinfer.base import limits
-from fastinfer.base.budget import Budget
+from fastinfer.backends.python.resources import Resources
 from fastinfer.tensor.tensor import Tensor
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,7 @@ class ModelProcess:
         process: the started process.
         connection: to it.
         lifeline: its other end is watched by the process: it dies when this one is closed.
-        loop: the event loop.
-        budget: counts the memory of tensors that are sent and received.
+        resources: of the backend.
 
     Attributes:
         pid: the process's number.
@@ -54,37 +55,37 @@ class ModelProcess:
         process: subprocess.Popen[bytes],
         connection: socket.socket,
         lifeline: socket.socket,
-        loop: asyncio.AbstractEventLoop,
-        budget: Budget,
+        resources: Resources,
     ) -> None:
         self.pid = process.pid
         self._process = process
         self._connection = connection
         self._lifeline = lifeline
-        self._loop = loop
-        self._budget = budget
-        self._writer = Writer(budget)
+        self._resources = resources
+        self._loop = resources.loop
+        self._writer = Writer(resources.budget)
         self._reader = Reader()
         self._copying = False  # a thread uses the writer
         self.ended = False
         self._answer: asyncio.Future[tuple[int, int]] | None = None
         self.on_end: Callable[[str], None] | None = None
         connection.setblocking(False)
-        loop.add_reader(connection.fileno(), self._readable)
+        self._loop.add_reader(connection.fileno(), self._readable)
 
     @classmethod
-    async def start(cls, loop: asyncio.AbstractEventLoop, budget: Budget) -> ModelProcess:
+    async def start(cls, resources: Resources) -> ModelProcess:
         """Starts a process without a model. OSError: the system does not."""
         connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         lifeline, watched = socket.socketpair()
-        spawning = loop.run_in_executor(None, _spawn, theirs, watched)
+        spawning = resources.threads.submit(_spawn, theirs, watched)  # it needs its sockets, even if nobody waits
         try:
-            process = await asyncio.shield(spawning)  # the thread needs the sockets to its end
+            process = await asyncio.wrap_future(spawning)
         except BaseException:
             connection.close()
-            lifeline.close()  # which ends a process that has been started nevertheless
+            lifeline.close()  # which ends a process that is started nevertheless
+            spawning.add_done_callback(_reap)
             raise
-        return cls(process, connection, lifeline, loop, budget)
+        return cls(process, connection, lifeline, resources)
 
     async def load(self, header: Mapping[str, Any], source: bytes) -> None:
         """Loads the model.
@@ -121,14 +122,17 @@ class ModelProcess:
     def kill(self) -> None:
         """Ends the process at once; what waits for it gets EndedError."""
         if not self.ended:
-            self._kill()
-            self._has_ended()
+            _kill_group(self.pid)
+            self._disconnect()
+            self._lifeline.close()
+            reaped = self._loop.run_in_executor(self._resources.threads, self._process.wait)
+            reaped.add_done_callback(partial(self._reaped, self._answer))
 
     def close(self) -> None:
         """Lets the model close, and ends the process after a while at the latest."""
         if not self.ended:
             self._disconnect()
-            self._loop.run_in_executor(None, _wait, self._process, _CLOSES_S, self._lifeline)
+            self._resources.threads.submit(_wait, self._process, self._lifeline)
 
     async def _ask(
         self, kind: int, header: Mapping[str, Any], blocks: Sequence[Sequence[Any]]
@@ -142,7 +146,7 @@ class ModelProcess:
         try:
             socket.send_fds(self._connection, [MESSAGE.pack(kind, length)], [] if fd is None else [fd])
         except OSError:
-            self._has_ended()
+            self.kill()
         try:
             kind, length = await self._answer
         finally:
@@ -155,10 +159,10 @@ class ModelProcess:
         return answer, outputs
 
     async def _write(self, header: Mapping[str, Any], blocks: Sequence[Sequence[Any]]) -> tuple[int, int | None]:
-        if sum(memoryview(part).nbytes for parts in blocks for part in parts) <= limits.OFF_LOOP_BYTES:
+        if sum(memoryview(part).nbytes for parts in blocks for part in parts) <= self._resources.off_loop_bytes:
             return self._writer.write(header, blocks)
         self._copying = True
-        written = self._loop.run_in_executor(None, self._writer.write, header, blocks)
+        written = self._loop.run_in_executor(self._resources.threads, self._writer.write, header, blocks)
         written.add_done_callback(self._copied)
         return await asyncio.shield(written)
 
@@ -183,9 +187,7 @@ class ModelProcess:
         else:
             for fd in fds:
                 os.close(fd)
-        # It has ended, or sends what it should not.
-        self._kill()
-        self._has_ended()
+        self.kill()  # it has ended, or sends what it should not
 
     def _map(self, fds: list[int]) -> bool:
         try:
@@ -196,25 +198,12 @@ class ModelProcess:
             log.error("the memory of a model's process cannot be used: %s", error)
             return False
 
-    def _kill(self) -> None:
-        """Ends the process, and what it has started: it leads a group of its own. It is not reaped yet."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def _has_ended(self) -> None:
-        self._disconnect()
-        self._lifeline.close()
-        reaped = self._loop.run_in_executor(None, self._process.wait)
-        answer = self._answer
-
-        def tell(reaped: asyncio.Future[int]) -> None:
-            how = _how(reaped.result())
-            if answer is not None and not answer.done():
-                answer.set_exception(EndedError(how))
-            if self.on_end is not None:
-                self.on_end(how)
-
-        reaped.add_done_callback(tell)
+    def _reaped(self, answer: asyncio.Future[tuple[int, int]] | None, status: asyncio.Future[int]) -> None:
+        how = _how(status.result())
+        if answer is not None and not answer.done():
+            answer.set_exception(EndedError(how))
+        if self.on_end is not None:
+            self.on_end(how)
 
     def _disconnect(self) -> None:
         self.ended = True
@@ -234,13 +223,25 @@ def _spawn(connection: socket.socket, lifeline: socket.socket) -> subprocess.Pop
         )
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float, lifeline: socket.socket) -> None:
+def _reap(spawning: Future[subprocess.Popen[bytes]]) -> None:
+    """On a thread: waits for a process that nobody wants any more."""
+    if spawning.exception() is None:
+        spawning.result().wait()
+
+
+def _wait(process: subprocess.Popen[bytes], lifeline: socket.socket) -> None:
     with lifeline:
         try:
-            process.wait(seconds)
+            process.wait(_CLOSES_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill_group(process.pid)
             process.wait()
+
+
+def _kill_group(pid: int) -> None:
+    """Ends a process that is not reaped yet, and what it has started: it leads a group of its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _how(status: int) -> str:
@@ -250,6 +251,3 @@ def _how(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
-
-
-__all__ = ["ArenaError", "EndedError", "HostedError", "ModelProcess"]
