@@ -150,6 +150,17 @@ def test_clients_that_do_not_read_have_to_go_when_memory_is_short(server: Server
         sock.close()
 
 
+def test_an_answer_needs_memory_for_its_text_and_not_for_the_longest_possible_one() -> None:
+    count = 200_000  # the longest text of so many FP32 alone has 4.2 MB
+    with serving("--load", "identity_fp32", "--in-flight-bytes", "3MiB") as running:
+        for number in ("0.5", "12", "-0.125"):
+            body = text("FP32", [1, count], f"[{','.join([number] * count)}]").replace(b'"x"', b'"INPUT0"')
+            status, answer = ask(running, "identity_fp32", body)
+            assert status == 200
+            assert answer.count(number.encode()) == count
+            wait_for(lambda: metric(running, "in_flight_bytes") == 0)
+
+
 def test_endless_runs_of_as_many_models_as_threads_leave_a_thread(tmp_path: Path) -> None:
     names = [f"endless{number}" for number in range(4)]
     for name in names:

@@ -75,7 +75,8 @@ def installed(tmp_path: Path) -> Path:
     (packages / "affine-1.0.dist-info").mkdir(parents=True)
     (packages / "affine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: affine\nVersion: 1.0\n")
     (packages / "affine-1.0.dist-info" / "entry_points.txt").write_text(
-        "[fastinfer.backends]\naffine = affine:AffineBackend\nbroken = affine_broken:Backend\nfailing = affine:FailingBackend\n"
+        "[fastinfer.backends]\naffine = affine:AffineBackend\nbroken = affine_broken:Backend\n"
+        "failing = affine:FailingBackend\n"
     )
     (packages / "affine.py").write_text(textwrap.dedent(BACKEND))
     (packages / "affine_broken.py").write_text("raise RuntimeError('not for this machine')")

@@ -127,7 +127,7 @@ def _through_jumps(trial: Trial, port: int, seconds: int) -> None:
 def no_memory_for_a_body(trial: Trial) -> None:
     """More bodies than the budget for them, their tensors and answers: those above are refused, not closed."""
     body = b'{"inputs":[{"name":"INPUT0","shape":[1,200000],"datatype":"FP32","data":[' + b"0.5," * 199_999 + b"1]}]}"
-    with subject("--load", "identity_fp32", "--in-flight-bytes", "8MiB") as server:
+    with subject("--load", "identity_fp32", "--in-flight-bytes", "4MiB") as server:
         message = post("identity_fp32", body)
         half = [connect(server.port) for _ in range(20)]
         for sock in half:

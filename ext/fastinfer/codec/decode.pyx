@@ -366,3 +366,5 @@ cdef class DecodeJob(Job):
             raise no_memory() from None
         finally:
             close_decoder(&self.decoder)
+            self.has_body = False
+            PyBuffer_Release(&self.body)    # now, because the job may outlive the answer's encoding

@@ -37,6 +37,8 @@ cdef struct Plan:
     const Interrupt* interruption       # of the job; NULL on the loop's thread
     Count* count            # of bytes, in which the text is reserved; NULL: none
     int64_t charged         # bytes in it for `writer`
+    int64_t most_text       # the upper bound of the text's size
+    int64_t around_data     # of that, what is not elements
     bint ranked             # some output is answered with classes; else no output's `ranking` is set
     Py_ssize_t output_count
     PlannedOutput* outputs          # few_outputs, or a block of calloc

@@ -16,6 +16,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastinfer.base.budget cimport Budget, count_of
+from fastinfer.base.debug cimport invariant
 from fastinfer.codec.json cimport MAX_ESCAPED, Writer, escaped_size, put, put_escaped
 from fastinfer.native.job cimport Interrupt, yield_to_loop, is_interrupted
 from fastinfer.tensor.datatype cimport BYTES, DATATYPE_COUNT, datatype_of
@@ -77,6 +78,7 @@ cdef enum:
     SMALL_ANSWER = 16 * 1024    # bytes of tensors encoded without releasing the GIL
     YIELD_EVERY = 4096      # numbers written between two yields to the loop: some 40 us
     YIELD_EVERY_BYTES = 32 * 1024   # the same in bytes of strings
+    RESERVED_AHEAD = 64 * 1024      # bytes; a text of fewer is reserved at once
 
     DONE = 0
     NO_MEMORY = 1
@@ -113,6 +115,7 @@ cdef Py_ssize_t data_size(const PlannedOutput* output) noexcept nogil:
 # The upper bound of the whole text's size; -1 with plan.failure set.
 cdef Py_ssize_t text_size(Plan* plan) noexcept nogil:
     cdef Py_ssize_t total = 128 + plan.id_size
+    cdef Py_ssize_t data = 0
     cdef Py_ssize_t size
     cdef Py_ssize_t i
     cdef const PlannedOutput* output
@@ -127,8 +130,24 @@ cdef Py_ssize_t text_size(Plan* plan) noexcept nogil:
                 plan.failure = BROKEN_BYTES
                 plan.failed_output = i
                 return -1
-            total += size
-    return total
+            data += size
+    plan.around_data = total
+    plan.most_text = total + data
+    return total + data
+
+
+# Reserves memory for the text so far and `ahead` bytes of elements. Text is reserved as it grows, because the bound of
+# numbers is several times their usual size, and pages without text do not exist.
+cdef bint reserve_text(Plan* plan, int64_t ahead) noexcept nogil:
+    cdef int64_t needed = plan.writer.at - plan.writer.begin + plan.around_data + ahead
+    if plan.count == NULL or min(needed, plan.most_text) <= plan.charged:
+        return True
+    needed = min(needed + RESERVED_AHEAD, plan.most_text)
+    if not plan.count.reserve(needed - plan.charged):
+        plan.failure = NO_MEMORY
+        return False
+    plan.charged = needed
+    return True
 
 
 # --- Text ------------------------------------------------------------------------------------------------------------
@@ -149,6 +168,8 @@ cdef int put_strings(Plan* plan, const PlannedOutput* output) noexcept nogil:
         memcpy(&size, output.data + at, 4)
         if i > 0:
             put(writer, ",", 1)
+        if not reserve_text(plan, MAX_ESCAPED * <int64_t>size + 3):
+            return -1
         put_quoted(writer, output.data + at + 4, size)
         at += 4 + <Py_ssize_t>size
         if at - piece >= YIELD_EVERY_BYTES:
@@ -167,6 +188,8 @@ cdef int put_numbers(Plan* plan, Py_ssize_t index) noexcept nogil:
     cdef int64_t count, fault
     while True:
         count = min(output.count - done, <int64_t>YIELD_EVERY)
+        if not reserve_text(plan, count * MAX_TEXT[output.datatype_id] + SLACK):
+            return -1
         writer.at = SPAN_WRITERS[output.datatype_id](output.data + done * itemsize, count, plan.nonfinite, writer.at,
                                                      &fault)
         if fault >= 0:
@@ -258,11 +281,9 @@ cdef void run_plan(void* state) noexcept nogil:
     size = text_size(plan)
     if size < 0:
         return
-    if plan.count != NULL:
-        if not plan.count.reserve(size):
-            plan.failure = NO_MEMORY
-            return
-        plan.charged = size
+    writer.at = writer.begin        # NULL
+    if not reserve_text(plan, 0):
+        return
     writer.begin = allocate_block(size)
     if writer.begin == NULL:
         plan.failure = NO_MEMORY
@@ -376,7 +397,8 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     encoded = Encoded.__new__(Encoded)
     encoded.json_size = plan.writer.at - plan.writer.begin
     encoded.size = encoded.json_size
-    if plan.charged > 0:        # pages without text do not exist
+    if plan.charged > 0:
+        invariant(plan.charged >= encoded.json_size, "the text of an answer is reserved")
         plan.count.release(plan.charged - encoded.json_size)
         plan.charged = encoded.json_size
     encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size, budget, plan.charged)
