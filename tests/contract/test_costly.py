@@ -33,6 +33,7 @@ def test_others_are_answered_while_a_request_runs_that_costs_more_than_those_bef
     cheap, dear = (json.dumps(body).encode() for body in (ALL[model].cheap, ALL[model].dear))
     for _ in range(50):
         assert server.infer(model, cheap).status == 200
+    preempted = value(server, "fastinfer_inline_overruns_total", model)  # cheap runs, on a machine with other work
     with ThreadPoolExecutor(1) as client:
 
         def seen_in_flight() -> bool:
@@ -45,7 +46,7 @@ def test_others_are_answered_while_a_request_runs_that_costs_more_than_those_bef
             return seen
 
         wait_for(seen_in_flight)
-    assert value(server, "fastinfer_inline_overruns_total", model) == 0
+    assert value(server, "fastinfer_inline_overruns_total", model) == preempted
 
 
 @pytest.mark.parametrize("model", BY_VALUES)

@@ -87,9 +87,18 @@ def test_the_text_of_an_answer_counts_what_it_takes(count: int) -> None:
     assert budget.used == 2 * encoded.json_size
     del encoded, again, job
     assert budget.used == 0
+    size = len(memoryview(encode.encode(response)))
     with pytest.raises(ApiError) as raised:
-        encode.encode(response, budget=Budget(25 * count))  # of what it might take
+        encode.encode(response, budget=Budget(size - 1))
     assert raised.value.status == 503
+
+
+def test_a_long_text_takes_little_more_of_the_budget_than_it_has_bytes() -> None:
+    response = InferResponse("m", "1", [Tensor.from_numpy("y", np.zeros(100_000, "f8"))])  # might be 2.5 MB
+    size = encode.encode(response).json_size
+    budget = Budget(size + MIB // 2)
+    assert encode.encode(response, budget=budget).json_size == size
+    assert (budget.used, budget.refused) == (0, 0)
 
 
 def classes(rows: int, width: int, wanted: int, value: float) -> InferResponse:
