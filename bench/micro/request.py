@@ -35,10 +35,10 @@ from fastinfer.base import limits
 from fastinfer.codec.decode import decode
 from fastinfer.codec.encode import encode
 from fastinfer.config.server import load_config
+from fastinfer.http.connection import Connection
 from fastinfer.http.head import parse
 from fastinfer.http.head_cache import HeadCache
 from fastinfer.http.hub import Hub
-from fastinfer.http.protocol import HttpProtocol
 from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.shared.statistics import ModelStats
@@ -117,7 +117,7 @@ class Connections:
     def __init__(self, service: Service, count: int) -> None:
         self.hub = Hub(routes.build(service), limits.HttpLimits(), service.loop)
         self.sinks = [Sink() for _ in range(count)]
-        self.protocols = [HttpProtocol(self.hub) for _ in range(count)]
+        self.protocols = [Connection(self.hub) for _ in range(count)]
         for protocol, sink in zip(self.protocols, self.sinks, strict=True):
             protocol.connection_made(sink)
 

@@ -17,11 +17,10 @@ from fastinfer.base import limits as constants
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import HttpLimits
-from fastinfer.base.machine import usable_cores
-from fastinfer.http.connection import Shared
+from fastinfer.http.connection import to_check
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.head import Router
-from fastinfer.http.pieces import Pieces
+from fastinfer.http.loop_state import LoopState
 from fastinfer.http.poller import Poller
 
 log = logging.getLogger(__name__)
@@ -55,10 +54,10 @@ class Sweepable(Protocol):
         """Closes immediately."""
 
 
-class Hub(Shared):
+class Hub(LoopState):
     """The connections of a loop.
 
-    The base class :class:`fastinfer.http.connection.Shared` has what every request needs.
+    The base class :class:`fastinfer.http.loop_state.LoopState` has what every request needs.
 
     Attributes:
         opening: accepted sockets that have no transport yet.
@@ -66,7 +65,6 @@ class Hub(Shared):
         ending: no more connections are accepted, and idle ones end; with ``draining`` alone, each answer ends its
             connection.
         draining_since: when ``ending`` was set.
-        pieces: threads that inflate bodies and compress answers.
         half_closed: connections whose client has closed its side and waits for answers: since when, and whether
             it was probed.
     """
@@ -84,8 +82,6 @@ class Hub(Shared):
         "ending",
         "half_closed",
         "opening",
-        "pieces",
-        "router",
     )
 
     def __init__(
@@ -97,8 +93,7 @@ class Hub(Shared):
         counters: Buffer | None = None,
         budget: Budget | None = None,
     ) -> None:
-        super().__init__(limits, loop, poller, counters, budget)
-        self.router = router
+        super().__init__(router, limits, loop, poller, counters, budget)
         self.opening = 0
         self.connections = 0
         self.ending = False
@@ -111,7 +106,6 @@ class Hub(Shared):
         self._tick_s = min(_PERIOD_S, shortest / 2) / _SWEEP_BUCKETS
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
-        self.pieces = Pieces(loop, usable_cores())
         self._turns: deque[Callable[[], None]] = deque()
         self._when_empty: list[asyncio.Future[None]] = []
         self._tick()
@@ -183,7 +177,8 @@ class Hub(Shared):
         self.now = now = self.loop.time()
         self._timer = self.loop.call_later(self._tick_s, self._tick)
         if not self.ending:
-            for connection in self.connections_to_check(self._buckets[self._ticks % _SWEEP_BUCKETS]):
+            idle_since = now - self.limits.keep_alive_timeout_s
+            for connection in to_check(self._buckets[self._ticks % _SWEEP_BUCKETS], idle_since):
                 connection.check(now)
         elif self._ticks % (_SWEEP_BUCKETS // 16) == 0:
             for bucket in self._buckets:

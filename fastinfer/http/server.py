@@ -27,10 +27,10 @@ from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import HttpLimits
 from fastinfer.http import listen
+from fastinfer.http.connection import Connection
 from fastinfer.http.head import Router
 from fastinfer.http.hub import Hub
 from fastinfer.http.poller import Poller
-from fastinfer.http.protocol import HttpProtocol
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Server:
         accepting: whether to accept from the start; otherwise :meth:`accept_from` starts it.
         limits: the HTTP limits.
         poller: how the loop waits for requests; by default it sleeps.
-        counters: memory for the counters of the connections (see :class:`fastinfer.http.connection.Shared`).
+        counters: memory for the counters of the connections (see :class:`fastinfer.http.loop_state.LoopState`).
         budget: limits the memory that requests hold; by default to ``limits.in_flight_bytes``.
         on_drain: called once when the end is announced or the drain starts, so that readiness can change; not if
             another process takes over.
@@ -338,7 +338,7 @@ class Server:
     async def _open(self, accepted: socket.socket, refusal: ApiError | None) -> None:
         hub = self.hub
         try:
-            await hub.loop.connect_accepted_socket(lambda: HttpProtocol(hub, refusal), accepted)
+            await hub.loop.connect_accepted_socket(lambda: Connection(hub, refusal), accepted)
         except OSError:
             hub.opening -= 1
             accepted.close()  # the client has gone already

@@ -3,6 +3,7 @@
 from typing_extensions import Buffer
 
 from fastinfer.base.budget import Budget
+from fastinfer.base.limits import HttpLimits
 from fastinfer.http.exchange import RequestHead
 
 class BodyPool:
@@ -53,6 +54,8 @@ class Upload:
     window_received: int
     """... and ``received`` at that time."""
     def __init__(self, head: RequestHead, now: float, arrived_ns: int) -> None: ...
+    def overdue(self, now: float, limits: HttpLimits, short_of_memory: bool) -> str | None:
+        """Return what took too long, or None; begins the next window of progress when one has passed."""
 
 class SizedUpload(Upload):
     """A body of announced length: the socket writes straight into its memory, never past its end."""

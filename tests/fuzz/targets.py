@@ -18,9 +18,9 @@ import uvloop
 from fastinfer.base.errors import ApiError
 from fastinfer.base.limits import HttpLimits
 from fastinfer.codec import decode as codec
+from fastinfer.http.connection import Connection
 from fastinfer.http.exchange import Exchange
 from fastinfer.http.hub import Hub
-from fastinfer.http.protocol import HttpProtocol
 from tests.unit.test_decode_hostile import VALID, agree
 
 WIDTHS = (0, 256, 512)
@@ -168,7 +168,7 @@ class HttpMessages(Target):
         return self._loop.run_until_complete(self._talk(pieces))
 
     async def _talk(self, pieces: Sequence[bytes]) -> list[bytes]:
-        protocol, transport = HttpProtocol(self._hub), _Transport()
+        protocol, transport = Connection(self._hub), _Transport()
         self._hub.opening += 1
         protocol.connection_made(transport)
         for piece in pieces:

@@ -40,17 +40,17 @@ def test_a_request_that_comes_at_once(wire):
 @pytest.mark.parametrize("size", [1, 20, len(GET) - 1])
 def test_a_head_in_pieces(wire, size):
     client = wire.client().send(GET[:size])
-    first = read_so_far(wire, lambda it: it._pending)
+    first = read_so_far(wire, lambda it: it.inbound.pending)
     arrived, handled = times(client.send(GET[size:]))
     assert arrived < first < handled
 
 
 def test_a_head_in_many_pieces(wire):
     client = wire.client().send(GET[:3])
-    first = read_so_far(wire, lambda it: it._pending)
+    first = read_so_far(wire, lambda it: it.inbound.pending)
     for size in range(4, len(GET)):
         client.send(GET[size - 1 : size])
-        read_so_far(wire, lambda it, size=size: len(it._pending) == size)
+        read_so_far(wire, lambda it, size=size: len(it.inbound.pending) == size)
     arrived, handled = times(client.send(GET[-1:]))
     assert arrived < first < handled
 
@@ -58,10 +58,10 @@ def test_a_head_in_many_pieces(wire):
 @pytest.mark.parametrize("begun", [b"", GET[:5]])
 def test_empty_lines_before_a_request_are_none_of_it(wire, begun):
     client = wire.client().send(b"\r\n\r\n")
-    empty = read_so_far(wire, lambda it: it._pending)
+    empty = read_so_far(wire, lambda it: it.inbound.pending)
     if begun:
         client.send(begun)
-        read_so_far(wire, lambda it: len(it._pending) > 4)
+        read_so_far(wire, lambda it: len(it.inbound.pending) > 4)
     arrived, _ = times(client.send(GET[len(begun) :]))
     assert empty < arrived
 
@@ -78,7 +78,7 @@ BODIES = {
 def test_a_body_after_its_head(wire, kind):
     head, body = BODIES[kind]
     client = wire.client().send(head)
-    first = read_so_far(wire, lambda it: it._upload is not None)
+    first = read_so_far(wire, lambda it: it.inbound.upload is not None)
     arrived, handled = times(client.send(body))
     assert arrived < first < handled
     arrived, _ = times(client.send(GET))
@@ -89,16 +89,16 @@ def test_a_body_after_its_head(wire, kind):
 def test_a_body_in_pieces(wire, kind):
     head, body = BODIES[kind]
     client = wire.client().send(head[:9])
-    first = read_so_far(wire, lambda it: it._pending)
+    first = read_so_far(wire, lambda it: it.inbound.pending)
     client.send(head[9:] + body[:8])
-    second = read_so_far(wire, lambda it: it._upload is not None and it._upload.received)
+    second = read_so_far(wire, lambda it: it.inbound.upload is not None and it.inbound.upload.received)
     arrived, handled = times(client.send(body[8:]))
     assert arrived < first < second < handled
 
 
 def test_the_rest_of_a_request_and_the_next_one_in_one_read(wire):
     client = wire.known_client().send(GET[:9])
-    first = read_so_far(wire, lambda it: it._pending)
+    first = read_so_far(wire, lambda it: it.inbound.pending)
     client.send(GET[9:] + GET)
     one, two = times(client), times(client)
     assert one[0] < first < two[0] == two[1]
@@ -108,7 +108,7 @@ def test_pipelined_requests_arrive_when_their_bytes_do(wire):
     """Sixteen are run at once; the others wait in memory, and the last is only begun."""
     client = wire.known_client().send(HOLD * 16 + GET * 2 + GET[:7])
     wire.until(lambda: len(wire.handlers.held) == 16)
-    read = read_so_far(wire, lambda it: it._pending)
+    read = read_so_far(wire, lambda it: it.inbound.pending)
     wire.call(lambda: [exchange.respond(200) for exchange in wire.handlers.held])
     for _ in range(16):
         assert client.answer().status == 200
@@ -120,7 +120,7 @@ def test_pipelined_requests_arrive_when_their_bytes_do(wire):
 
 def test_what_waits_again_keeps_its_arrival(wire):
     client = wire.known_client().send(GET[:7])
-    first = read_so_far(wire, lambda it: it._pending)
+    first = read_so_far(wire, lambda it: it.inbound.pending)
     client.send(GET[7:] + HOLD * 20 + GET)
     wire.until(lambda: len(wire.handlers.held) == 16)
     second = time.monotonic_ns()

@@ -12,6 +12,8 @@ from libc.string cimport memcpy, memmove
 
 from fastinfer.base.budget cimport Budget
 
+from fastinfer.base import limits as constants
+
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* at, size_t size, int protection, int flags, int file, Py_ssize_t offset)
     void* mremap(void* at, size_t size, size_t new_size, int flags)
@@ -27,6 +29,11 @@ cdef enum:
     GROWTH = 8
     # A kept block may be this many times larger than the requested size.
     MAX_WASTE = 2
+
+# While memory is short, a body of more than so many bytes has to make progress sooner, and at this rate.
+cdef Py_ssize_t HOLDS_MEMORY = 64 * constants.KIB
+cdef double PRESSED_IDLE_S = constants.PRESSED_IDLE_S
+cdef double PRESSED_BYTES_PER_S = constants.PRESSED_BYTES_PER_S
 
 cdef bytes JSON_SIZE = b"inference-header-content-length"
 
@@ -189,6 +196,23 @@ cdef class Upload:
         self.arrived_ns = arrived_ns
         self.started = now
         self.window_started = now
+
+    def overdue(self, double now, limits, bint short_of_memory):
+        cdef double idle_s = limits.body_idle_timeout_s
+        cdef double least = limits.body_min_bytes_per_s
+        cdef double elapsed = now - self.window_started
+        cdef Py_ssize_t received
+        if now - self.started > limits.upload_timeout_s:
+            return "the body took too long"
+        if short_of_memory and self.received > HOLDS_MEMORY and PRESSED_IDLE_S < idle_s:
+            idle_s = PRESSED_IDLE_S
+            least = max(least, PRESSED_BYTES_PER_S)
+        if elapsed <= idle_s:
+            return None
+        received = self.received - self.window_received
+        self.window_started = now
+        self.window_received = self.received
+        return "the body came too slowly" if received < least * elapsed else None
 
 
 @cython.final
