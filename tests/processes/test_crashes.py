@@ -174,8 +174,10 @@ def deadly(number: int) -> dict[str, object]:
 def kill_until_withdrawn(server: Server, numbers: Iterator[int], model: str = "div") -> Answer:
     """The answer of the model when it is not run any more."""
     for number in numbers:
+        before = deaths(server)
         if (answer := ask(server, deadly(number), model)) is not None:
             return answer
+        wait_until(lambda before=before: deaths(server) > before)  # else the next request may outrun the verdict
         wait_until(lambda: server.get("/v2/health/ready").status == 200)
         wait_until(lambda: server.get("/v2/models/other/ready").status == 200)
     raise AssertionError
