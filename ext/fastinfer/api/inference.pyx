@@ -33,6 +33,8 @@ cdef bytes HEADER_LENGTH = b"inference-header-content-length"
 cdef bytes JSON = b"application/json"
 cdef bytes OCTETS = b"application/octet-stream"
 
+cdef list NOTHING = []      # never changed
+
 
 @cython.final
 cdef class InferHandler:
@@ -235,7 +237,7 @@ cdef class Inference(Life):
         cdef Py_ssize_t i
         signature = model.own_signature if model.successor is None else (<object>model).signature
         response = signature.respond(request, outputs, model.name, model.version)
-        request.inputs = []             # their memory is no longer needed
+        request.inputs = NOTHING        # their memory is no longer needed
         for i in range(len(response.outputs)):
             if not response.binary or not response.binary[i]:
                 nbytes += (<Tensor>response.outputs[i]).nbytes

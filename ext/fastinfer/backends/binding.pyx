@@ -142,28 +142,29 @@ cdef class Binding:
         cdef InferRequest request
         cdef TensorSpec spec
         cdef Feed* feed
-        cdef list lent = []
+        cdef list lent = [None] * len(requests)
         cdef list parts
+        cdef Py_ssize_t count = self.session.handle.output_count
         cdef int64_t first = 0
         cdef int64_t rows = self.rows
         cdef int64_t[MAX_RANK] dims
         cdef Py_ssize_t row_nbytes
-        cdef Py_ssize_t k
-        for request in requests:
+        cdef Py_ssize_t i, k
+        for i in range(len(requests)):
+            request = <InferRequest>requests[i]
             if self.batched:
                 rows = request.rows
-            parts = []
-            for k in range(self.session.handle.output_count):
+            parts = lent[i] = [None] * count
+            for k in range(count):
                 spec = <TensorSpec>self.session.outputs[k]
                 feed = self.outputs + k
                 row_nbytes = feed.nbytes // self.rows
                 memcpy(dims, feed.dims, feed.rank * sizeof(int64_t))
                 if self.batched:
                     dims[0] = rows
-                parts.append(Tensor.wrap(spec.name, feed.datatype_id, feed.rank, dims,
-                                         <char*>feed.data + first * row_nbytes, rows * row_nbytes, self.memory))
+                parts[k] = Tensor.wrap(spec.name, feed.datatype_id, feed.rank, dims,
+                                       <char*>feed.data + first * row_nbytes, rows * row_nbytes, self.memory)
             first += rows
-            lent.append(parts)
         return lent
 
 

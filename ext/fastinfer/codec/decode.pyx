@@ -133,7 +133,7 @@ cdef str name_of_text(const Text* text):
 cdef InferRequest build(Decoder* decoder, owner, Budget budget):
     cdef ParsedInput* tensor
     cdef ParsedOutput* output
-    cdef list inputs = []
+    cdef list inputs = [None] * decoder.input_count
     cdef list outputs = []
     cdef char* data
     cdef str name
@@ -145,16 +145,16 @@ cdef InferRequest build(Decoder* decoder, owner, Budget budget):
         name = name_of_text(&tensor.name)
         if tensor.refused:
             undecoded = True
-            inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, &nothing, 0, None))
+            inputs[i] = Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, &nothing, 0, None)
         elif tensor.view != NULL:
-            inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, <char*>tensor.view,
-                                      tensor.nbytes, owner))
+            inputs[i] = Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, <char*>tensor.view,
+                                    tensor.nbytes, owner)
         else:
             data = tensor.block
             memory = Memory.adopt(data, tensor.nbytes, budget, tensor.charged)
             tensor.block = NULL
             tensor.charged = 0
-            inputs.append(Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, data, tensor.nbytes, memory))
+            inputs[i] = Tensor.wrap(name, tensor.datatype_id, tensor.rank, tensor.dims, data, tensor.nbytes, memory)
     for i in range(decoder.output_count):
         output = &decoder.outputs[i]
         outputs.append(RequestedOutput(name_of_text(&output.name), output.binary, output.classification))

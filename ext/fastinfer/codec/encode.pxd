@@ -50,7 +50,7 @@ cdef struct Plan:
 
 cdef class Encoded:
     cdef Memory _memory
-    cdef list _tensors              # those that are sent as bytes
+    cdef list _tensors              # those that are sent as bytes, or None
     cdef readonly Py_ssize_t json_size
     cdef readonly Py_ssize_t size   # of the whole body
     cdef readonly bint binary       # some output is sent as bytes

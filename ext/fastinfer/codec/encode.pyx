@@ -404,12 +404,13 @@ cdef Encoded finish_plan(Plan* plan, InferResponse response, Budget budget):
     encoded._memory = Memory.adopt(plan.writer.begin, encoded.json_size, budget, plan.charged)
     plan.writer.begin = NULL
     plan.charged = 0
-    encoded._tensors = []
     for i in range(plan.output_count):
         if plan.outputs[i].binary:
+            if encoded._tensors is None:
+                encoded._tensors = []
             encoded._tensors.append(sent_tensor(response, i))
             encoded.size += plan.outputs[i].nbytes
-    encoded.binary = len(encoded._tensors) > 0
+    encoded.binary = encoded._tensors is not None
     return encoded
 
 
@@ -428,13 +429,15 @@ cdef int64_t classes_effort(InferResponse response) except -1:
     return effort
 
 
+@cython.no_gc
+@cython.freelist(8)
 @cython.final
 cdef class Encoded:
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, self._memory.data, self.json_size, 1, flags)
 
     def parts(self):
-        return [memoryview(self), *self._tensors]
+        return [memoryview(self), *(self._tensors or ())]
 
 
 def encode(InferResponse response not None, int nonfinite=NONFINITE_LITERAL, Budget budget=None):

@@ -285,6 +285,7 @@ cdef class Connection(Sink):
         # Answers the message that has begun, or would come next. It is the connection's last answer.
         self.inbound.refuse(error)
         self.take_message()
+        self.inbound.handled()
         return 0
 
     def refuse_for_memory(self):

@@ -140,6 +140,7 @@ cdef class Inbound:
                 self.hub.view_kept = True
             self.lent = None
         self.body = None
+        self.error = None       # its traceback may hold the body
         return 0
 
     cpdef bint is_between_messages(self) noexcept:

@@ -24,8 +24,9 @@ cdef class Outbound:
     cdef LoopState hub
     cdef Sink sink
     cdef readonly list queue            # list[HttpExchange]: not answered yet, in order
-    cdef list parts                     # list[bytes | memoryview]: outgoing bytes, and ...
-    cdef readonly Py_ssize_t size       # ... how many
+    cdef object only                    # bytes | memoryview: all outgoing bytes, or None: they are in `parts`
+    cdef list parts                     # list[bytes | memoryview]
+    cdef readonly Py_ssize_t size       # of the outgoing bytes
     cdef public bint collecting         # answers are collected: `on_answers` is not called
     cdef readonly list pieces           # list[memoryview]: the rest of an answer that is sent in pieces, last one first
     cdef Py_ssize_t largest             # bytes of the largest answer so far; 0: there was none yet

@@ -10,7 +10,6 @@
 # Loop's thread only. It keeps the buffers of an answer alive until its owner has taken them.
 
 cimport cython
-from cpython.bytes cimport PyBytes_GET_SIZE
 
 from fastinfer.base.debug cimport DEBUG, invariant
 from fastinfer.http.exchange cimport Exchange, RequestHead
@@ -91,7 +90,8 @@ cdef class Outbound:
         cdef HttpExchange exchange
         cdef list queue = self.queue
         self.queue = []
-        self.parts.clear()
+        self.only = None
+        self.parts = []
         self.size = 0
         self.pieces = []
         self.sink = None        # ends the cycle of references
@@ -114,27 +114,31 @@ cdef class Outbound:
     # --- Outgoing bytes ----------------------------------------------------------------------------------------------
 
     cpdef object take(self):
-        cdef list parts = self.parts
-        cdef object whole
-        if DEBUG:
-            invariant(self.size == sum([len(part) for part in parts]), "the outgoing size is that of its parts")
+        cdef object whole = self.only
+        cdef list parts
+        if whole is not None:       # the common case
+            self.only = None
+            self.size = 0
+            return whole
         if self.size == 0:
             return None
-        if len(parts) == 1:
-            whole = parts[0]
-            parts.clear()
-        elif self.size <= joined_bytes:
-            whole = b"".join(parts)
-            parts.clear()
-        else:
-            whole = parts
-            self.parts = []
+        parts = self.parts
+        if DEBUG:
+            invariant(self.size == sum([len(part) for part in parts]), "the outgoing size is that of its parts")
+        self.parts = []
+        whole = b"".join(parts) if self.size <= joined_bytes else parts
         self.size = 0
         return whole
 
     cdef int add(self, object part) except -1:
         # A view has items of one byte.
-        self.parts.append(part)
+        if self.size == 0:
+            self.only = part
+        else:
+            if self.only is not None:
+                self.parts.append(self.only)
+                self.only = None
+            self.parts.append(part)
         self.size += len(part)
         return 0
 
@@ -198,11 +202,10 @@ cdef class Outbound:
             if size > joined_bytes:     # not copied
                 views = views_of(body)
             whole = reply(status, content_type, fields, b"", size, body if views is None else None)
-        self.parts.append(whole)
-        self.size += PyBytes_GET_SIZE(whole)
+        self.add(whole)
         if views is not None:
-            self.parts.extend(views)
-            self.size += size
+            for part in views:
+                self.add(part)
         self.retire(exchange, status // 100)
         return True
 

@@ -322,14 +322,34 @@ static const char* parse_binary(const char* at, const char* end, typename F::Bit
     return *error == OK ? after : nullptr;
 }
 
+// Reads an integer of at most eight digits, as most dimensions and sizes are. Null for any other text.
+static inline const char* parse_few_digits(const char* at, const char* end, uint64_t* value) {
+    const char* first = at;
+    const char* stop = end - at > 8 ? at + 8 : end;
+    *value = 0;
+    while (at < stop && *at >= '0' && *at <= '9')
+        *value = 10 * *value + uint64_t(*at++ - '0');
+    if (at == first || at == end || (*first == '0' && at - first > 1))
+        return nullptr;
+    const bool goes_on = (*at >= '0' && *at <= '9') || *at == '.' || *at == 'e' || *at == 'E';
+    return goes_on ? nullptr : at;
+}
+
 // Reads one element of an integer tensor. T is its C type.
 template <class T>
 static const char* parse_integer(const char* at, const char* end, T* out, int* error, const char** error_at) {
     constexpr bool SIGNED = T(-1) < T(0);
     constexpr uint64_t MAX = SIGNED ? (uint64_t(1) << (8 * sizeof(T) - 1)) - 1 : uint64_t(T(-1));
+    uint64_t value;
+    const char* after = parse_few_digits(at, end, &value);
+    if (after != nullptr && value <= MAX) {
+        *out = T(value);
+        *error = OK;
+        return after;
+    }
     Decimal number;
     *error = SYNTAX;
-    const char* after = scan_number(at, end, &number, error_at);
+    after = scan_number(at, end, &number, error_at);
     if (after == nullptr)
         return nullptr;
     *error_at = at;
@@ -338,7 +358,7 @@ static const char* parse_integer(const char* at, const char* end, T* out, int* e
         return nullptr;
     }
     *error = RANGE;
-    uint64_t value = number.word;
+    value = number.word;
     if (number.truncated) {  // 20 digits may still fit 64 bits
         uint64_t last = uint64_t(number.digits_end[-1] - '0');
         if (number.exponent != 1 || __builtin_mul_overflow(value, uint64_t(10), &value) ||

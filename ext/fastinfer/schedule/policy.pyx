@@ -43,7 +43,7 @@ cdef class BatchingPolicy(Policy):
     cdef int64_t ask(self, Group waiting, int64_t waited_ns) except? -1:
         cdef Filling filling = Filling(0, 0, 0, False)
         cdef Py_ssize_t place = waiting.start
-        cdef Py_ssize_t end = len(waiting.requests)
+        cdef Py_ssize_t end = waiting.end
         while (place := waiting.next_live(place)) < end and self.add(&filling, waiting.rows_at(place)):
             place += 1
         return self.answer(&filling, waited_ns)

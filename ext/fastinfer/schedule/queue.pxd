@@ -7,8 +7,9 @@ from fastinfer.tensor.message cimport InferRequest
 cdef class Group:
     cdef int64_t priority
     cdef object key             # of Queue._groups; None for the plain group
-    cdef list requests          # those before `start` were taken and are None; ended ones may be between the others
+    cdef list requests          # from `start` to `end`, the others are None; ended ones may be between those that wait
     cdef Py_ssize_t start
+    cdef Py_ssize_t end
     cdef int64_t live           # requests that wait
     # As a member of the heap.
     cdef Py_ssize_t place       # in the heap; -1: it is not in it
@@ -25,7 +26,8 @@ cdef class Group:
 
 cdef class Queue:
     cdef readonly int64_t size          # requests that wait
-    cdef list ready_groups              # a heap of the groups with waiting requests, the most urgent one first
+    cdef list heap                      # of the groups with waiting requests, the most urgent one first, then None
+    cdef readonly Py_ssize_t ready_groups       # the groups in it
     cdef readonly int64_t steps         # that groups have moved in the heap, for tests
     # A group for requests without priority and shape_key (most models have no others), and groups of all others, none
     # of which is empty.

@@ -22,7 +22,7 @@ cdef class Group:
         return <InferRequest>self.requests[self.start]
 
     cdef Py_ssize_t next_live(self, Py_ssize_t place) noexcept:
-        while place < len(self.requests) and (<InferRequest>self.requests[place]).state != QUEUED:
+        while place < self.end and (<InferRequest>self.requests[place]).state != QUEUED:
             place += 1
         return place
 
@@ -32,7 +32,7 @@ cdef class Group:
     cdef list rows(self):
         cdef list rows = []
         cdef Py_ssize_t place = self.start
-        while (place := self.next_live(place)) < len(self.requests):
+        while (place := self.next_live(place)) < self.end:
             rows.append(self.rows_at(place))
             place += 1
         return rows
@@ -45,6 +45,15 @@ cdef Group new_group(int64_t priority, key):
     group.requests = []
     group.place = -1
     return group
+
+
+# Puts an item at the end of a list's used part, which is of this size. A list that is emptied keeps its memory so.
+cdef inline int append(list items, Py_ssize_t size, object item) except -1:
+    if size < len(items):
+        items[size] = item
+    else:
+        items.append(item)
+    return 0
 
 
 cdef bint precedes(Group group, Group other) noexcept:
@@ -62,7 +71,7 @@ cdef class Queue:
         self._default_priority = default_priority
         self._plain = new_group(0, None)
         self._groups = {}
-        self.ready_groups = []
+        self.heap = []
 
     # --- In -----------------------------------------------------------------------------------------------------------
 
@@ -73,7 +82,8 @@ cdef class Queue:
             group = self._plain
         else:
             group = self._group_of(request)
-        group.requests.append(request)
+        append(group.requests, group.end, request)
+        group.end += 1
         group.live += 1
         if group.place < 0:
             self._push_group(group)
@@ -102,17 +112,17 @@ cdef class Queue:
         # Returns up to this many groups, each with a live request at its start. The candidates for the next place are
         # only the children, in the heap, of the groups found so far.
         cdef list found = []
-        cdef list candidates = [0] if len(self.ready_groups) > 0 else []
+        cdef list candidates = [0] if self.ready_groups > 0 else []
         cdef Py_ssize_t place, child, best, i
         while len(candidates) > 0 and len(found) < wanted:
             best = 0
             for i in range(1, len(candidates)):
-                if precedes(<Group>self.ready_groups[<Py_ssize_t>candidates[i]],
-                            <Group>self.ready_groups[<Py_ssize_t>candidates[best]]):
+                if precedes(<Group>self.heap[<Py_ssize_t>candidates[i]],
+                            <Group>self.heap[<Py_ssize_t>candidates[best]]):
                     best = i
             place = candidates.pop(best)
-            found.append(self.ready_groups[place])
-            for child in range(2 * place + 1, min(2 * place + 3, len(self.ready_groups))):
+            found.append(self.heap[place])
+            for child in range(2 * place + 1, min(2 * place + 3, self.ready_groups)):
                 candidates.append(child)
         for group in found:
             if self.first(<Group>group) is None:    # only if taking a batch has failed midway
@@ -123,7 +133,7 @@ cdef class Queue:
     cdef InferRequest first(self, Group group):
         # Its first live request, or None.
         cdef InferRequest request
-        while group.start < len(group.requests):
+        while group.start < group.end:
             request = <InferRequest>group.requests[group.start]
             if request.state == QUEUED:
                 return request
@@ -145,8 +155,9 @@ cdef class Queue:
         # Moves a group to its new place after requests were taken from it.
         if group.live == 0:
             return self._drop(group)
-        if group.start > FEW and 2 * group.start > len(group.requests):
+        if group.start > FEW and 2 * group.start > group.end:
             del group.requests[:group.start]
+            group.end -= group.start
             group.start = 0
         self.first(group)
         self._set_rank(group)
@@ -176,11 +187,14 @@ cdef class Queue:
         # Each group has a live request, so there are no more groups than live requests, hence than ended ones: a sweep
         # costs a few steps for each request that has ended since the last.
         cdef Group group
-        for group in self.ready_groups:
-            if group.live < <int64_t>(len(group.requests) - group.start):
-                group.requests = [request for request in group.requests[group.start:]
+        cdef Py_ssize_t place
+        for place in range(self.ready_groups):
+            group = <Group>self.heap[place]
+            if group.live < <int64_t>(group.end - group.start):
+                group.requests = [request for request in group.requests[group.start:group.end]
                                   if (<InferRequest>request).state == QUEUED]
                 group.start = 0
+                group.end = len(group.requests)
         self._ended = 0
         return 0
 
@@ -188,15 +202,15 @@ cdef class Queue:
         # Checks the counts, the heap and the groups against each other; takes steps for each request.
         cdef Group group
         cdef int64_t live = 0
-        cdef Py_ssize_t place = 0
-        for group in self.ready_groups:
+        cdef Py_ssize_t place
+        for place in range(self.ready_groups):
+            group = <Group>self.heap[place]
             invariant(group.place == place, "a group knows its place in the heap")
-            invariant(place == 0 or not precedes(group, <Group>self.ready_groups[(place - 1) >> 1]),
+            invariant(place == 0 or not precedes(group, <Group>self.heap[(place - 1) >> 1]),
                       "the heap is in order")
             invariant(group.live == <int64_t>len(group.rows()), "a group counts its live requests")
             invariant(group is self._plain or self._groups.get(group.key) is group, "a group is found by its key")
             live += group.live
-            place += 1
         invariant(live == self.size, "the queue's size is that of its groups")
         invariant(self._plain.place >= 0 or self._plain.live == 0, "a group with waiting requests is in the heap")
         return 0
@@ -210,12 +224,18 @@ cdef class Queue:
 
     cdef int _push_group(self, Group group) except -1:
         self._set_rank(group)
-        self.ready_groups.append(group)
-        return self._move_up(group, len(self.ready_groups) - 1)
+        append(self.heap, self.ready_groups, group)
+        self.ready_groups += 1
+        return self._move_up(group, self.ready_groups - 1)
 
     cdef int _remove_group(self, Group group) except -1:
         # The last group takes its place, and moves up or down from there.
-        cdef Group last = <Group>self.ready_groups.pop()
+        cdef Group last
+        self.ready_groups -= 1
+        last = <Group>self.heap[self.ready_groups]
+        self.heap[self.ready_groups] = None
+        if self.ready_groups == 0 and len(self.heap) > FEW:
+            self.heap = []
         if last is not group:
             self._move_up(last, group.place)
             self._move_down(last, last.place)
@@ -224,7 +244,7 @@ cdef class Queue:
 
     cdef int _move_up(self, Group group, Py_ssize_t place) except -1:
         # Moves a group up from a free place.
-        cdef list groups = self.ready_groups
+        cdef list groups = self.heap
         cdef Group parent
         while place > 0:
             parent = <Group>groups[(place - 1) >> 1]
@@ -239,8 +259,8 @@ cdef class Queue:
         return 0
 
     cdef int _move_down(self, Group group, Py_ssize_t place) except -1:
-        cdef list groups = self.ready_groups
-        cdef Py_ssize_t count = len(groups)
+        cdef list groups = self.heap
+        cdef Py_ssize_t count = self.ready_groups
         cdef Py_ssize_t at = 2 * place + 1
         cdef Group child
         while at < count:
@@ -259,10 +279,14 @@ cdef class Queue:
         return 0
 
     cdef int _drop(self, Group group) except -1:
+        cdef Py_ssize_t place
         self._remove_group(group)
-        self._ended -= len(group.requests) - group.start
-        group.requests.clear()
-        group.start = 0
+        self._ended -= group.end - group.start
+        if len(group.requests) > FEW:
+            group.requests = []
+        for place in range(group.start, min(group.end, <Py_ssize_t>len(group.requests))):
+            group.requests[place] = None
+        group.start = group.end = 0
         group.live = 0
         if group is not self._plain:
             del self._groups[group.key]

@@ -40,6 +40,7 @@ cdef class Scheduler(Keeper):
     cdef int64_t _parents               # requests in parts that are admitted and have not left
     # Dispatching.
     cdef bint _dispatch_due
+    cdef object _dispatch_method        # _dispatch_now, bound once; None before the first request and at the end
     cdef bint _dispatching
     cdef object _delay                  # the handle of the timer that ends a wait for more requests, or None
     cdef bint _retiring
@@ -57,6 +58,7 @@ cdef class Scheduler(Keeper):
     cpdef int leave(self) except -1
 
     # From queue to run to answer.
+    cdef int _dispatch_soon(self) except -1
     cdef int _dispatch(self) except -1
     cdef bint _run_at_once(self, list requests) except -1
     cdef bint _start_batch(self, list requests) except -1

@@ -107,8 +107,14 @@ cdef class Scheduler:
         request.keeper = self
         self._queue.add(request)
         if not self._dispatch_due:
-            self._dispatch_due = True
-            self.loop.call_soon(self._dispatch_now)
+            self._dispatch_soon()
+        return 0
+
+    cdef int _dispatch_soon(self) except -1:
+        self._dispatch_due = True
+        if self._dispatch_method is None:
+            self._dispatch_method = self._dispatch_now
+        self.loop.call_soon(self._dispatch_method)
         return 0
 
     def _refuse_more(self):
@@ -172,8 +178,7 @@ cdef class Scheduler:
                 if ended and now - began_ns > TURN_NS:
                     # These ran on this thread, so the loop turns before the next one.
                     if not self._dispatch_due:
-                        self._dispatch_due = True
-                        self.loop.call_soon(self._dispatch_now)
+                        self._dispatch_soon()
                     break
         finally:
             self._dispatching = False
@@ -220,8 +225,8 @@ cdef class Scheduler:
         cdef Group group
         cdef list taken
         cdef int64_t answer
-        while len(self._queue.ready_groups) > 0:
-            group = <Group>self._queue.ready_groups[0]
+        while self._queue.ready_groups > 0:
+            group = <Group>self._queue.heap[0]
             if self._queue.first(group) is None:        # only if taking a batch has failed midway
                 self._queue.settle(group)
                 continue
@@ -248,7 +253,7 @@ cdef class Scheduler:
             taken = self._take_from(group, answer, now)
             if taken is not None:
                 return taken
-        if self._delay is None and len(self._queue.ready_groups) > 0:
+        if self._delay is None and self._queue.ready_groups > 0:
             self._delay = self.loop.call_later(shortest_ns * 1e-9, self._delay_over)
         return None
 
@@ -265,7 +270,7 @@ cdef class Scheduler:
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now):
         # Takes those of the first `limit` live requests of a group that may run together; None if all are refused.
         cdef InferRequest request
-        cdef list taken = []
+        cdef list taken = None
         cdef int64_t live = group.live
         cdef bint armed = self._notes is not None and self._notes.armed()
         cdef bint alone = False
@@ -273,13 +278,16 @@ cdef class Scheduler:
             self._refuse_late(group, now)
             alone = armed and self._refuse_culprits(group) == IS_SUSPECT
             request = self._queue.first(group)
-            if request is None or live - group.live >= limit or (alone and len(taken) > 0):
+            if request is None or live - group.live >= limit or (alone and taken is not None):
                 break
             request.started_ns = now
-            taken.append(request)
+            if taken is None:
+                taken = [request]
+            else:
+                taken.append(request)
             self._queue.take_first(group)
         self._queue.settle(group)
-        return taken if len(taken) > 0 else None
+        return taken
 
     cdef int _refuse_late(self, Group group, int64_t now) except -1:
         # Removes requests at the front whose deadline has passed before their timer fired.
@@ -379,6 +387,7 @@ cdef class Scheduler:
         if (self._retired is not None and self._queue.size == 0 and len(self._running) == 0 and self._finishing == 0
                 and self._parents == 0):
             retired, self._retired = self._retired, None
+            self._dispatch_method = None        # ends the cycle of references, so that the model is freed now
             retired()
         return 0
 
