@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick chaos bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-long clients test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick chaos bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
@@ -31,11 +31,16 @@ help:  ## show the verbs
 serve: $(BUILT)  ## serve the bundled models on 127.0.0.1:8000
 	@exec $(BIN)/fastinfer serve --model-repository model-repository $(ARGS)
 
-test: $(BUILT) $(DONE)/dev  ## run the tests
-	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+test: $(BUILT) $(DONE)/dev  ## run the tests, but the long ones
+	@$(BIN)/python -m pytest $(SPREAD) -m "not long" $(ARGS)
 
-test-clients: $(BUILT) $(DONE)/dev  ## install stock clients (940 MB), and run the tests that drive them
+test-long: $(BUILT) $(DONE)/dev  ## run the long ones: bad disks, releases, hanging loads, proofs over many graphs, instructions
+	@$(BIN)/python -m pytest $(SPREAD) -m long $(ARGS)
+
+clients: $(BUILT) $(DONE)/dev  ## install stock clients (940 MB)
 	@$(BIN)/python -m tests.clients
+
+test-clients: clients  ## run the tests that drive them
 	@REQUIRE_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
 
 lint: $(BUILT) $(DONE)/dev  ## check style and types

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 FILE = Path(__file__).parents[1] / "bench" / "micro" / "instructions.py"
 
 

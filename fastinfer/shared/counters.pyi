@@ -63,6 +63,8 @@ LAST_INFERENCE_CELL: int
 """A time, so a sum over blocks takes the latest value instead."""
 OVERRUNS_CELL: int
 WITHDRAWN_CELL: int
+VERSION_CELL: int
+"""Odd while counters change that belong together."""
 
 class Counters:
     """A model's counters: 64-bit integers in one block of memory. Written on the loop's thread, read on any thread.

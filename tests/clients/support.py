@@ -48,9 +48,9 @@ class Client:
     def finish(self) -> None:
         """What is to do after the packages are there."""
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, program: str, *arguments: str, timeout_s: float = RUN_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Runs a program of the environment to its end; see absent_client where it is not installed."""
-        return run([self.require(program), *arguments], self.variables)
+        return run([self.require(program), *arguments], self.variables, timeout_s)
 
     def require(self, program: str) -> str:
         """The path of a program of the environment; see absent_client where it is not installed."""
@@ -102,13 +102,15 @@ PERF_ANALYZER = PerfAnalyzer(
 CLIENTS = (KSERVE, MLSERVER, PERF_ANALYZER)
 
 
-def run(command: Sequence[str | Path], variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str | Path], variables: dict[str, str] | None = None, timeout_s: float = RUN_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, whatever its exit status."""
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=RUN_TIMEOUT_S,
+        timeout=timeout_s,
         env=os.environ | (variables or {}),
         check=False,
     )

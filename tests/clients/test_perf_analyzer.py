@@ -1,6 +1,9 @@
 """perf_analyzer, Triton's load generator: closed and open loop, JSON and binary.
 
 It asks for metadata and configuration first, and for statistics before and after each measurement.
+
+One of some hundred of its runs does not end, by itself (November 2026): its threads have left, its sockets are empty,
+and it waits for them in a loop of pauses. Such a run is repeated, if the server has nothing left to answer.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
 
 import onnx_models
 import pytest
@@ -35,9 +39,17 @@ def server(tmp_path_factory):
 def analyze(server):
     """Runs it on a model; all that it prints."""
 
+    def run(*options):
+        for _ in range(2):
+            try:
+                return PERF_ANALYZER.run("perf_analyzer", *options, timeout_s=30)
+            except subprocess.TimeoutExpired:
+                assert not re.search(r"^fastinfer_requests_in_flight\S* [^0]", server.metrics(), re.MULTILINE)
+        return PERF_ANALYZER.run("perf_analyzer", *options)
+
     def analyze(model, *options, exit_status=0):
         where = ("-u", f"127.0.0.1:{server.port}", "-i", "http", "-m", model)
-        done = PERF_ANALYZER.run("perf_analyzer", *where, *options)
+        done = run(*where, *options)
         printed = done.stdout + done.stderr
         assert done.returncode == exit_status, printed
         return printed

@@ -26,6 +26,8 @@ from hypothesis.stateful import (
 )
 from support import REPOSITORY, Answer, Server, exchange, inference, serving, tensor, wait_for
 
+pytestmark = pytest.mark.long
+
 MODEL, WORKER = "model", "worker"
 MODELS = ("two_versions", "echo", "echo-0")  # two of them have names that workers want too
 FAMILIES = ("models", "repository/models")

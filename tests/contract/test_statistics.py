@@ -4,7 +4,8 @@ import json
 import time
 
 import pytest
-from support import inference, tensor
+from load_clients import load
+from support import inference, serving, tensor
 
 PAIR = inference(tensor("INPUT0", [1, 16], "INT32", [1] * 16), tensor("INPUT1", [1, 16], "INT32", [2] * 16))
 DURATIONS = ["success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"]
@@ -116,3 +117,13 @@ def test_zero_rows_are_a_success_without_a_run(own_server):
     (entry,) = statistics(own_server, "/v2/models/simple/stats")
     assert entry["inference_stats"]["success"]["count"] == 1
     assert (entry["inference_count"], entry["execution_count"], entry["batch_stats"]) == (0, 0, [])
+
+
+@pytest.mark.parametrize("options", [("--processes", "0"), ("--processes", "2")], ids=["alone", "two-processes"])
+def test_counts_that_belong_together_agree_at_any_moment(options):
+    with serving("--load", "simple", *options) as server, load(server):
+        for _ in range(500):
+            (entry,) = statistics(server, "/v2/models/simple/stats")
+            assert entry["inference_count"] > 0
+            durations = entry["inference_stats"]
+            assert {durations[name]["count"] for name in DURATIONS[:1] + DURATIONS[2:6]} == {entry["inference_count"]}

@@ -18,6 +18,8 @@ import pytest
 from support import REPOSITORY, Server, serving, wait_for
 from unreliable_disk import UnreliableDisk
 
+pytestmark = pytest.mark.long
+
 TOO_LONG = "x" * 300
 PLACES = ["bad", "bad/1", "bad/1/model.onnx", "bad/2", "bad/config.toml", "bad/labels.txt", "bad/warmup"]
 

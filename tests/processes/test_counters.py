@@ -8,9 +8,12 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
 from load_clients import SIMPLE, load, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from support import serving
+
+pytestmark = pytest.mark.long
 
 
 def samples(server):

@@ -267,10 +267,9 @@ def test_the_state_is_written_to_the_log(processes):
         wait_until(lambda: "fastinfer_in_flight_bytes 777" in server.metrics())
         server.process.send_signal(signal.SIGUSR1)
         count = max(processes, 1)
-        wait_until(lambda: told(server) == count)
+        wait_until(lambda: told(server) == count and server.log.count("state of the supervisor") == (processes > 0))
         log = server.log
         assert log.count("state of process") == count
-        assert log.count("state of the supervisor") == (processes > 0)
         assert log.count("thread 'MainThread': ") == count + (processes > 0)
         assert (
             log.count("< serve_for (fastinfer/cli/process.py:" if processes else "< serve (fastinfer/cli/process.py:")

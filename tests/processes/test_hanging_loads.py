@@ -15,6 +15,8 @@ import pytest
 from support import REPOSITORY, Answer, serving, wait_for
 from unreliable_disk import UnreliableDisk
 
+pytestmark = pytest.mark.long
+
 LIMIT_S = "3"  # what does not hang takes less, also on a busy machine
 
 

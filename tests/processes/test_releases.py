@@ -20,6 +20,8 @@ from gate import Gate
 from load_clients import wait_until
 from support import Server, exchange, serving
 
+pytestmark = pytest.mark.long
+
 CONNECTIONS = 12  # that all are accepted by one of two processes is as likely as 11 heads in a row
 TWO = ("--processes", "2")
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastinfer.shared import layout
+from fastinfer.shared.counters import VERSION_CELL
 from fastinfer.shared.model_counters import LocalCounters, ModelCounters, SharedCounters
 from fastinfer.shared.report import Group, Report
 from fastinfer.shared.statistics import LAST_INFERENCE_CELL, ModelStats, entry, statistics_template
@@ -95,6 +96,17 @@ def test_counters_of_processes(memory: int) -> None:
         banks.http.cast("q")[2] = 5
         banks.log[0] = 1
     assert first.process_totals() == second.process_totals() == ([0, 0, 10, 0, 0, 0, 0], 2)
+
+
+def test_a_process_that_was_killed_while_it_counted_holds_up_nobody(memory: int) -> None:
+    banks = SharedCounters(memory, 0)
+    stats = counted(banks)
+    cells = stats.block.cast("q")
+    cells[VERSION_CELL] += 1  # odd: a change is under way
+    assert total(banks, stats) == 1
+    stats.record_failure("model", 5)  # its successor's first change
+    assert cells[VERSION_CELL] % 2 == 0 and cells[VERSION_CELL] > 0
+    assert statistics(banks, stats)["inference_stats"]["fail"] == {"count": 1, "ns": 5}
 
 
 def test_a_slot_has_two_banks() -> None:

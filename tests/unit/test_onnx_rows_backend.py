@@ -15,6 +15,8 @@ from onnx import numpy_helper
 
 from fastinfer.backends.onnx.graph.rows import prove
 
+pytestmark = pytest.mark.long
+
 CHUNKS = 4
 ROWS = 3
 MAX_INPUTS = 4  # that are given rows at once

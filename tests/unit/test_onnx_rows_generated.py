@@ -16,6 +16,8 @@ from fastinfer.backends.onnx.graph.proto import Model
 from fastinfer.backends.onnx.graph.rows import _Prover, prove
 from fastinfer.backends.onnx.graph.values import Place
 
+pytestmark = pytest.mark.long
+
 KINDS = {np.dtype("f4"): TensorProto.FLOAT, np.dtype("i8"): TensorProto.INT64, np.dtype("?"): TensorProto.BOOL}
 OPTIONS = onnxruntime.SessionOptions()
 OPTIONS.log_severity_level = 4

@@ -80,8 +80,8 @@ cdef int count(InferRequest request, int cause, int64_t now) except -1:
     if cause != SUCCESS:
         stats.count_failure(cause, now - request.arrived_ns)
         return 0
-    stats.count_success(now - request.arrived_ns, request.started_ns - request.enqueued_ns, request.rows)
-    stats.count_compute(1, request.input_ns, request.infer_ns, request.output_ns)
+    stats.count_success(request.rows, now - request.arrived_ns, request.started_ns - request.enqueued_ns,
+                        request.input_ns, request.infer_ns, request.output_ns)
     return 0
 
 

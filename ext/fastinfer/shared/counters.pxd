@@ -46,15 +46,16 @@ cdef class Counters:
     cdef readonly dict failures             # cause -> Histogram, in the order of the causes above
     cdef tuple _failures                    # the same by index
     cdef readonly object block              # memoryview of the whole block
-    cdef int64_t* _lines                    # borrowed from the block, which the histograms hold; as the next four
+    cdef int64_t* _lines                    # borrowed from the block, which the histograms hold; as the next five
     cdef int64_t* _answered_rows
     cdef int64_t* _last_inference_ms
     cdef int64_t* _overruns
     cdef int64_t* _withdrawn
+    cdef int64_t* _version
 
     # Called once for a request.
-    cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept
-    cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept
+    cdef void count_success(self, int64_t rows, int64_t total_ns, int64_t queue_ns, int64_t input_ns, int64_t infer_ns,
+                            int64_t output_ns) noexcept
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept
     # A request was refused because its model is withdrawn; its failure is counted as well.
     cdef void count_withdrawn(self) noexcept

@@ -23,6 +23,10 @@ cdef extern from *:
     void fastinfer_set(int64_t* cell, int64_t value) noexcept nogil
     void fastinfer_add(int64_t* cell, int64_t by) noexcept nogil
 
+cdef extern from "fastinfer/shared/shared_counters.h" namespace "fastinfer" nogil:
+    void begin_change(int64_t* version) noexcept
+    void end_change(int64_t* version) noexcept
+
 
 # --- Histograms -------------------------------------------------------------------------------------------------------
 
@@ -115,7 +119,8 @@ CAUSES = ("client", "model", "timeout", "rejected", "cancelled")
 DURATIONS = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 
 # The block: five histograms of durations, that of sizes, the causes' counts and sums, the lines by size of the batch,
-# the answered rows, the date of the last inference, the overruns, the requests refused because the model is withdrawn.
+# the answered rows, the date of the last inference, the overruns, the requests refused because the model is withdrawn,
+# and the version, which is odd while counters change that belong together.
 cdef dict BOUNDS = {name: DURATION_BOUNDS_NS for name in DURATIONS} | {"batch_size": SIZE_BOUNDS} | {
     cause: () for cause in CAUSES}
 HISTOGRAMS = {}
@@ -132,7 +137,8 @@ ANSWERED_ROWS_CELL = (LINES_AT + LINES_SIZE) // sizeof(int64_t)
 LAST_INFERENCE_CELL = ANSWERED_ROWS_CELL + 1
 OVERRUNS_CELL = LAST_INFERENCE_CELL + 1
 WITHDRAWN_CELL = OVERRUNS_CELL + 1
-NBYTES = LINES_AT + LINES_SIZE + 4 * sizeof(int64_t)
+VERSION_CELL = WITHDRAWN_CELL + 1
+NBYTES = LINES_AT + LINES_SIZE + 5 * sizeof(int64_t)
 
 
 cdef class Counters:
@@ -157,16 +163,25 @@ cdef class Counters:
         self._last_inference_ms = self._answered_rows + 1
         self._overruns = self._last_inference_ms + 1
         self._withdrawn = self._overruns + 1
+        self._version = self._withdrawn + 1
 
     # --- At the level of C -------------------------------------------------------------------------------------------
 
-    cdef void count_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows) noexcept:
+    cdef void count_success(self, int64_t rows, int64_t total_ns, int64_t queue_ns, int64_t input_ns, int64_t infer_ns,
+                            int64_t output_ns) noexcept:
+        begin_change(self._version)
         self.success.count_in(total_ns, 1)
         self.queue.count_in(queue_ns, 1)
+        self.compute_input.count_in(input_ns, 1)
+        self.compute_infer.count_in(infer_ns, 1)
+        self.compute_output.count_in(output_ns, 1)
         fastinfer_add(self._answered_rows, rows)
+        end_change(self._version)
 
     cdef void count_failure(self, int cause, int64_t total_ns) noexcept:
+        begin_change(self._version)
         (<Histogram>self._failures[cause]).count_in(total_ns, 1)
+        end_change(self._version)
 
     cdef void count_withdrawn(self) noexcept:
         fastinfer_add(self._withdrawn, 1)
@@ -174,30 +189,27 @@ cdef class Counters:
     cdef void count_overrun(self) noexcept:
         fastinfer_add(self._overruns, 1)
 
-    cdef void count_compute(self, int64_t requests, int64_t input_ns, int64_t infer_ns, int64_t output_ns) noexcept:
-        self.compute_input.count_in(input_ns, requests)
-        self.compute_infer.count_in(infer_ns, requests)
-        self.compute_output.count_in(output_ns, requests)
-
     cdef void count_run(self, int64_t rows, bint useful, int64_t input_ns, int64_t infer_ns,
                         int64_t output_ns) noexcept:
-        cdef int64_t* line
+        cdef int64_t* line = self._lines + line_of(rows) * LINE_CELLS
         cdef timespec now
+        begin_change(self._version)
         self.batch_size.count_in(rows, 1)
-        if not useful:
-            return
-        line = self._lines + line_of(rows) * LINE_CELLS
-        fastinfer_add(&line[0], 1)
-        fastinfer_add(&line[1], input_ns)
-        fastinfer_add(&line[2], infer_ns)
-        fastinfer_add(&line[3], output_ns)
-        clock_gettime(CLOCK_REALTIME, &now)     # only displayed; no decision depends on it
-        fastinfer_set(self._last_inference_ms, <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000)
+        if useful:
+            fastinfer_add(&line[0], 1)
+            fastinfer_add(&line[1], input_ns)
+            fastinfer_add(&line[2], infer_ns)
+            fastinfer_add(&line[3], output_ns)
+            clock_gettime(CLOCK_REALTIME, &now)     # only displayed; no decision depends on it
+            fastinfer_set(self._last_inference_ms, <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000)
+        end_change(self._version)
 
     # --- For Python ---------------------------------------------------------------------------------------------------
 
     def record_success(self, int64_t total_ns, int64_t queue_ns, int64_t rows=1):
-        self.count_success(total_ns, queue_ns, rows)
+        self.success.count_in(total_ns, 1)
+        self.queue.count_in(queue_ns, 1)
+        fastinfer_add(self._answered_rows, rows)
 
     def record_failure(self, cause, int64_t total_ns):
         self.count_failure(CAUSES.index(cause), total_ns)
@@ -205,7 +217,9 @@ cdef class Counters:
     def record_batch(self, int64_t rows, int64_t answered, int64_t compute_input_ns, int64_t compute_infer_ns,
                      int64_t compute_output_ns):
         if answered > 0:
-            self.count_compute(answered, compute_input_ns, compute_infer_ns, compute_output_ns)
+            self.compute_input.count_in(compute_input_ns, answered)
+            self.compute_infer.count_in(compute_infer_ns, answered)
+            self.compute_output.count_in(compute_output_ns, answered)
         self.count_run(rows, answered > 0, compute_input_ns, compute_infer_ns, compute_output_ns)
 
     @property

@@ -77,6 +77,7 @@ cdef struct State:
     KeyTable table
     int64_t* copy           # of a block
     int latest              # the counted cell whose maximum is taken, or -1
+    int64_t busy_since_ns   # when the next block was first found to be changed (CLOCK_MONOTONIC); 0: it was not
     const char* banks       # borrowed from the buffer that the report holds; NULL: there are none
     Py_ssize_t bank_count
     Py_ssize_t bank_bytes

@@ -16,11 +16,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport usleep
 
-from fastinfer.native.job cimport Job, yield_to_loop
+from fastinfer.native.job cimport Job, monotonic_ns, yield_to_loop
 from fastinfer.shared.counters cimport Counters
 
 from collections import namedtuple
+
+from fastinfer.shared.counters import VERSION_CELL
 
 cdef extern from "fastinfer/number/format.h" namespace "fastinfer::number" nogil:
     enum Nonfinite "fastinfer::number::Nonfinite":
@@ -32,10 +35,12 @@ cdef extern from "fastinfer/number/format.h" namespace "fastinfer::number" nogil
 cdef extern from "fastinfer/shared/shared_counters.h" namespace "fastinfer" nogil:
     enum BlockState "fastinfer::BlockState":
         BLOCK_NEVER_USED "fastinfer::BLOCK_NEVER_USED"
+        BLOCK_BUSY "fastinfer::BLOCK_BUSY"
     int64_t wrapping_sum "fastinfer::sum"(int64_t one, int64_t other) noexcept
+    bint copy_cells(int64_t* copy, const int64_t* cells, int count, int version) noexcept
     void add_cells(int64_t* totals, const int64_t* cells, int count, int latest) noexcept
-    BlockState add_block(const char* block, int cells_at, int count, int latest, const KeyTable& table, int64_t* totals,
-                         int64_t stride, int64_t* copy) noexcept
+    BlockState add_block(const char* block, int cells_at, int count, int version, int latest, const KeyTable& table,
+                         int64_t* totals, int64_t stride, int64_t* copy, bint at_once) noexcept
 
 cdef extern from "fastinfer/shared/process_usage.h" namespace "fastinfer" nogil:
     int USED_CELLS "fastinfer::USAGE_CELLS"
@@ -68,7 +73,13 @@ cdef enum:
 
     SLICES = 8              # of this size in a step on the loop's own thread
 
+    # A block whose counters are being changed is read again, in the next slice, for at most so long: a process that was
+    # killed meanwhile never ends its change.
+    PATIENCE_NS = 20_000_000
+    PAUSE_US = 50
+
 USAGE_CELLS = USED_CELLS
+cdef int version_cell = VERSION_CELL
 FORMS = {"": NO_NUMBER, "whole": WHOLE, "decimal": DECIMAL}
 
 Step = namedtuple("Step", "before text after cells goes_on form unit condition skipped listed",
@@ -198,6 +209,9 @@ cdef class Report(Job):
                        template.cells if place == 0 else 0)
             if place == 0 and report.banks != NULL:
                 open_keys(report, entries)
+        report.copy = <int64_t*>malloc((template.cells + 1) * sizeof(int64_t))
+        if report.copy == NULL:
+            raise MemoryError("no memory for a report")
         if pids:
             open_processes(report, pids)
         for place in range(report.section_count):
@@ -282,8 +296,9 @@ cdef int open_group(State* report, int place, list entries, extra, int own, int 
     group.totals = <int64_t*>calloc(group.count * group.stride + 1, sizeof(int64_t))
     if group.entries == NULL or group.totals == NULL:
         raise MemoryError("no memory for a report")
-    if place == 0 and report.banks != NULL and report.cells_at + counted * <int>sizeof(int64_t) > report.block_bytes:
-        raise ValueError("a block does not have all cells that the template reads")
+    if place == 0 and report.banks != NULL:
+        if report.cells_at + (version_cell + 1) * <int>sizeof(int64_t) > report.block_bytes:
+            raise ValueError("a block does not have all cells that the template reads")
     for number, entry in enumerate(entries):
         for i, text in enumerate(entry.texts):
             group.entries[number].texts[i] = PyBytes_AS_STRING(text)
@@ -312,8 +327,7 @@ cdef int open_keys(State* report, list entries) except -1:
         slots *= 2
     report.keys = <Key*>calloc(count + 1, sizeof(Key))
     report.table.slots = <uint32_t*>calloc(slots, sizeof(uint32_t))
-    report.copy = <int64_t*>malloc((report.groups[0].counted + 1) * sizeof(int64_t))
-    if report.keys == NULL or report.table.slots == NULL or report.copy == NULL:
+    if report.keys == NULL or report.table.slots == NULL:
         raise MemoryError("no memory for a report")
     report.table.keys = report.keys
     report.table.mask = slots - 1
@@ -355,7 +369,8 @@ cdef Py_ssize_t section_size(const State* report, const CSection* section) noexc
 cdef void run_report(void* state) noexcept nogil:
     cdef State* report = <State*>state
     while do_slice(report) and yield_to_loop(report.interruption):
-        pass
+        if report.busy_since_ns != 0:
+            usleep(PAUSE_US)
 
 
 # Does a slice of the work; returns whether there is more.
@@ -369,6 +384,14 @@ cdef bint do_slice(State* report) noexcept nogil:
     elif report.stage == WRITE:
         write_entries(report)
     return report.stage != ENDED
+
+
+# Whether a block whose counters are being changed is to be read as it is.
+cdef bint has_waited(State* report) noexcept nogil:
+    cdef int64_t now = monotonic_ns()
+    if report.busy_since_ns == 0:
+        report.busy_since_ns = now
+    return now - report.busy_since_ns > PATIENCE_NS
 
 
 cdef void enter(State* report, int stage) noexcept nogil:
@@ -402,8 +425,12 @@ cdef void read_own(State* report) noexcept nogil:
     cdef Py_ssize_t end = min(report.entry + ENTRIES, group.count)
     while report.entry < end:
         if group.entries[report.entry].cells != NULL:
-            add_cells(group.totals + report.entry * group.stride + group.extra, group.entries[report.entry].cells,
-                      group.counted, report.latest)
+            if (not copy_cells(report.copy, group.entries[report.entry].cells, group.counted, version_cell)
+                    and not has_waited(report)):
+                return
+            report.busy_since_ns = 0
+            add_cells(group.totals + report.entry * group.stride + group.extra, report.copy, group.counted,
+                      report.latest)
         report.entry += 1
     if report.entry == group.count:
         enter(report, READ_BANKS)
@@ -414,6 +441,8 @@ cdef void read_banks(State* report) noexcept nogil:
     cdef CGroup* group = &report.groups[0]
     cdef Py_ssize_t of_a_bank
     cdef Py_ssize_t place
+    cdef const char* at
+    cdef BlockState state
     if report.banks == NULL or group.count == 0:
         enter(report, WRITE)
         return
@@ -426,12 +455,15 @@ cdef void read_banks(State* report) noexcept nogil:
         if report.block >= report.bank_count * of_a_bank:
             enter(report, WRITE)
             return
-        if add_block(report.banks + report.block * report.block_bytes, <int>report.cells_at, group.counted,
-                     report.latest, report.table, group.totals + group.extra, group.stride,
-                     report.copy) == BLOCK_NEVER_USED:
-            report.block += of_a_bank - place
-        else:
-            report.block += 1
+        at = report.banks + report.block * report.block_bytes
+        state = add_block(at, <int>report.cells_at, group.counted, version_cell, report.latest, report.table,
+                          group.totals + group.extra, group.stride, report.copy,
+                          report.busy_since_ns != 0 and has_waited(report))
+        if state == BLOCK_BUSY:
+            has_waited(report)
+            return
+        report.busy_since_ns = 0
+        report.block += of_a_bank - place if state == BLOCK_NEVER_USED else 1
 
 
 cdef void write_entries(State* report) noexcept nogil:

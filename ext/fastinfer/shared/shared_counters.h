@@ -36,12 +36,35 @@ static inline int64_t sum(int64_t one, int64_t other) { return int64_t(uint64_t(
 
 static inline int64_t read_cell(const int64_t* cell) { return __atomic_load_n(cell, __ATOMIC_RELAXED); }
 
-// Adds a block's cells to `totals`; `latest` is a cell whose maximum is taken, or -1.
-static inline void add_cells(int64_t* totals, const int64_t* cells, int count, int latest) {
-    for (int i = 0; i < count; i++) {
-        const int64_t value = read_cell(cells + i);
-        totals[i] = i != latest ? sum(totals[i], value) : value > totals[i] ? value : totals[i];
+// A cell with the version of the others: its one writer makes it odd before it changes several that belong together, and
+// even again afterwards. A writer that was killed in between leaves it odd until the next one.
+static inline void begin_change(int64_t* version) {
+    __atomic_store_n(version, *version | 1, __ATOMIC_RELAXED);
+    std::atomic_thread_fence(std::memory_order_release);
+}
+
+static inline void end_change(int64_t* version) { __atomic_store_n(version, *version + 1, __ATOMIC_RELEASE); }
+
+constexpr int COPIES = 8;  // that are tried at once
+
+// Copies cells. Returns whether they are as they were between two changes: a writer may stand still while it changes
+// them.
+static inline bool copy_cells(int64_t* copy, const int64_t* cells, int count, int version) {
+    for (int tried = 0; tried < COPIES; tried++) {
+        const int64_t before = __atomic_load_n(cells + version, __ATOMIC_ACQUIRE);
+        for (int i = 0; i < count; i++)
+            copy[i] = read_cell(cells + i);
+        std::atomic_thread_fence(std::memory_order_acquire);
+        if (before % 2 == 0 && read_cell(cells + version) == before)
+            return true;
     }
+    return false;
+}
+
+// Adds cells to `totals`; `latest` is one whose maximum is taken, or -1.
+static inline void add_cells(int64_t* totals, const int64_t* cells, int count, int latest) {
+    for (int i = 0; i < count; i++)
+        totals[i] = i != latest ? sum(totals[i], cells[i]) : cells[i] > totals[i] ? cells[i] : totals[i];
 }
 
 // Finds a model by its key: open addressing in `slots`, whose number is a power of two above the number of models.
@@ -67,20 +90,21 @@ struct KeyTable {
     }
 };
 
-enum BlockState { BLOCK_NEVER_USED, BLOCK_ADDED, BLOCK_OF_NOBODY };
+enum BlockState { BLOCK_NEVER_USED, BLOCK_ADDED, BLOCK_OF_NOBODY, BLOCK_BUSY };
 
-// Adds a block to the totals of the model whose key it has. `copy` has room for `count` cells.
-static inline BlockState add_block(const char* block, int cells_at, int count, int latest, const KeyTable& table,
-                                   int64_t* totals, int64_t stride, int64_t* copy) {
+// Adds a block to the totals of the model whose key it has. `copy` has room for `count` cells. `at_once`: also while its
+// cells change.
+static inline BlockState add_block(const char* block, int cells_at, int count, int version, int latest,
+                                   const KeyTable& table, int64_t* totals, int64_t stride, int64_t* copy,
+                                   bool at_once) {
     const Key key = read_key(block);
     if (key == Key{})
         return BLOCK_NEVER_USED;
     const int64_t model = table.find(key);
     if (model < 0)
         return BLOCK_OF_NOBODY;
-    const int64_t* cells = reinterpret_cast<const int64_t*>(block + cells_at);
-    for (int i = 0; i < count; i++)
-        copy[i] = read_cell(cells + i);
+    if (!copy_cells(copy, reinterpret_cast<const int64_t*>(block + cells_at), count, version) && !at_once)
+        return BLOCK_BUSY;
     std::atomic_thread_fence(std::memory_order_acquire);
     if (!(read_key(block) == key))
         return BLOCK_OF_NOBODY;
