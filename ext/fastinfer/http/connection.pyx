@@ -90,7 +90,7 @@ cdef class Connection(Sink):
 
     def eof_received(self):
         self.client_closed = True
-        if self.outbound.queue and self.lingering is None:
+        if self.outbound.awaited() > 0 and self.lingering is None:
             self.hub.half_closed[self] = (self.hub.now, False)
         elif not self.inbound.pending or not self.is_blocked():
             self.close()
@@ -183,7 +183,7 @@ cdef class Connection(Sink):
     cdef int ask_for_body(self) except -1:
         # Sends `100 Continue` to a client that waits for it, once all earlier requests are answered.
         cdef Upload upload = self.inbound.upload
-        if upload is not None and upload.wants_continue and not self.outbound.queue:
+        if upload is not None and upload.wants_continue and self.outbound.awaited() == 0:
             upload.wants_continue = False
             upload.started = upload.window_started = self.hub.now
             if upload.received == 0:
@@ -193,7 +193,7 @@ cdef class Connection(Sink):
     # --- Answers to the transport ------------------------------------------------------------------------------------
 
     cpdef object on_answers(self):
-        if self.outbound.queue:
+        if self.outbound.awaited() > 0:
             self.wake_up()          # more answers may come in this turn: one write for all
         else:
             self.flush()
@@ -214,7 +214,7 @@ cdef class Connection(Sink):
     cdef int flush(self) except -1:
         # Hands the collected answers to the transport; after the last one, ends the connection gently.
         self.write_out()
-        if self.inbound.ended and not self.outbound.queue:
+        if self.inbound.ended and self.outbound.awaited() == 0:
             self.linger()
         return 0
 
@@ -268,7 +268,7 @@ cdef class Connection(Sink):
             return
         if not self.client_closed:
             self.transport.resume_reading()
-        elif not self.outbound.queue:
+        elif self.outbound.awaited() == 0:
             self.close()
 
     cdef bint is_idle(self) except -1:
@@ -322,19 +322,19 @@ cdef class Connection(Sink):
         return 0
 
     def give_up(self):
-        if self.transport is None or (self.inbound.ended and not self.outbound.queue):
+        if self.transport is None or (self.inbound.ended and self.outbound.awaited() == 0):
             return      # the connection ends already
         error = ApiError(503, "the server is ending", retry_after_s=1)
         started = self.inbound.upload is not None or (self.inbound.has_started_head() and not self.is_blocked())
         open_ended = started and not self.inbound.ended
         if not open_ended:
             self.inbound.stop()
-        for exchange in self.outbound.queue[:]:
+        for exchange in self.outbound.queue:
             abandon(exchange)
             exchange.fail(error)
         if open_ended:
             self.refuse(error)
-        elif not self.outbound.queue:
+        elif self.outbound.awaited() == 0:
             self.flush()
 
     def abort(self):
@@ -347,7 +347,7 @@ cdef class Connection(Sink):
         # Whether it waits only for its client's next request, and not since before `since`.
         if self.transport is None:
             return True
-        return (not self.inbound.ended and self.inbound.since >= since and len(self.outbound.queue) == 0
+        return (not self.inbound.ended and self.inbound.since >= since and self.outbound.awaited() == 0
                 and self.inbound.is_between_messages() and self.stuck_size == 0
                 and self.transport.get_write_buffer_size() == 0)
 
@@ -356,16 +356,16 @@ cdef class Connection(Sink):
         cdef Upload upload = inbound.upload
         if self.transport is None or self.check_writing(now):
             return
-        if self.outbound.queue and not self.transport.is_reading():
+        if self.outbound.awaited() > 0 and not self.transport.is_reading():
             self.check_closed()
         if inbound.ended:
             return
         limits = self.hub.limits
-        if upload is not None and not (upload.wants_continue and self.outbound.queue and upload.received == 0):
+        if upload is not None and not (upload.wants_continue and self.outbound.awaited() > 0 and upload.received == 0):
             reason = upload.overdue(now, limits, self.hub.is_short_of_memory())
             if reason is not None:
                 self.refuse(ApiError(408, reason))
-        elif self.outbound.queue:
+        elif self.outbound.awaited() > 0:
             return
         elif inbound.skip > 0:
             if now - inbound.since > limits.body_idle_timeout_s:
@@ -407,10 +407,9 @@ cdef class Connection(Sink):
         return 0
 
     def probe(self):
-        cdef list queue = self.outbound.queue
-        if self.transport is None or not queue or self.outbound.pieces:
+        if self.transport is None or self.outbound.awaited() == 0 or self.outbound.pieces:
             return
-        if not (<HttpExchange>queue[0]).head.version_10:
+        if not self.outbound.oldest().head.version_10:
             self.transport.write(CONTINUE)
 
     def socket_error(self):
@@ -421,7 +420,7 @@ cdef class Connection(Sink):
     # --- For the SIGUSR1 report --------------------------------------------------------------------------------------
 
     def state(self):
-        if self.outbound.queue:
+        if self.outbound.awaited() > 0:
             return "writes in pieces" if self.outbound.pieces else "waits for answers"
         if self.inbound.ended:
             return "ends"

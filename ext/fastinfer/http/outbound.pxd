@@ -23,7 +23,9 @@ cdef class Sink:
 cdef class Outbound:
     cdef LoopState hub
     cdef Sink sink
-    cdef readonly list queue            # list[HttpExchange]: not answered yet, in order
+    cdef list exchanges                 # list[HttpExchange]: from `first` to `end`, not answered yet, in order
+    cdef Py_ssize_t first
+    cdef Py_ssize_t end
     cdef object only                    # bytes | memoryview: all outgoing bytes, or None: they are in `parts`
     cdef list parts                     # list[bytes | memoryview]
     cdef readonly Py_ssize_t size       # of the outgoing bytes
@@ -33,6 +35,8 @@ cdef class Outbound:
 
     # Gives an exchange its place in the order of answers.
     cpdef int expect(self, HttpExchange exchange) except -1
+    # How many are not answered yet.
+    cdef Py_ssize_t awaited(self) noexcept
     # Takes the answer of an exchange, in any order.
     cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
     # Whether no further request may start: too many are unanswered, or their answers may take too much memory if the
@@ -47,5 +51,6 @@ cdef class Outbound:
                          object fields) except -1
     cdef int emit_any(self, HttpExchange exchange, int status, bytes content_type, object body,
                       object fields) except -1
+    cdef HttpExchange oldest(self)
     cdef int emit_held(self) except -1
     cdef int retire(self, HttpExchange exchange, int status_class) except -1

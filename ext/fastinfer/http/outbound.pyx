@@ -2,8 +2,8 @@
 # Lives here: that order, what is collected for one write, compressed answers and those in pieces. Does not: the socket
 # and timers (connection.pyx), an answer's head (reply.pyx), zlib (coded.py).
 #
-# A message is answered once. `queue` holds the unanswered exchanges, in order; an answer that comes too early waits in
-# its exchange, and only the queue's first is ever written.
+# A message is answered once. `exchanges` holds the unanswered ones, in order; an answer that comes too early waits in
+# its exchange, and only the oldest one is ever written.
 #
 #     Exchange.respond -> answer (keeps the order) -> emit -> emit_plain, or emit_any (rare) -> retire ... take
 #
@@ -12,6 +12,7 @@
 cimport cython
 
 from fastinfer.base.debug cimport DEBUG, invariant
+from fastinfer.base.lists cimport append
 from fastinfer.http.exchange cimport Exchange, RequestHead
 from fastinfer.http.loop_state cimport LoopState
 from fastinfer.http.reply cimport ok_json, reply, size_of
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 # Answers are copied together up to this; larger ones are not copied.
 JOINED_BYTES = 64 * constants.KIB
 INTERNAL_ERROR = ApiError(500, "internal error")
+
+cdef enum:
+    FEW = 64    # places that may lie unused before the exchanges
 
 cdef Py_ssize_t joined_bytes = JOINED_BYTES
 cdef Py_ssize_t max_deflated_here = 64 * constants.KIB
@@ -81,15 +85,20 @@ cdef class Outbound:
     def __init__(self, LoopState hub not None, Sink sink not None):
         self.hub = hub
         self.sink = sink
-        self.queue = []
+        self.exchanges = []
         self.parts = []
         self.pieces = []
+
+    @property
+    def queue(self):
+        return self.exchanges[self.first:self.end]
 
     def close(self):
         # The client is gone. Returns the exchanges that are not answered.
         cdef HttpExchange exchange
         cdef list queue = self.queue
-        self.queue = []
+        self.exchanges = []
+        self.first = self.end = 0
         self.only = None
         self.parts = []
         self.size = 0
@@ -102,11 +111,18 @@ cdef class Outbound:
         return queue
 
     cpdef int expect(self, HttpExchange exchange) except -1:
-        self.queue.append(exchange)
+        append(self.exchanges, self.end, exchange)
+        self.end += 1
         return 0
 
+    cdef Py_ssize_t awaited(self) noexcept:
+        return self.end - self.first
+
+    cdef HttpExchange oldest(self):
+        return <HttpExchange>self.exchanges[self.first]
+
     cdef bint is_full(self) noexcept:
-        cdef Py_ssize_t awaited = len(self.queue)
+        cdef Py_ssize_t awaited = self.awaited()
         if awaited >= self.hub.max_pipelined:
             return True
         return awaited > 0 and (self.largest == 0 or awaited * self.largest >= max_awaited_bytes)
@@ -145,7 +161,7 @@ cdef class Outbound:
     # --- Answers -----------------------------------------------------------------------------------------------------
 
     cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
-        if not self.queue or <HttpExchange>self.queue[0] is not exchange:
+        if self.awaited() == 0 or self.oldest() is not exchange:
             exchange.reply = (status, content_type, body, fields)
             return 0
         self.emit(exchange, status, content_type, body, fields)
@@ -157,8 +173,8 @@ cdef class Outbound:
     cdef int emit_held(self) except -1:
         # The answers that waited for their turn.
         cdef HttpExchange first
-        while self.queue:
-            first = <HttpExchange>self.queue[0]
+        while self.awaited() > 0:
+            first = self.oldest()
             if first.reply is None:
                 break
             status, content_type, body, fields = first.reply
@@ -166,7 +182,7 @@ cdef class Outbound:
         return 0
 
     cdef int emit(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1:
-        # Puts an answer into the outgoing bytes; the exchange is the queue's first and leaves it.
+        # Puts an answer into the outgoing bytes; the exchange is the oldest one, and leaves.
         cdef Py_ssize_t before = self.size
         try:
             # An unusual answer's head is rare: a connection that ends, an old client, compression.
@@ -219,18 +235,18 @@ cdef class Outbound:
         if coding is not None and size >= head.compress_from and status == 200 and not exchange.packed:
             exchange.packed = True
             fields = (*fields, (b"Content-Encoding", coding), (b"Vary", b"Accept-Encoding"))
-            if size > max_deflated_here:        # it stays in the queue, as unanswered
+            if size > max_deflated_here:        # it stays, as unanswered
                 exchange.reply = None
                 exchange.answered = False
                 deflate_apart(self.hub.pieces, exchange, coding, parts, content_type, fields)
                 return 0
             parts = [memoryview(deflate(coding, *parts))]
             size = len(parts[0])
-        last = len(self.queue) == 1 and self.sink.ends_now()
+        last = self.awaited() == 1 and self.sink.ends_now()
         whole = reply_head(status, content_type, size, fields, last, head.version_10)
         if head.method == "HEAD":
             self.add(whole)
-        elif exchange.in_pieces and size > joined_bytes:        # it stays in the queue until the last piece
+        elif exchange.in_pieces and size > joined_bytes:        # it stays until the last piece
             exchange.reply = None
             self.add(whole)
             self.pieces = [part[at:at + joined_bytes] for part in parts for at in range(0, len(part), joined_bytes)]
@@ -248,8 +264,15 @@ cdef class Outbound:
 
     cdef int retire(self, HttpExchange exchange, int status_class) except -1:
         # The exchange's answer is in the outgoing bytes.
-        invariant(len(self.queue) > 0 and self.queue[0] is exchange, "answers leave in the order of requests")
-        del self.queue[0]
+        invariant(self.awaited() > 0 and self.oldest() is exchange, "answers leave in the order of requests")
+        self.exchanges[self.first] = None
+        self.first += 1
+        if self.first == self.end:
+            self.first = self.end = 0
+        elif self.first > FEW:
+            del self.exchanges[:self.first]
+            self.end -= self.first
+            self.first = 0
         if 0 <= status_class <= 5:
             self.hub.answers_by_class[status_class] += 1
         exchange.body = b""
@@ -262,7 +285,7 @@ cdef class Outbound:
 
     def end_pieces(self):
         # The last piece is written.
-        self.retire(<HttpExchange?>self.queue[0], 2)
+        self.retire(self.oldest(), 2)
         self.emit_held()
 
 

@@ -9,6 +9,7 @@
 cimport cython
 
 from fastinfer.base.debug cimport DEBUG, invariant
+from fastinfer.base.lists cimport append
 from fastinfer.tensor.message cimport QUEUED, RUNNING
 
 cdef enum:
@@ -45,15 +46,6 @@ cdef Group new_group(int64_t priority, key):
     group.requests = []
     group.place = -1
     return group
-
-
-# Puts an item at the end of a list's used part, which is of this size. A list that is emptied keeps its memory so.
-cdef inline int append(list items, Py_ssize_t size, object item) except -1:
-    if size < len(items):
-        items[size] = item
-    else:
-        items.append(item)
-    return 0
 
 
 cdef bint precedes(Group group, Group other) noexcept:
