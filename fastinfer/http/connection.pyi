@@ -16,7 +16,10 @@ def to_check(connections: Set[Any], idle_since: float) -> list[Any]:
     ``idle_since``. They are few, even of very many."""
 
 class Connection(Sink, asyncio.BufferedProtocol):
-    """One connection. The hub calls ``check`` of those that are not idle, and the methods after it."""
+    """One connection. The hub calls ``check`` of those that are not idle, and the methods after it.
+
+    The second base class is the type checker's: at run time uvloop only asks for the methods.
+    """
 
     inbound: Inbound
     outbound: Outbound
