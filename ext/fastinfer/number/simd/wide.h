@@ -165,17 +165,19 @@ struct WideElement<IntegerElement<T>> {
 
     // Four numbers of up to 7 digits. False, too, if one is out of range.
     static inline bool read_four(const char* piece, const Found& found, int64_t i, Value* out) {
-        const auto eight_before = [&](int k) { return int64_t(load64(piece + found.ends[i + k] - 8)); };
-        const __m256i text = _mm256_set_epi64x(eight_before(3), eight_before(2), eight_before(1), eight_before(0));
         const __m128i counts = _mm_sub_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(found.ends + i)),
                                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(found.digits + i)));
-        // A number's digits are the highest of its eight bytes: a shift by 64 or more, for a long one, leaves none.
+        // First, because numbers of one tensor are often all long.
+        if (_mm_movemask_epi8(_mm_cmpgt_epi16(counts, _mm_set1_epi16(7))) != 0)
+            return false;
+        const auto eight_before = [&](int k) { return int64_t(load64(piece + found.ends[i + k] - 8)); };
+        const __m256i text = _mm256_set_epi64x(eight_before(3), eight_before(2), eight_before(1), eight_before(0));
+        // A number's digits are the highest of its eight bytes.
         const __m256i ones = _mm256_set1_epi8(-1);
         const __m256i bits = _mm256_slli_epi64(_mm256_cvtepu16_epi64(counts), 3);
         const __m256i window = _mm256_sllv_epi64(ones, _mm256_sub_epi64(_mm256_set1_epi64x(64), bits));
         const __m256i digits = _mm256_and_si256(_mm256_sub_epi8(text, _mm256_set1_epi8('0')), window);
-        __m256i faults = _mm256_or_si256(_mm256_andnot_si256(window, _mm256_set1_epi64x(int64_t(0xFF) << 56)),
-                                         _mm256_and_si256(window, _mm256_set1_epi64x(0xFF)));
+        __m256i faults = _mm256_setzero_si256();
         const __m256i pairs = _mm256_maddubs_epi16(digits, _mm256_set1_epi16(10 | 1 << 8));
         const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(100 | 1 << 16));
         __m256i values =
@@ -255,8 +257,10 @@ static int read_numbers(const char* piece, const Found& found, int count, char* 
         for (; i < stop; i++) {
             if constexpr (!Wide::POINTS) {
                 if (stop - i >= 2 && Wide::read_two(piece, found, i, values)) {
-                    memcpy(memory + i * SIZE, values, 2 * SIZE);
+                    // One by one: a load of both would wait for their stores.
+                    memcpy(memory + i * SIZE, values, SIZE);
                     i++;
+                    memcpy(memory + i * SIZE, values + 1, SIZE);
                     continue;
                 }
             }
