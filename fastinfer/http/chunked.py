@@ -91,7 +91,7 @@ class ChunkedUpload(Upload):
         A read full of one-byte chunks takes 15 ms with this, 45 ms without (November 2026).
         """
         found = _CHUNK_SIZE.match(buffer, start, end)
-        if found is None:
+        if found is None or found.end() - start > CHUNK_FRAMING_BYTES:
             return 0
         size = int(found[1], 16)
         first = found.end()

@@ -28,6 +28,8 @@ class Inbound:
     """A body that is not wholly in the read buffer."""
     skip: int
     """Bytes of a refused body, still to be discarded."""
+    skipped: Upload
+    """The progress of those that came."""
     pending: bytes
     """A started head; while reading is paused, all bytes that were read."""
     since: float

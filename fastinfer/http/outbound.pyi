@@ -50,6 +50,8 @@ class Outbound:
     def __init__(self, hub: LoopState, sink: Sink) -> None: ...
     def expect(self, exchange: HttpExchange) -> None:
         """Gives an exchange its place in the order of answers."""
+    def is_full(self) -> bool:
+        """Whether no further request may start: too many are unanswered, or their answers may take too much memory."""
     def take(self) -> bytes | memoryview | list[bytes | memoryview] | None:
         """Return the outgoing bytes, and forget them; None: there are none."""
     def next_piece(self) -> memoryview:

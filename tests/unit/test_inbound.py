@@ -84,6 +84,8 @@ CONVERSATIONS: dict[str, tuple[bytes, list[Message]]] = {
     "malformed": (GET + b"GET a\r\n\r\n" + GET, [("GET", b"", 0), ("GET", b"", 400)]),
     "malformed HEAD": (b"HEAD /a HTTP/3.1\r\n\r\n", [("HEAD", b"", 505)]),
     "bad chunk": (chunked(b"ab").replace(b"\r\n0\r\n", b"\r\nx\r\n") + GET, [("POST", b"", 400)]),
+    "long framing": (
+        chunked(*[b"a"] * 100).replace(b"\r\n0\r\n", b"\r\n1;" + b"e" * 20_000 + b"\r\na\r\n0\r\n"), [("POST", b"", 400)]),
 }  # fmt: skip
 
 
@@ -101,7 +103,9 @@ def test_messages(hub: Hub, name: str, cut: Callable[[bytes], list[bytes]]) -> N
     data, expected = CONVERSATIONS[name]
     inbound = Inbound(hub)
     assert messages(inbound, cut(data)) == expected
-    assert inbound.ended == (name in ("too large", "closes", "malformed", "malformed HEAD", "bad chunk"))
+    assert inbound.ended == (
+        name in ("too large", "closes", "malformed", "malformed HEAD", "bad chunk", "long framing")
+    )
     assert hub.in_flight_bytes == 0  # nothing of it is kept, not even by an error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastinfer.base.limits import HttpLimits
+from fastinfer.base.limits import MAX_AWAITED_ANSWER_BYTES, HttpLimits
 from fastinfer.http.exchange import RequestHead
 from fastinfer.http.hub import Hub
 from fastinfer.http.outbound import JOINED_BYTES, HttpExchange, Outbound, Sink
@@ -19,6 +19,7 @@ class Owner(Sink):
     """Takes the answers when they come, as a connection does."""
 
     def __init__(self, hub: Hub) -> None:
+        self.hub = hub
         self.outbound = Outbound(hub, self)
         self.written: list[bytes] = []
         self.ended = False
@@ -138,7 +139,7 @@ def test_reports_are_sent_in_pieces_and_keep_their_place(owner: Owner) -> None:
     while owner.outbound.pieces:
         pieces.append(bytes(owner.outbound.next_piece()))
     assert [len(each) for each in pieces] == [JOINED_BYTES, JOINED_BYTES, 3] and b"".join(pieces) == report
-    assert owner.outbound.queue == [first, second]
+    assert owner.outbound.queue == [first, second] and not owner.outbound.is_full()
     owner.outbound.end_pieces()
     owner.on_answers()
     assert owner.outbound.queue == [] and bodies(owner.written)[-1] == b"2"
@@ -150,3 +151,22 @@ def test_nothing_is_written_for_a_client_that_is_gone(owner: Owner) -> None:
     assert owner.outbound.close() == [first, second]
     first.respond(200, b"1")
     assert owner.written == [] and owner.outbound.size == 0 and first.answered and second.reply is None
+
+
+def test_large_answers_allow_few_requests_at_once_also_if_they_are_sent_in_pieces(owner: Owner) -> None:
+    for in_pieces in (False, True):
+        outbound = Outbound(owner.hub, owner)
+        owner.outbound = outbound
+        first = owner.ask()
+        assert outbound.is_full()  # its answer's size is not known yet
+        first.in_pieces = in_pieces
+        first.respond(200, bytes(MAX_AWAITED_ANSWER_BYTES // 2))
+        while outbound.pieces:
+            outbound.next_piece()
+            if not outbound.pieces:
+                outbound.end_pieces()
+        assert not outbound.is_full()
+        owner.ask()
+        assert not outbound.is_full()
+        owner.ask()
+        assert outbound.is_full()

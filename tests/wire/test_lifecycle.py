@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ sys.exit(0 if run(main()) else 3)
 """
 
 
-@contextmanager
+@contextlib.contextmanager
 def process(files: int = 1024, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
@@ -305,3 +305,20 @@ def test_out_of_files():
             sock.close()
         assert ask(first).endswith(b"ok")
         first.close()
+
+
+def test_a_client_that_goes_on_sending_does_not_hold_up_the_drain(start):
+    wire = start(linger_s=0.1)
+    client = wire.known_client().send(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+    wire.until(lambda: len(wire.handlers.held) == 1)
+    drained = wire.drain(0.6)
+    wire.until(lambda: wire.server.hub.ending)
+    wire.call(wire.handlers.held[0].respond, 200, b"")
+    assert client.answer().headers["connection"] == "close"
+    with contextlib.suppress(ConnectionError):
+        for _ in range(100):
+            if drained.done():
+                break
+            client.send(b"x" * 100)
+            time.sleep(0.02)
+    assert drained.result(5) is True

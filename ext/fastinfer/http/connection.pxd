@@ -1,3 +1,5 @@
+from libc.stdint cimport int64_t
+
 from fastinfer.http.inbound cimport Inbound
 from fastinfer.http.loop_state cimport LoopState
 from fastinfer.http.outbound cimport HttpExchange, Outbound, Sink
@@ -12,12 +14,17 @@ cdef class Connection(Sink):
     cdef object sweep_bucket            # the hub's
     cdef bint client_closed             # the client has closed its side
     cdef bint write_paused
+    cdef bint reading_paused
     cdef object wake                    # the handle of a scheduled call of `resume`, or None
     cdef object lingering               # ... of `linger_on`, or None
     cdef double linger_end
-    # Of the transport's buffer and the pieces: the size when it was last seen to shrink (0: it is empty), and when.
-    cdef Py_ssize_t stuck_size
-    cdef double stuck_since
+    cdef int64_t written                # bytes that the transport was given
+    # At the last check, and when it was: bytes that wait for the client, here and in the transport, and those that the
+    # transport has sent; and when there were more of the latter than at the check before.
+    cdef double checked_at
+    cdef Py_ssize_t unwritten
+    cdef int64_t sent
+    cdef double progress_at
 
     cdef int read(self) except -1
     cdef bint is_blocked(self) noexcept

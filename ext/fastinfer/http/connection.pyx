@@ -9,6 +9,7 @@
 # Loop's thread only.
 
 cimport cython
+from libc.math cimport fmin
 from libc.stdint cimport int64_t
 
 from fastinfer.http.exchange cimport RequestHead
@@ -72,12 +73,14 @@ cdef class Connection(Sink):
         self.hub.disconnected(self, self.sweep_bucket)
 
     def get_buffer(self, size_hint):
-        room = self.inbound.room()
+        room = self.inbound.room() if not self.inbound.ended else self.hub.buffer
         if room is not None:
             return room
-        # The transport waits for a buffer, so the refusal, which writes and may close, runs in the next turn.
-        self.inbound.ended = True
-        self.hub.loop.call_soon(self.refuse_for_memory)
+        # The transport waits for a buffer, so the refusal is written in the next turn.
+        self.outbound.collecting = True
+        self.refuse(ApiError(503, "too many bytes of requests are in flight", retry_after_s=1))
+        self.outbound.collecting = False
+        self.wake_up()
         return self.hub.buffer
 
     def buffer_updated(self, Py_ssize_t size):
@@ -119,6 +122,7 @@ cdef class Connection(Sink):
                 if self.is_blocked():
                     inbound.pause()
                     self.transport.pause_reading()
+                    self.reading_paused = True
                     break
             if not inbound.next():
                 break
@@ -197,7 +201,7 @@ cdef class Connection(Sink):
             self.wake_up()          # more answers may come in this turn: one write for all
         else:
             self.flush()
-            if self.inbound.pending or self.inbound.upload is not None or self.client_closed:
+            if self.reading_paused or self.inbound.upload is not None or self.client_closed:
                 self.wake_up()
 
     cpdef object on_pieces(self):
@@ -219,6 +223,7 @@ cdef class Connection(Sink):
         return 0
 
     cdef int write_out(self) except -1:
+        cdef Py_ssize_t size = self.outbound.size
         out = self.outbound.take()
         if self.transport is None or out is None:
             return 0
@@ -226,6 +231,7 @@ cdef class Connection(Sink):
             self.transport.writelines(out)
         else:
             self.transport.write(out)
+        self.written += size
         self.inbound.since = self.hub.now
         self.hub.poller.on_answer()
         return 0
@@ -234,7 +240,9 @@ cdef class Connection(Sink):
         if self.transport is None or self.write_paused or not self.outbound.pieces:
             return      # the connection is lost, or resume_writing continues
         self.write_out()
-        self.transport.write(self.outbound.next_piece())
+        piece = self.outbound.next_piece()
+        self.transport.write(piece)
+        self.written += len(piece)
         if self.outbound.pieces:
             if not self.write_paused:
                 self.hub.in_turn(self.write_piece)
@@ -260,15 +268,15 @@ cdef class Connection(Sink):
             return
         self.ask_for_body()
         self.write_out()
-        if self.transport.is_reading():
-            return
-        if self.inbound.resume():
-            self.read()
-        if self.inbound.ended or self.is_blocked():
-            return
-        if not self.client_closed:
-            self.transport.resume_reading()
-        elif self.outbound.awaited() == 0:
+        if self.reading_paused:
+            if self.inbound.resume():
+                self.read()
+            if self.inbound.ended or self.is_blocked():
+                return
+            self.reading_paused = False
+            if not self.client_closed:
+                self.transport.resume_reading()
+        if self.client_closed and self.outbound.awaited() == 0:
             self.close()
 
     cdef bint is_idle(self) except -1:
@@ -288,10 +296,6 @@ cdef class Connection(Sink):
         self.inbound.handled()
         return 0
 
-    def refuse_for_memory(self):
-        if self.transport is not None:
-            self.refuse(ApiError(503, "too many bytes of requests are in flight", retry_after_s=1))
-
     cdef int linger(self) except -1:
         # Closes our side and waits for the client to close its own, so that it gets the whole answer. The wait is
         # longer while the client sends, because the kernel resets a connection that is closed with unread bytes.
@@ -309,7 +313,7 @@ cdef class Connection(Sink):
     def linger_on(self):
         loop, linger_s = self.hub.loop, self.hub.limits.linger_s
         now = loop.time()
-        sends = now - self.inbound.since < linger_s and now < self.linger_end
+        sends = now - self.inbound.since < linger_s and now < self.linger_end and not self.hub.ending
         if self.transport is not None and (sends or self.transport.get_write_buffer_size()):
             self.lingering = loop.call_later(linger_s, self.linger_on)
         else:
@@ -348,7 +352,7 @@ cdef class Connection(Sink):
         if self.transport is None:
             return True
         return (not self.inbound.ended and self.inbound.since >= since and self.outbound.awaited() == 0
-                and self.inbound.is_between_messages() and self.stuck_size == 0
+                and self.inbound.is_between_messages() and self.unwritten == 0
                 and self.transport.get_write_buffer_size() == 0)
 
     def check(self, double now):
@@ -368,8 +372,9 @@ cdef class Connection(Sink):
         elif self.outbound.awaited() > 0:
             return
         elif inbound.skip > 0:
-            if now - inbound.since > limits.body_idle_timeout_s:
-                self.close()
+            if inbound.skipped.overdue(now, limits, False) is not None:
+                inbound.stop()
+                self.linger()
         elif inbound.has_started_head():
             if now - inbound.since > limits.head_timeout_s:
                 self.refuse(ApiError(408, "the request head took too long"))
@@ -382,20 +387,28 @@ cdef class Connection(Sink):
 
     cdef bint check_writing(self, double now) except -1:
         # Whether there is something to write; ends the connection if its client has read nothing of it for too long.
-        cdef Py_ssize_t size = self.transport.get_write_buffer_size() + sum(map(len, self.outbound.pieces))
-        cdef Py_ssize_t before = self.stuck_size
+        cdef Py_ssize_t buffered = self.transport.get_write_buffer_size()
+        cdef Py_ssize_t size = buffered + sum(map(len, self.outbound.pieces))
+        cdef Py_ssize_t before = self.unwritten
+        cdef double timeout_s = self.hub.limits.write_timeout_s
+        cdef int64_t sent = self.written - buffered
+        cdef int64_t progress = sent - self.sent
+        if size > 0 and before > 0 and now - self.checked_at < fmin(1, timeout_s / 8):
+            return True         # during a drain checks are frequent
+        self.unwritten = size
+        self.sent = sent
+        self.checked_at = now
         if size == 0:
-            self.stuck_size = 0
-        elif size > joined_bytes and 4 * size > 3 * before > 0 and self.hub.is_short_of_memory():
+            return False
+        if before == 0 or progress > 0:
+            self.progress_at = now
+        if before > 0 and size > joined_bytes and 4 * progress < before and self.hub.is_short_of_memory():
             log.debug("closing a connection: memory is short, and its client reads too slowly")
             self.transport.abort()
-        elif before == 0 or size < before:
-            self.stuck_size = size
-            self.stuck_since = now
-        elif now - self.stuck_since > self.hub.limits.write_timeout_s:
-            log.debug("closing a connection: its client has read nothing for %g s", self.hub.limits.write_timeout_s)
+        elif now - self.progress_at > timeout_s:
+            log.debug("closing a connection: its client has read nothing for %g s", timeout_s)
             self.transport.abort()
-        return size > 0
+        return True
 
     cdef int check_closed(self) except -1:
         # Detects that the client has gone while reading is paused, because the transport does not notice then.
@@ -411,6 +424,7 @@ cdef class Connection(Sink):
             return
         if not self.outbound.oldest().head.version_10:
             self.transport.write(CONTINUE)
+            self.written += len(CONTINUE)
 
     def socket_error(self):
         if self.transport is None:

@@ -18,7 +18,8 @@ cdef class Inbound:
     # Between messages.
     cdef readonly bint ended            # no further message is taken
     cdef readonly Upload upload         # SizedUpload, ChunkedUpload or None: a body that is not wholly in the buffer
-    cdef readonly Py_ssize_t skip       # bytes of a refused body, still to be discarded
+    cdef readonly Py_ssize_t skip       # bytes of a refused body, still to be discarded; and ...
+    cdef readonly Upload skipped        # ... the progress of those that came
     cdef readonly bytes pending         # a started head; while reading is paused, all bytes that were read
     cdef public double since            # when the wait for the client began; at the end: when it last sent
     # The bytes that were read: hub.data[at:end]. Of them, or of `pending`, the first `older` came at older_ns and the
@@ -51,6 +52,7 @@ cdef class Inbound:
     # Takes no further message, and discards what was read.
     cpdef int stop(self) except -1
 
+    cdef int discard(self) except -1
     cdef bint next_head(self) except -1
     cdef RequestHead known(self, const char* data, Py_ssize_t size)
     cdef Py_ssize_t skip_empty_lines(self) except -2

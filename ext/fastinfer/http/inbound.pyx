@@ -94,8 +94,16 @@ cdef class Inbound:
         if kept > 0:
             self.pending = b""
         self.end = kept + size
-        self.at = min(self.skip, self.end)
-        self.skip -= self.at
+        self.at = 0
+        if self.skip > 0:
+            self.discard()
+        return 0
+
+    cdef int discard(self) except -1:
+        cdef Py_ssize_t size = min(self.skip, self.end - self.at)
+        self.at += size
+        self.skip -= size
+        self.skipped.received += size
         return 0
 
     cpdef int pause(self) except -1:
@@ -281,8 +289,10 @@ cdef class Inbound:
         cdef Py_ssize_t size = head.body_size
         if not 0 <= size <= max_skipped_bytes or head.expects_continue or not head.keep_alive:
             return self.fail(head.error, head)
-        self.skip = size - min(size, self.end - self.at)
-        self.at += size - self.skip
+        self.skip = size
+        if size > 0:
+            self.skipped = Upload(head, self.hub.now, self.arrived_ns)
+            self.discard()
         self.found(head, b"", True)
         self.error = head.error
         return True

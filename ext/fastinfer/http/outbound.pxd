@@ -41,7 +41,7 @@ cdef class Outbound:
     cdef int answer(self, HttpExchange exchange, int status, bytes content_type, object body, object fields) except -1
     # Whether no further request may start: too many are unanswered, or their answers may take too much memory if the
     # client does not read them.
-    cdef bint is_full(self) noexcept
+    cpdef bint is_full(self) noexcept
     # The outgoing bytes: bytes, a memoryview, a list of both, or None.
     cpdef object take(self)
     cdef int add(self, object part) except -1

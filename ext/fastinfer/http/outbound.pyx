@@ -121,7 +121,7 @@ cdef class Outbound:
     cdef HttpExchange oldest(self):
         return <HttpExchange>self.exchanges[self.first]
 
-    cdef bint is_full(self) noexcept:
+    cpdef bint is_full(self) noexcept:
         cdef Py_ssize_t awaited = self.awaited()
         if awaited >= self.hub.max_pipelined:
             return True
@@ -248,6 +248,7 @@ cdef class Outbound:
             self.add(whole)
         elif exchange.in_pieces and size > joined_bytes:        # it stays until the last piece
             exchange.reply = None
+            self.largest = max(self.largest, size)
             self.add(whole)
             self.pieces = [part[at:at + joined_bytes] for part in parts for at in range(0, len(part), joined_bytes)]
             self.pieces.reverse()
