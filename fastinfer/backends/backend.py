@@ -57,9 +57,10 @@ class Source(Generic[P]):
     """One version of a model that is to be loaded.
 
     Attributes:
-        name: the model's directory.
+        name: the model's name.
         version: the version.
-        path: the model file, in the version's directory; that one lies in the model's.
+        directory: the model's directory: labels and warm-up data lie in it.
+        path: the model file.
         config: the model's configuration, with what the load's parameters replace.
         parameters: the load's and the configuration's, parsed as :attr:`Backend.parameters`.
         read: ``await source.read(load)`` calls ``load`` with the file's content, on a load thread, and returns its
@@ -71,17 +72,13 @@ class Source(Generic[P]):
 
     name: str
     version: int
+    directory: Path
     path: Path
     config: ModelConfig
     parameters: P
     read: Reading
     key: Callable[[], str]
     notes: RunNotes | None = None
-
-    @property
-    def directory(self) -> Path:
-        """The model's directory: labels and warm-up data lie in it."""
-        return self.path.parent.parent
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,9 @@ class Loader:
             return await self.in_thread(f"loading {what}", in_thread)
 
         notes = recorded.run_notes
-        source = Source(files.name, version, found.path, found.config, found.parameters, read, key, notes)
+        source = Source(
+            files.name, version, files.directory, found.path, found.config, found.parameters, read, key, notes
+        )
         async with recorded.turn():
             loaded = await found.backend.load(source)
         update = {"default_model_filename": found.path.name, "platform": loaded.implementation.platform}
@@ -231,7 +233,8 @@ async def try_version(backends: Backends, files: ModelFiles, version: int, confi
     def key() -> str:
         return repr((files.mark, version, found.configured))  # each is tried once
 
-    return await found.backend.load(Source(files.name, version, found.path, found.config, found.parameters, read, key))
+    source = Source(files.name, version, files.directory, found.path, found.config, found.parameters, read, key)
+    return await found.backend.load(source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,9 @@ class OnnxBackend:
             server = config.batching, config.load_run_timeout_s, ort.version()  # a trial also depends on these
             key = blake2b(repr((source.key(), server)).encode(), digest_size=16).hexdigest()
             once = partial(self._context.findings.once, key)
-            return onnx_load.load(source.path, content, source.config, source.name, options, config, self._trials, once)
+            return onnx_load.load(
+                source.path, content, source.config, source.name, options, config, self._trials, once, source.directory
+            )
 
         loaded = await source.read(load)
         signature = loaded.signature

@@ -68,11 +68,12 @@ def load(
     server: ServerConfig,
     trials: TrialRuns | None = None,
     once: Once = _always,
+    directory: Path | None = None,
 ) -> LoadedModel:
     """Loads a model file.
 
     Args:
-        path: the ``.onnx`` file, in the version's directory, which is in the model's.
+        path: the ``.onnx`` file.
         content: the file's bytes; the proof and the session use the same ones, even if the file is replaced meanwhile.
         config: the model's configuration.
         name: the model's name, for messages.
@@ -80,11 +81,12 @@ def load(
         server: the server's configuration.
         trials: registers every run, so that the end of the server can terminate it.
         once: runs the trial of rows, unless its result is cached.
+        directory: the model's directory; None: the file is in a version's directory in it.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or if the configuration does not fit the graph.
     """
-    directory = path.parent.parent
+    directory = directory or path.parent.parent
     try:
         labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
