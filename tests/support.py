@@ -52,7 +52,7 @@ class Server:
     def __init__(
         self,
         *options: str,
-        repository: Path = REPOSITORY,
+        repository: Path | None = REPOSITORY,
         wait: bool = True,
         env: Mapping[str, str] = {},
         cwd: Path | None = None,
@@ -61,7 +61,9 @@ class Server:
         self.repository = repository
         self.process_count = int(options[options.index("--processes") + 1]) if "--processes" in options else 1
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0", "--model-repository", str(repository)]
+        command = [sys.executable, "-m", "fastinfer", "serve", "--port", "0"]
+        if repository is not None:
+            command += ["--model-repository", str(repository)]
         self.process = subprocess.Popen(
             [*command, *options],
             stdout=self._log,

@@ -82,9 +82,7 @@ class Service:
         self.budget = Budget(config.in_flight_bytes)
         self.counters = counters or LocalCounters()
         self._loader = Loader(config, self.executor, self.budget, loop, self.counters, self.crashes)
-        self.repository = ReplicatedRepository(
-            config.model_repository, self._loader, _rules(config), config.max_endpoints
-        )
+        self.repository = ReplicatedRepository(config.roots, self._loader, _rules(config), config.max_endpoints)
         self.control: Control = control or self.repository
         self._not_ready: str | None = "the server is starting"
         self.metrics = Metrics(self.repository.models, self.counters, self.executor)

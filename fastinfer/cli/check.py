@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastinfer.backends.backend import BackendContext
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.registry import Backends
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
+from fastinfer.config.model_paths import Root
 from fastinfer.config.server import ServerConfig
 from fastinfer.native.executor import Executor
 from fastinfer.repository import files as model_files
@@ -35,30 +35,30 @@ class CheckResult:
     detail: str
 
 
-def check(config: ServerConfig, directories: Sequence[Path], names: Sequence[str] = ()) -> Iterator[CheckResult]:
+def check(config: ServerConfig, roots: Sequence[Root], names: Sequence[str] = ()) -> Iterator[CheckResult]:
     """Load the versions that a server would serve, one after the other.
 
     Args:
         config: the server's configuration.
-        directories: the repositories.
+        roots: the repositories and models.
         names: the models to check; empty: all.
     """
     with asyncio.Runner() as runner:
         executor = Executor(1)
         backends = Backends(BackendContext(config, runner.get_loop(), executor, Budget(), Findings()))
         try:
-            yield from _check_all(runner, backends, directories, names)
+            yield from _check_all(runner, backends, roots, names)
         finally:
             backends.close()
             executor.close()
 
 
 def _check_all(
-    runner: asyncio.Runner, backends: Backends, directories: Sequence[Path], names: Sequence[str]
+    runner: asyncio.Runner, backends: Backends, roots: Sequence[Root], names: Sequence[str]
 ) -> Iterator[CheckResult]:
-    for name in names or model_files.names(directories):
+    for name in names or model_files.names(roots):
         try:
-            files = model_files.find(directories, name)
+            files = model_files.find(roots, name)
             model_config = files.read_config()
             versions = model_config.select_versions(files.versions)
             if not versions:

@@ -27,9 +27,9 @@ _HELP = """\
 fastinfer serves ONNX models over the KServe v2 REST protocol.
 
 Usage:
-  fastinfer serve [OPTIONS]        serve the models of a repository
-  fastinfer check DIR [NAME ...]   validate the models of a repository without serving them
-  fastinfer infer MODEL FILE       send the request in a file (-: stdin) and print the answer
+  fastinfer serve [OPTIONS] [PATH ...]   serve model files, model directories or repositories
+  fastinfer check PATH [NAME ...]        validate models without serving them
+  fastinfer infer MODEL FILE             send the request in a file (-: stdin), print the answer
   fastinfer --version
 
 'fastinfer COMMAND --help' describes a command.
@@ -106,7 +106,8 @@ def _serve(arguments: Sequence[str]) -> int:
 
     signals.hold()
     parser = serve_parser()
-    given = vars(parser.parse(arguments))
+    given, paths = parser.parse_with_paths(arguments)
+    _add_models(given, paths)
     for alias, (option, value) in _ALIASES.items():
         if given.pop(alias, False) and given.setdefault(option, value) != value:
             raise _Refused(f"--{alias.replace('_', '-')} contradicts --{option.replace('_', '-')}")
@@ -121,6 +122,13 @@ def _serve(arguments: Sequence[str]) -> int:
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
     return supervise(config, lambda: load_config(given))
+
+
+def _add_models(given: dict[str, Any], paths: Sequence[str]) -> None:
+    """Adds the arguments that are paths to the option ``--model``."""
+    if paths:
+        # A path with a slash is never taken for NAME=PATH.
+        given["model"] = [*given.get("model", ()), *(path if "/" in path else f"./{path}" for path in paths)]
 
 
 def _process(arguments: Sequence[str]) -> int:
@@ -154,8 +162,9 @@ def serve_parser() -> _Parser:
 
     parser = _Parser(
         "serve",
-        "[OPTIONS]",
-        "Serves the models of a repository until SIGINT or SIGTERM.",
+        "[OPTIONS] [PATH ...]",
+        "Serves models until SIGINT or SIGTERM. PATH is an .onnx file, a directory with one, a model's directory, or a "
+        "repository; without any the models of --model-repository are served.",
         "Each option can also be given as an environment variable (--max-body-bytes as "
         f'{ENV_PREFIX}MAX_BODY_BYTES) or as a key of the file named by --config (max_body_bytes = "64MiB"). '
         "The command line wins over the environment, the environment over the file.",
@@ -166,15 +175,16 @@ def serve_parser() -> _Parser:
         title = str(extra["group"])
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_option(groups[title], name, field, str(extra["metavar"]))
+        _add_option(groups[title], name, field)
     parser.add_argument("--repository-load-existing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--repository-monitoring", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-def _add_option(group: Any, name: str, field: FieldInfo, metavar: str) -> None:
+def _add_option(group: Any, name: str, field: FieldInfo) -> None:
     from fastinfer.config.server import choices, default_text, is_list, is_size
 
+    metavar = str(field.json_schema_extra["metavar"]) if isinstance(field.json_schema_extra, dict) else ""
     help_text = f"{field.description} Default: {default_text(field)}.".replace("%", "%%")
     options: dict[str, Any] = {"dest": name, "help": help_text, "default": argparse.SUPPRESS}
     if field.annotation is bool:
@@ -191,32 +201,54 @@ def _add_option(group: Any, name: str, field: FieldInfo, metavar: str) -> None:
 
 
 def _check(arguments: Sequence[str]) -> int:
+    from fastinfer.config.server import ServerConfig
+
     parser = _Parser(
         "check",
-        "DIR [NAME ...]",
-        "Loads the models of a repository as a server would, and prints a line for each: its signature, or why it does "
-        "not load. Exits with 1 if any fails.",
+        "PATH [NAME ...] [OPTIONS]",
+        "Loads models as a server would, and prints a line for each: its signature, or why it does not load. PATH is "
+        "an .onnx file, a directory with one, a model's directory (DIR), or a repository (DIR), of which NAMEs may be "
+        "chosen; several PATHs are possible. Exits with 1 if any fails.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the directory of the models")
-    parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="check these models only")
-    parser.add_argument("--allow-python-models", action="store_true", help="also load models that are Python code")
-    given = parser.parse(arguments)
-    if not given.directory.is_dir():
-        raise _Refused(f"there is no directory '{_safe(str(given.directory))}'")
+    for name in _CHECK_OPTIONS:
+        _add_option(parser, name, ServerConfig.model_fields[name])
+    given, words = parser.parse_with_paths(arguments)
+    paths, names = _paths_and_names(words)
+    _add_models(given, paths)
+    if not given.keys() & {"model", "model_path"}:
+        raise _Refused(f"name what to check: DIR, a model file, or --model NAME=PATH (see '{parser.prog} --help')")
+    config = _configuration(given)
     try:
         from fastinfer.cli.check import check
     except ImportError as error:
         raise _Refused(_not_built(error)) from error
-    options = {"allow_python_models": True} if given.allow_python_models else {}
-    results = list(check(_configuration(options), [given.directory], given.names))
-    if not results:
-        print(f"fastinfer: there is no model in '{_safe(str(given.directory))}'", file=sys.stderr)
+    roots = list(config.given_roots)
+    results = list(check(config, roots, names))
+    if not results:  # only a repository can have none
+        print(f"fastinfer: there is no model in '{_safe(', '.join(map(str, roots)))}'", file=sys.stderr)
         return FAILED
     places = [f"{result.name}/{result.version}" if result.version else result.name for result in results]
     width = max(map(len, places))
     for result, name in zip(results, places, strict=True):
         print(f"{'ok    ' if result.ok else 'FAILED'}  {name:<{width}}  {_safe(result.detail)}")
     return 0 if all(result.ok for result in results) else FAILED
+
+
+_CHECK_OPTIONS = ("model", "model_name", "model_path", "layout", "allow_python_models")
+
+
+def _paths_and_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates paths from the names of models.
+
+    The first word is a path. Another without a slash is a name if the first is a directory with such a model, or if no
+    file has that name.
+    """
+    paths = list(words[:1])
+    names: list[str] = []
+    for word in words[1:]:
+        is_name = "/" not in word and (Path(words[0], word).is_dir() or not Path(word).exists())
+        (names if is_name else paths).append(word)
+    return paths, names
 
 
 # --- infer ------------------------------------------------------------------------------------------------------------
@@ -316,15 +348,26 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        namespace, unknown = self.parse_known_args(arguments)
-        if unknown:
+        namespace, rest = self._parse_options(arguments)
+        if rest:
+            raise _Refused(f"unknown argument '{_safe(rest[0].partition('=')[0])}'")
+        return namespace
+
+    def parse_with_paths(self, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the options and the other arguments, which may stand before, between and behind the options."""
+        # Not a positional argument of argparse, because that takes only those that stand together.
+        namespace, paths = self._parse_options(arguments)
+        return vars(namespace), paths
+
+    def _parse_options(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        namespace, rest = self.parse_known_args(arguments)
+        unknown = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+        if unknown is not None:
             from fastinfer.base.validation import suggestion
 
-            word = unknown[0].partition("=")[0]
             known = [text for text in self._option_string_actions if text.startswith("--")]
-            what = "option" if word.startswith("-") else "argument"
-            raise _Refused(f"unknown {what} '{_safe(word)}'{suggestion(word, known) if what == 'option' else ''}")
-        return namespace
+            raise _Refused(f"unknown option '{_safe(unknown)}'{suggestion(unknown, known)}")
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         raise _Refused(f"{_safe(message)} (see '{self.prog} --help')")

@@ -277,7 +277,7 @@ def load(directory: Path, name: str) -> ModelConfig | None:
 
     Args:
         directory: the model's directory; its ``config.toml`` or ``config.pbtxt`` is read.
-        name: the model's name, which the configuration may repeat but not change.
+        name: the model's name. If it is the directory's, the configuration may repeat but not change it.
 
     Raises:
         ConfigError: names the file, the line if it is known, and the wrong field.
@@ -289,6 +289,8 @@ def load(directory: Path, name: str) -> ModelConfig | None:
         raise ConfigError(f"{found[0]}: there is also a {found[1]}; keep one of them")
     text = _read(directory / found[0], limits.MAX_CONFIG_BYTES)
     values = _parse_toml(text) if found[0] == FILES[0] else _parse_pbtxt(text)
+    if name != directory.name:  # the server's options give the name
+        values["name"] = name
     return _validated(values, name, found[0])
 
 

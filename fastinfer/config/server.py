@@ -13,22 +13,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fastinfer.base import limits
 from fastinfer.base.machine import memory_bytes, usable_cores
 from fastinfer.base.validation import place, reason, shown, suggestion
+from fastinfer.config.model_paths import NAME, Layout, PathError, Root, read_roots, split_option
 
 ENV_PREFIX = "FASTINFER_"
 _MAX_FILE_BYTES = limits.MIB
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40, "kb": 10**3, "mb": 10**6}
 _UNITS |= {"gb": 10**9, "tb": 10**12, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")  # Kubernetes sets FASTINFER_PORT so for a service called "fastinfer"
 
 
@@ -97,7 +97,7 @@ def _names(value: Any) -> Any:
         return value
     names = tuple(dict.fromkeys(part for name in value for part in _list(name)))
     for name in names:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ValueError(f"{shown(name)} is not a model's name")
     if len(names) > 1 and (word := next((word for word in ("all", "none") if word in names), None)):
         raise ValueError(f"'{word}' cannot be combined with anything else")
@@ -141,9 +141,29 @@ class ServerConfig(BaseSettings):
     # Models
     model_repository: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list), Field(min_length=1)] = _option(
         (Path("model-repository"),),
-        "A directory of models. May be repeated.",
+        "A directory of models. May be repeated. The default counts only if no model is given by its path.",
         _MODELS,
         metavar="DIR",
+    )
+    model: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)] = _option(
+        (),
+        "A model by its path: an .onnx file, a directory with one, or a model's directory; without a name also a "
+        "repository. The argument PATH means the same as --model PATH. May be repeated.",
+        _MODELS,
+        shown_default="none",
+        metavar="[NAME=]PATH",
+    )
+    model_name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None = _option(
+        None, "The name of the model of --model-path.", _MODELS, metavar="NAME"
+    )
+    model_path: Path | None = _option(
+        None, "A model by its path, as KServe's storage initializer downloads it.", _MODELS, metavar="PATH"
+    )
+    layout: Layout = _option(
+        "auto",
+        "What the directories given as models are: directories of models (repository), one model's directory with a "
+        "directory for each version (model), or a directory with a model file (flat). auto: decided by their content.",
+        _MODELS,
     )
     load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
         ("all",),
@@ -394,6 +414,29 @@ class ServerConfig(BaseSettings):
     )
     telemetry: bool = _option(False, "Let ONNX Runtime send telemetry, on platforms that support it.", _LOGGING)
 
+    _given_roots: tuple[Root, ...] = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _find_models(self) -> Self:
+        if self.model_name is not None and self.model_path is None:
+            raise PathError("--model-name needs --model-path, the model's file or directory")
+        given = [split_option(option) for option in self.model]
+        if self.model_path is not None:
+            given.append((self.model_name, self.model_path))
+        self._given_roots = read_roots(given, self.layout)
+        return self
+
+    @property
+    def given_roots(self) -> tuple[Root, ...]:
+        """The models and repositories that are given by their path (``--model``, ``--model-path``)."""
+        return self._given_roots
+
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """The places of all models; the first that has a name wins."""
+        only_given = self.given_roots and "model_repository" not in self.model_fields_set
+        return self.given_roots if only_given else (*self.given_roots, *self.model_repository)
+
     @property
     def load_all(self) -> bool:
         """Whether all models of the repository are loaded at start."""
@@ -406,7 +449,7 @@ class ServerConfig(BaseSettings):
 
     def why_not_servable(self) -> str | None:
         """Return what is missing on this machine, or None."""
-        missing = [directory for directory in self.model_repository if not directory.is_dir()]
+        missing = [root for root in self.roots if isinstance(root, Path) and not root.is_dir()]
         if not missing:
             return None
         return f"there is no directory '{missing[0]}'; name the one with the models: --model-repository DIR"
@@ -486,6 +529,9 @@ def load_config(arguments: Mapping[str, Any] | None = None) -> ServerConfig:
     except ValidationError as error:
         found: dict[str, str] = {}
         for details in error.errors():
+            if not details["loc"]:  # of several options together
+                found[""] = reason(details)
+                continue
             name = str(details["loc"][0])
             found.setdefault(name, f"{_source(name, given)}{place(details['loc'][1:])}: {reason(details)}")
         raise OptionError("\n".join(found.values())) from None

@@ -6,6 +6,10 @@
         warmup/                         data of warm-up requests, if the configuration names it
         1/model.onnx                    a version is a directory named by a positive integer
 
+A model may also be given by a path (:mod:`fastinfer.config.model_paths`): such a directory, one in which a single model
+file takes the place of the versions, or a model file alone. Its files are then only those that a load reads, because
+other programs may write beside them.
+
 Each of them, and each directory above, may be a symbolic link. A stamp describes the files that links resolve to, so
 that replacing a link changes it just as replacing a file does. The walk is bounded: see :class:`_Walk`.
 
@@ -17,26 +21,26 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
+from fastinfer.backends.onnx.graph.external import external_files
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
+from fastinfer.config.model_paths import NAME, RESERVED_NAMES, VERSION, ModelPath, Root
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
-RESERVED_NAMES = frozenset({"stats"})  # /v2/models/stats is an endpoint of its own
-
 _WARM_UP = "warmup"  # the directory of warm-up data
+_INNER_FILE = "model.onnx"  # the model file in a directory that has the name of a model file (Triton's convention)
+_MAX_SCANNED = 1024  # models whose external data is remembered
 
 StampEntry = tuple[str, int, int, int, int]
 """A relative path, and of the file that it resolves to: device, inode, size, ctime in ns."""
@@ -69,8 +73,8 @@ class ModelFiles:
     """The files of one model on the disk.
 
     Attributes:
-        name: the directory's name.
-        directory: the directory's path.
+        name: the model's name.
+        place: where the files are.
         versions: the stamp of each version directory's files, by version.
         shared: the stamp of the other files: the configuration, label files, warm-up data.
         marks: a fingerprint of each version's stamp, and under 0 that of the shared files. They are computed with the
@@ -78,20 +82,27 @@ class ModelFiles:
     """
 
     name: str
-    directory: Path
+    place: ModelPath
     versions: dict[int, Stamp]
     shared: Stamp
     marks: dict[int, str]
 
     @property
+    def directory(self) -> Path:
+        """The model's directory."""
+        return self.place.base
+
+    @property
     def mark(self) -> str:
         """A fingerprint of all files."""
-        return fingerprint((self.name, self.directory, self.marks))
+        return fingerprint((self.name, self.place, self.marks))
 
     def read_config(self) -> ModelConfig:
         """The model's configuration; all defaults if it has none. ApiError 400 with the reason."""
+        directory = self.place.directory
         try:
-            return model_config.load(self.directory, self.name) or ModelConfig(name=self.name)
+            found = None if directory is None else model_config.load(directory, self.name)
+            return found or ModelConfig(name=self.name)
         except ConfigError as error:
             raise ApiError(400, f"model '{self.name}': {error}") from error
 
@@ -119,11 +130,18 @@ class ModelFiles:
             problem = f"no file '{named or pattern}'" if named or what == pattern else f"no {what} file"
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
 
+    def _version_directory(self, version: int) -> Path:
+        file = self.place.file
+        return self.directory / str(version) if file is None else file.parent
+
     def _files(self, version: int, matches: Callable[[str], bool]) -> list[Path]:
         try:
-            # The directory is listed even for a plain name: without a listing there is no stamp.
-            entries = sorted((self.directory / str(version)).iterdir())
-            return [path for path in entries if matches(path.name) and S_ISREG(_mode(path))]
+            if self.place.file is not None:
+                entries = [self.place.file]
+            else:  # the directory is listed even for a plain name: without a listing there is no stamp
+                entries = sorted(self._version_directory(version).iterdir())
+            files = [_inner_file(path) for path in entries if matches(path.name)]
+            return [path for path in files if S_ISREG(_mode(path))]
         except (FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
             return []
         except OSError as error:
@@ -150,9 +168,10 @@ class ModelFiles:
                         f"model '{self.name}' version {version} has a file of {found.st_size:,} bytes, and a model "
                         "file has less than 2 GiB; put larger weights into external data",
                     )
-                before = _entry(path.name, found)
+                name = path.relative_to(self._version_directory(version)).as_posix()
+                before = _entry(name, found)
                 content = file.read()
-                after = _entry(path.name, os.fstat(file.fileno()))
+                after = _entry(name, os.fstat(file.fileno()))
         except FileNotFoundError:
             raise FilesChangedError(self.name) from None
         except OSError as error:
@@ -167,45 +186,56 @@ def fingerprint(value: object) -> str:
     return blake2b(repr(value).encode(), digest_size=16).hexdigest()
 
 
-def unreadable(directories: Iterable[Path]) -> str | None:
-    """The operating system's reason why a repository cannot be listed; None if all can be."""
-    for directory in directories:
+def unreadable(roots: Iterable[Root]) -> str | None:
+    """The operating system's reason why a repository or a model's path cannot be read; None if all can be."""
+    for root in roots:
         try:
-            with os.scandir(directory):
-                pass
+            if isinstance(root, Path):
+                with os.scandir(root):
+                    pass
+            else:
+                for place in root.values():
+                    _mode(place.file or place.base)  # a missing file is no error: the model is gone
         except OSError as error:
             return error.strerror or "unknown error"
     return None
 
 
-def names(directories: Iterable[Path], *, log_problems: bool = False) -> list[str]:
-    """The models in the repositories' directories, sorted.
+def names(roots: Iterable[Root], *, log_problems: bool = False) -> list[str]:
+    """The models in the repositories' directories and those that have a path, sorted.
 
     Args:
-        directories: the repositories; one that cannot be read has no models.
+        roots: the repositories and models; a repository that cannot be read has no models.
         log_problems: log unreadable directories and misplaced files.
     """
-    found = set()
-    for directory in directories:
-        try:
-            entries = list(directory.iterdir())  # unlike os.DirEntry, Path.is_dir() accepts a link to itself
-        except OSError as error:
-            if log_problems:
-                log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
-            continue
-        for entry in entries:
-            # An entry without a readable status may be a model: it is not gone, and find() gives the reason.
-            if _NAME.fullmatch(entry.name) and _may_be_dir(entry):
-                found.add(entry.name)
-            elif log_problems and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
-                log.warning(
-                    "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
-                    entry.name,
-                )
+    found: set[str] = set()
+    for root in roots:
+        found |= _names_in(root, log_problems) if isinstance(root, Path) else root.keys()
     return sorted(found)
 
 
-def find(directories: Sequence[Path], name: str) -> ModelFiles:
+def _names_in(directory: Path, log_problems: bool) -> set[str]:
+    """The models in a repository's directory."""
+    try:
+        entries = list(directory.iterdir())  # unlike os.DirEntry, Path.is_dir() accepts a link to itself
+    except OSError as error:
+        if log_problems:
+            log.error("the repository '%s' cannot be read: %s", directory, error.strerror)
+        return set()
+    found = set()
+    for entry in entries:
+        # An entry without a readable status may be a model: it is not gone, and find() gives the reason.
+        if NAME.fullmatch(entry.name) and _may_be_dir(entry):
+            found.add(entry.name)
+        elif log_problems and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
+            log.warning(
+                "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
+                entry.name,
+            )
+    return found
+
+
+def find(roots: Sequence[Root], name: str) -> ModelFiles:
     """A model's files; the first repository that has the name wins.
 
     Raises:
@@ -216,14 +246,19 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     """
     if name in RESERVED_NAMES:
         raise ApiError(400, f"a model cannot be called '{name}'")
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UnknownModelError(name)
-    for directory in directories:
-        path = directory / name
+    for root in roots:
+        place = ModelPath(root / name) if isinstance(root, Path) else root.get(name)
+        if place is None:
+            continue
         try:
-            if S_ISDIR(_mode(path)):
-                return _look_at(path, name)
-            problem = unreadable([directory])
+            mode = _mode(place.file or place.base)
+            if place.file is not None and S_ISREG(mode):
+                return _look_at_file(place, place.file, name)
+            if place.file is None and S_ISDIR(mode):
+                return _look_at(place, name)
+            problem = unreadable([root]) if isinstance(root, Path) else None
         except OSError as error:
             raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
         if problem is not None:  # a later repository may have the name, but must not take precedence
@@ -231,26 +266,63 @@ def find(directories: Sequence[Path], name: str) -> ModelFiles:
     raise UnknownModelError(name)
 
 
-def _look_at(path: Path, name: str) -> ModelFiles:
-    """The files of the model in this directory. ApiError 400, OSError."""
-    entries = list(path.iterdir())
+def _inner_file(path: Path) -> Path:
+    """The file that a path means: in a directory called ``model.onnx``, the file of that name."""
+    return path / _INNER_FILE if path.suffix == ".onnx" and _is_dir(path) else path
+
+
+def _look_at(place: ModelPath, name: str) -> ModelFiles:
+    """The files of the model with directories of versions. ApiError 400, OSError."""
+    entries = list(place.base.iterdir())
     # Raises if an entry's type is unknown: otherwise a served version would count as gone.
-    versions = [entry for entry in entries if _VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
+    versions = [entry for entry in entries if VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
     if not versions:
         raise NoVersionError(name)
-    walk = _Walk(path, name)
+    walk = _Walk(place.base, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
+    return _files(name, place, stamps, shared)
+
+
+def _look_at_file(place: ModelPath, file: Path, name: str) -> ModelFiles:
+    """The files that a load of a single model file reads. ApiError 400, OSError."""
+    walk = _Walk(file.parent, name)
+    located = sorted(_external_files(file, _entry(file.name, file.stat())))
+    stamp = tuple(each for part in (file.name, *located) for each in walk.stamp(file.parent / part, part))
+    shared: Stamp = ()
+    if (directory := place.directory) is not None:
+        parts = (*model_config.FILES, _WARM_UP, *_label_files(directory, name))
+        shared = tuple(each for part in parts for each in walk.stamp(directory / part, part))
+    return _files(name, place, {1: stamp}, shared)
+
+
+def _files(name: str, place: ModelPath, stamps: dict[int, Stamp], shared: Stamp) -> ModelFiles:
     marks = {0: fingerprint(shared), **{version: fingerprint(stamp) for version, stamp in stamps.items()}}
-    return ModelFiles(name, path, stamps, shared, marks)
+    return ModelFiles(name, place, stamps, shared, marks)
 
 
-def find_all(directories: Sequence[Path], *, log_problems: bool = False) -> dict[str, ModelFiles | ApiError]:
+@lru_cache(_MAX_SCANNED)
+def _external_files(file: Path, entry: StampEntry) -> frozenset[str]:  # noqa: ARG001 - a changed file is read again
+    """The external data of a model file, as paths relative to its directory. OSError."""
+    content = disk.read(file, limits.MAX_MODEL_FILE_BYTES)
+    return external_files(content) if len(content) <= limits.MAX_MODEL_FILE_BYTES else frozenset()
+
+
+def _label_files(directory: Path, name: str) -> list[str]:
+    """The label files that a model's configuration names; none if it cannot be used, because no load reads them."""
+    try:
+        config = model_config.load(directory, name)
+    except ConfigError:
+        return []
+    return sorted({output.label_filename for output in config.outputs if output.label_filename}) if config else []
+
+
+def find_all(roots: Sequence[Root], *, log_problems: bool = False) -> dict[str, ModelFiles | ApiError]:
     """All models by name, each with its files or its error; ``log_problems`` as in :func:`names`."""
     found: dict[str, ModelFiles | ApiError] = {}
-    for name in names(directories, log_problems=log_problems):
+    for name in names(roots, log_problems=log_problems):
         try:
-            found[name] = find(directories, name)
+            found[name] = find(roots, name)
         except UnknownModelError:
             continue  # it was removed meanwhile
         except ApiError as error:

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from fastinfer.backends.builtin import workers
@@ -25,6 +24,7 @@ from fastinfer.backends.parameters import Parameters, parse
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
 from fastinfer.config.model import ConfigError, ModelConfig
+from fastinfer.config.model_paths import Root
 from fastinfer.repository import files as model_files
 from fastinfer.repository.endpoints import MODEL, WORKER, Endpoint, EndpointTable, Identity, identity
 from fastinfer.repository.files import FilesChangedError, ModelFiles, NoVersionError, UnknownModelError, fingerprint
@@ -56,7 +56,7 @@ class Repository:
     """The models on the disk, and the table of loaded endpoints. Loop's thread only.
 
     Args:
-        directories: the directories with models; the first that has a name wins.
+        roots: the repositories and models; the first that has a name wins.
         loader: makes models from files and parameters.
         rules: the conditions for readiness.
         max_endpoints: how many endpoints may be loaded at a time.
@@ -64,12 +64,12 @@ class Repository:
 
     def __init__(
         self,
-        directories: Sequence[Path],
+        roots: Sequence[Root],
         loader: Loader,
         rules: Rules,
         max_endpoints: int = limits.MAX_ENDPOINTS,
     ) -> None:
-        self.directories = tuple(directories)
+        self.roots = tuple(roots)
         self._loader = loader
         self._table = EndpointTable()
         self._locks: dict[str, _Lock] = {}
@@ -138,7 +138,7 @@ class Repository:
     async def index(self) -> list[Entry]:
         """Every version of every endpoint, and the models of the repository that are not served."""
         # On a separate thread, because load threads are busy just when a client asks what is loading.
-        on_disk = await self._loader.index(model_files.find_all, self.directories)
+        on_disk = await self._loader.index(model_files.find_all, self.roots)
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
         unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.pending is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
@@ -168,9 +168,9 @@ class Repository:
         """The models on the disk; ``log_problems``: log unreadable directories."""
 
         def find_all() -> Look:
-            found = model_files.find_all(self.directories, log_problems=log_problems)
+            found = model_files.find_all(self.roots, log_problems=log_problems)
             models = {name: _mark(files) for name, files in found.items()}
-            return {"models": models, "unreadable": model_files.unreadable(self.directories)}
+            return {"models": models, "unreadable": model_files.unreadable(self.roots)}
 
         return await self._loader.look(find_all)
 
@@ -361,7 +361,7 @@ class Repository:
             return {1: (worker, None)}, ""
         for _ in range(_ATTEMPTS):
             looking = f"looking at the files of model '{target}'"
-            files = await self._loader.in_thread(looking, model_files.find, self.directories, target)
+            files = await self._loader.in_thread(looking, model_files.find, self.roots, target)
             reading = f"reading the configuration of model '{target}'"
             config = await self._loader.in_thread(reading, _configuration, files, override)
             given = text_mark(override) if isinstance(override, str) else ""
@@ -401,7 +401,7 @@ class Repository:
             return False
 
     def _are_still(self, files: ModelFiles) -> bool:
-        return model_files.find(self.directories, files.name) == files
+        return model_files.find(self.roots, files.name) == files
 
     @contextmanager
     def _shown_as_loading(self, name: str) -> Iterator[None]:

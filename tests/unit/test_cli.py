@@ -157,6 +157,19 @@ def test_serve_hands_over_the_configuration(service: Recorder) -> None:
     assert service.config.telemetry is True
 
 
+def test_paths_stand_anywhere(service: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b=c", "d", "e"):
+        (tmp_path / f"{name}.onnx").touch()
+    assert cli.main(["serve", "a.onnx", "--port", "9", "b=c.onnx", "--model", "n=d.onnx", "e.onnx"]) == 7
+    assert service.config is not None
+    assert service.config.port == 9
+    assert service.config.model == ("n=d.onnx", "e.onnx", "./a.onnx", "./b=c.onnx")
+    assert [list(root) for root in service.config.roots if not isinstance(root, Path)] == [["n", "e", "a", "b_c"]]
+    assert service.again is not None
+    assert service.again().roots == service.config.roots
+
+
 def test_options_that_are_not_given_leave_the_environment_alone(
     service: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +192,7 @@ def test_options_of_the_amd_inference_server(service: Recorder) -> None:
     [
         (["--prt", "3"], "fastinfer: unknown option '--prt'; did you mean '--port'?\n"),
         (["--prt=3"], "fastinfer: unknown option '--prt'; did you mean '--port'?\n"),
-        (["extra"], "fastinfer: unknown argument 'extra'\n"),
+        (["extra"], "fastinfer: there is no directory or file 'extra'\n"),
         (["--port"], "fastinfer: argument --port: expected one argument (see 'fastinfer serve --help')\n"),
         (["--max-head", "3"], "fastinfer: unknown option '--max-head'; did you mean '--max-headers'?\n"),
         (["--repository-monitoring", "--model-control", "none"],
@@ -258,6 +271,19 @@ def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert cli.main(["check", str(tmp_path), "a", "long"]) == 0
     assert calls == [([tmp_path], ["a", "long"])]
     assert capsys.readouterr().out == "ok      a/1      x FP32 [-1] -> y\nok      long/10  z\n"
+
+
+def test_check_takes_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = checked(monkeypatch, [Result("a", 1, True, "fine")])
+    monkeypatch.chdir(tmp_path)
+    for name in ("r/a/1", "b", "a"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b" / "b.onnx").touch()
+    assert cli.main(["check", "r", "b", "a", "other", "--model", "c=b"]) == 0
+    ((roots, names),) = calls
+    assert (list(roots[0]), roots[1:], names) == (["c", "b"], [Path("r")], ["a", "other"])
+    assert cli.main(["check", "--model-name", "n", "--model-path", "b"]) == 0
+    assert cli.main(["check", "r", "./nowhere"]) == 2
 
 
 def test_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

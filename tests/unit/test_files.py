@@ -7,10 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import layouts
 import pytest
 import releases
 
 from fastinfer.base.errors import ApiError
+from fastinfer.config.model_paths import ModelPath
 from fastinfer.repository import files
 
 
@@ -269,3 +271,106 @@ def _deny(monkeypatch: pytest.MonkeyPatch, call: str, denied: Path) -> None:
         return original(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, call, deny)
+
+
+# --- Models by path ---------------------------------------------------------------------------------------------------
+
+
+def by_path(place: ModelPath) -> files.ModelFiles:
+    return files.find([{"m": place}], "m")
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """The model file in a flat directory, with external data in two files."""
+    directory = tmp_path / "exported"
+    layouts.write_external(directory / "net.onnx", 1, 2, one_file=False)
+    return directory / "net.onnx"
+
+
+def test_a_file_alone_has_one_version_and_no_configuration(exported: Path) -> None:
+    (exported.parent / "config.toml").write_text("nonsense = 1")
+    files_ = by_path(ModelPath(None, exported))
+    assert [entry[0] for entry in files_.versions[1]] == ["net.onnx", "w0", "w1"]
+    assert files_.shared == ()
+    assert files_.read_config().max_batch_size is None
+    assert files_.model_file(1, "", "*.onnx") == exported
+    assert files_.read_model(1, exported) == exported.read_bytes()
+    with pytest.raises(ApiError, match=r"has no file 'other.onnx'"):
+        files_.model_file(1, "other.onnx", "*.onnx")
+
+
+def test_the_stamp_of_a_flat_directory_has_what_a_load_reads(exported: Path) -> None:
+    place = ModelPath(exported.parent, exported)
+    before = by_path(place)
+    (exported.parent / "server.log").write_text("x")
+    (exported.parent / "other.onnx").write_bytes(b"x")
+    assert by_path(place) == before
+    for name, content in (
+        ("config.toml", "[[outputs]]\nname = 'y'\ndata_type = 'TYPE_FP32'\ndims = [4]\nlabel_filename = 'l.csv'"),
+        ("l.csv", "a\nb"),
+        ("warmup/data", "x"),
+        ("config.toml", "nonsense = 1"),
+        ("w1", "otherwise"),
+    ):
+        path = exported.parent / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        after = by_path(place)
+        assert after != before, name
+        assert (after.shared == before.shared) == (name == "w1")
+        before = after
+
+
+def test_a_model_file_that_names_other_external_data_is_read_again(exported: Path) -> None:
+    place = ModelPath(None, exported)
+    layouts.write_external(exported, 1, one_file=True)
+    assert [entry[0] for entry in by_path(place).versions[1]] == ["net.onnx", "net.onnx.data"]
+    layouts.write(exported)
+    assert [entry[0] for entry in by_path(place).versions[1]] == ["net.onnx"]
+
+
+def test_models_by_path_come_before_repositories(exported: Path, model: Path) -> None:
+    roots = [{"m": ModelPath(None, exported), "n": ModelPath(model)}, model.parent]
+    assert files.names(roots) == ["m", "n"]
+    assert files.find(roots, "m").directory == exported.parent
+    assert files.find(roots, "n").directory == model
+    exported.unlink()
+    assert files.find(roots, "m").directory == model
+    shutil.rmtree(model)
+    assert list(files.find_all(roots)) == []
+    assert files.unreadable(roots) is None
+
+
+def test_a_model_by_path_that_is_out_of_reach_is_not_gone(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = [{"m": ModelPath(None, exported)}]
+
+    def refuse(_: Path) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert files.unreadable(roots) == "Input/output error"
+    with pytest.raises(ApiError, match="model 'm' cannot be read: Input/output error"):
+        files.find(roots, "m")
+
+
+def test_a_directory_that_has_the_name_of_a_model_file(model: Path) -> None:
+    content = (model / "1" / "model.onnx").read_bytes()
+    (model / "1" / "model.onnx").unlink()
+    inner = model / "1" / "model.onnx" / "model.onnx"
+    inner.parent.mkdir()
+    inner.write_bytes(content)
+    files_ = found(model)
+    assert files_.has_file(1, "*.onnx")
+    assert files_.model_file(1, "", "*.onnx") == files_.model_file(1, "model.onnx", "*.onnx") == inner
+    assert files_.read_model(1, inner) == content
+    inner.unlink()
+    with pytest.raises(ApiError, match=r"has no \.onnx file"):
+        found(model).model_file(1, "", "*.onnx")
+
+
+def test_another_name_than_the_directorys_may_differ_from_the_configurations(model: Path) -> None:
+    (model / "config.pbtxt").write_text('name: "trained"\n')
+    with pytest.raises(ApiError, match="is not the name of the model's directory, 'm'"):
+        found(model).read_config()
+    assert files.find([{"n": ModelPath(model)}], "n").read_config().name == "n"
