@@ -90,12 +90,14 @@ class Loaded:
         rows: requests may share a batch of up to this many rows; 1: each request runs alone.
         instances: batches that may run at once.
         remark: what an operator should know, as a clause for ``fastinfer check``: ``because ...``; empty: nothing.
+        form: the version of the model's file format, for ``fastinfer check``: ``opset 17``; empty: it has none.
     """
 
     implementation: Implementation
     rows: int
     instances: int = 1
     remark: str = ""
+    form: str = ""
 
 
 class Backend(Protocol[P]):

@@ -205,10 +205,11 @@ def _check(arguments: Sequence[str]) -> int:
 
     parser = _Parser(
         "check",
-        "PATH [NAME ...] [OPTIONS]",
-        "Loads models as a server would, and prints a line for each: its signature, or why it does not load. PATH is "
-        "an .onnx file, a directory with one, a model's directory (DIR), or a repository (DIR), of which NAMEs may be "
-        "chosen; several PATHs are possible. Exits with 1 if any fails.",
+        "[OPTIONS] PATH [NAME ...]",
+        "Loads models as a server would, and prints for each its signature, or why it does not load; then why it is "
+        "batched, the time of a run, the memory, and a request to try. PATH is an .onnx file, a directory with one, a "
+        "model's directory (DIR), or a repository (DIR), of which NAMEs may be chosen; several PATHs are possible. "
+        "Exits with 1 if any fails.",
     )
     for name in _CHECK_OPTIONS:
         _add_option(parser, name, ServerConfig.model_fields[name])
@@ -231,6 +232,8 @@ def _check(arguments: Sequence[str]) -> int:
     width = max(map(len, places))
     for result, name in zip(results, places, strict=True):
         print(f"{'ok    ' if result.ok else 'FAILED'}  {name:<{width}}  {_safe(result.detail)}")
+        for note in result.notes:
+            print(f"        {_safe(note)}")
     return 0 if all(result.ok for result in results) else FAILED
 
 

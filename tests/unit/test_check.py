@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
+import onnx_models
 import pytest
+from onnx import helper
 from support import REPOSITORY
 
 from fastinfer.cli import main as cli
@@ -89,3 +94,81 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "bad").mkdir()
     assert cli.main(["check", str(tmp_path)]) == 1
     assert capsys.readouterr().out.startswith("FAILED  bad")
+
+
+# --- Notes ------------------------------------------------------------------------------------------------------------
+
+
+def notes(directory: Path, content: bytes, configuration: str = "", **options: object) -> tuple[str, str]:
+    """The facts about a model, and the request to try."""
+    version = directory / "m" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(content)
+    (version.parent / "config.toml").write_text(configuration)
+    (result,) = check(ServerConfig(**options), [directory])
+    assert result.ok, result.detail
+    facts, command = result.notes
+    return facts, command
+
+
+def of_shape(*shape: int | str, datatype: str = "FP32") -> bytes:
+    return onnx_models.identity(datatype, shape)
+
+
+def test_what_a_run_costs(tmp_path: Path) -> None:
+    facts, _ = notes(tmp_path, of_shape("batch", 3))
+    time = r"[\d.e-]+ ms"
+    why = "batched because its rows are independent"
+    assert re.fullmatch(rf"opset 17, {why}, 1 row in {time}, 16 rows in {time}, [\d.]+ MiB of memory", facts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "configuration", "said"),
+    [
+        (("batch", 3), "max_batch_size = 8", "batched because max_batch_size is configured, 1 row in .*, 8 rows in"),
+        ((2, 3), "", "opset 17, 1 row in [^,]*, [^,]*memory"),
+    ],
+)
+def test_why_it_is_batched(tmp_path: Path, shape: tuple[int | str, ...], configuration: str, said: str) -> None:
+    assert re.search(said, notes(tmp_path, of_shape(*shape), configuration)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "data"),
+    [((2, 3), "FP32", [0] * 6), (("batch", 2), "BYTES", [""] * 2), (("batch", "n"), "BOOL", [False])],
+)
+def test_a_request_to_try(tmp_path: Path, shape: tuple[int | str, ...], datatype: str, data: list[object]) -> None:
+    _, command = notes(tmp_path, of_shape(*shape, datatype=datatype), port=1234)
+    curl, d, body, url = shlex.split(command)
+    assert (curl, d, url) == ("curl", "-d", "localhost:1234/v2/models/m/infer")
+    filled = [each if isinstance(each, int) else 1 for each in shape]
+    assert json.loads(body) == {"inputs": [{"name": "x", "shape": filled, "datatype": datatype, "data": data}]}
+
+
+def test_a_large_request_to_try_is_binary(tmp_path: Path) -> None:
+    _, command = notes(tmp_path, of_shape("batch", 3, 100))
+    header = shlex.split(command)[2].rstrip(";")
+    assert json.loads(header)["inputs"][0]["parameters"] == {"binary_data_size": 1200}
+    assert (
+        f"head -c 1200 /dev/zero) | curl --data-binary @- -H 'Inference-Header-Content-Length: {len(header)}'"
+        in command
+    )
+
+
+def test_open_dimensions_get_a_size_that_the_model_takes(tmp_path: Path) -> None:
+    x, y = onnx_models.value("x", "FP32", ("n", "m")), onnx_models.value("y", "FP32", (4, "k"))
+    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = helper.make_tensor("shape", 7, [2], [4, -1])
+    _, command = notes(tmp_path, onnx_models.model([reshape], [x], [y], [shape]))
+    assert '"shape":[8,8]' in command
+
+
+def test_no_request_to_try(tmp_path: Path) -> None:
+    facts, said = notes(tmp_path, of_shape(1 << 25))
+    assert facts.startswith("opset 17, ")
+    assert said == "no example was found: an example would be too large"
+
+
+def test_a_run_that_does_not_end(tmp_path: Path) -> None:
+    _, said = notes(tmp_path, onnx_models.endless(), load_run_timeout_s=0.2)
+    assert said == "no example was found: an example takes longer than 0.2 s"

@@ -250,6 +250,7 @@ class Result:
     version: int | None
     ok: bool
     detail: str
+    notes: tuple[str, ...] = ()
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, results: list[Result]) -> list[Any]:
@@ -271,6 +272,14 @@ def test_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert cli.main(["check", str(tmp_path), "a", "long"]) == 0
     assert calls == [([tmp_path], ["a", "long"])]
     assert capsys.readouterr().out == "ok      a/1      x FP32 [-1] -> y\nok      long/10  z\n"
+
+
+def test_check_prints_the_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked(monkeypatch, [Result("a", 1, True, "x", ("opset 17", "curl \x1b"))])
+    assert cli.main(["check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "ok      a/1  x\n        opset 17\n        curl \\x1b\n"
 
 
 def test_check_takes_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

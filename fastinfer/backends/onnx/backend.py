@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from hashlib import blake2b
 from typing import Annotated, Any, ClassVar, Literal
@@ -85,6 +86,12 @@ class OnnxModel:
         self.close = self.start.close
 
 
+def _form(opsets: Mapping[str, int]) -> str:
+    """The versions of operator sets in words: ``opset 17, ai.onnx.ml 3``."""
+    names = {"": "opset", "ai.onnx": "opset"}
+    return ", ".join(f"{names.get(domain, domain)} {version}" for domain, version in sorted(opsets.items()))
+
+
 class OnnxBackend:
     """Loads ``.onnx`` files; a :class:`fastinfer.backends.backend.Backend`."""
 
@@ -119,7 +126,7 @@ class OnnxBackend:
         # One native thread is always left for other models.
         instances = min(source.parameters.instances or source.config.instances, max(1, executor.threads - 1))
         remark = f"{'although' if signature.batched else 'because'} {loaded.why_alone}" if loaded.why_alone else ""
-        return Loaded(model, rows, instances, remark)
+        return Loaded(model, rows, instances, remark, _form(loaded.opsets))
 
     def close(self) -> None:
         self._trials.end()

@@ -50,6 +50,7 @@ class LoadedModel:
         steady: whether the run time depends only on the shapes of the inputs.
         combines: whether requests may share a batch.
         why_alone: why they should not, as a clause; None: they may.
+        opsets: the versions of the operator sets that it imports, by domain.
     """
 
     session: Session
@@ -57,6 +58,7 @@ class LoadedModel:
     steady: bool
     combines: bool
     why_alone: str | None
+    opsets: Mapping[str, int]
 
 
 def load(
@@ -123,6 +125,7 @@ class _Loading:
         self.session = runs.session
         self._runs = runs
         self._steady = facts.sized_by_values is None
+        self._opsets = facts.opsets
         self._never_empty = ", ".join(sorted(facts.operators & _NEVER_EMPTY))
         self._proof = proof
         self._default_rows = default_rows
@@ -166,7 +169,7 @@ class _Loading:
         return self._loaded(batched, True, None)
 
     def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:
-        return LoadedModel(self.session, signature, self._steady, combines, why_alone)
+        return LoadedModel(self.session, signature, self._steady, combines, why_alone, self._opsets)
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None

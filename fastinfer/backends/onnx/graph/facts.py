@@ -12,8 +12,8 @@ Pure, except that :mod:`fastinfer.backends.onnx.graph.visits` yields the GIL to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fastinfer.backends.onnx.graph.operators import ONNX, RULES
 from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError
@@ -62,12 +62,14 @@ class Facts:
         sparse_outputs: outputs that are sparse tensors.
         inlined: the number of operators after the runtime has inlined the model's functions at load; at most a little
             above :data:`MAX_INLINED`.
+        opsets: the version of each operator set that the model imports, by domain; the standard one is ``""``.
     """
 
     operators: frozenset[str] = frozenset()
     sized_by_values: str | None = "its graph is not read"
     sparse_outputs: tuple[str, ...] = ()
     inlined: int = 0
+    opsets: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_facts(model: bytes | memoryview) -> Facts:
@@ -108,7 +110,8 @@ class _Reader:
             if sparse.values is not None:
                 self.sparse.add(sparse.values.name)
         outputs = tuple(info.name for info in graph.output if info.name in self.sparse)
-        return Facts(frozenset(self.operators), self.reason, outputs, self._inlined())
+        opsets = {each.domain: each.version for each in self.model.opset_import}
+        return Facts(frozenset(self.operators), self.reason, outputs, self._inlined(), opsets)
 
     def _inlined(self) -> int:
         """Compute :attr:`Facts.inlined`. A recursive function counts as too many operators."""
