@@ -157,6 +157,11 @@ class ModelConfig(Table):
         return sum(group.count for group in self.instance_group) or 1
 
     @property
+    def label_files(self) -> list[str]:
+        """The label files that the outputs name."""
+        return sorted({output.label_filename for output in self.outputs if output.label_filename})
+
+    @property
     def worker_parameters(self) -> dict[str, Parameter]:
         """``parameters`` by the names that a load uses, with the values of Triton's other fields."""
         merged: dict[str, Parameter] = {}

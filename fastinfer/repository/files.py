@@ -314,7 +314,7 @@ def _label_files(directory: Path, name: str) -> list[str]:
         config = model_config.load(directory, name)
     except ConfigError:
         return []
-    return sorted({output.label_filename for output in config.outputs if output.label_filename}) if config else []
+    return config.label_files if config else []
 
 
 def find_all(roots: Sequence[Root], *, log_problems: bool = False) -> dict[str, ModelFiles | ApiError]:

@@ -574,6 +574,9 @@ def _configuration(files: ModelFiles, override: object) -> ModelConfig:
     if not isinstance(override, str):
         raise ApiError(400, "parameters.config must be a string of JSON")
     try:
-        return ModelConfig.from_json(override, files.name)
+        config = ModelConfig.from_json(override, files.name)
     except ConfigError as error:
         raise ApiError(400, f"model '{files.name}': {error}") from error
+    if config.label_files and files.place.directory is None:  # the files beside it are not the model's
+        raise ApiError(400, f"model '{files.name}' is a file without a directory, and has no label files")
+    return config

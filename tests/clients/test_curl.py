@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from dataclasses import dataclass
 
@@ -242,3 +243,12 @@ def test_a_form_is_no_request(curl):
     answer = curl(INFER, "-F", "data=1").answer
     assert answer.status == 400
     assert answer.error
+
+
+@pytest.mark.parametrize("model", ["simple", "convnet", "identity_bytes"])
+def test_the_request_that_check_proposes(server, model):
+    check = [sys.executable, "-m", "fastinfer", "check", REPOSITORY / model]
+    command = subprocess.run(check, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    command = command.replace("localhost:8000", f"127.0.0.1:{server.port}")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=RUN_TIMEOUT_S, check=True)
+    assert json.loads(done.stdout)["model_name"] == model

@@ -1,5 +1,6 @@
 """Models given by their path: the layouts of other tools, names, reloads and polling."""
 
+import json
 import subprocess
 import sys
 
@@ -110,6 +111,18 @@ def test_a_configuration_of_another_server_is_no_model(tmp_path):
     done = fastinfer("check", tmp_path / "config.json")
     assert done.returncode == 2
     assert done.stderr.endswith(f"give its models: --model openvino={tmp_path / 'openvino'}\n")
+
+
+def test_a_load_reads_no_label_file_beside_a_model_that_is_only_a_file(tmp_path):
+    layouts.write(tmp_path / "m.onnx")
+    (tmp_path / "secrets.txt").write_text("one\ntwo\nthree\nfour\n")
+    config = {"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [4], "label_filename": "secrets.txt"}]}
+    with serving(str(tmp_path / "m.onnx"), repository=None) as server:
+        refused = server.post("/v2/models/m/load", {"parameters": {"config": json.dumps(config)}})
+        assert (refused.status, refused.error) == (
+            400,
+            "model 'm' is a file without a directory, and has no label files",
+        )
 
 
 # --- Which repositories are served ------------------------------------------------------------------------------------
