@@ -78,20 +78,11 @@ def test_check_takes_the_same_arguments(tmp_path):
         layout(tmp_path)
     mount = tmp_path / "mnt" / "models"
     paths = [tmp_path / "triton", tmp_path / "optimum"]
-    done = fastinfer(
-        "check",
-        *paths,
-        "--model",
-        f"m={tmp_path / 'many_weight_files.onnx'}",
-        "--model-name",
-        "n",
-        "--model-path",
-        mount,
-    )
+    options = ["--model", f"m={tmp_path / 'many_weight_files.onnx'}", "--model-name", "n", "--model-path", mount]
+    done = fastinfer("check", *paths, *options)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["ok", f"{name}/1"] for name in ("m", "n", "optimum", "triton")
-    ]
+    results = [line.split()[:2] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert results == [["ok", f"{name}/1"] for name in ("m", "n", "optimum", "triton")]
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
