@@ -169,6 +169,13 @@ def test_no_request_to_try(tmp_path: Path) -> None:
     assert said == "no example was found: an example would be too large"
 
 
+def test_many_rows_may_be_too_large(tmp_path: Path) -> None:
+    facts, command = notes(tmp_path, of_shape("batch", 1 << 21))
+    assert "1 row in " in facts
+    assert "16 rows" not in facts
+    assert command.endswith("/v2/models/m/infer")
+
+
 def test_a_run_that_does_not_end(tmp_path: Path) -> None:
     _, said = notes(tmp_path, onnx_models.endless(), load_run_timeout_s=0.2)
     assert said == "no example was found: an example takes longer than 0.2 s"
