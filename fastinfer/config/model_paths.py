@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -166,11 +166,19 @@ def _versions(folders: Sequence[Path]) -> list[Path]:
 
 
 def _folders(directory: Path) -> list[Path]:
-    return [entry for entry in _entries(directory) if entry.is_dir()]
+    return [entry for entry in _entries(directory) if _is(Path.is_dir, entry)]
 
 
 def _onnx_files(directory: Path) -> list[Path]:
-    return [entry for entry in _entries(directory) if entry.suffix == ".onnx" and entry.is_file()]
+    return [entry for entry in _entries(directory) if entry.suffix == ".onnx" and _is(Path.is_file, entry)]
+
+
+def _is(kind: Callable[[Path], bool], entry: Path) -> bool:
+    """Whether an entry is of a kind; False if that cannot be read, because one bad entry must not hide the others."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
 
 
 def _entries(directory: Path) -> list[Path]:

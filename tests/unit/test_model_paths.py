@@ -174,6 +174,20 @@ def test_an_unreadable_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("d") == "'d' cannot be read: Permission denied"
 
 
+def test_an_entry_of_unknown_kind_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("r/a/1/", "r/bad/1/", "f/bad.onnx", "f/net.onnx")
+    stat = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.stem == "bad":
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert roots("r") == (Path("r"),)
+    assert list(models("f")) == ["net"]
+
+
 # --- Other servers' settings ------------------------------------------------------------------------------------------
 
 
