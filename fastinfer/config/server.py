@@ -452,7 +452,7 @@ class ServerConfig(BaseSettings):
         missing = [root for root in self.roots if isinstance(root, Path) and not root.is_dir()]
         if not missing:
             return None
-        return f"there is no directory '{missing[0]}'; give a model (fastinfer serve PATH) or a directory of models"
+        return f"there is no directory '{missing[0]}'; give a model's path, or a repository: --model-repository DIR"
 
     def share(self) -> ServerConfig:
         """Return the configuration of one process: defaults are divided, so that all processes share the machine."""
