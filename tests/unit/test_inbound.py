@@ -73,7 +73,7 @@ def messages(inbound: Inbound, pieces: Sequence[bytes]) -> list[Message]:
     return found
 
 
-MANY_CHUNKS = chunked(*[b"a"] * 2000)  # so many that a long line of framing is not too much for all together
+MANY_CHUNKS = chunked(*[b"a"] * 2000)  # their allowance of framing exceeds one long line
 LONG_CHUNK = b"\r\n1;" + b"e" * 20_000 + b"\r\na\r\n"
 ENDING = ("too large", "closes", "malformed", "malformed HEAD", "bad chunk", "long framing")
 CONVERSATIONS: dict[str, tuple[bytes, list[Message]]] = {

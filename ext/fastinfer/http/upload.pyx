@@ -30,7 +30,7 @@ cdef enum:
     # A kept block may be this many times larger than the requested size.
     MAX_WASTE = 2
 
-# While memory is short, a body of more than so many bytes has to make progress sooner, and at this rate.
+# While memory is short, a body of more bytes than this must make progress sooner, and at this rate.
 cdef Py_ssize_t HOLDS_MEMORY = 64 * constants.KIB
 cdef double PRESSED_IDLE_S = constants.PRESSED_IDLE_S
 cdef double PRESSED_BYTES_PER_S = constants.PRESSED_BYTES_PER_S
