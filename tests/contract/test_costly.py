@@ -51,4 +51,5 @@ def test_others_are_answered_while_a_request_runs_that_costs_more_than_those_bef
 
 @pytest.mark.parametrize("model", BY_VALUES)
 def test_the_log_says_which_operator_keeps_a_model_off_the_loop(server: Server, model: str) -> None:
-    assert f"model '{model}' never runs on the event loop's thread: operator '{model}' has work" in server.log
+    reason = f"operator '{model}' has work"
+    wait_for(lambda: f"model '{model}' never runs on the event loop's thread: {reason}" in server.log)

@@ -119,7 +119,7 @@ def test_a_server_without_a_model_is_not_ready(tmp_path: Path, processes: str) -
     (tmp_path / "README").write_text("no model")
     with serving("--processes", processes, repository=tmp_path, wait=False) as server:
         wait_for(lambda: health(server) == (503, "the model repository holds no model"))
-        assert "not ready: the model repository holds no model" in server.log
+        wait_for(lambda: "not ready: the model repository holds no model" in server.log)
         assert server.get("/v2/models/m/ready").status == 404
         assert server.get("/v2/models").json == {"models": []}
         shutil.copytree(REPOSITORY / "simple", tmp_path / "simple")
@@ -172,7 +172,7 @@ def test_one_failed_model_and_readiness(tmp_path: Path, processes: str) -> None:
         assert status == 503
         assert "'broken' does not load" in reason
     with serving("--processes", processes, "--no-strict-readiness", repository=tmp_path) as server:
-        assert "'broken' is not served" in server.log  # not before it was tried
+        wait_for(lambda: "'broken' is not served" in server.log)  # not before it was tried
         assert server.infer("simple", SIMPLE).status == 200
         assert server.get("/v2/models/broken/ready").status == 503
 
@@ -217,7 +217,8 @@ def test_a_repository_that_cannot_be_read_at_start(gate: Gate, options: tuple[st
         wait_for(lambda: health(server) == (503, reason))
         answer = server.get("/v2/models/simple/ready")
         assert (answer.status, answer.error, answer.headers["retry-after"]) == (503, reason, "1")
-        assert server.log.count("cannot be read: Permission denied") == 2  # the directory, and why it is not ready
+        # The directory, and why it is not ready.
+        wait_for(lambda: server.log.count("cannot be read: Permission denied") == 2)
         open_gate()
         wait_for(lambda: health(server) == (200, ""))
         assert server.infer("simple", SIMPLE).status == 200

@@ -302,7 +302,7 @@ def test_the_state_tells_what_an_operation_waits_for(hanging):
         wait_until(lambda: "hanging" in str([each for each in index(server) if each["state"] == "LOADING"]))
         server.process.send_signal(signal.SIGUSR1)
         wait_until(lambda: told(server) == 2)
-        assert re.search(r"task: .*Operations\.\w+:\d+ \[load_model\]", server.log)
+        wait_until(lambda: re.search(r"task: .*Operations\.\w+:\d+ \[load_model\]", server.log))
         loading.close()
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGTERM)
@@ -317,7 +317,7 @@ def test_debug_logging_in_all_processes():
         os.kill(server.serving_pids()[0], signal.SIGKILL)  # so is the next one
         wait_until(lambda: server.log.count("debug logging is on") == 4)
         wait_until(lambda: len(server.serving_pids()) == 2)
-        assert "DEBUG    process" in server.log
+        wait_until(lambda: "DEBUG    process" in server.log)
         server.process.send_signal(signal.SIGUSR2)
         wait_until(lambda: server.log.count("debug logging is off; the level is info") == 3)
         pid = server.serving_pids()[0]

@@ -59,7 +59,7 @@ def test_it_is_given_up_with_its_reason_and_the_name_is_free_again(mount: Mount,
         thread.join(30)
         assert answers[0].status == 504
         assert answers[0].error == "looking at the files of model 'bad' has not ended in 3 s"
-        assert "looking at the files of model 'bad' has not ended in 3 s: it is given up, at" in server.log
+        wait_for(lambda: "looking at the files of model 'bad' has not ended in 3 s: it is given up, at" in server.log)
         mount.answer()
         server.load("models/bad")
         wait_for(lambda: "looking at the files of model 'bad': has returned after all" in server.log)

@@ -160,7 +160,7 @@ def test_a_restart_reads_the_configuration_file_again(tmp_path):
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "restarted:" in server.log)
         assert server.get("/v2").json["name"] == "after"
-        assert "processes cannot change while the server runs" in server.log
+        wait_until(lambda: "processes cannot change while the server runs" in server.log)
 
 
 def test_a_restart_stops_where_a_model_is_gone(tmp_path):

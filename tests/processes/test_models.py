@@ -150,7 +150,7 @@ def test_a_restart_takes_what_lies_on_the_disk(tmp_path):
         assert b"-1" in found[1]
         settled(server)
         assert answers(server) == [found]
-        assert server.log.count("load it again") == 1  # by the restart, and it is no news any more
+        wait_until(lambda: server.log.count("load it again") == 1)  # by the restart, and it is no news any more
 
 
 def test_a_process_that_cannot_have_the_same_models_stays_away(tmp_path):
@@ -223,12 +223,12 @@ def test_trials_are_not_repeated_by_processes_that_take_anothers_place(tmp_path)
         assert known not in server.log
         server.replace()
         assert server.infer("simple", body).status == 200
-        assert server.log.count(known) == 1
+        wait_until(lambda: server.log.count(known) == 1)
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "restarted:" in server.log)
-        assert server.log.count(known) == 2
+        wait_until(lambda: server.log.count(known) == 2)
         (tmp_path / "simple" / "1" / "model.onnx").touch()
         assert server.post("/v2/models/simple/load").status == 200
         server.replace()
         assert server.infer("simple", body).status == 200
-        assert server.log.count(known) == 3
+        wait_until(lambda: server.log.count(known) == 3)

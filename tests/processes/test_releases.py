@@ -74,7 +74,7 @@ def test_after_a_crash_all_serve_what_the_links_lead_to(tmp_path: Path, deploy: 
         assert seen == sorted(seen)
         wait_until(lambda: len(server.serving_pids()) == 2)
         assert numbers(server) == {2}
-        assert server.log.count("all processes load it again") == 1
+        wait_until(lambda: server.log.count("all processes load it again") == 1)
 
 
 def test_a_new_process_stays_away_while_the_links_lead_nowhere(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_process_that_differs_serves_no_more_when_the_load_is_answered(tmp_pat
                 assert answer.status == 503 or releases.number_in(answer.body) == 2
             connection.close()
         assert numbers(server) == {2}
-        assert server.log.count("does not serve the same models as the others") == 1
+        wait_until(lambda: server.log.count("does not serve the same models as the others") == 1)
         wait_until(lambda: len(server.serving_pids()) == processes)
         assert numbers(server) == {2}
 
