@@ -12,10 +12,11 @@ of rows must not matter, but it selects the kernels, so values of ordinary magni
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Lock, Timer
+from threading import Condition, Thread
 from typing import Any
 
 import numpy as np
@@ -38,37 +39,69 @@ _TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relati
 _ROWS = 3
 
 
+class TooLongError(OrtError):
+    """A run was terminated after its timeout."""
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A run, and when it must have ended, on the monotonic clock."""
+
+    run: BatchRun
+    deadline: float
+    overdue: bool = False
+
+
 class TrialRuns:
-    """Registers the runs at load, from any load thread, so that the end of the server can terminate them."""
+    """Terminates the runs at load, from any load thread, that take too long or outlive the server.
+
+    One thread waits for the first deadline. It ends when there is no run at that time.
+    """
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._runs: set[BatchRun] = set()
+        self._changed = Condition()
+        self._runs: set[_Running] = set()
         self._ended = False
+        self._wakes_at: float | None = None  # None: there is no thread
 
     @contextmanager
-    def running(self, run: BatchRun) -> Iterator[None]:
+    def running(self, run: BatchRun, timeout_s: float) -> Iterator[_Running]:
         """Registers a run while it lasts. OrtError if the server is ending."""
-        with self._lock:
+        running = _Running(run, time.monotonic() + timeout_s)
+        with self._changed:
             if self._ended:
                 raise OrtError("the server is ending")
-            self._runs.add(run)
+            self._runs.add(running)
+            if self._wakes_at is None:
+                Thread(target=self._watch, name="fastinfer-trials", daemon=True).start()
+                self._wakes_at = running.deadline
+            elif running.deadline < self._wakes_at:
+                self._changed.notify()
         try:
-            yield
+            yield running
         finally:
-            with self._lock:
-                self._runs.discard(run)
+            with self._changed:
+                self._runs.discard(running)
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for each in self._runs:
+                    if each.deadline <= now and not each.overdue:
+                        each.overdue = True
+                        each.run.terminate()
+                self._wakes_at = min((each.deadline for each in self._runs if not each.overdue), default=None)
+                if self._wakes_at is None:
+                    return
+                self._changed.wait(self._wakes_at - now)
 
     def end(self) -> None:
         """Terminates the current runs; later ones fail."""
-        with self._lock:
+        with self._changed:
             self._ended = True
-            for run in self._runs:
-                run.terminate()
-
-
-class TooLongError(OrtError):
-    """A run was terminated after its timeout."""
+            for each in self._runs:
+                each.run.terminate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +119,10 @@ class Runs:
             for spec, array in zip(self.session.inputs, arrays, strict=True)
         ]
         run = BatchRun(self.session, [InferRequest(tensors)], False)
-        too_long = Event()
-
-        def end() -> None:
-            too_long.set()
-            run.terminate()
-
-        watchdog = Timer(self.timeout_s, end)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            with self.trials.running(run):
-                run.run()
-        finally:
-            watchdog.cancel()
+        with self.trials.running(run, self.timeout_s) as running:
+            run.run()
         if run.error is not None:
-            raise TooLongError("a run at load took too long") if too_long.is_set() else run.error
+            raise TooLongError("a run at load took too long") if running.overdue else run.error
         return [tensor.numpy() for tensor in run.split()[0]]
 
 
@@ -211,8 +232,11 @@ class Trial:
         tolerance = _TOLERANCE.get(spec.datatype)
         if one.shape != other.shape:
             return False
-        if tolerance is None or self._exact:
-            return one.tobytes() == other.tobytes() if one.dtype != object else bool(np.array_equal(one, other))
+        if one.dtype == object:
+            return bool(np.array_equal(one, other))
+        same = one.tobytes() == other.tobytes()
+        if same or tolerance is None or self._exact:
+            return same
         if spec.datatype == "BF16":
             one, other = ((array.astype(np.uint32) << 16).view(np.float32) for array in (one, other))
         largest = float(np.abs(one[np.isfinite(one)]).max(initial=0))
