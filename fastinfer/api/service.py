@@ -36,6 +36,7 @@ def _rules(config: ServerConfig) -> Rules:
         strict=config.strict_readiness,
         allow_empty=config.allow_empty or nothing,
         scan=not nothing or config.model_control == "poll",
+        names=None if config.load_all else tuple(config.load_names),
     )
 
 

@@ -43,6 +43,7 @@ class Endpoint:
         sources: the source of each version, to detect whether the disk has something newer.
         files: a fingerprint of the model's directory when its versions were chosen from it; empty: they were not.
         chosen: versions that were requested one by one, in addition to those that the version policy names.
+        revision: another object after each change of another attribute.
     """
 
     name: str
@@ -54,7 +55,12 @@ class Endpoint:
     versions: dict[int, Model] = field(default_factory=dict)
     sources: dict[int, object] = field(default_factory=dict)
     files: str = ""
-    chosen: set[int] = field(default_factory=set)
+    chosen: frozenset[int] = frozenset()
+    revision: object = None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        object.__setattr__(self, "revision", object())
 
     @property
     def kind(self) -> str:

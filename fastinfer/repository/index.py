@@ -5,7 +5,7 @@ States and fields are those of Triton's model repository extension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
@@ -40,6 +40,7 @@ def entries(
     loading: Iterable[Served],
     unloading: Iterable[Served],
     on_disk: Mapping[str, Iterable[int]],
+    waiting: Container[str] = (),
     failures: Mapping[str, str],
     withdrawn: Mapping[Served, str] = _NONE,
 ) -> list[Entry]:
@@ -51,6 +52,7 @@ def entries(
         unloading: versions that only finish the requests that they have.
         on_disk: the versions of each model of the repository. If a name is in one of the states above, its further
             versions on the disk are not listed.
+        waiting: names of models that wait to be loaded; they count as LOADING.
         failures: by name, why a model is not served; a model without a reason is unloaded.
         withdrawn: why loaded versions are not run.
     """
@@ -67,8 +69,8 @@ def entries(
         found.append(Entry(name, _shown(version), state, reason))
     for name, versions in on_disk.items():
         if name not in listed:
-            reason = failures.get(name, "unloaded")
-            found += [Entry(name, _shown(version), UNAVAILABLE, reason) for version in sorted(versions) or [NO_VERSION]]
+            state, reason = (LOADING, "") if name in waiting else (UNAVAILABLE, failures.get(name, "unloaded"))
+            found += [Entry(name, _shown(version), state, reason) for version in sorted(versions) or [NO_VERSION]]
     return sorted(found, key=lambda entry: entry.name)
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 NOT_READ = "the model repository has not been read yet"
 NO_MODEL = "the model repository holds no model"
 NONE_LOADED = "no model is loaded"
+_MOST_NAMED = 10  # models that a reason names
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +24,13 @@ class Rules:
         strict: the server is not ready if one model that was requested at start has failed.
         allow_empty: a server without any model may be ready.
         scan: the repository is read at start; before that, its models are unknown.
+        names: the models requested at start; None: all models of the repository.
     """
 
     strict: bool = True
     allow_empty: bool = False
     scan: bool = True
+    names: tuple[str, ...] | None = None
 
 
 _DEFAULT = Rules()
@@ -58,6 +62,12 @@ class Readiness:
         self.found = self.found or bool(names)
         self.unreadable = unreadable if self._rules.scan else None
 
+    def is_awaited(self, name: str) -> bool:
+        """Whether a model of the repository was requested at start, and has been neither ready nor refused."""
+        if self.pending is not None:
+            return name in self.pending and name not in self.failures
+        return self._rules.names is None or name in self._rules.names
+
     def ready_once(self, name: str) -> None:
         """Notes that an endpoint answers requests."""
         self.served = True
@@ -77,7 +87,10 @@ class Readiness:
         untried = self.pending - self.failures.keys()
         enough = self.served or self._rules.allow_empty
         if untried or ((self.pending or unread) and (self._rules.strict or not enough)):
-            missing = [self.failures.get(name, f"model '{name}' is loading") for name in sorted(self.pending)]
+            missing = [self.failures[name] for name in sorted(self.pending - untried)[:_MOST_NAMED]]
+            missing += [f"model '{name}' is loading" for name in nsmallest(_MOST_NAMED - len(missing), untried)]
+            if len(missing) < len(self.pending):
+                missing.append(f"{len(self.pending) - len(missing)} more models")
             models = f"models are not ready: {'; '.join(missing)}" if missing else None
             return "; ".join(reason for reason in (unread, models) if reason is not None)
         if not enough:

@@ -27,14 +27,16 @@ class _Entry:
     """An endpoint as it was last reported.
 
     Attributes:
-        cache_key: the fields of the endpoint that can change; the snapshot is valid while they are equal.
+        revision: the endpoint's; the rest is valid while it is the same object.
         snapshot: see :func:`_snapshot`.
-        digest: a fingerprint of the fields that must be equal in all processes.
+        served: a hash of the fields that must be equal in all processes.
+        whole: a hash of all fields.
     """
 
-    cache_key: tuple[object, ...]
+    revision: object
     snapshot: dict[str, Any]
-    digest: str
+    served: int
+    whole: int
 
 
 class ReplicatedRepository(Repository):
@@ -49,7 +51,8 @@ class ReplicatedRepository(Repository):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reported: dict[str, _Entry] = {}
-        self._start = b""
+        self._served = self._whole = 0  # sums of the reported entries' hashes, in which their order has no effect
+        self._start: dict[str, Any] = {}
         self._mark = ""
 
     def state(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class ReplicatedRepository(Repository):
         Two states have the same ``digest`` if they serve the same, and the same ``mark`` if they are wholly equal.
         """
         self._reported, self._mark = {}, ""
+        self._served = self._whole = 0
         state = self.changes()
         state["endpoints"] = state.pop("changed")
         state["trials"] = self._loader.findings.snapshot()
@@ -65,35 +69,43 @@ class ReplicatedRepository(Repository):
         return state
 
     def changes(self) -> dict[str, Any]:
-        """The changes since the last report; ``base`` is the ``mark`` of the state that they apply to."""
+        """The changes since the last report; ``base`` is the ``mark`` of the state that they apply to.
+
+        The readiness is in ``start`` as a whole, or in ``settled`` if names have only left its ``wanted``: with a
+        thousand models to load at start, a thousand reports have no thousand names each.
+        """
         before, base, start_before = self._reported, self._mark, self._start
         entries = {endpoint.name: self._entry(endpoint) for endpoint in self._table}
-        start = self._readiness.snapshot()
-        self._start = orjson.dumps(start, option=orjson.OPT_SORT_KEYS)
+        changed = sorted(name for name, entry in entries.items() if before.get(name) is not entry)
+        removed = sorted(before.keys() - entries.keys())
+        old = [before[name] for name in (*changed, *removed) if name in before]
+        new = [entries[name] for name in changed]
+        self._served += sum(entry.served for entry in new) - sum(entry.served for entry in old)
+        self._whole += sum(entry.whole for entry in new) - sum(entry.whole for entry in old)
+        self._start = self._readiness.snapshot()
         reason = self.why_not_ready()
-        digest = fingerprint(sorted((name, entry.digest) for name, entry in entries.items()))
-        files = sorted((name, entry.snapshot["files"]) for name, entry in entries.items())
-        self._mark = fingerprint((digest, files, self._start, reason))
+        self._mark = fingerprint((self._whole, sorted(self._start.items()), reason))
         self._reported = entries
         changes = {
             "base": base,
             "mark": self._mark,
-            "digest": digest,
+            "digest": f"{self._served:x}",
             "not_ready": reason,
-            "changed": [entry.snapshot for name, entry in sorted(entries.items()) if before.get(name) is not entry],
-            "removed": sorted(before.keys() - entries.keys()),
+            "changed": [entry.snapshot for entry in new],
+            "removed": removed,
             "trials": self._loader.findings.news(),
         }
-        return changes if base and self._start == start_before else {**changes, "start": start}
+        settled = _settled(start_before, self._start) if base else None
+        return {**changes, "start": self._start} if settled is None else {**changes, "settled": settled}
 
     def _entry(self, endpoint: Endpoint) -> _Entry:
-        versions = tuple(endpoint.versions.items())
-        cache_key = (endpoint.loads, endpoint.override, frozenset(endpoint.chosen), versions, endpoint.files)
         known = self._reported.get(endpoint.name)
-        if known is not None and known.cache_key == cache_key:
+        if known is not None and known.revision is endpoint.revision:
             return known
         snapshot = _snapshot(endpoint)
-        return _Entry(cache_key, snapshot, fingerprint([snapshot[key] for key in sorted(snapshot.keys() - {"files"})]))
+        fields = sorted(snapshot.items())
+        served = [each for each in fields if each[0] != "files"]
+        return _Entry(endpoint.revision, snapshot, int(fingerprint(served), 16), int(fingerprint(fields), 16))
 
     async def restore(self, state: Mapping[str, Any]) -> dict[str, str]:
         """Makes the endpoints equal to another process's state; equal ones are kept.
@@ -149,7 +161,11 @@ class ReplicatedRepository(Repository):
                 return
             if new and parameters.next is not None:
                 self._hold(parameters.next, versions)
-            endpoint.loads, endpoint.override, endpoint.chosen = snapshot["loads"], override, set(snapshot["chosen"])
+            endpoint.loads, endpoint.override, endpoint.chosen = (
+                snapshot["loads"],
+                override,
+                frozenset(snapshot["chosen"]),
+            )
             self._publish(endpoint, versions)
             endpoint.files = snapshot["files"] if _snapshot(endpoint)["versions"] == snapshot["versions"] else ""
             if self._readiness.pending is not None:
@@ -202,6 +218,17 @@ class ReplicatedRepository(Repository):
         """The endpoints whose files differ from those of another process's state."""
         versions = {endpoint.name: _snapshot(endpoint)["versions"] for endpoint in self._table}
         return [each["name"] for each in state["endpoints"] if versions.get(each["name"], {}) != each["versions"]]
+
+
+def _settled(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str] | None:
+    """The names that have left the readiness's ``wanted``; None if more has changed."""
+    if before == now:
+        return []
+    rest = now.keys() - {"wanted"}
+    if None in (before["wanted"], now["wanted"]) or any(before[key] != now[key] for key in rest):
+        return None
+    left = set(before["wanted"]).difference(now["wanted"])
+    return sorted(left) if len(before["wanted"]) - len(left) == len(now["wanted"]) else None
 
 
 class _Restoration(Operation):

@@ -140,7 +140,6 @@ class Repository:
         # On a separate thread, because load threads are busy just when a client asks what is loading.
         on_disk = await self._loader.index(model_files.find_all, self.roots)
         refused = {name: found.message for name, found in on_disk.items() if isinstance(found, ApiError)}
-        unread = dict.fromkeys(on_disk, NOT_READ) if self._readiness.pending is None else {}
         ready = [(endpoint.name, version) for endpoint in self._table for version in endpoint.versions]
         withdrawn = {
             (endpoint.name, version): error.message
@@ -149,12 +148,14 @@ class Repository:
             if (error := model.why_withdrawn()) is not None
         }
         unknown = {name: set() if self._table.get(name) else {NO_VERSION} for name in self._loading}
+        versions = {name: found.versions if isinstance(found, ModelFiles) else () for name, found in on_disk.items()}
         return entries(
             ready=ready,
             loading=[(name, number) for name, known in self._loading.items() for number in known or unknown[name]],
             unloading=[(model.name, int(model.version)) for model in self._retiring],
-            on_disk={name: found.versions if isinstance(found, ModelFiles) else () for name, found in on_disk.items()},
-            failures={**unread, **self._readiness.failures, **refused},
+            on_disk=versions,
+            waiting={name for name in versions if self._readiness.is_awaited(name)} - refused.keys(),
+            failures={**self._readiness.failures, **refused},
             withdrawn=withdrawn,
         )
 
@@ -320,7 +321,7 @@ class Repository:
             endpoint.loads += 1  # without a load, only a chain keeps it, and there is none to share
         self._readiness.ready_once(name)
         if version is not None:
-            endpoint.chosen.add(version)
+            endpoint.chosen |= {version}
         if version is None or new:  # a load of one version does not choose the others
             endpoint.files = files
         endpoint.override = override
@@ -361,9 +362,7 @@ class Repository:
             return {1: (worker, None)}, ""
         for _ in range(_ATTEMPTS):
             looking = f"looking at the files of model '{target}'"
-            files = await self._loader.in_thread(looking, model_files.find, self.roots, target)
-            reading = f"reading the configuration of model '{target}'"
-            config = await self._loader.in_thread(reading, _configuration, files, override)
+            files, config = await self._loader.in_thread(looking, self._found, target, override)
             given = text_mark(override) if isinstance(override, str) else ""
             sources = {number: (files.marks[0], given, files.marks[number]) for number in selection(files, config)}
             versions: dict[int, tuple[Model, object]] = {
@@ -391,6 +390,11 @@ class Repository:
                 raise
             self._discard(endpoint, versions)
         raise FilesChangedError(target)
+
+    def _found(self, target: str, override: object) -> tuple[ModelFiles, ModelConfig]:
+        """A model's files and its configuration. ApiError 400."""
+        files = model_files.find(self.roots, target)
+        return files, _configuration(files, override)
 
     async def _unchanged(self, files: ModelFiles) -> bool:
         """Whether a model's files are unchanged."""
@@ -482,7 +486,7 @@ class Repository:
             elif len(endpoint.versions) == 1:
                 self._take_loads(endpoint, endpoint.loads, dependents=dependents)
             else:
-                endpoint.chosen.discard(version)
+                endpoint.chosen -= {version}
                 rest = {n: (endpoint.versions[n], endpoint.sources[n]) for n in endpoint.versions if n != version}
                 self._publish(endpoint, rest)
 

@@ -15,6 +15,7 @@ from fastinfer.base.errors import ApiError
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0  # time until an unreadable repository is read again
+_LOADS_AT_ONCE = 16  # more than there are load threads, because some loads wait for processes of their own
 
 
 class Look(TypedDict):
@@ -46,7 +47,7 @@ class Models(Protocol):
 
 
 async def load_all(models: Models, requested: Sequence[str] | None) -> Look:
-    """Loads the models requested at start, in parallel. A failure is logged, and is the answer for its model.
+    """Loads the models requested at start, several at once. A failure is logged, and is the answer for its model.
 
     Args:
         models: loads the models.
@@ -89,7 +90,13 @@ async def load_rest(models: Models, requested: Sequence[str] | None, seen: Look)
 async def _load_these(models: Models, look: Look, names: Iterable[str]) -> None:
     names = list(dict.fromkeys(names))
     await models.expect(names, look["unreadable"])
-    await asyncio.gather(*(_load(models, name) for name in names))
+    waiting = iter(names)
+
+    async def load_in_turn() -> None:
+        for name in waiting:
+            await _load(models, name)
+
+    await asyncio.gather(*(load_in_turn() for _ in range(_LOADS_AT_ONCE)))
 
 
 async def _load(models: Models, name: str) -> None:

@@ -545,9 +545,12 @@ def _merged(record: Report, changes: Mapping[str, Any]) -> Report:
     endpoints |= {each["name"]: each for each in changes["changed"]}
     replaced = {key: changes[key] for key in ("not_ready", "digest", "mark")}
     trials = list({**record.get("trials", {}), **changes.get("trials", {})}.items())
+    start = changes.get("start", record["start"])
+    if gone := set(changes.get("settled", ())):
+        start = {**start, "wanted": [name for name in start["wanted"] if name not in gone]}
     return {
         **replaced,
-        "start": changes.get("start", record["start"]),
+        "start": start,
         "trials": dict(trials[-limits.MAX_TRIAL_RESULTS :]),
         "endpoints": list(endpoints.values()),
     }

@@ -297,9 +297,7 @@ def test_one_that_is_withdrawn_serves_no_more(models: Path) -> None:
 
 def test_the_index_before_the_repository_was_read(models: Path) -> None:
     async def test(one: ReplicatedRepository, _: ReplicatedRepository) -> None:
-        assert {(entry.state, entry.reason) for entry in await one.index()} == {
-            ("UNAVAILABLE", "the model repository has not been read yet")
-        }
+        assert {(entry.state, entry.reason) for entry in await one.index()} == {("LOADING", "")}
         await one.expect([])
         assert {entry.reason for entry in await one.index()} == {"unloaded"}
 
