@@ -66,7 +66,6 @@ class Source(Generic[P]):
         read: ``await source.read(load)`` calls ``load`` with the file's content, on a load thread, and returns its
             result. ApiError 400 if the file cannot be read, 503 if it is no longer the one that was looked at, 504 if
             ``load`` takes too long. If the process dies meanwhile, this load is blamed.
-        key: called in ``load``, identifies everything that the load depends on: content, configuration, parameters.
         notes: for an engine whose runs may end this process; None: runs are not noted.
     """
 
@@ -77,7 +76,6 @@ class Source(Generic[P]):
     config: ModelConfig
     parameters: P
     read: Reading
-    key: Callable[[], str]
     notes: RunNotes | None = None
 
 

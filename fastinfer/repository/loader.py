@@ -136,9 +136,6 @@ class Loader:
         digest = blake2b(found.configured.encode(), digest_size=16)
         recorded = self._crashes.load(files.name, version, fingerprints)
 
-        def key() -> str:
-            return repr((digest.hexdigest(), fingerprints))
-
         async def read(load: Callable[[bytes], T]) -> T:
             def in_thread() -> T:
                 content = files.read_model(version, found.path)
@@ -149,9 +146,7 @@ class Loader:
             return await self.in_thread(f"loading {what}", in_thread)
 
         notes = recorded.run_notes
-        source = Source(
-            files.name, version, files.directory, found.path, found.config, found.parameters, read, key, notes
-        )
+        source = Source(files.name, version, files.directory, found.path, found.config, found.parameters, read, notes)
         async with recorded.turn():
             loaded = await found.backend.load(source)
         update = {"default_model_filename": found.path.name, "platform": loaded.implementation.platform}
@@ -230,10 +225,7 @@ async def try_version(backends: Backends, files: ModelFiles, version: int, confi
     async def read(load: Callable[[bytes], T]) -> T:
         return load(files.read_model(version, found.path))
 
-    def key() -> str:
-        return repr((files.mark, version, found.configured))  # each is tried once
-
-    source = Source(files.name, version, files.directory, found.path, found.config, found.parameters, read, key)
+    source = Source(files.name, version, files.directory, found.path, found.config, found.parameters, read)
     return await found.backend.load(source)
 
 

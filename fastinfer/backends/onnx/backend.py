@@ -6,18 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from hashlib import blake2b
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from fastinfer.backends.backend import BackendContext, Loaded, Source
 from fastinfer.backends.onnx import load as onnx_load
-from fastinfer.backends.onnx import ort
-from fastinfer.backends.onnx.load import LoadedModel
+from fastinfer.backends.onnx.load import LoadedModel, Shared
 from fastinfer.backends.onnx.ort import Session
-from fastinfer.backends.onnx.trial import TrialRuns
 from fastinfer.backends.parameters import Integer, Name, Parameters
 from fastinfer.backends.runner import Runner
 from fastinfer.backends.watchdog import Watchdog
@@ -102,7 +98,7 @@ class OnnxBackend:
 
     def __init__(self, context: BackendContext) -> None:
         self._context = context
-        self._trials = TrialRuns()
+        self._shared = Shared(findings=context.findings)
         self._watchdog = Watchdog(context.config.inline_run_us)
 
     async def load(self, source: Source[OnnxParameters]) -> Loaded:
@@ -110,11 +106,8 @@ class OnnxBackend:
         options = source.parameters.session_options()
 
         def load(content: bytes) -> LoadedModel:
-            server = config.batching, config.load_run_timeout_s, ort.version()  # a trial also depends on these
-            key = blake2b(repr((source.key(), server)).encode(), digest_size=16).hexdigest()
-            once = partial(self._context.findings.once, key)
             return onnx_load.load(
-                source.path, content, source.config, source.name, options, config, self._trials, once, source.directory
+                source.path, content, source.config, source.name, options, config, self._shared, source.directory
             )
 
         loaded = await source.read(load)
@@ -129,5 +122,5 @@ class OnnxBackend:
         return Loaded(model, rows, instances, remark, _form(loaded.opsets))
 
     def close(self) -> None:
-        self._trials.end()
+        self._shared.trials.end()
         self._watchdog.close()

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of
-from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts, read_facts
-from fastinfer.backends.onnx.graph.rows import Proof, prove
+from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
+from fastinfer.backends.onnx.graph.outline import Graphs, outline
+from fastinfer.backends.onnx.graph.rows import Proof
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
@@ -33,11 +37,19 @@ log = logging.getLogger(__name__)
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
 
-Once = Callable[[Callable[[], str | None]], str | None]
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the loads of a process share.
 
+    Attributes:
+        trials: registers every run, so that the end of the server can terminate it.
+        graphs: the facts and proofs of known graphs.
+        findings: the results of trials.
+    """
 
-def _always(trial: Callable[[], str | None]) -> str | None:
-    return trial()
+    trials: TrialRuns = field(default_factory=TrialRuns)
+    graphs: Graphs = field(default_factory=Graphs)
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +80,7 @@ def load(
     name: str,
     options: dict[str, Any],
     server: ServerConfig,
-    trials: TrialRuns | None = None,
-    once: Once = _always,
+    shared: Shared | None = None,
     directory: Path | None = None,
 ) -> LoadedModel:
     """Loads a model file.
@@ -81,19 +92,20 @@ def load(
         name: the model's name, for messages.
         options: keyword arguments of :class:`Session`.
         server: the server's configuration.
-        trials: registers every run, so that the end of the server can terminate it.
-        once: runs the trial of rows, unless its result is cached.
+        shared: what the process's loads share; None: nothing.
         directory: the model's directory; None: the file is in a version's directory in it.
 
     Raises:
         ApiError: 400 with ONNX Runtime's reason, or if the configuration does not fit the graph.
     """
     directory = directory or path.parent.parent
+    shared = shared or Shared()
     try:
         labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
         with collector.paused():
-            facts = read_facts(content)
+            known_as = outline(content)
+            facts = shared.graphs.facts(known_as, content)
         if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
         session = Session(path, model=content, **options)
@@ -101,9 +113,12 @@ def load(
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
-        runs = Runs(session, server.load_run_timeout_s, trials or TrialRuns())
+        runs = Runs(session, server.load_run_timeout_s, shared.trials)
         with collector.paused():
-            proof = prove(content)
+            proof = shared.graphs.proof(known_as, content)
+        # A trial's result depends on all of this.
+        tried = repr((known_as, options, exact, server.load_run_timeout_s, ort.version()))
+        once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels)
         for arrays in warm_ups(name, session.inputs, loaded.signature.batched, config, directory):
@@ -115,11 +130,14 @@ def load(
     return loaded
 
 
+_Once = Callable[[Callable[[], str | None]], str | None]
+
+
 class _Loading:
     """Derives the signature of a session, and whether its rows are independent."""
 
     def __init__(
-        self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: Once
+        self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: _Once
     ) -> None:
         self.name = name
         self.session = runs.session

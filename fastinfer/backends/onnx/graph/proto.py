@@ -182,6 +182,11 @@ class Message:
                 found = entry
         return [] if found is None else [(found[1], self._value(found[1], found[2]))]
 
+    def positions(self, number: int) -> list[tuple[int, int]]:
+        """Return where the bytes of each field with this number start and end in the bytes that were read."""
+        found = [value for each, kind, value in _walk(self._view) if each == number and kind == _BYTES]
+        return [(value >> 64, (value >> 64) + (value & 0xFFFF_FFFF_FFFF_FFFF)) for value in found]
+
     def replace(self, number: int, entries: Iterable[tuple[int, Any]]) -> None:
         """Replaces the fields with this number."""
         kept = [entry for entry in self._all() if entry[0] != number]
