@@ -120,6 +120,7 @@ class ReplicatedRepository(Repository):
             loaded = self._table.get(endpoint.name) is endpoint  # False if it was removed as a successor
             if loaded and snapshots.get(endpoint.name, {}).get("versions") != _snapshot(endpoint)["versions"]:
                 self._remove(endpoint)
+        self._many_change(snapshots.keys())
         failed: dict[str, str] = {}
         readiness = self._readiness
         readiness.restore(state["start"])
@@ -210,6 +211,7 @@ class ReplicatedRepository(Repository):
     def withdraw(self) -> None:
         """Stops serving for good, because the other processes differ. Requests in flight are finished."""
         self._withdrawn = True
+        self._many_change([endpoint.name for endpoint in self._table])
         for endpoint in list(self._table):
             if self._table.get(endpoint.name) is endpoint:
                 self._remove(endpoint)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 ONNX = "onnx"
 _WITHDRAWN = "this process of the server is being replaced"
 _TIMED_OUT = 504  # the status of a step that has exceeded its time limit; the disk is not read again
+_MOST_LOGGED = 20  # models that change at once, each with its own line in the log
 _ATTEMPTS = 3  # how often a load is begun if its files change meanwhile
 _Versions = Mapping[int, tuple[Model, object]]  # each model with its source
 
@@ -79,6 +80,7 @@ class Repository:
         self._numbers = count(1)
         self._withdrawn = False
         self._max_endpoints = max_endpoints
+        self._quiet: set[str] = set()  # endpoints whose next change is not news, because many change at once
 
     # --- Looking up ---------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,21 @@ class Repository:
             names: further models requested at start: the server is not ready until each was loaded once or unloaded.
             unreadable: why one of the directories cannot be read; None if all can be.
         """
+        names = list(names)
+        self._many_change(names)
         self._readiness.expect(names, unreadable)
+
+    def _many_change(self, names: Collection[str]) -> None:
+        """Notes that these endpoints change next; if they are many, the log has one line about them."""
+        if len(names) > _MOST_LOGGED:
+            log.info("%d models change; each has a line in the log at the level debug", len(names))
+            self._quiet.update(names)
+
+    def _news_level(self, name: str) -> int:
+        """The level of the log's lines about a change of an endpoint; its next change is news again."""
+        quiet = name in self._quiet
+        self._quiet.discard(name)
+        return logging.DEBUG if quiet else logging.INFO
 
     def loaded(self) -> dict[str, str]:
         """For each loaded model, the fingerprint of the directory that its endpoints were made from."""
@@ -308,6 +324,7 @@ class Repository:
                 )
                 await self._agree(endpoint, versions, operation)
         except ApiError as error:
+            self._quiet.discard(name)
             # Unknown names are not recorded, because clients can invent any number of them.
             if not isinstance(error, UnknownModelError) or name in (self._readiness.pending or ()):
                 self._readiness.failures[name] = error.message
@@ -440,8 +457,9 @@ class Repository:
         self._table.publish(endpoint)
         for model in before - after:
             self._retire(model)
+        level = self._news_level(endpoint.name)
         for model in sorted(after - before, key=lambda model: int(model.version)):
-            log.info("'%s' version %s: %s", model.name, model.version, model.signature)
+            log.log(level, "'%s' version %s: %s", model.name, model.version, model.signature)
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 
@@ -500,7 +518,7 @@ class Repository:
         self._readiness.failures.pop(endpoint.name, None)  # of a failed reload while the old versions served
         for model in endpoint.versions.values():
             self._retire(model)
-        log.info("'%s' is unloaded", endpoint.name)
+        log.log(self._news_level(endpoint.name), "'%s' is unloaded", endpoint.name)
         successor = None if endpoint.parameters.next is None else self._table.get(endpoint.parameters.next)
         if successor is not None:
             successor.holds -= 1
@@ -516,6 +534,7 @@ class Repository:
 
     async def close(self) -> None:
         """Unloads all endpoints and waits until their models are released."""
+        self._many_change([endpoint.name for endpoint in self._table])
         for endpoint in list(self._table):
             if self._table.get(endpoint.name) is endpoint:
                 self._remove(endpoint)
