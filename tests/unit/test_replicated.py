@@ -332,11 +332,13 @@ def test_what_a_trial_has_found_is_not_tried_again(models: Path, monkeypatch: py
             assert limits == [True, False]
         assert json.loads(json.dumps(second.state()))["trials"] == state["trials"]
 
-        # Other files, or another configuration, are tried.
-        (models / "simple" / "1" / "model.onnx").touch()
-        await second.load_model("simple", None, {})
-        assert len(tried) == 3
+        # Another graph, or other options of the session, are tried; what has no effect on a run is not.
         await second.load_model("simple", None, {"config": json.dumps({"dynamic_batching": {"max_queue_size": 7}})})
+        assert len(tried) == 2
+        await second.load_model("simple", None, {"graph_optimization_level": "none"})
+        assert len(tried) == 3
+        shutil.copy(REPOSITORY / "identity_fp32" / "1" / "model.onnx", models / "simple" / "1" / "model.onnx")
+        await second.load_model("simple", None, {})
         assert len(tried) == 4
 
     run(models, test)
