@@ -84,6 +84,7 @@ class EndpointTable:
         self._by_identity: dict[Identity, Endpoint] = {}
         # The model for a request, by the parts of its path: (name,) is the highest version, or (name, version).
         self.models: dict[tuple[str, ...], Model] = {}
+        self._keys: dict[str, list[tuple[str, ...]]] = {}  # of ``models``, by endpoint
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_name.values())
@@ -128,9 +129,11 @@ class EndpointTable:
         self._by_name[endpoint.name] = endpoint
         self._by_identity[endpoint.identity] = endpoint
         self._forget_models(endpoint.name)
+        models: dict[tuple[str, ...], Model] = {(endpoint.name,): endpoint.latest}
         for version, model in endpoint.versions.items():
-            self.models[endpoint.name, str(version)] = model
-        self.models[endpoint.name,] = endpoint.latest
+            models[endpoint.name, str(version)] = model
+        self._keys[endpoint.name] = list(models)
+        self.models |= models
 
     def remove(self, endpoint: Endpoint) -> None:
         del self._by_name[endpoint.name]
@@ -138,5 +141,5 @@ class EndpointTable:
         self._forget_models(endpoint.name)
 
     def _forget_models(self, name: str) -> None:
-        for key in [key for key in self.models if key[0] == name]:
+        for key in self._keys.pop(name, ()):
             del self.models[key]
