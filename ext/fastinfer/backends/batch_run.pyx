@@ -10,8 +10,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from fastinfer.backends.onnx.ort_run cimport (
-    FAIL, create_run_options, discard, error_of, execute, fail, make_values, own, receive, release_run_options,
-    release_values, terminate,
+    FAIL, INVALID_ARGUMENT, create_run_options, discard, error_of, execute, fail, make_values, own, receive,
+    release_run_options, release_values, terminate,
 )
 from fastinfer.native.job cimport monotonic_ns
 from fastinfer.shared.crash_record cimport run_begins, run_ends
@@ -250,7 +250,8 @@ cdef void _work(void* opaque) noexcept nogil:
         release_values(inputs, handle.input_count)
     if failed == 0:
         started = now
-        _receive(state, outputs)
+        # An answer that cannot be sent is the inputs' doing, as is one that cannot be computed.
+        state.refused = _receive(state, outputs) < 0 and state.failure.code == INVALID_ARGUMENT
         state.output_ns = monotonic_ns() - started
     run_ends(state.noted)
     free_block(state.slab)
@@ -300,7 +301,7 @@ cdef int _receive(BatchState* state, OrtValue** values) noexcept nogil:
         if failed < 0:
             break
         output = &state.outputs[i]
-        failed = receive(state.handle, state.feeds, &values[i], output, &state.failure)
+        failed = receive(state.handle, state.feeds, i, &values[i], output, &state.failure)
         if failed < 0 or not state.batched:
             continue
         if output.rank == 0 or output.dims[0] != state.total_rows:

@@ -13,12 +13,19 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of
 from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
 from fastinfer.backends.onnx.graph.rows import Proof
+=======
+from fastinfer.backends.labels import labels_of, labels_of_classes
+from fastinfer.backends.onnx.graph.classifier import read_classifier
+from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts, read_facts
+from fastinfer.backends.onnx.graph.rows import Proof, prove
+>>>>>>> 6c45c8f (Serve classifiers as they are exported: ZipMap becomes the tensor that feeds it; sequences are stacked)
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
@@ -87,7 +94,7 @@ def load(
 
     Args:
         path: the ``.onnx`` file.
-        content: the file's bytes; the proof and the session use the same ones, even if the file is replaced meanwhile.
+        content: the file's bytes. The proof and the session use the same ones, even if the file is replaced meanwhile.
         config: the model's configuration.
         name: the model's name, for messages.
         options: keyword arguments of :class:`Session`.
@@ -101,21 +108,24 @@ def load(
     directory = directory or path.parent.parent
     shared = shared or Shared()
     try:
-        labels = labels_of(directory, config)
+        configured_labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
         with collector.paused():
-            known_as = outline(content)
-            facts = shared.graphs.facts(known_as, content)
+            classifier = read_classifier(content)
+            served = classifier.model
+            known_as = outline(served)
+            facts = shared.graphs.facts(known_as, served)
+        labels = labels_of_classes(classifier.classes) | configured_labels
         if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
-        session = Session(path, model=content, **options)
+        session = Session(path, model=served, **options)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
         with collector.paused():
-            proof = shared.graphs.proof(known_as, content)
+            proof = shared.graphs.proof(known_as, served)
         # A trial's result depends on all of this.
         tried = repr((known_as, options, exact, server.load_run_timeout_s, ort.version()))
         once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())

@@ -68,6 +68,9 @@ class Session:
     inputs: tuple[TensorSpec, ...]
     """In the order in which the model takes them."""
     outputs: tuple[TensorSpec, ...]
+    """A sequence of tensors is described as one tensor, with its elements along a new first dimension."""
+    sequence_outputs: tuple[str, ...]
+    """The names of the outputs that are sequences."""
     budget: Budget | None
     """Where the memory of outputs counts; None: nowhere."""
     def __init__(

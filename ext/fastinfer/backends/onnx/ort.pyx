@@ -39,6 +39,9 @@ cdef enum:
     LOG_FATAL = 4               # failures come back as statuses; the runtime would print each one, too
     PARALLEL = 1                # ExecutionMode
     TENSOR = 1                  # ONNXType
+    SEQUENCE = 2
+    MAP = 3
+    OPTIONAL = 6
     MAX_TENSORS = 1024          # inputs or outputs of a model: as many as a request may have
     MAX_NAME_BYTES = 4096       # of an input, an output or a dimension: as long as a request may name
 
@@ -179,6 +182,7 @@ cdef class Session:
             if self.handle.session != NULL:
                 ort_release_session(self.handle.session)
             free(self.handle.input_names)
+            free(<void*>self.handle.declared)
 
     def run(self, list inputs not None, outputs=None):
         cdef list tensors = _ordered(self.inputs, inputs)
@@ -192,16 +196,18 @@ cdef class Session:
         cdef Output* received = <Output*>calloc(count + 1, sizeof(Output))
         cdef OrtValue** values = <OrtValue**>calloc(len(tensors) + count + 1, sizeof(OrtValue*))
         cdef const char** names = <const char**>calloc(count + 1, sizeof(char*))
+        cdef Py_ssize_t* positions = <Py_ssize_t*>calloc(count + 1, sizeof(Py_ssize_t))
         try:
-            if feeds == NULL or received == NULL or values == NULL or names == NULL:
+            if feeds == NULL or received == NULL or values == NULL or names == NULL or positions == NULL:
                 raise MemoryError()
             for i in range(len(tensors)):
                 tensor = <Tensor>tensors[i]
                 feeds[i] = Feed(tensor.datatype_id, tensor.rank, <const int64_t*>tensor.dims, tensor.data,
                                 tensor.nbytes)
             for i in range(count):
-                names[i] = self.handle.output_names[<Py_ssize_t>wanted[i]]
-            if _run_whole(&self.handle, feeds, values, names, count, received, &failure) < 0:
+                positions[i] = wanted[i]
+                names[i] = self.handle.output_names[positions[i]]
+            if _run_whole(&self.handle, feeds, values, names, positions, count, received, &failure) < 0:
                 raise error_of(&failure)
             return [_tensor((<TensorSpec>self.outputs[wanted[i]]).name, &received[i], self) for i in range(count)]
         finally:
@@ -212,6 +218,7 @@ cdef class Session:
             free(received)
             free(values)
             free(names)
+            free(positions)
 
 
 def _read(path):
@@ -270,8 +277,9 @@ cdef int _describe(Session session) except -1:
     for what, count in (("inputs", inputs), ("outputs", outputs)):
         if count > MAX_TENSORS:     # no request could name them all; each costs time under the GIL
             raise OrtError(f"the model has {count} {what}, at most {MAX_TENSORS} are supported", NOT_IMPLEMENTED)
-    session.inputs = tuple([_spec(handle.session, i, True) for i in range(<Py_ssize_t>inputs)])
-    session.outputs = tuple([_spec(handle.session, i, False) for i in range(<Py_ssize_t>outputs)])
+    session.sequence_outputs = ()
+    session.inputs = tuple([_spec(session, i, True) for i in range(<Py_ssize_t>inputs)])
+    session.outputs = tuple([_spec(session, i, False) for i in range(<Py_ssize_t>outputs)])
     session._names = [(<TensorSpec>spec).name.encode() for spec in session.inputs + session.outputs]
     handle.input_count = <Py_ssize_t>inputs
     handle.output_count = <Py_ssize_t>outputs
@@ -281,7 +289,18 @@ cdef int _describe(Session session) except -1:
     handle.output_names = handle.input_names + inputs
     for i in range(len(session._names)):
         handle.input_names[i] = <bytes>session._names[i]
+    cdef Feed* declared = <Feed*>calloc(outputs + 1, sizeof(Feed))
+    if declared == NULL:
+        raise MemoryError()
+    handle.declared = declared
+    for i, spec in enumerate(session.outputs):      # which keep the dims
+        declared[i] = _declared(<TensorSpec>spec)
     return 0
+
+
+cdef Feed _declared(TensorSpec spec) noexcept:
+    cdef const int64_t* dims = spec.dims
+    return Feed(spec.datatype_id, spec.rank, dims, NULL, 0)
 
 
 cdef int _set_config(OrtSessionOptions* options, str key, str value) except -1:
@@ -326,7 +345,8 @@ cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
         ort_release_cuda_options(cuda)
 
 
-cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
+cdef TensorSpec _spec(Session of, Py_ssize_t index, bint is_input):
+    cdef OrtSession* session = of.handle.session
     cdef OrtTypeInfo* type_info = NULL
     cdef const OrtTensorInfo* info = NULL
     cdef char* text = NULL
@@ -335,6 +355,7 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
     cdef size_t rank = 0
     cdef int32_t kind = 0
     cdef int32_t element_type = 0
+    cdef bint stacked = False
     if is_input:
         check(ort_input_name(session, index, _allocator, &text))
     else:
@@ -349,8 +370,15 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
         check(ort_output_type(session, index, &type_info))
     try:
         check(ort_kind_of_type(type_info, &kind))
+        if kind == OPTIONAL and not is_input:
+            of.handle.may_lack_outputs = True
+            type_info = _inside(type_info, &kind)
+        if kind == SEQUENCE and not is_input:
+            stacked = True
+            of.sequence_outputs += (name,)
+            type_info = _inside(type_info, &kind)
         if kind != TENSOR:
-            raise OrtError(f"{what} is {_KINDS.get(kind, 'no tensor')}; only tensors can be served", NOT_IMPLEMENTED)
+            raise OrtError(_refusal(what, kind, is_input, stacked), NOT_IMPLEMENTED)
         check(ort_tensor_info_of_type(type_info, &info))
         check(ort_element_type(info, &element_type))
         if from_onnx(element_type) < 0:
@@ -359,14 +387,47 @@ cdef TensorSpec _spec(OrtSession* session, Py_ssize_t index, bint is_input):
         if not ort_has_shape(info):     # its rank is open; the runtime counts no dimensions, as for a scalar
             return TensorSpec(name, name_of(from_onnx(element_type)), None)
         check(ort_rank(info, &rank))
-        if rank > MAX_RANK:
-            raise OrtError(f"{what} has {rank} dimensions, at most {MAX_RANK} are supported", NOT_IMPLEMENTED)
+        if rank + stacked > MAX_RANK:
+            raise OrtError(f"{what} has {rank + stacked} dimensions, at most {MAX_RANK} are supported", NOT_IMPLEMENTED)
         check(ort_dimensions(info, dims, rank))
         check(ort_symbolic_dimensions(info, symbols, rank))
-        return TensorSpec(name, name_of(from_onnx(element_type)), [dims[i] for i in range(<Py_ssize_t>rank)],
-                          [_name(symbols[i]) for i in range(<Py_ssize_t>rank)])
+        return TensorSpec(name, name_of(from_onnx(element_type)),
+                          [-1] * stacked + [dims[i] for i in range(<Py_ssize_t>rank)],
+                          [""] * stacked + [_name(symbols[i]) for i in range(<Py_ssize_t>rank)])
     finally:
         ort_release_type_info(type_info)
+
+
+cdef OrtTypeInfo* _inside(OrtTypeInfo* holder, int32_t* kind) except NULL:
+    # Returns the type of what a sequence or an optional value holds, and its kind. Releases the holder's type, unless it
+    # raises.
+    cdef const OrtSequenceInfo* sequence = NULL
+    cdef const OrtOptionalInfo* optional = NULL
+    cdef OrtTypeInfo* held = NULL
+    if kind[0] == SEQUENCE:
+        check(ort_sequence_info_of_type(holder, &sequence))
+        check(ort_type_of_elements(sequence, &held))
+    else:
+        check(ort_optional_info_of_type(holder, &optional))
+        check(ort_type_of_optional(optional, &held))
+    ort_release_type_info(holder)
+    check(ort_kind_of_type(held, kind))
+    return held
+
+
+cdef str _refusal(str what, int32_t kind, bint is_input, bint stacked):
+    # The sentence about an input or output that is no tensor, with the way out if there is one.
+    cdef str kinds = _KINDS.get(kind, "no tensor")
+    if stacked:
+        kinds = f"a sequence of {kinds.removeprefix('a ')}s"
+    if kind == MAP and not is_input:
+        return f"{what} is {kinds}, which no answer can hold; export the model with zipmap=False"
+    if kind == SEQUENCE and is_input:
+        return (f"{what} is a sequence, which no request can hold; let the graph construct it from tensors "
+                "(SequenceConstruct, SplitToSequence)")
+    if kind == MAP:
+        return f"{what} is a map, which no request can hold; export the model without DictVectorizer or CastMap"
+    return f"{what} is {kinds}; only tensors can be served"
 
 
 cdef str _name(const char* text):
@@ -410,8 +471,8 @@ cdef list _positions(tuple specs, outputs):
     return [positions[name] for name in outputs]
 
 
-cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, const char** names, Py_ssize_t count,
-                    Output* received, EngineError* failure) noexcept:
+cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, const char** names,
+                    const Py_ssize_t* positions, Py_ssize_t count, Output* received, EngineError* failure) noexcept:
     # values has room for the inputs and, after them, for the outputs.
     cdef OrtValue** outputs = values + handle.input_count
     cdef Py_ssize_t i
@@ -424,7 +485,7 @@ cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, 
             release_values(values, handle.input_count)
         for i in range(count):
             if failed == 0:
-                failed = receive(handle, feeds, &outputs[i], &received[i], failure)
+                failed = receive(handle, feeds, positions[i], &outputs[i], &received[i], failure)
         release_values(outputs, count)
     return failed
 

@@ -41,6 +41,8 @@ cdef struct Handle:
     Py_ssize_t output_count
     const char** input_names
     const char** output_names
+    const Feed* declared        # the types and shapes of the outputs, without memory
+    bint may_lack_outputs       # an output is an optional value
 
 # Every function fills in `failure` if it returns -1.
 cdef int fail(EngineError* failure, int32_t code, const char* text) noexcept nogil
@@ -49,8 +51,10 @@ cdef int make_values(const Handle* handle, const Feed* feeds, OrtValue** values,
 # Fills outputs, which must be NULLs. The caller passes each one to receive, or releases it.
 cdef int execute(const Handle* handle, OrtValue** inputs, const char** output_names, Py_ssize_t output_count,
                  OrtValue** outputs, OrtRunOptions* options, EngineError* failure) noexcept nogil
-# Takes the value over in any case, and sets value[0] to NULL. The output does not share memory with the feeds.
-cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
+# Receives an output. Takes its value over in any case, and sets value[0] to NULL. The output does not share memory with
+# the feeds. The elements of a sequence become one tensor, along a new first dimension.
+# INVALID_ARGUMENT: for these inputs, an optional value is absent, or the elements of a sequence have different shapes.
+cdef int receive(const Handle* handle, const Feed* feeds, Py_ssize_t index, OrtValue** value, Output* output,
                  EngineError* failure) noexcept nogil
 cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil
 # Frees a received output that has no owner yet.

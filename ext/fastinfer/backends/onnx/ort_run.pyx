@@ -8,8 +8,9 @@
 
 cimport cython
 from libc.stdint cimport uint32_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove, strlen
+from libc.string cimport memcmp, memcpy, memmove, strlen
 
 from fastinfer.backends.onnx.ort_table cimport *
 from fastinfer.base.budget cimport Budget
@@ -18,9 +19,11 @@ from fastinfer.tensor.tensor cimport Memory, allocate_block, element_count, free
 
 cdef enum:
     TENSOR = 1                  # ONNXType
+    SEQUENCE = 2
     ARENA = 1                   # OrtAllocatorType
     DEFAULT_MEMORY = 0          # OrtMemType
     MAX_TEXT_BYTES = 16384      # of a failure's text; the rest is never shown
+    MAX_NAME_SHOWN = 200        # bytes of an output's name in a failure's text
 
 cdef extern from "<string.h>" nogil:
     size_t strnlen(const char* text, size_t most)
@@ -221,14 +224,24 @@ cdef void unset_terminate(OrtRunOptions* options) noexcept nogil:
 # --- Values to memory -------------------------------------------------------------------------------------------------
 
 
-cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Output* output,
+cdef int receive(const Handle* handle, const Feed* feeds, Py_ssize_t index, OrtValue** value, Output* output,
                  EngineError* failure) noexcept nogil:
+    cdef const char* name = handle.output_names[index]
     cdef OrtValue* taken = value[0]
+    cdef int32_t kind = TENSOR
     cdef int failed
     value[0] = NULL
     output.value = NULL
     output.data = NULL
-    failed = _receive(taken, output, failure)
+    failed = _kind_of(handle, name, taken, &kind, failure)
+    if failed == 0 and kind == SEQUENCE:
+        failed = _stack(name, &handle.declared[index], taken, output, failure)
+        ort_release_value(taken)
+        return failed
+    if failed == 0 and kind != TENSOR:
+        failed = fail(failure, NOT_IMPLEMENTED, b"the model gave something other than a tensor for an output")
+    if failed == 0:
+        failed = _receive(taken, output, failure)
     if failed == 0 and output.datatype_id != BYTES:
         if not _lies_in_a_feed(handle, feeds, output):      # the common case
             output.value = taken
@@ -236,6 +249,19 @@ cdef int receive(const Handle* handle, const Feed* feeds, OrtValue** value, Outp
         failed = _copy_out(output, failure)
     ort_release_value(taken)
     return failed
+
+
+cdef int _kind_of(const Handle* handle, const char* name, OrtValue* value, int32_t* kind,
+                  EngineError* failure) noexcept nogil:
+    cdef int32_t has_value = 1
+    if value == NULL:
+        return fail(failure, FAIL, b"the model gave no value for an output")
+    if handle.may_lack_outputs:
+        if _failed(ort_has_value(value, &has_value), failure) < 0:
+            return -1
+        if not has_value:
+            return _fail_about(failure, INVALID_ARGUMENT, name, b"is optional, and absent for them")
+    return _failed(ort_kind_of_value(value, kind), failure)
 
 
 cdef bint _lies_in_a_feed(const Handle* handle, const Feed* feeds, const Output* output) noexcept nogil:
@@ -256,18 +282,12 @@ cdef int _copy_out(Output* output, EngineError* failure) noexcept nogil:
 
 
 cdef int _receive(OrtValue* value, Output* output, EngineError* failure) noexcept nogil:
+    # Of a tensor.
     cdef OrtTensorInfo* info = NULL
-    cdef int32_t kind = 0
     cdef int32_t element_type = 0
     cdef size_t rank = 0
     cdef int64_t count
     cdef void* data = NULL
-    if value == NULL:
-        return fail(failure, FAIL, b"the model gave no value for an output")
-    if _failed(ort_kind_of_value(value, &kind), failure) < 0:
-        return -1
-    if kind != TENSOR:
-        return fail(failure, NOT_IMPLEMENTED, b"the model gave something other than a tensor for an output")
     if _failed(ort_tensor_info_of_value(value, &info), failure) < 0:
         return -1
     cdef bint failed = (_failed(ort_element_type(info, &element_type), failure) < 0
@@ -328,6 +348,105 @@ cdef int _receive_strings(OrtValue* value, int64_t count, Output* output, Engine
     output.data = block
     output.nbytes = <Py_ssize_t>size + 4 * count
     return 0
+
+
+# --- Sequences to memory ----------------------------------------------------------------------------------------------
+
+
+cdef int _stack(const char* name, const Feed* declared, OrtValue* sequence, Output* output,
+                EngineError* failure) noexcept nogil:
+    # Copies the elements, one after the other, to a block. They must be tensors of one shape.
+    cdef Output element
+    cdef Py_ssize_t room = 0
+    cdef int64_t i
+    cdef size_t count = 0
+    cdef int failed = 0
+    if _failed(ort_count_of_elements(sequence, &count), failure) < 0:
+        return -1
+    _begin_stack(count, declared, output)
+    for i in range(<int64_t>count):
+        failed = _receive_element(sequence, i, &element, failure)
+        if failed == 0 and i == 0:
+            failed = _shape_stack(name, &element, output, failure)
+        if failed == 0:
+            failed = _append(name, &element, <int64_t>count - i, output, &room, failure)
+        discard(&element)
+        if failed < 0:
+            discard(output)
+            return -1
+    return 0 if output.data != NULL or _reserve(output, 0, &room) == 0 else _fail_memory(failure)
+
+
+cdef void _begin_stack(size_t count, const Feed* declared, Output* output) noexcept nogil:
+    # The shape for no elements: as it is declared, with 0 for what is open.
+    cdef int i
+    output.datatype_id = declared.datatype_id
+    output.rank = max(declared.rank, 1)
+    output.dims[0] = <int64_t>count
+    for i in range(1, declared.rank):
+        output.dims[i] = max(declared.dims[i], 0)
+    output.nbytes = 0
+
+
+cdef int _receive_element(OrtValue* sequence, int64_t index, Output* element, EngineError* failure) noexcept nogil:
+    element.value = NULL
+    element.data = NULL
+    if _failed(ort_element(sequence, <int32_t>index, _allocator, &element.value), failure) < 0:
+        return -1
+    cdef OrtValue* value = element.value
+    cdef int failed = _receive(value, element, failure)
+    if failed == 0 and element.datatype_id == BYTES:    # it has a block of its own now
+        ort_release_value(value)
+        element.value = NULL
+    return failed
+
+
+cdef int _shape_stack(const char* name, const Output* first, Output* output, EngineError* failure) noexcept nogil:
+    if first.rank == MAX_RANK:
+        return _fail_about(failure, NOT_IMPLEMENTED, name, b"is a sequence of tensors of 16 dimensions")
+    output.datatype_id = first.datatype_id
+    output.rank = first.rank + 1
+    memcpy(output.dims + 1, first.dims, first.rank * sizeof(int64_t))
+    return 0
+
+
+cdef int _append(const char* name, const Output* element, int64_t left, Output* output, Py_ssize_t* room,
+                 EngineError* failure) noexcept nogil:
+    # left: the number of elements that are still to be appended, this one included.
+    if (element.rank + 1 != output.rank or element.datatype_id != output.datatype_id
+            or memcmp(element.dims, output.dims + 1, element.rank * sizeof(int64_t)) != 0):
+        return _fail_about(failure, INVALID_ARGUMENT, name, b"is a sequence of tensors of different shapes, which no "
+                           b"single tensor can hold; let the graph pad or concatenate them (ConcatFromSequence)")
+    if element.nbytes > room[0] - output.nbytes and _reserve(output, element.nbytes * left, room) < 0:
+        return _fail_memory(failure)
+    memcpy(output.data + output.nbytes, element.data, element.nbytes)
+    output.nbytes += element.nbytes
+    return 0
+
+
+cdef int _reserve(Output* output, Py_ssize_t more, Py_ssize_t* room) noexcept nogil:
+    # Moves the stack to a block with room for `more` bytes. Only that of BYTES moves more than once: as often as it
+    # doubles.
+    cdef Py_ssize_t size = max(output.nbytes + more, 2 * output.nbytes)
+    cdef char* block = allocate_block(size)
+    if block == NULL:
+        return -1
+    if output.data != NULL:
+        memcpy(block, output.data, output.nbytes)
+        free_block(output.data)
+    output.data = block
+    room[0] = size
+    return 0
+
+
+cdef int _fail_about(EngineError* failure, int32_t code, const char* name, const char* what) noexcept nogil:
+    failure.code = code
+    snprintf(failure.text, FAILURE_BYTES, b"output '%.*s' %s", <int>MAX_NAME_SHOWN, name, what)
+    return -1
+
+
+cdef int _fail_memory(EngineError* failure) noexcept nogil:
+    return fail(failure, FAIL, b"no memory for an output")
 
 
 cdef void release_values(OrtValue** values, Py_ssize_t count) noexcept nogil:

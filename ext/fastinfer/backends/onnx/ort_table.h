@@ -19,7 +19,9 @@ struct OrtSession;
 struct OrtSessionOptions;
 struct OrtRunOptions;
 struct OrtTypeInfo;
-struct OrtTensorInfo;  // OrtTensorTypeAndShapeInfo
+struct OrtTensorInfo;    // OrtTensorTypeAndShapeInfo
+struct OrtSequenceInfo;  // OrtSequenceTypeInfo
+struct OrtOptionalInfo;  // OrtOptionalTypeInfo
 struct OrtValue;
 struct OrtMemoryInfo;
 struct OrtAllocator;
@@ -139,6 +141,12 @@ ORT_FUNCTION(63, OrtStatus*, ort_symbolic_dimensions, (const OrtTensorInfo* info
 ORT_FUNCTION(390, bool, ort_has_shape, (const OrtTensorInfo* info), (info))
 ORT_FUNCTION(65, OrtStatus*, ort_tensor_info_of_value, (const OrtValue* value, OrtTensorInfo** out), (value, out))
 ORT_FUNCTION(67, OrtStatus*, ort_kind_of_value, (const OrtValue* value, int32_t* out), (value, out))
+ORT_FUNCTION(104, OrtStatus*, ort_sequence_info_of_type, (const OrtTypeInfo* type, const OrtSequenceInfo** borrowed),
+             (type, borrowed))
+ORT_FUNCTION(107, OrtStatus*, ort_type_of_elements, (const OrtSequenceInfo* info, OrtTypeInfo** out), (info, out))
+ORT_FUNCTION(250, OrtStatus*, ort_optional_info_of_type, (const OrtTypeInfo* type, const OrtOptionalInfo** borrowed),
+             (type, borrowed))
+ORT_FUNCTION(251, OrtStatus*, ort_type_of_optional, (const OrtOptionalInfo* info, OrtTypeInfo** out), (info, out))
 ORT_FUNCTION(98, void, ort_release_type_info, (OrtTypeInfo* type), (type))
 ORT_FUNCTION(99, void, ort_release_tensor_info, (OrtTensorInfo* info), (info))
 
@@ -157,6 +165,11 @@ ORT_FUNCTION(54, OrtStatus*, ort_strings,
              (value, into, nbytes, offsets, count))
 ORT_FUNCTION(252, OrtStatus*, ort_resized_string, (OrtValue* value, size_t index, size_t nbytes, char** borrowed),
              (value, index, nbytes, borrowed))
+ORT_FUNCTION(80, OrtStatus*, ort_element,
+             (const OrtValue* sequence, int32_t index, OrtAllocator* allocator, OrtValue** copy),
+             (sequence, index, allocator, copy))
+ORT_FUNCTION(81, OrtStatus*, ort_count_of_elements, (const OrtValue* sequence, size_t* out), (sequence, out))
+ORT_FUNCTION(192, OrtStatus*, ort_has_value, (const OrtValue* optional, int32_t* out), (optional, out))
 ORT_FUNCTION(96, void, ort_release_value, (OrtValue* value), (value))
 
 // Memory

@@ -13,6 +13,8 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     ctypedef struct OrtSessionOptions
     ctypedef struct OrtTypeInfo
     ctypedef struct OrtTensorInfo
+    ctypedef struct OrtSequenceInfo
+    ctypedef struct OrtOptionalInfo
     ctypedef struct OrtMemoryInfo
     ctypedef struct OrtAllocator
     ctypedef struct OrtIoBinding
@@ -85,6 +87,10 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     bint ort_has_shape(const OrtTensorInfo* info)
     OrtStatus* ort_tensor_info_of_value(OrtValue* value, OrtTensorInfo** out)
     OrtStatus* ort_kind_of_value(OrtValue* value, int32_t* out)
+    OrtStatus* ort_sequence_info_of_type(OrtTypeInfo* type, const OrtSequenceInfo** borrowed)
+    OrtStatus* ort_type_of_elements(const OrtSequenceInfo* info, OrtTypeInfo** out)
+    OrtStatus* ort_optional_info_of_type(OrtTypeInfo* type, const OrtOptionalInfo** borrowed)
+    OrtStatus* ort_type_of_optional(const OrtOptionalInfo* info, OrtTypeInfo** out)
     void ort_release_type_info(OrtTypeInfo* type)
     void ort_release_tensor_info(OrtTensorInfo* info)
 
@@ -96,6 +102,9 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_strings_size(OrtValue* value, size_t* out)
     OrtStatus* ort_strings(OrtValue* value, void* into, size_t nbytes, size_t* offsets, size_t count)
     OrtStatus* ort_resized_string(OrtValue* value, size_t index, size_t nbytes, char** borrowed)
+    OrtStatus* ort_element(const OrtValue* sequence, int32_t index, OrtAllocator* allocator, OrtValue** copy)
+    OrtStatus* ort_count_of_elements(const OrtValue* sequence, size_t* out)
+    OrtStatus* ort_has_value(const OrtValue* optional, int32_t* out)
     void ort_release_value(OrtValue* value)
 
     OrtStatus* ort_create_cpu_memory_info(int32_t allocator_type, int32_t memory_type, OrtMemoryInfo** out)

@@ -62,15 +62,15 @@ class Graphs:
         self._lock = Lock()
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
-    def facts(self, outline: str, model: bytes) -> Facts:
+    def facts(self, outline: str, model: bytes | memoryview) -> Facts:
         """See :func:`read_facts`."""
         return self._once("facts", outline, read_facts, model)
 
-    def proof(self, outline: str, model: bytes) -> Proof:
+    def proof(self, outline: str, model: bytes | memoryview) -> Proof:
         """See :func:`prove`."""
         return self._once("proof", outline, prove, model)
 
-    def _once(self, what: str, outline: str, read: Callable[[bytes], T], model: bytes) -> T:
+    def _once(self, what: str, outline: str, read: Callable[[bytes | memoryview], T], model: bytes | memoryview) -> T:
         with self._lock:
             found: T | None = self._kept.pop((what, outline), None)
         if found is None:

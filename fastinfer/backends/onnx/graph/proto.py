@@ -28,6 +28,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 200_000  # per message; a graph of 20,000 nodes with weights and types has 100,000
 _MAX_FIELDS_IN_ALL = 1_000_000  # of a message and all nested ones
 _FIELDS_A_TURN = 4096  # walked before the GIL is yielded
+_BYTES_A_TURN = 1 << 22  # copied before the GIL is yielded
 _SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 
@@ -67,7 +68,7 @@ def _signed(value: int) -> int:
 
 
 _Entry = tuple[int, int, Any]
-"""A field's number, its wire type, and its value: a number, assigned bytes, or the position of its bytes.
+"""A field's number, its wire type, and its value: a number, assigned bytes or message, or the position of its bytes.
 
 A position is ``start << 64 | size``, because Python's cyclic collector does not track integers, unlike views.
 """
@@ -129,12 +130,13 @@ class Message:
     Each access to a field raises ProtoError if the bytes are not a valid message.
     """
 
-    __slots__ = ("_budget", "_entries", "_view")
+    __slots__ = ("_budget", "_changed", "_entries", "_view")
 
     def __init__(self, data: bytes | memoryview = b"") -> None:
         self._view = memoryview(data)
         self._budget = _Budget()  # shared with the nested messages
         self._entries: list[_Entry] | None = None  # None: not split yet
+        self._changed = False  # whether a field was assigned
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.to_bytes() == other.to_bytes()
@@ -143,24 +145,45 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """Serialize the message."""
-        if self._entries is None:
-            return bytes(self._view)
-        parts: list[bytes | memoryview] = []
-        for number, kind, value in self._entries:
-            parts.append(_varint(number << 3 | kind))
+        return b"".join(self._pieces())
+
+    def to_buffer(self) -> memoryview:
+        """Serialize a message that may be large: yields the GIL while it copies."""
+        made = bytearray()
+        copied = 0
+        for piece in self._pieces():
+            for at in range(0, len(piece), _BYTES_A_TURN):
+                part = piece[at : at + _BYTES_A_TURN]
+                made += part
+                copied += len(part)
+                if copied >= _BYTES_A_TURN:
+                    copied = 0
+                    time.sleep(0)
+        return memoryview(made)
+
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the serialized message in parts; what is unchanged is a slice of the bytes that were read."""
+        if not self._changed:
+            yield self._view
+            return
+        for number, kind, value in self._all():
+            yield _varint(number << 3 | kind)
             if kind == _VARINT:
-                parts.append(_varint(value))
+                yield _varint(value)
+            elif isinstance(value, Message):
+                yield _varint(sum(map(len, value._pieces())))
+                yield from value._pieces()
             else:
                 held = self._value(kind, value)
                 if kind == _BYTES:
-                    parts.append(_varint(len(held)))
-                parts.append(held)
-        return b"".join(parts)
+                    yield _varint(len(held))
+                yield held
 
     def copy(self) -> Self:
         """Return another message with the same fields; it shares the bytes of weights."""
         made = type(self)(self._view)
         made._entries = None if self._entries is None else list(self._entries)
+        made._changed = self._changed
         return made
 
     def entries(self, number: int) -> list[tuple[int, Any]]:
@@ -191,6 +214,7 @@ class Message:
         """Replaces the fields with this number."""
         kept = [entry for entry in self._all() if entry[0] != number]
         self._entries = kept + [(number, kind, value) for kind, value in entries]
+        self._changed = True
 
     def _all(self) -> list[_Entry]:
         if self._entries is None:
@@ -198,6 +222,8 @@ class Message:
         return self._entries
 
     def _value(self, kind: int, value: Any) -> Any:
+        if isinstance(value, Message):
+            return memoryview(value.to_bytes())
         if kind == _VARINT or not isinstance(value, int):
             return value
         start = value >> 64
@@ -335,7 +361,7 @@ class _Part(_Field[M | None]):
         return parts[0] if parts else None
 
     def write(self, value: M | None) -> Iterable[tuple[int, Any]]:
-        return [] if value is None else [(_BYTES, memoryview(value.to_bytes()))]
+        return [] if value is None else [(_BYTES, value.copy())]
 
 
 class _Parts(_Field[list[M]]):
@@ -355,7 +381,7 @@ class _Parts(_Field[list[M]]):
         return _parts(self, entries)
 
     def write(self, value: list[M]) -> Iterable[tuple[int, Any]]:
-        return [(_BYTES, memoryview(each.to_bytes())) for each in value]
+        return [(_BYTES, each.copy()) for each in value]
 
 
 def _integers(entries: list[tuple[int, Any]]) -> list[int]:
