@@ -13,6 +13,7 @@ cdef struct BatchState:
     bint batched
     int64_t total_rows
     const int64_t* rows         # [requests]
+    const char* unwanted        # [outputs]: 1 if no request asks for it; NULL: all are wanted
     # Inputs.
     const RowSlice* slices      # [inputs][requests]
     Feed* feeds                 # [inputs]
@@ -22,7 +23,7 @@ cdef struct BatchState:
     OrtRunOptions* options
     NotedRun* noted             # in the crash record, kept by the runner; NULL if there is none
     bint ran                    # a run is used once
-    bint refused                # the runtime's run failed, not a step before or after it
+    bint refused                # the run failed by the inputs or in the runtime, not in a step before or after it
     int terminated              # set by the loop's thread, read by the job's: atomically
     OrtValue** values           # [inputs + outputs], only while it runs
     # Results.
@@ -38,6 +39,7 @@ cdef class BatchRun(Job):
     cdef BatchState run_state
     cdef char* arrays           # one block for all arrays of run_state
     cdef Session session
+    cdef bytes unwanted         # what the state's pointer points into
     cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the slices point into
     cdef readonly Py_ssize_t input_bytes
     cdef readonly int64_t rows
@@ -50,6 +52,7 @@ cdef class BatchRun(Job):
 
     cpdef list split(self)
     cdef int _open(self, Session session, list requests, bint batched) except -1
+    cdef int _note_unwanted(self, list requests) except -1
     cdef int _lay_out(self) except -1
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
 

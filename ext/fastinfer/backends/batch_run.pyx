@@ -15,7 +15,8 @@ from fastinfer.backends.onnx.ort_run cimport (
 )
 from fastinfer.native.job cimport monotonic_ns
 from fastinfer.shared.crash_record cimport run_begins, run_ends
-from fastinfer.tensor.message cimport InferRequest
+from fastinfer.tensor.datatype cimport UINT8
+from fastinfer.tensor.message cimport InferRequest, RequestedOutput
 from fastinfer.tensor.rows cimport gather, gathered_size, scatter
 from fastinfer.tensor.tensor cimport MAX_RANK, Tensor, TensorSpec, allocate_block, element_count, free_block
 
@@ -62,9 +63,23 @@ cdef class BatchRun(Job):
             request = <InferRequest?>requests[i]
             self.inputs.append(request.inputs)
             self._add_inputs(i, request.inputs, request.rows)
+        if session.handle.may_lack_outputs:
+            self._note_unwanted(requests)
         self.rows = state.total_rows
         self.task.work = _work
         self.task.state = state
+        return 0
+
+    cdef int _note_unwanted(self, list requests) except -1:
+        cdef InferRequest request
+        cdef RequestedOutput requested
+        cdef set wanted = set()
+        for request in requests:
+            if not request.outputs:     # it asks for all
+                return 0
+            wanted.update([requested.name for requested in request.outputs])
+        self.unwanted = bytes([(<TensorSpec>spec).name not in wanted for spec in self.session.outputs])
+        self.run_state.unwanted = self.unwanted
         return 0
 
     cdef int _lay_out(self) except -1:
@@ -292,6 +307,20 @@ cdef Py_ssize_t _aligned(Py_ssize_t size) noexcept nogil:
     return (size + SLAB_ALIGNMENT - 1) // SLAB_ALIGNMENT * SLAB_ALIGNMENT
 
 
+cdef int _leave_empty(BatchState* state, Output* output) noexcept nogil:
+    # In place of an output that cannot be answered, and that nobody asks for.
+    output.data = allocate_block(0)
+    if output.data == NULL:
+        return -1
+    state.failure.code = 0
+    output.datatype_id = UINT8
+    output.rank = 2
+    output.dims[0] = state.total_rows
+    output.dims[1] = 0
+    output.nbytes = 0
+    return 0
+
+
 cdef int _receive(BatchState* state, OrtValue** values) noexcept nogil:
     # Takes the outputs over, and finds each request's rows in them.
     cdef Py_ssize_t i
@@ -302,6 +331,8 @@ cdef int _receive(BatchState* state, OrtValue** values) noexcept nogil:
             break
         output = &state.outputs[i]
         failed = receive(state.handle, state.feeds, i, &values[i], output, &state.failure)
+        if failed < 0 and state.unwanted != NULL and state.unwanted[i] and state.failure.code == INVALID_ARGUMENT:
+            failed = _leave_empty(state, output)
         if failed < 0 or not state.batched:
             continue
         if output.rank == 0 or output.dims[0] != state.total_rows:

@@ -86,6 +86,8 @@ cdef class Binding:
         cdef TensorSpec spec
         cdef Feed* feed
         cdef int64_t* dims
+        if self.session.handle.may_lack_outputs:
+            return False
         self.inputs = <Feed*>calloc(1, count * (sizeof(Feed) + MAX_RANK * sizeof(int64_t)) + 1)
         if self.inputs == NULL:
             raise MemoryError()

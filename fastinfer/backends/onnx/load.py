@@ -6,6 +6,7 @@ Runs on a load thread, never on the loop's. The client that requested the load g
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,19 +14,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from fastinfer.backends.findings import Findings
-from fastinfer.backends.labels import labels_of
+from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.graph.classifier import read_classifier
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
 from fastinfer.backends.onnx.graph.rows import Proof
-=======
-from fastinfer.backends.labels import labels_of, labels_of_classes
-from fastinfer.backends.onnx.graph.classifier import read_classifier
-from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts, read_facts
-from fastinfer.backends.onnx.graph.rows import Proof, prove
->>>>>>> 6c45c8f (Serve classifiers as they are exported: ZipMap becomes the tensor that feeds it; sequences are stacked)
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
@@ -43,6 +38,7 @@ log = logging.getLogger(__name__)
 # Operators of ONNX Runtime 1.32 that crash the process if an input has no elements.
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
+_NO_LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]{0,60}):")
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -136,8 +132,22 @@ def load(
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
-        raise ApiError(400, f"model '{name}' does not load: {without_paths(str(error))}") from error
+        raise ApiError(400, f"model '{name}' does not load: {_reason(error)}") from error
     return loaded
+
+
+def _reason(error: OrtError) -> str:
+    """Return why a model does not load. The runtime's text about a locale does not say how to install one."""
+    missing = _NO_LOCALE.search(str(error))
+    if missing is None:
+        return without_paths(str(error))
+    locale = missing[1]
+    language, _, charmap = locale.partition(".")
+    return (
+        f"operator 'StringNormalizer' needs the locale '{locale}', which this machine lacks; install it (on Debian: the "
+        f"package 'locales', then localedef -i {language} -f {charmap or 'UTF-8'} {locale}), or export the model "
+        f"with the locale 'C.UTF-8'"
+    )
 
 
 _Once = Callable[[Callable[[], str | None]], str | None]
@@ -224,6 +234,8 @@ class _Loading:
                 )
 
     def _check_first_dimensions(self) -> None:
+        for name in self.session.sequence_outputs:
+            raise self._refusal(f"max_batch_size must be 0, because output '{name}' is a sequence, which has no rows")
         for spec in (*self.session.inputs, *self.session.outputs):
             if not spec.shape or spec.shape[0] != -1:
                 raise self._refusal(

@@ -370,8 +370,9 @@ cdef TensorSpec _spec(Session of, Py_ssize_t index, bint is_input):
         check(ort_output_type(session, index, &type_info))
     try:
         check(ort_kind_of_type(type_info, &kind))
-        if kind == OPTIONAL and not is_input:
+        if kind in (OPTIONAL, SEQUENCE) and not is_input:
             of.handle.may_lack_outputs = True
+        if kind == OPTIONAL and not is_input:
             type_info = _inside(type_info, &kind)
         if kind == SEQUENCE and not is_input:
             stacked = True

@@ -42,7 +42,7 @@ cdef struct Handle:
     const char** input_names
     const char** output_names
     const Feed* declared        # the types and shapes of the outputs, without memory
-    bint may_lack_outputs       # an output is an optional value
+    bint may_lack_outputs       # an output is an optional value or a sequence, so that it may have no answer
 
 # Every function fills in `failure` if it returns -1.
 cdef int fail(EngineError* failure, int32_t code, const char* text) noexcept nogil

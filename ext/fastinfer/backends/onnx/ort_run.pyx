@@ -260,7 +260,7 @@ cdef int _kind_of(const Handle* handle, const char* name, OrtValue* value, int32
         if _failed(ort_has_value(value, &has_value), failure) < 0:
             return -1
         if not has_value:
-            return _fail_about(failure, INVALID_ARGUMENT, name, b"is optional, and absent for them")
+            return _fail_about(failure, INVALID_ARGUMENT, name, b"is optional, and absent; ask only for other outputs")
     return _failed(ort_kind_of_value(value, kind), failure)
 
 
@@ -416,7 +416,7 @@ cdef int _append(const char* name, const Output* element, int64_t left, Output* 
     if (element.rank + 1 != output.rank or element.datatype_id != output.datatype_id
             or memcmp(element.dims, output.dims + 1, element.rank * sizeof(int64_t)) != 0):
         return _fail_about(failure, INVALID_ARGUMENT, name, b"is a sequence of tensors of different shapes, which no "
-                           b"single tensor can hold; let the graph pad or concatenate them (ConcatFromSequence)")
+                           b"single tensor can hold; let the graph pad or concatenate them, or ask only for other outputs")
     if element.nbytes > room[0] - output.nbytes and _reserve(output, element.nbytes * left, room) < 0:
         return _fail_memory(failure)
     memcpy(output.data + output.nbytes, element.data, element.nbytes)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fastinfer.backends.onnx.graph.operators import ONNX, RULES
+from fastinfer.backends.onnx.graph.operators import ML, ONNX, RULES
 from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError
 from fastinfer.backends.onnx.graph.visits import MAX_NODES, TooLargeError, Visits
 
@@ -142,7 +142,7 @@ class _Reader:
             self._body.append((node.domain, op_type, node.overload))
             if op_type == "Constant" and any(attribute.name == "sparse_value" for attribute in node.attribute):
                 self.sparse |= set(outputs)
-            for graph in _subgraphs(node):
+            for graph in self._subgraphs(node, op_type):
                 inner = given | {info.name for info in graph.input}
                 self._follow(graph.node, inner, depth + 1)
                 if any(info.name in inner for info in graph.output):
@@ -162,8 +162,10 @@ class _Reader:
             return f"operator '{op_type}' has work that depends on values"
         return None
 
-
-def _subgraphs(node: Node) -> Iterator[Graph]:
-    for attribute in node.attribute:
-        if attribute.type in (5, 10):  # GRAPH, GRAPHS
-            yield from ([attribute.g] if attribute.g is not None else attribute.graphs)
+    def _subgraphs(self, node: Node, op_type: str) -> Iterator[Graph]:
+        key = ML, op_type
+        if node.domain == ML and key in RULES and key not in self.functions:
+            return  # it has none; to read an attribute's type is to walk its list, which may have millions of numbers
+        for attribute in node.attribute:
+            if attribute.type in (5, 10):  # GRAPH, GRAPHS
+                yield from ([attribute.g] if attribute.g is not None else attribute.graphs)

@@ -177,7 +177,7 @@ class _Prover:
         """Compute a value for each output of a node."""
         inputs = [scope.get(name) if name else None for name in node.input]
         domain = _domain(node.domain)
-        attributes = dict(_attributes(node, given))
+        attributes = _Attributes(node, given)
         for name, value in zip(node.input, inputs, strict=True):
             if name and value is None:
                 raise ProtoError(f"'{name[:60]}' is used before it is computed")
@@ -384,17 +384,26 @@ def _with_known(function: Function, scope: Scope) -> Sequence[Node]:
     return nodes
 
 
-def _attributes(node: Node, given: Mapping[str, Attribute]) -> Iterator[tuple[str, Attribute]]:
-    """Yield a node's attributes; references to the function's attributes are replaced by those of its call."""
-    for attribute in node.attribute:
-        name = attribute.name
-        if given or attribute.first(21):
-            reference = attribute.ref_attr_name
-            if reference:
-                if reference in given:
-                    yield name, given[reference]
-                continue
-        yield name, attribute
+class _Attributes(Mapping[str, Attribute]):
+    """A node's attributes; references to the function's attributes are replaced by those of its call.
+
+    Only the attributes that are asked for are read: tree ensembles have lists of millions of numbers.
+    """
+
+    def __init__(self, node: Node, given: Mapping[str, Attribute]) -> None:
+        self._own = {each.name: each for each in node.attribute}
+        self._given = given
+
+    def __getitem__(self, name: str) -> Attribute:
+        own = self._own[name]
+        reference = own.ref_attr_name if self._given or own.first(21) else ""
+        return self._given[reference] if reference else own
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._own if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _opsets(imports: Sequence[OperatorSetId]) -> dict[str, int]:
