@@ -273,10 +273,47 @@ def scalar_sum() -> bytes:
     )
 
 
-def sequence_output() -> bytes:
-    """An output that is not a tensor."""
-    output = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
-    return model([helper.make_node("SplitToSequence", ["x"], ["parts"])], [value("x", "FP32", [4])], [output])
+def sequence_output(datatype: str = "FP32", shape: Shape = (None, 2)) -> bytes:
+    """``x``, cut along its first dimension into parts of the lengths ``sizes``; ``total`` is the number of parts."""
+    parts = helper.make_tensor_sequence_value_info("parts", ONNX_TYPES[datatype], shape)
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "sizes"], ["parts"]),
+        helper.make_node("SequenceLength", ["parts"], ["total"]),
+    ]
+    inputs = [value("x", datatype, ["rows", 2]), value("sizes", "INT64", ["parts"])]
+    return model(nodes, inputs, [parts, value("total", "INT64", [])])
+
+
+def constructed(datatype: str, shape: Shape = ()) -> bytes:
+    """A sequence of the two inputs ``a`` and ``b``."""
+    output = helper.make_tensor_sequence_value_info("parts", ONNX_TYPES[datatype], shape)
+    nodes = [helper.make_node("SequenceConstruct", ["a", "b"], ["parts"])]
+    return model(nodes, [value("a", datatype, shape), value("b", datatype, shape)], [output])
+
+
+def empty_sequence(datatype: str, shape: Shape) -> bytes:
+    """A sequence without elements."""
+    output = helper.make_tensor_sequence_value_info("parts", ONNX_TYPES[datatype], shape)
+    return model(
+        [helper.make_node("SequenceEmpty", [], ["parts"], dtype=ONNX_TYPES[datatype])],
+        [value("x", "FP32", [1])],
+        [output],
+    )
+
+
+def map_output() -> bytes:
+    """A sequence of maps that nothing turns into a tensor: its ZipMap is in a function."""
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    output = helper.make_value_info("maps", helper.make_sequence_type_proto(kind))
+    opset = helper.make_opsetid("ai.onnx.ml", 1)
+    zipped = helper.make_node("ZipMap", ["s"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[7, 8])
+    made = ModelProto.FromString(
+        model([helper.make_node("Zipped", ["x"], ["maps"], domain="own")], [value("x", "FP32", [None, 2])], [output])
+    )
+    made.functions.append(helper.make_function("own", "Zipped", ["s"], ["z"], [zipped], [opset]))
+    made.opset_import.extend([opset, helper.make_opsetid("own", 1)])
+    serialized: bytes = made.SerializeToString()
+    return serialized
 
 
 def sequence_input() -> bytes:
@@ -293,10 +330,17 @@ def optional_input() -> bytes:
 
 
 def optional_output() -> bytes:
-    """An output that may be missing."""
+    """``y`` is the optional value ``x``, absent unless ``given``; ``z = -x``."""
     kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
-    nodes = [helper.make_node("Optional", ["x"], ["y"])]
-    return model(nodes, [value("x", "FP32", [2])], [helper.make_value_info("y", kind)])
+    here = helper.make_node("Optional", ["x"], ["here"])
+    absent = helper.make_node("Optional", [], ["absent"], type=helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
+    branches = {
+        "then_branch": helper.make_graph([here], "then", [], [helper.make_value_info("here", kind)]),
+        "else_branch": helper.make_graph([absent], "else", [], [helper.make_value_info("absent", kind)]),
+    }
+    nodes = [helper.make_node("If", ["given"], ["y"], **branches), helper.make_node("Neg", ["x"], ["z"])]
+    inputs = [value("x", "FP32", [2]), value("given", "BOOL", [])]
+    return model(nodes, inputs, [helper.make_value_info("y", kind), value("z", "FP32", [2])])
 
 
 def map_input() -> bytes:

@@ -29,6 +29,7 @@ class Signature:
         takes_base64: BYTES inputs are base64 text, which the model decodes itself.
         never_empty: the model's operators that must not get inputs without elements; ``""``: there is none.
         labels: of the classes of outputs, by the output's name.
+        score_matrices: names of the outputs whose rows are classified apart, even if the model is not batched.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -43,6 +44,7 @@ class Signature:
     takes_base64: bool
     never_empty: str
     labels: dict[str, Labels]
+    score_matrices: frozenset[str]
     expectation: Expectation | None
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Signature:
         takes_base64: bool = False,
         never_empty: str = "",
         labels: Mapping[str, Labels] | None = None,
+        score_matrices: Collection[str] = (),
     ) -> None: ...
     def __str__(self) -> str:
         """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""

@@ -52,9 +52,9 @@ REFUSED: dict[str, tuple[bytes, dict[str, Any]]] = {
     "a configuration of another input": (heavy(), {"config": '{"input":[{"name":"z","data_type":"TYPE_FP32"}]}'}),
     "a parameter that is wrong": (heavy(), {"batch_size": 4}),
     "an operator that does not exist": (heavy("NoSuchOperator"), {}),
-    "a sequence as output": (
+    "a sequence as output of a batched model": (
         heavy("SequenceConstruct", helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [1])),
-        {},
+        {"config": '{"max_batch_size":8}'},
     ),
     "zeros": (bytes(WEIGHTS), {}),
     "half a file": (heavy()[: WEIGHTS // 2], {}),

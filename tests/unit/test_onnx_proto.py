@@ -91,6 +91,35 @@ def test_a_graph_can_be_changed():
     assert changed.graph.node[-1].op_type == "Identity"
 
 
+def test_what_is_unchanged_is_written_as_it_was_read():
+    spelled = b"\x0a\x81\x00x"  # an input 'x', whose length is written in two bytes
+    graph = proto.Graph(b"\x0a\x04" + spelled + b"\x12\x01g")
+    graph.name = "other"
+    graph.node = [*graph.node, proto.Node(spelled)]
+    assert graph.node[0].input == ["x"]
+    assert graph.to_bytes() == b"\x12\x05other" + (b"\x0a\x04" + spelled) * 2
+
+
+def test_an_assignment_is_not_affected_by_later_changes():
+    graph, node = proto.Graph(), proto.Node()
+    node.op_type = "Neg"
+    graph.node = [node]
+    node.op_type = "Abs"
+    assert [each.op_type for each in graph.node] == ["Neg"]
+    copy = graph.copy()
+    copy.node = []
+    assert len(graph.node) == 1
+
+
+def test_a_large_message_is_written_in_parts(monkeypatch):
+    monkeypatch.setattr(proto, "_BYTES_A_TURN", 7)
+    model = proto.Model(onnx_models.mlp())
+    assert bytes(model.to_buffer()) == onnx_models.mlp()
+    model.graph = model.graph
+    assert bytes(model.to_buffer()) == model.to_bytes()
+    assert onnx.ModelProto.FromString(model.to_bytes()) == onnx.ModelProto.FromString(onnx_models.mlp())
+
+
 def test_long_lists_of_an_attribute_are_not_walked_for_its_name():
     attribute = helper.make_attribute("nodes_values", [0.5] * 100_000)
     data = attribute.SerializeToString() + b"\xff"  # cut off, which would be found out at the end

@@ -122,11 +122,11 @@ def test_free_dimensions_can_be_overridden() -> None:
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
-        (models.sequence_output, "output 'parts' is a sequence"),
-        (models.sequence_input, "input 'parts' is a sequence"),
+        (models.sequence_input, "input 'parts' is a sequence, .* construct it from tensors"),
         (models.optional_input, "input 'x' is an optional type"),
-        (models.optional_output, "output 'y' is an optional type"),
-        (models.map_input, "input 'x' is a map"),
+        (models.map_input, "input 'x' is a map, .* without DictVectorizer"),
+        (models.map_output, "output 'maps' is a sequence of maps, .* zipmap=False"),
+        (lambda: models.constructed("FP32", [1] * 16), "output 'parts' has 17 dimensions"),
         (models.float8_output, "output 'y' has an element type"),
         (lambda: models.identity("FP32", [1] * 17), "input 'x' has 17 dimensions"),
     ],
@@ -135,6 +135,71 @@ def test_what_cannot_be_served_is_refused(made: Callable[[], bytes], sentence: s
     with pytest.raises(OrtError, match=sentence) as caught:
         Session(model=made())
     assert caught.value.code == 9
+
+
+def run(session: Session, **arrays: np.ndarray) -> list[np.ndarray]:
+    return [each.numpy() for each in session.run([Tensor.from_numpy(*each) for each in arrays.items()])]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12, dtype="f4").reshape(6, 2),
+        np.arange(12, dtype="i8").reshape(6, 2),
+        np.array([["", "a"], ["bb", "c" * 1000], ["d", "ü"], ["e" * 7, ""], ["", ""], ["f" * 99, "g"]], dtype=object),
+        np.arange(12).reshape(6, 2) % 3 == 0,
+    ],
+    ids=["FP32", "INT64", "BYTES", "BOOL"],
+)
+def test_a_sequence_is_one_tensor(array: np.ndarray) -> None:
+    datatype = Tensor.from_numpy("x", array).datatype
+    session = Session(model=models.sequence_output(datatype))
+    assert [(s.name, s.datatype, s.shape) for s in session.outputs][0] == ("parts", datatype, (-1, -1, 2))
+    assert session.sequence_outputs == ("parts",)
+    bytes_of = array if array.dtype != object else np.vectorize(str.encode, otypes=[object])(array)
+    for parts in (1, 2, 3, 6):
+        stacked, total = run(session, x=array, sizes=np.array([6 // parts] * parts))
+        assert total == parts
+        assert np.array_equal(stacked, bytes_of.reshape(parts, 6 // parts, 2))
+
+
+def test_a_sequence_of_scalars_is_a_vector() -> None:
+    session = Session(model=models.constructed("FP64"))
+    (stacked,) = run(session, a=np.array(1.5), b=np.array(-2.0))
+    assert stacked.tolist() == [1.5, -2.0]
+
+
+def test_a_sequence_without_elements_has_the_declared_shape() -> None:
+    for datatype, declared, shape in (
+        ("INT64", [None, 3], (0, 0, 3)),
+        ("BYTES", [2], (0, 2)),
+        ("FP32", None, (0,)),
+        ("FP16", [], (0,)),
+    ):
+        session = Session(model=models.empty_sequence(datatype, declared))
+        (empty,) = session.run([Tensor.from_numpy("x", np.zeros(1, "f4"))])
+        assert (empty.datatype, empty.shape, empty.nbytes) == (datatype, shape, 0)
+
+
+def test_a_sequence_of_unequal_shapes_is_an_error() -> None:
+    session = Session(model=models.sequence_output())
+    for sizes in ([1, 2], [2, 2, 1], [3, 3, 3, 4]):
+        with pytest.raises(OrtError, match="output 'parts' is a sequence of tensors of different shapes") as caught:
+            run(session, x=np.zeros((sum(sizes), 2), "f4"), sizes=np.array(sizes))
+        assert caught.value.code == 2
+    (total,) = session.run(
+        [Tensor.from_numpy("x", np.zeros((3, 2), "f4")), Tensor.from_numpy("sizes", np.array([1, 2]))], ["total"]
+    )
+    assert total.numpy() == 2
+
+
+def test_an_optional_output_is_served_if_it_is_there() -> None:
+    session = Session(model=models.optional_output())
+    assert [(s.name, s.shape) for s in session.outputs] == [("y", (2,)), ("z", (2,))]
+    x = np.array([1, 2], "f4")
+    assert run(session, x=x, given=np.array(True))[0].tolist() == [1, 2]
+    with pytest.raises(OrtError, match="output 'y' is optional, and absent"):
+        run(session, x=x, given=np.array(False))
 
 
 def test_sparse_weights_inside_are_served() -> None:

@@ -34,7 +34,7 @@ cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
                  bint max_batch_size_configured=False, bint positional=False, bint accepts_anything=False,
                  outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
-                 labels=None):
+                 labels=None, score_matrices=()):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
@@ -46,6 +46,7 @@ cdef class Signature:
         self.takes_base64 = takes_base64
         self.never_empty = never_empty
         self.labels = dict(labels or {})
+        self.score_matrices = frozenset(score_matrices)
         self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
         cdef TensorSpec spec
@@ -283,6 +284,7 @@ cdef class Signature:
                 tensor = chosen[i]
                 batched = (self.outputs_batched and not request.implicit_batch
                            and tensor.rank == (<TensorSpec>self.outputs[self._output_index[requested.name]]).rank)
+                batched = batched or (tensor.rank == 2 and requested.name in self.score_matrices)
                 classes[i] = Classification(tensor, requested.classification, batched=batched,
                                             labels=self.labels.get(requested.name))
         return tuple(classes)
