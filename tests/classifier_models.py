@@ -45,6 +45,7 @@ def trees(labels: Sequence[str] | Sequence[int] = NUMBERS, outputs: Sequence[str
     """An ensemble of one stump for each class, over four features ``x``."""
     kind = "strings" if isinstance(labels[0], str) else "int64s"
     count = len(labels)
+    binary = count == 2  # the scores are then those of one class
     leaves = [(tree, leaf) for tree in range(count) for leaf in (1, 2)]
     return helper.make_node(
         "TreeEnsembleClassifier",
@@ -60,9 +61,9 @@ def trees(labels: Sequence[str] | Sequence[int] = NUMBERS, outputs: Sequence[str
         nodes_falsenodeids=[2, 0, 0] * count,
         class_treeids=[tree for tree, _ in leaves],
         class_nodeids=[leaf for _, leaf in leaves],
-        class_ids=[tree for tree, _ in leaves],
-        class_weights=[0.3 * tree + 0.7 * leaf - 1 for tree, leaf in leaves],
-        post_transform="SOFTMAX",
+        class_ids=[0 if binary else tree for tree, _ in leaves],
+        class_weights=[0.3 * tree + 0.7 * leaf - 1.2 for tree, leaf in leaves],
+        post_transform="LOGISTIC" if binary else "SOFTMAX",
         **{f"classlabels_{kind}": labels},
     )
 
@@ -81,7 +82,9 @@ def model(
     opsets = [helper.make_opsetid(ML, ml_opset), *(helper.make_opsetid(domain, 1) for domain in others)]
     if opset is not None:
         opsets.append(helper.make_opsetid("", opset))
-    made: ModelProto = helper.make_model(graph, ir_version=8 if opset is None or opset > 12 else 4, opset_imports=opsets)
+    made: ModelProto = helper.make_model(
+        graph, ir_version=8 if opset is None or opset > 12 else 4, opset_imports=opsets
+    )
     return made
 
 
@@ -101,7 +104,7 @@ def sklearn(opset: int = 17) -> ModelProto:
 
 
 def lightgbm() -> ModelProto:
-    """As of onnxmltools for LightGBM: old operators, and labels of a fixed shape ``[1]``, although there is one a row."""
+    """As of onnxmltools for LightGBM: old operators, and labels of the shape ``[1]``, although there is one a row."""
     nodes = [
         trees(NUMBERS, ("l", "raw")),
         helper.make_node("Identity", ["raw"], ["p"]),
@@ -143,10 +146,7 @@ def columns() -> ModelProto:
             for name, known in words.items()
         ),
         helper.make_node("OneHotEncoder", ["deck"], ["hot deck"], domain=ML, cats_int64s=[1, 2], zeros=1),
-        *(
-            helper.make_node("Reshape", [f"hot {name}", f"as {name}"], [f"flat {name}"])
-            for name in (*words, "deck")
-        ),
+        *(helper.make_node("Reshape", [f"hot {name}", f"as {name}"], [f"flat {name}"]) for name in (*words, "deck")),
         helper.make_node("Concat", ["scaled", "flat sex", "flat port", "flat deck"], ["all"], axis=1),
         helper.make_node("MatMul", ["all", "w"], ["raw"]),
         helper.make_node("Softmax", ["raw"], ["p"], axis=1),
@@ -171,10 +171,10 @@ def columns() -> ModelProto:
 
 def text(locale: str = "C.UTF-8") -> ModelProto:
     """As of TfidfVectorizer with a classifier: a text becomes lower case, words, their weights, then scores."""
-    words = ["awful", "bad", "fun", "good", "great"]
+    words = {"awful": -2.0, "bad": -1.0, "fun": 1.0, "good": 1.5, "great": 2.5}
     vectorize = helper.make_node(
         "TfIdfVectorizer", ["words"], ["weights"], mode="TF", min_gram_length=1, max_gram_length=1, max_skip_count=0,
-        ngram_counts=[0], ngram_indexes=list(range(5)), pool_strings=words,
+        ngram_counts=[0], ngram_indexes=list(range(5)), pool_strings=list(words),
     )  # fmt: skip
     nodes = [
         helper.make_node("Reshape", ["text", "flat"], ["texts"]),
@@ -185,8 +185,9 @@ def text(locale: str = "C.UTF-8") -> ModelProto:
         ),
         vectorize,
         helper.make_node(
-            "LinearClassifier", ["weights"], ["label", "p"], domain=ML, coefficients=[1.5, 1, -2, -1, -2.5, -1.5, -1, 2, 1, 2.5],
-            intercepts=[0.1, -0.1], post_transform="SOFTMAX", classlabels_strings=["neg", "pos"],
+            "LinearClassifier", ["weights"], ["label", "p"], domain=ML, intercepts=[0.1, -0.1],
+            coefficients=[*(-each for each in words.values()), *words.values()], post_transform="SOFTMAX",
+            classlabels_strings=["neg", "pos"],
         ),
         zip_map("p", "probability", ["neg", "pos"]),
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """A model's inputs and outputs, and the check of a request against them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fastinfer.tensor.expected import Expectation
 from fastinfer.tensor.message import InferRequest, InferResponse

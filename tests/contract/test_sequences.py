@@ -56,8 +56,8 @@ def test_unequal_shapes_are_an_error_that_names_the_way_out(server: Server) -> N
         answer = split(server, [1, 2, 3, 4, 5, 6], [1, 2], *wanted)
         assert answer.status == 400
         assert re.search(
-            "output 'parts' is a sequence of tensors of different shapes, .*; let the graph pad or concatenate them, or "
-            "ask only for other outputs",
+            "output 'parts' is a sequence of tensors of different shapes, .*; let the graph pad or concatenate them, "
+            "or ask only for other outputs",
             answer.error,
         )
     assert split(server, [1, 2, 3, 4, 5, 6], [1, 2], "total").json["outputs"] == [tensor("total", [], "INT64", [2])]

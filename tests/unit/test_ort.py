@@ -154,7 +154,8 @@ def run(session: Session, **arrays: np.ndarray) -> list[np.ndarray]:
 def test_a_sequence_is_one_tensor(array: np.ndarray) -> None:
     datatype = Tensor.from_numpy("x", array).datatype
     session = Session(model=models.sequence_output(datatype))
-    assert [(s.name, s.datatype, s.shape) for s in session.outputs][0] == ("parts", datatype, (-1, -1, 2))
+    parts, _ = session.outputs
+    assert (parts.name, parts.datatype, parts.shape) == ("parts", datatype, (-1, -1, 2))
     assert session.sequence_outputs == ("parts",)
     bytes_of = array if array.dtype != object else np.vectorize(str.encode, otypes=[object])(array)
     for parts in (1, 2, 3, 6):
@@ -170,15 +171,15 @@ def test_a_sequence_of_scalars_is_a_vector() -> None:
 
 
 def test_a_sequence_without_elements_has_the_declared_shape() -> None:
-    for datatype, declared, shape in (
+    for kind, declared, shape in (
         ("INT64", [None, 3], (0, 0, 3)),
         ("BYTES", [2], (0, 2)),
         ("FP32", None, (0,)),
         ("FP16", [], (0,)),
     ):
-        session = Session(model=models.empty_sequence(datatype, declared))
+        session = Session(model=models.empty_sequence(kind, declared))
         (empty,) = session.run([Tensor.from_numpy("x", np.zeros(1, "f4"))])
-        assert (empty.datatype, empty.shape, empty.nbytes) == (datatype, shape, 0)
+        assert (empty.datatype, empty.shape, empty.nbytes) == (kind, shape, 0)
 
 
 def test_a_sequence_of_unequal_shapes_is_an_error() -> None:

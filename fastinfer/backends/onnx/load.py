@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
 _NO_LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]{0,60}):")
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -90,7 +91,8 @@ def load(
 
     Args:
         path: the ``.onnx`` file.
-        content: the file's bytes. The proof and the session use the same ones, even if the file is replaced meanwhile.
+        content: the file's bytes. The proof and the session use the same ones, even if the file is replaced meanwhile:
+            these, or those of the model without maps.
         config: the model's configuration.
         name: the model's name, for messages.
         options: keyword arguments of :class:`Session`.
@@ -126,7 +128,7 @@ def load(
         tried = repr((known_as, options, exact, server.load_run_timeout_s, ort.version()))
         once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
-        loaded = loading.model(config, labels)
+        loaded = loading.model(config, labels, classifier.classes)
         for arrays in warm_ups(name, session.inputs, loaded.signature.batched, config, directory):
             runs.run(arrays)
     except ConfigError as error:
@@ -144,9 +146,9 @@ def _reason(error: OrtError) -> str:
     locale = missing[1]
     language, _, charmap = locale.partition(".")
     return (
-        f"operator 'StringNormalizer' needs the locale '{locale}', which this machine lacks; install it (on Debian: the "
+        f"operator 'StringNormalizer' needs the locale '{locale}', which this machine lacks; install it (on Debian: "
         f"package 'locales', then localedef -i {language} -f {charmap or 'UTF-8'} {locale}), or export the model "
-        f"with the locale 'C.UTF-8'"
+        "with the locale 'C.UTF-8'"
     )
 
 
@@ -172,10 +174,19 @@ class _Loading:
 
     # --- Signature ----------------------------------------------------------------------------------------------------
 
-    def model(self, config: ModelConfig, labels: Mapping[str, Labels]) -> LoadedModel:
-        """Make the signature from the graph, checked against the configuration. ApiError 400."""
+    def model(self, config: ModelConfig, labels: Mapping[str, Labels], scores: Collection[str]) -> LoadedModel:
+        """Make the signature from the graph, checked against the configuration. ApiError 400.
+
+        Args:
+            config: the configuration.
+            labels: of the classes of outputs.
+            scores: the outputs that are a classifier's, with a row of scores for each row.
+        """
         session = self.session
-        signature = partial(Signature, session.inputs, session.outputs, labels=labels, never_empty=self._never_empty)
+        described = partial(
+            Signature, session.inputs, labels=labels, score_matrices=scores, never_empty=self._never_empty
+        )
+        signature = partial(described, session.outputs)
         configured = config.max_batch_size
         self._check_tensors("input", config.inputs, self.session.inputs, configured)
         self._check_tensors("output", config.outputs, self.session.outputs, configured)
@@ -196,14 +207,7 @@ class _Loading:
             return self._loaded(signature(), False, reason)
         # Some exporters declare one output row although there is one for each input row; the proof shows it.
         outputs = [_of_rows(spec) for spec in session.outputs]
-        batched = Signature(
-            session.inputs,
-            outputs,
-            batched=True,
-            max_batch_size=self._default_rows,
-            labels=labels,
-            never_empty=self._never_empty,
-        )
+        batched = described(outputs, batched=True, max_batch_size=self._default_rows)
         return self._loaded(batched, True, None)
 
     def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:

@@ -373,11 +373,13 @@ cdef TensorSpec _spec(Session of, Py_ssize_t index, bint is_input):
         if kind in (OPTIONAL, SEQUENCE) and not is_input:
             of.handle.may_lack_outputs = True
         if kind == OPTIONAL and not is_input:
-            type_info = _inside(type_info, &kind)
+            type_info = _inside(type_info, kind)
+            check(ort_kind_of_type(type_info, &kind))
         if kind == SEQUENCE and not is_input:
             stacked = True
             of.sequence_outputs += (name,)
-            type_info = _inside(type_info, &kind)
+            type_info = _inside(type_info, kind)
+            check(ort_kind_of_type(type_info, &kind))
         if kind != TENSOR:
             raise OrtError(_refusal(what, kind, is_input, stacked), NOT_IMPLEMENTED)
         check(ort_tensor_info_of_type(type_info, &info))
@@ -399,20 +401,18 @@ cdef TensorSpec _spec(Session of, Py_ssize_t index, bint is_input):
         ort_release_type_info(type_info)
 
 
-cdef OrtTypeInfo* _inside(OrtTypeInfo* holder, int32_t* kind) except NULL:
-    # Returns the type of what a sequence or an optional value holds, and its kind. Releases the holder's type, unless it
-    # raises.
+cdef OrtTypeInfo* _inside(OrtTypeInfo* holder, int32_t kind) except NULL:
+    # Takes the type of a sequence or an optional value, and returns the type of what it holds.
     cdef const OrtSequenceInfo* sequence = NULL
     cdef const OrtOptionalInfo* optional = NULL
     cdef OrtTypeInfo* held = NULL
-    if kind[0] == SEQUENCE:
+    if kind == SEQUENCE:
         check(ort_sequence_info_of_type(holder, &sequence))
         check(ort_type_of_elements(sequence, &held))
     else:
         check(ort_optional_info_of_type(holder, &optional))
         check(ort_type_of_optional(optional, &held))
     ort_release_type_info(holder)
-    check(ort_kind_of_type(held, kind))
     return held
 
 

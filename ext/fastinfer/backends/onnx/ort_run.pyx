@@ -415,8 +415,9 @@ cdef int _append(const char* name, const Output* element, int64_t left, Output* 
     # left: the number of elements that are still to be appended, this one included.
     if (element.rank + 1 != output.rank or element.datatype_id != output.datatype_id
             or memcmp(element.dims, output.dims + 1, element.rank * sizeof(int64_t)) != 0):
-        return _fail_about(failure, INVALID_ARGUMENT, name, b"is a sequence of tensors of different shapes, which no "
-                           b"single tensor can hold; let the graph pad or concatenate them, or ask only for other outputs")
+        return _fail_about(failure, INVALID_ARGUMENT, name,
+                           b"is a sequence of tensors of different shapes, which no single tensor can hold; let the "
+                           b"graph pad or concatenate them, or ask only for other outputs")
     if element.nbytes > room[0] - output.nbytes and _reserve(output, element.nbytes * left, room) < 0:
         return _fail_memory(failure)
     memcpy(output.data + output.nbytes, element.data, element.nbytes)
