@@ -294,3 +294,8 @@ def test_external_data_in_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "1" / "weights")
     with pytest.raises(ApiError, match="'weights' is not a regular file"):
         load(tmp_path, made.SerializeToString())
+
+
+def test_a_file_of_the_runtimes_own_format_is_refused_by_name(tmp_path):
+    with pytest.raises(ApiError, match=r"own format .*; give the .onnx file that it was made from"):
+        load(tmp_path, b"\x18\0\0\0ORTM" + bytes(100))

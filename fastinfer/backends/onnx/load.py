@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 # Operators of ONNX Runtime 1.32 that crash the process if an input has no elements.
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
+_RUNTIME_FORMAT = b"ORTM"  # at byte 4 of a file in ONNX Runtime's own format
 _NO_LOCALE = re.compile(r"Failed to construct locale with name:([\w.@-]{0,60}):")
 
 
@@ -106,6 +107,8 @@ def load(
     directory = directory or path.parent.parent
     shared = shared or Shared()
     try:
+        if content[4:8] == _RUNTIME_FORMAT:
+            raise OrtError("it is in ONNX Runtime's own format (.ort); give the .onnx file that it was made from")
         configured_labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
         with collector.paused():
