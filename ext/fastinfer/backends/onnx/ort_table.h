@@ -20,6 +20,7 @@ struct OrtSessionOptions;
 struct OrtRunOptions;
 struct OrtTypeInfo;
 struct OrtTensorInfo;  // OrtTensorTypeAndShapeInfo
+struct OrtOptionalTypeInfo;
 struct OrtValue;
 struct OrtMemoryInfo;
 struct OrtAllocator;
@@ -105,6 +106,12 @@ ORT_FUNCTION(36, OrtStatus*, ort_input_name,
 ORT_FUNCTION(37, OrtStatus*, ort_output_name,
              (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
              (session, index, allocator, out))
+ORT_FUNCTION(32, OrtStatus*, ort_overridable_count, (const OrtSession* session, size_t* out), (session, out))
+ORT_FUNCTION(35, OrtStatus*, ort_overridable_type, (const OrtSession* session, size_t index, OrtTypeInfo** out),
+             (session, index, out))
+ORT_FUNCTION(38, OrtStatus*, ort_overridable_name,
+             (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
+             (session, index, allocator, out))
 
 // Run options
 ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out))
@@ -139,6 +146,9 @@ ORT_FUNCTION(63, OrtStatus*, ort_symbolic_dimensions, (const OrtTensorInfo* info
 ORT_FUNCTION(390, bool, ort_has_shape, (const OrtTensorInfo* info), (info))
 ORT_FUNCTION(65, OrtStatus*, ort_tensor_info_of_value, (const OrtValue* value, OrtTensorInfo** out), (value, out))
 ORT_FUNCTION(67, OrtStatus*, ort_kind_of_value, (const OrtValue* value, int32_t* out), (value, out))
+ORT_FUNCTION(250, OrtStatus*, ort_optional_info_of_type, (const OrtTypeInfo* type, const OrtOptionalTypeInfo** borrowed),
+             (type, borrowed))
+ORT_FUNCTION(251, OrtStatus*, ort_type_in_optional, (const OrtOptionalTypeInfo* info, OrtTypeInfo** out), (info, out))
 ORT_FUNCTION(98, void, ort_release_type_info, (OrtTypeInfo* type), (type))
 ORT_FUNCTION(99, void, ort_release_tensor_info, (OrtTensorInfo* info), (info))
 

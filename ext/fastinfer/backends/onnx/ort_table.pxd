@@ -13,6 +13,7 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     ctypedef struct OrtSessionOptions
     ctypedef struct OrtTypeInfo
     ctypedef struct OrtTensorInfo
+    ctypedef struct OrtOptionalTypeInfo
     ctypedef struct OrtMemoryInfo
     ctypedef struct OrtAllocator
     ctypedef struct OrtIoBinding
@@ -63,6 +64,9 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_output_type(OrtSession* session, size_t index, OrtTypeInfo** out)
     OrtStatus* ort_input_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
     OrtStatus* ort_output_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
+    OrtStatus* ort_overridable_count(OrtSession* session, size_t* out)
+    OrtStatus* ort_overridable_type(OrtSession* session, size_t index, OrtTypeInfo** out)
+    OrtStatus* ort_overridable_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
 
     OrtStatus* ort_create_run_options(OrtRunOptions** out)
     OrtStatus* ort_terminate(OrtRunOptions* options)
@@ -85,6 +89,8 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     bint ort_has_shape(const OrtTensorInfo* info)
     OrtStatus* ort_tensor_info_of_value(OrtValue* value, OrtTensorInfo** out)
     OrtStatus* ort_kind_of_value(OrtValue* value, int32_t* out)
+    OrtStatus* ort_optional_info_of_type(OrtTypeInfo* type, const OrtOptionalTypeInfo** borrowed)
+    OrtStatus* ort_type_in_optional(const OrtOptionalTypeInfo* info, OrtTypeInfo** out)
     void ort_release_type_info(OrtTypeInfo* type)
     void ort_release_tensor_info(OrtTensorInfo* info)
 
