@@ -225,8 +225,8 @@ def schemas() -> dict[str, Schema]:
                     "open_rank": {
                         "type": "boolean",
                         "enum": [True],
-                        "description": "The model declares no shape: `shape` is `[-1]`, and any number of dimensions is "
-                        "accepted.",
+                        "description": "The model declares no shape: `shape` is `[-1]`, and any number of dimensions "
+                        "is accepted.",
                     },
                     "optional": {
                         "type": "boolean",

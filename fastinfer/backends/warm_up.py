@@ -38,14 +38,12 @@ def warm_ups(name: str, signature: Signature, config: ModelConfig, directory: Pa
     """
     for sample in config.model_warmup:
         tensors = []
-        for spec in (*signature.inputs, *signature.optional_inputs):
+        specs = [(spec, signature.batched) for spec in signature.inputs]
+        specs += [(spec, False) for spec in signature.optional_inputs if spec.name in sample.inputs]
+        for spec, has_rows in specs:
             given = sample.inputs.get(spec.name)
-            optional = spec in signature.optional_inputs
-            if given is None and optional:
-                continue
             if given is None:
                 raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
-            has_rows = signature.batched and not optional
             shape = [max(sample.batch_size, 1), *given.dims] if has_rows else list(given.dims)
             try:
                 values = _values(spec, given, shape, directory / DIRECTORY)

@@ -195,11 +195,11 @@ class _Loading:
         """Compares the configuration's inputs with the graph's, which may have optional ones: see _check_tensors."""
         required, optional = self.session.inputs, self.session.optional_inputs
         names = {spec.name for spec in optional}
-        for tensor in given:
-            if tensor.optional and tensor.name in {spec.name for spec in required}:
-                raise self._refusal(f"input '{tensor.name}' is configured as optional, but the graph needs it")
         self._check_tensors("input", [each for each in given if each.name not in names], required, configured)
         self._check_tensors("input", [each for each in given if each.name in names], optional, None)
+        for tensor in given:
+            if tensor.optional and tensor.name not in names:
+                raise self._refusal(f"input '{tensor.name}' is configured as optional, but the graph needs it")
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
