@@ -5,7 +5,7 @@ from fastinfer.base.budget cimport Budget
 cdef class Session:
     cdef Handle handle
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
-    cdef readonly tuple optional_inputs # those that a run may leave out
+    cdef readonly tuple optional_inputs  # those that a run may leave out
     cdef readonly tuple refused_inputs  # why other optional inputs cannot be given, as sentences
     cdef readonly tuple outputs
     cdef public Budget budget           # in which its outputs count; None: nowhere
