@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 ONNX_TYPES: dict[str, int] = {
     "BOOL": TensorProto.BOOL,
@@ -42,11 +51,12 @@ def model(
     initializers: Sequence[TensorProto] = (),
     metadata: dict[str, str] | None = None,
     opset: int = 17,
+    ir_version: int = 9,
 ) -> bytes:
     """A whole model around a graph."""
     graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(initializers))
     made: ModelProto = helper.make_model(
-        graph, ir_version=9, opset_imports=[helper.make_opsetid("", opset)], producer_name="fastinfer tests"
+        graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)], producer_name="fastinfer tests"
     )
     helper.set_model_props(made, metadata or {})
     return made.SerializeToString()
@@ -322,8 +332,36 @@ def sequence_input() -> bytes:
     return model([helper.make_node("SequenceLength", ["parts"], ["y"])], [parts], [value("y", "INT64", [])])
 
 
+def with_defaults(shape: Shape = ("batch", 4), weights: Shape = (4,), ir_version: int = 9) -> bytes:
+    """``y = x * scale + bias``; the inputs ``scale`` (ones) and ``bias`` (0, 1, 2, 3) have defaults."""
+    defaults = {"scale": np.ones(4, np.float32), "bias": np.arange(4, dtype=np.float32)}
+    return model(
+        [helper.make_node("Mul", ["x", "scale"], ["scaled"]), helper.make_node("Add", ["scaled", "bias"], ["y"])],
+        [value("x", "FP32", shape), *(value(name, "FP32", weights) for name in defaults)],
+        [value("y", "FP32", shape)],
+        [numpy_helper.from_array(array, name) for name, array in defaults.items()],
+        ir_version=ir_version,
+    )
+
+
+def optional_bias(content: Callable[[int, Shape], TypeProto] = helper.make_tensor_type_proto) -> bytes:
+    """``y = x + bias`` if the input ``bias``, of an optional type, is given; else ``y = x``."""
+    kind = helper.make_optional_type_proto(content(TensorProto.FLOAT, ["batch", 4]))
+    added = helper.make_graph(
+        [helper.make_node("OptionalGetElement", ["bias"], ["given"]), helper.make_node("Add", ["x", "given"], ["sum"])],
+        "added", [], [value("sum", "FP32", None)],
+    )  # fmt: skip
+    same = helper.make_graph([helper.make_node("Identity", ["x"], ["same"])], "same", [], [value("same", "FP32", None)])
+    nodes = [
+        helper.make_node("OptionalHasElement", ["bias"], ["is_given"]),
+        helper.make_node("If", ["is_given"], ["y"], then_branch=added, else_branch=same),
+    ]
+    inputs = [value("x", "FP32", ["batch", 4]), helper.make_value_info("bias", kind)]
+    return model(nodes, inputs, [value("y", "FP32", ["batch", 4])], opset=18)
+
+
 def optional_input() -> bytes:
-    """An input that may be left out."""
+    """A model whose only input may be left out: ``y`` says whether it is given."""
     kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2]))
     nodes = [helper.make_node("OptionalHasElement", ["x"], ["y"])]
     return model(nodes, [helper.make_value_info("x", kind)], [value("y", "BOOL", [])])
@@ -380,11 +418,57 @@ def sparse_weight(output: bool) -> bytes:
     return serialized
 
 
-def float8_output() -> bytes:
-    """An output of an element type that v2 has no word for."""
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT8E4M3FN, ["batch"])
-    cast = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT8E4M3FN)
-    return model([cast], [value("x", "FP32", ["batch"])], [output], opset=19)
+def sparse_branches(then: bool, otherwise: bool, condition: bool | None = None) -> bytes:
+    """``w`` is the output of an ``If`` whose branches are sparse or dense; the condition is constant, or any x > 0."""
+    dense = numpy_helper.from_array(np.ones((2, 2), np.float32), "d")
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node("Constant", [], [name], **({"sparse_value": _sparse()} if sparse else {"value": dense}))],
+            name, [], [value(name, "FP32", [2, 2])],
+        )
+        for name, sparse in (("then_branch", then), ("else_branch", otherwise))
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["is_any"], to=TensorProto.BOOL),
+        helper.make_node("If", ["is_any" if condition is None else "constant"], ["w"], **branches),
+        helper.make_node("Neg", ["x"], ["y"]),
+    ]
+    constant = numpy_helper.from_array(np.array(bool(condition)), "constant")
+    return model(nodes, [value("x", "FP32", [1])], [value("y", "FP32", [1]), value("w", "FP32", [2, 2])], [constant])
+
+
+def sparse_loop() -> bytes:
+    """``w`` is a sparse constant that a loop carries out of its body."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Constant", [], ["s"], sparse_value=_sparse())],
+        "body",
+        [value("i", "INT64", []), value("go", "BOOL", []), value("before", "FP32", [2, 2])],
+        [value("on", "BOOL", []), value("s", "FP32", [2, 2])],
+    )
+    constants = {"times": np.array(2), "first": np.array(True), "start": np.ones((2, 2), np.float32)}
+    return model(
+        [
+            helper.make_node("Loop", ["times", "first", "start"], ["w"], body=body),
+            helper.make_node("Neg", ["x"], ["y"]),
+        ],
+        [value("x", "FP32", [1])],
+        [value("y", "FP32", [1]), value("w", "FP32", [2, 2])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+
+
+def element_input(onnx_type: int) -> bytes:
+    """``y = x``, of any element type."""
+    x, y = (helper.make_tensor_value_info(name, onnx_type, ["batch"]) for name in "xy")
+    return model([helper.make_node("Identity", ["x"], ["y"])], [x], [y], opset=25, ir_version=13)
+
+
+def element_output(onnx_type: int, *, declared: bool = True) -> bytes:
+    """``y`` is ``x`` as another element type, which the graph declares or leaves to the runtime."""
+    output = helper.make_tensor_value_info("y", onnx_type, ["batch"]) if declared else ValueInfoProto(name="y")
+    cast = helper.make_node("Cast", ["x"], ["y"], to=onnx_type)
+    return model([cast], [value("x", "FP32", ["batch"])], [output], opset=25, ir_version=13)
 
 
 def external_weight(location: str) -> bytes:

@@ -221,8 +221,21 @@ def schemas() -> dict[str, Schema]:
             "datatype": {"type": "string", "enum": DATATYPES},
             "shape": array({"type": "integer"}, description="-1: any size.", example=[-1, 16]),
             "parameters": record(
-                {"open_rank": {"type": "boolean", "enum": [True]}},
-                description="The model declares no shape: `shape` is `[-1]`, and any number of dimensions is accepted.",
+                {
+                    "open_rank": {
+                        "type": "boolean",
+                        "enum": [True],
+                        "description": "The model declares no shape: `shape` is `[-1]`, and any number of dimensions "
+                        "is accepted.",
+                    },
+                    "optional": {
+                        "type": "boolean",
+                        "enum": [True],
+                        "description": "A request may leave this input out.",
+                    },
+                },
+                "open_rank",
+                "optional",
             ),
         },
         "parameters",

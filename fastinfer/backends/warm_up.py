@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,20 @@ from fastinfer.base.errors import ApiError
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.model_schema import WarmupInput
 from fastinfer.tensor.datatype import numpy_dtype
-from fastinfer.tensor.tensor import TensorSpec
+from fastinfer.tensor.signature import Signature
+from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 DIRECTORY = "warmup"
 
 
-def warm_ups(
-    name: str, inputs: Sequence[TensorSpec], batched: bool, config: ModelConfig, directory: Path
-) -> Iterator[list[NDArray[Any]]]:
-    """Yield the inputs of each configured run, in order, once for each repetition.
+def warm_ups(name: str, signature: Signature, config: ModelConfig, directory: Path) -> Iterator[list[Tensor]]:
+    """Yield the inputs of each configured run, those that are optional only if the sample has them, once for each
+    repetition.
 
     Args:
         name: the model's name, for messages.
-        inputs: the model's inputs.
-        batched: whether a sample's dims lack the batch dimension.
+        signature: of the model; if it is batched, a sample's dims lack the batch dimension, which optional inputs do
+            not have.
         config: the model's configuration.
         directory: the model's directory; its ``warmup/`` holds the data files.
 
@@ -37,18 +37,21 @@ def warm_ups(
         ApiError: 400 if a sample does not fit the inputs.
     """
     for sample in config.model_warmup:
-        arrays = []
-        for spec in inputs:
+        tensors = []
+        specs = [(spec, signature.batched) for spec in signature.inputs]
+        specs += [(spec, False) for spec in signature.optional_inputs if spec.name in sample.inputs]
+        for spec, has_rows in specs:
             given = sample.inputs.get(spec.name)
             if given is None:
                 raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
-            shape = [max(sample.batch_size, 1), *given.dims] if batched else list(given.dims)
+            shape = [max(sample.batch_size, 1), *given.dims] if has_rows else list(given.dims)
             try:
-                arrays.append(_values(spec, given, shape, directory / DIRECTORY))
+                values = _values(spec, given, shape, directory / DIRECTORY)
             except ValueError as error:
                 raise ApiError(400, f"model '{name}': {error}") from error
+            tensors.append(Tensor.from_numpy(spec.name, values, spec.datatype))
         for _ in range(sample.count):
-            yield arrays
+            yield tensors
 
 
 def _values(spec: TensorSpec, given: WarmupInput, shape: list[int], directory: Path) -> NDArray[Any]:

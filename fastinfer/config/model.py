@@ -91,6 +91,8 @@ class LoadedSignature(Protocol):
     @property
     def inputs(self) -> Sequence[Spec]: ...
     @property
+    def optional_inputs(self) -> Sequence[Spec]: ...
+    @property
     def outputs(self) -> Sequence[Spec]: ...
     @property
     def batched(self) -> bool: ...
@@ -190,6 +192,12 @@ class ModelConfig(Table):
                 format=formats.get(spec.name, "FORMAT_NONE"),
             )
             for spec in signature.inputs
+        ) + tuple(
+            InputConfig.model_construct(
+                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape), optional=True,
+                format=formats.get(spec.name, "FORMAT_NONE"),
+            )
+            for spec in signature.optional_inputs
         )  # fmt: skip
         outputs = tuple(
             OutputConfig.model_construct(

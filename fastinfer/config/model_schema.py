@@ -159,7 +159,8 @@ class InputConfig(TensorConfig):
 
     format: Literal["FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW"] = "FORMAT_NONE"
     allow_ragged_batch: Literal[False] = False
-    optional: Literal[False] = False
+    optional: StrictBool = False
+    """A request may leave it out. Such an input has no batch dimension."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

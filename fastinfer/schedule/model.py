@@ -8,7 +8,7 @@ cancellation and statistics). Loop's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -237,9 +237,9 @@ class _Chain(Parent):
         # The successor is looked up now because it may have been reloaded meanwhile.
         try:
             self._following = following = self._first.following()
-            inputs = following.signature.inputs
-            if {tensor.name for tensor in outputs} != {spec.name for spec in inputs} and len(inputs) == len(outputs):
-                outputs = [tensor.renamed(spec.name) for tensor, spec in zip(outputs, inputs, strict=True)]
+            signature = following.signature
+            if not _names_match(outputs, signature) and len(signature.inputs) == len(outputs):
+                outputs = [tensor.renamed(spec.name) for tensor, spec in zip(outputs, signature.inputs, strict=True)]
             self._run_stage(following, outputs, following.begin)
         except ApiError as error:
             raise _of_next_stage(error) from error
@@ -266,7 +266,8 @@ class _Chain(Parent):
         if not last.outputs_batched and not last.accepts_anything:
             self.request.implicit_batch = False  # the outputs have no batch dimension to remove
         elif stage.implicit_batch:
-            outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
+            # An optional input may have given an output another shape.
+            outputs = [each.reshaped(each.shape[1:]) if each.shape[:1] == (1,) else each for each in outputs]
         self.finish(outputs)
 
 
@@ -291,7 +292,15 @@ def _chained(first: Signature, last: Signature) -> Signature:
         item_form=first.item_form,
         never_empty=first.never_empty,
         labels=last.labels,
+        optional_inputs=first.optional_inputs,
     )
+
+
+def _names_match(outputs: Iterable[Tensor | TensorSpec], following: Signature) -> bool:
+    """Whether a stage's outputs are by name inputs of the following one, all those included that it needs."""
+    names = {each.name for each in outputs}
+    needed = {spec.name for spec in following.inputs}
+    return needed <= names <= needed | {spec.name for spec in following.optional_inputs}
 
 
 def why_not_chained(first: Signature, following: Signature) -> str | None:
@@ -299,11 +308,11 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
     if following.accepts_anything or first.accepts_anything:
         return None
     outputs, inputs = list(first.outputs), list(following.inputs)
+    if _names_match(outputs, following):
+        by_name = {spec.name: spec for spec in (*inputs, *following.optional_inputs)}
+        inputs = [by_name[spec.name] for spec in outputs]
     if len(outputs) != len(inputs):
         return f"it has {len(outputs)} outputs, but the next stage takes {len(inputs)} inputs"
-    by_name = {spec.name: spec for spec in inputs}
-    if set(by_name) == {spec.name for spec in outputs}:
-        inputs = [by_name[spec.name] for spec in outputs]
     for given, taken in zip(outputs, inputs, strict=True):
         if given.datatype != taken.datatype:
             return f"output '{given.name}' is {given.datatype}, but input '{taken.name}' is {taken.datatype}"

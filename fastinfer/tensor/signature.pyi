@@ -30,9 +30,12 @@ class Signature:
         never_empty: the model's operators that must not get inputs without elements; ``""``: there is none.
         labels: of the classes of outputs, by the output's name.
         score_matrices: names of the outputs whose rows are classified apart, even if the model is not batched.
+        optional_inputs: those that a request may leave out. They have no batch dimension; a request that gives one
+            runs alone.
     """
 
     inputs: tuple[TensorSpec, ...]
+    optional_inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     max_batch_size: int
@@ -62,14 +65,15 @@ class Signature:
         never_empty: str = "",
         labels: Mapping[str, Labels] | None = None,
         score_matrices: Collection[str] = (),
+        optional_inputs: Sequence[TensorSpec] = (),
     ) -> None: ...
     def __str__(self) -> str:
         """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""
     def check(self, request: InferRequest, model: str) -> int:
         """Makes ``request`` ready to run.
 
-        Puts its inputs in the model's order, adds the batch dimension if all inputs lack it, and sets ``rows``,
-        ``implicit_batch``, ``whole`` and ``shape_key``. ApiError 400, with Triton's sentence, if it does not fit.
+        Puts its inputs in the model's order, the given optional ones last, adds the batch dimension if all others lack
+        it, and sets ``rows``, ``implicit_batch``, ``whole`` and ``shape_key``. ApiError 400, with Triton's sentence, if it does not fit.
         """
     def respond(self, request: InferRequest, outputs: list[Tensor], model: str, version: str) -> InferResponse:
         """The answer: the requested ones of all ``outputs`` (given in the model's order), in the requested order."""

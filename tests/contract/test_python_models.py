@@ -375,6 +375,13 @@ def test_a_configuration_is_needed(server: Server) -> None:
     assert error(server.post("/v2/models/bare/load")) == (400, expected)
 
 
+def test_optional_inputs_are_for_onnx_models(server: Server) -> None:
+    optional = "[[input]]\nname = 'o'\ndata_type = 'FP32'\ndims = [1]\noptional = true\n"
+    add(server.repository, "optional", TIMES_TWO, optional + "[[output]]\nname = 'y'\ndata_type = 'FP32'\ndims = [1]\n")
+    expected = "model 'optional' has the optional input 'o': only ONNX models can have such inputs"
+    assert error(server.post("/v2/models/optional/load")) == (400, expected)
+
+
 def test_modules_beside_the_model_can_be_imported_and_leave_no_trace(server: Server) -> None:
     code = """
         from helper import answer

@@ -77,11 +77,24 @@ def output_of(answer):
 # --- An open rank ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [[], [1], [3], [0], [2, 0], [2, 3], [1, 2, 1, 2, 1]])
+@pytest.mark.parametrize("shape", [[], [1], [3], [0], [2, 0], [2, 3], [1, 2, 1, 2, 1], [1, 0, 2, 1, 3], [1, 2] * 4])
 def test_an_input_of_open_rank_takes_any_shape(server, shape):
     data = [1.5 * i for i in range(int(np.prod(shape)))]
     for _ in range(4):
         assert output_of(server.infer("any", inference(fp32("x", shape, data)))) == (shape, [-each for each in data])
+        assert negated_binary(server, shape, data) == (shape, [-each for each in data])
+
+
+def negated_binary(server, shape, data):
+    content = np.float32(data).tobytes()
+    given = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": len(content)}}
+    header = json.dumps(inference(given, parameters={"binary_data_output": True})).encode()
+    size = {"Inference-Header-Content-Length": str(len(header))}
+    answer = server.request("POST", "/v2/models/any/infer", header + content, size)
+    assert answer.status == 200, answer.body
+    size = int(answer.headers["inference-header-content-length"])
+    (output,) = json.loads(answer.body[:size])["outputs"]
+    return output["shape"], np.frombuffer(answer.body[size:], "<f4").tolist()
 
 
 def test_what_the_operators_refuse_is_the_clients(server):

@@ -275,7 +275,8 @@ def test_a_single_preferred_size_needs_no_list(tmp_path: Path) -> None:
          "input[0]: dims and shape are the same field; keep one of them"),
         ("[[input]]\nname = ''\ndata_type = 'FP32'\ndims = [1]",
          "input[0].name: must be a name of printable characters"),
-        ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\noptional = true", "input[0].optional: must be False"),
+        ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\noptional = 1",
+         "input[0].optional: must be true or false"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nreshape = { shape = [] }",
          "field 'input[0].reshape' is not supported"),
         ("[[input]]\nname = 'a'\ndata_type = 'FP32'\ndims = [1]\nformat = 'FORMAT_NCHW'",
@@ -468,6 +469,7 @@ class Loaded(NamedTuple):
     outputs: tuple[Spec, ...]
     batched: bool
     max_batch_size: int
+    optional_inputs: tuple[Spec, ...] = ()
 
 
 def test_the_effective_configuration(tmp_path: Path) -> None:
@@ -481,6 +483,18 @@ def test_the_effective_configuration(tmp_path: Path) -> None:
     body = orjson.loads(config.effective(Loaded(inputs, outputs, False, 0)).to_triton_json())
     assert (body["max_batch_size"], body["input"][0]["dims"]) == (0, [-1, 64])
     assert "dynamic_batching" not in body
+
+
+def test_optional_inputs_follow_the_others_with_their_whole_shape(tmp_path: Path) -> None:
+    config = read(tmp_path, "[[input]]\nname = 'w'\ndata_type = 'FP32'\ndims = [4]\noptional = true")
+    assert config.inputs[0].optional
+    loaded = Loaded(
+        (Spec("x", "FP32", (-1, 64)),), (Spec("y", "FP32", (-1, 10)),), True, 64, (Spec("w", "FP32", (4,)),)
+    )
+    shown = config.effective(loaded).to_triton_json()
+    entries = [(each["name"], each["dims"], each["optional"]) for each in orjson.loads(shown)["input"]]
+    assert entries == [("x", [64], False), ("w", [4], True)]
+    assert ModelConfig.from_json(shown.decode(), "m").to_triton_json() == shown
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import numpy as np
 import onnx_models
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from fastinfer.backends.onnx import elements
 from fastinfer.backends.onnx.graph.facts import read_facts
 
 
@@ -101,13 +102,41 @@ def test_branches_are_looked_into():
 
 
 def test_sparse_outputs_are_named():
-    assert read_facts(onnx_models.sparse_constant()).sparse_outputs == ("w",)
-    assert read_facts(onnx_models.sparse_weight(output=True)).sparse_outputs == ("w",)
-    assert read_facts(onnx_models.sparse_weight(output=False)).sparse_outputs == ()
+    sparse = [onnx_models.sparse_constant(), onnx_models.sparse_weight(output=True), onnx_models.sparse_loop()]
+    sparse += [onnx_models.sparse_branches(True, True), onnx_models.sparse_branches(False, True, condition=False)]
+    for model in sparse:
+        assert read_facts(model).unserved == "output 'w' is a sparse tensor; only tensors can be served"
+    # Of the last two, some requests are answered, or all.
+    dense = [onnx_models.sparse_weight(output=False), onnx_models.sparse_branches(True, False)]
+    for model in [*dense, onnx_models.sparse_branches(False, True, condition=True)]:
+        assert read_facts(model).unserved is None
+
+
+@pytest.mark.parametrize("number", elements.UNSUPPORTED)
+def test_an_element_type_without_a_datatype_is_named(number):
+    name = TensorProto.DataType.Name(number)
+    for what, model in (("input 'x'", onnx_models.element_input), ("output 'y'", onnx_models.element_output)):
+        assert read_facts(model(number)).unserved == f"{what} is {name}; the protocol has no datatype for that"
+
+
+def test_all_element_types_are_known():
+    assert set(elements.UNSUPPORTED) == set(TensorProto.DataType.values()) - {0, *onnx_models.ONNX_TYPES.values()}
+
+
+def test_a_default_of_any_element_type_is_no_reason_against_a_model():
+    whole = ModelProto.FromString(onnx_models.element_input(TensorProto.INT4))
+    whole.graph.initializer.append(TensorProto(name="x", data_type=TensorProto.INT4, dims=[1], raw_data=b"\0"))
+    whole.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    assert read_facts(whole.SerializeToString()).unserved is None
+
+
+def test_the_work_of_an_optional_input_does_not_count():
+    """A request that gives it never runs on the loop's thread."""
+    assert read_facts(onnx_models.optional_bias()).sized_by_values is None
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\x0a", b"nothing", onnx_models.mlp()[:100]])
 def test_of_what_cannot_be_read_nothing_is_known(damaged):
     facts = read_facts(damaged)
     assert facts.sized_by_values is not None
-    assert not facts.sparse_outputs
+    assert facts.unserved is None

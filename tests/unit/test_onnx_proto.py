@@ -30,6 +30,7 @@ DECLARED = {
     proto.TensorShape: onnx.TensorShapeProto,
     proto.TensorType: onnx.TypeProto.Tensor,
     proto.Type: onnx.TypeProto,
+    proto.OptionalType: onnx.TypeProto.Optional,
     proto.ValueInfo: onnx.ValueInfoProto,
 }
 KINDS = {2: "float", 3: "int64", 5: "int32", 9: "string", 11: "message", 12: "bytes", 14: "int32"}

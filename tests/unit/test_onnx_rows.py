@@ -3,8 +3,9 @@
 import re
 
 import numpy as np
+import onnx_models
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from fastinfer.backends.onnx.graph import visits
 from fastinfer.backends.onnx.graph.rows import prove
@@ -655,6 +656,19 @@ COUPLED |= {
         "of a version that is not known",
     ),
 }
+
+
+def test_an_optional_input_counts_as_left_out():
+    assert prove(onnx_models.optional_bias()).couples is None
+    unchecked = graph(node("OptionalGetElement", "o", "t"), node("Add", "x t"))
+    made = ModelProto.FromString(unchecked)
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 4]))
+    made.graph.input.append(helper.make_value_info("o", kind))
+    assert "without a check" in (prove(made.SerializeToString()).couples or "")
+
+
+def test_an_initializer_counts_with_its_default_though_an_input_overrides_it():
+    assert prove(onnx_models.with_defaults()).couples is None
 
 
 @pytest.mark.parametrize("name", APART)

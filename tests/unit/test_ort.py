@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_models as models
 import pytest
+from onnx import ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
 from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.ort import OrtError, Session
@@ -123,11 +125,14 @@ def test_free_dimensions_can_be_overridden() -> None:
     ("made", "sentence"),
     [
         (models.sequence_input, "input 'parts' is a sequence, .* construct it from tensors"),
-        (models.optional_input, "input 'x' is an optional type"),
         (models.map_input, "input 'x' is a map, .* without DictVectorizer"),
         (models.map_output, "output 'maps' is a sequence of maps, .* zipmap=False"),
         (lambda: models.constructed("FP32", [1] * 16), "output 'parts' has 17 dimensions"),
-        (models.float8_output, "output 'y' has an element type"),
+        (partial(models.element_output, TensorProto.FLOAT8E4M3FN), "output 'y' is FLOAT8E4M3FN; the protocol has no"),
+        (partial(models.element_output, TensorProto.UINT2), "output 'y' is UINT2; the protocol has no datatype"),
+        (partial(models.element_output, TensorProto.FLOAT8E8M0, declared=False), "output 'y' is FLOAT8E8M0"),
+        (partial(models.element_output, TensorProto.INT4, declared=False), "output 'y' is INT4"),
+        (partial(models.element_input, TensorProto.FLOAT8E5M2FNUZ), "input 'x' is FLOAT8E5M2FNUZ"),
         (lambda: models.identity("FP32", [1] * 17), "input 'x' has 17 dimensions"),
     ],
 )
@@ -219,6 +224,85 @@ def test_an_open_rank_is_no_scalar() -> None:
         session = Session(model=models.identity("FP32", known))
         assert [spec.open_rank for spec in (*session.inputs, *session.outputs)] == [False] * 2
         assert [len(spec.shape) for spec in session.inputs] == [len(known)]
+
+
+# --- Optional inputs --------------------------------------------------------------------------------------------------
+
+
+def test_an_initializer_that_is_an_input_may_be_overridden() -> None:
+    session = Session(model=models.with_defaults())
+    assert [spec.name for spec in session.inputs] == ["x"]
+    assert [(spec.name, spec.datatype, spec.shape) for spec in session.optional_inputs] == [
+        ("scale", "FP32", (4,)), ("bias", "FP32", (4,)),
+    ]  # fmt: skip
+    x, bias = np.ones((2, 4), "f4"), np.float32([4, 3, 2, 1])
+    assert session.run([tensor("x", x)])[0].numpy().tolist() == [[1, 2, 3, 4]] * 2
+    assert session.run([tensor("bias", bias), tensor("x", x)])[0].numpy().tolist() == [[5, 4, 3, 2]] * 2
+    both = [tensor("bias", bias), tensor("scale", 2 * bias), tensor("x", x)]
+    assert session.run(both)[0].numpy().tolist() == [[12, 9, 6, 3]] * 2
+    for wrong in ([tensor("x", x), tensor("z", bias)], [tensor("x", x), tensor("bias", bias), tensor("bias", bias)]):
+        with pytest.raises(OrtError, match="inputs were given"):
+            session.run(wrong)
+
+
+def test_old_models_list_constants_as_inputs() -> None:
+    """Before version 4 of the format, each initializer had to be an input, too."""
+    session = Session(model=models.with_defaults(ir_version=3))
+    assert ([spec.name for spec in session.inputs], session.optional_inputs) == (["x"], ())
+
+
+def test_an_input_of_an_optional_type_may_be_left_out() -> None:
+    session = Session(model=models.optional_bias())
+    assert [(spec.name, spec.shape, spec.symbols) for spec in session.optional_inputs] == [
+        ("bias", (-1, 4), ("batch", ""))
+    ]
+    x = tensor("x", np.ones((1, 4), "f4"))
+    assert session.run([x])[0].numpy().tolist() == [[1, 1, 1, 1]]
+    assert session.run([x, tensor("bias", np.ones((1, 4), "f4"))])[0].numpy().tolist() == [[2, 2, 2, 2]]
+
+
+def _with_optional(kind: TypeProto) -> bytes:
+    nodes = [helper.make_node("OptionalHasElement", ["o"], ["is_given"]), helper.make_node("Neg", ["x"], ["y"])]
+    x, y = (models.value(each, "FP32", [2]) for each in "xy")
+    given = helper.make_value_info("o", helper.make_optional_type_proto(kind))
+    return models.model(nodes, [x, given], [y, models.value("is_given", "BOOL", [])], opset=18)
+
+
+def test_a_model_runs_without_an_optional_input_that_cannot_be_given() -> None:
+    sequence = _with_optional(helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2])))
+    float8 = ModelProto.FromString(models.model(
+        [helper.make_node("Cast", ["w"], ["wide"], to=1), helper.make_node("Add", ["x", "wide"], ["y"])],
+        [models.value("x", "FP32", [1]), helper.make_tensor_value_info("w", TensorProto.FLOAT8E4M3FN, [1])],
+        [models.value("y", "FP32", [1])],
+        [TensorProto(name="w", data_type=TensorProto.FLOAT8E4M3FN, dims=[1], raw_data=b"\x38")],
+        opset=19,
+    ))  # fmt: skip
+    for model, reason in (
+        (
+            sequence,
+            "input 'o' is a sequence, which no request can hold; let the graph construct it from tensors "
+            "(SequenceConstruct, SplitToSequence)",
+        ),
+        (float8.SerializeToString(), "input 'w' is FLOAT8E4M3FN; the protocol has no datatype for that"),
+    ):
+        session = Session(model=model)
+        assert (session.optional_inputs, session.refused_inputs) == ((), (reason,))
+        (spec,) = session.inputs
+        first = session.run([tensor("x", np.ones(spec.shape, "f4"))])[0].numpy()
+        assert first.flat[0] == (-1 if model is sequence else 2)
+
+
+def test_no_more_defaults_are_offered_than_a_request_may_give() -> None:
+    names = [f"w{i}" for i in range(1100)]
+    weights = [numpy_helper.from_array(np.float32([1]), name) for name in names]
+    inputs = [models.value("x", "FP32", [1]), *(models.value(name, "FP32", [1]) for name in names)]
+    model = models.model(
+        [helper.make_node("Sum", ["x", *names], ["y"])], inputs, [models.value("y", "FP32", [1])], weights
+    )
+    session = Session(model=model)
+    assert session.optional_inputs == ()
+    assert session.refused_inputs[0].startswith("the model has 1100 optional inputs")
+    assert session.run([tensor("x", np.float32([1]))])[0].numpy() == [1101]
 
 
 # --- Models that are refused ------------------------------------------------------------------------------------------

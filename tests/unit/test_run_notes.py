@@ -35,6 +35,17 @@ def row(*values):
     return request
 
 
+def test_the_name_of_an_optional_input_distinguishes_requests(notes):
+    def given(name):
+        request = row(1, 2)
+        request.inputs.append(Tensor.from_numpy(name, np.ones(2, "f4")))
+        request.whole = True
+        return notes.fingerprint(request)
+
+    assert given("a") == given("a")
+    assert given("a") != given("b")
+
+
 def run(model, notes, *batches, inline_run_us=0):
     """The outcomes of batches that run one after the other."""
 

@@ -102,6 +102,37 @@ def test_a_failure_that_is_no_invalid_argument_is_the_models(inline_run_us):
     assert outcomes[1][0].numpy().tolist() == [[4]]
 
 
+def test_a_request_with_an_optional_input_never_runs_on_the_loops_thread():
+    """Its work may depend on the value, which was not known when the graph was read; and its time says nothing."""
+
+    def request(**given):
+        arrays = {"x": np.ones((1, 4)), **given}
+        made = InferRequest([Tensor.from_numpy(name, np.asarray(array, "f4")) for name, array in arrays.items()])
+        made.rows, made.whole = 1, bool(given)
+        return made
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        executor = Executor(1)
+        loop.add_reader(executor.fileno(), executor.drain)
+        session = Session(model=onnx_models.with_defaults())
+        signature = Signature(session.inputs, session.outputs, batched=True, max_batch_size=64)
+        worker = OnnxModel(session, signature, executor, 1_000_000)
+        inline, answers = [], []
+        for made in [request(), request(), request(bias=[9] * 4), request(scale=[2] * 4, bias=[1] * 4)] * 3:
+            ended = loop.create_future()
+            inline.append(worker.start([made], ended.set_result) is None)
+            (outcome,) = (await asyncio.wait_for(ended, 30)).outputs
+            answers.append(outcome[0].numpy().tolist())
+        loop.remove_reader(executor.fileno())
+        executor.close()
+        return inline, answers
+
+    inline, answers = asyncio.run(main())
+    assert answers == [[[1, 2, 3, 4]], [[1, 2, 3, 4]], [[10] * 4], [[3] * 4]] * 3
+    assert inline[4:] == [True, True, False, False] * 2
+
+
 def test_a_batch_that_nobody_waits_for_does_not_start_its_halves():
     requests = [InferRequest([Tensor.from_numpy("x", np.ones((1, 1), "f4"))]) for _ in range(2)]
     outcomes = run_batch(onnx_models.endless(), requests, terminate=True)

@@ -1,6 +1,7 @@
 """Requests against a model's signature: order, names, datatypes, shapes, the batch dimension."""
 
 import numpy as np
+import orjson
 import pytest
 
 from fastinfer.base.errors import ApiError
@@ -24,6 +25,17 @@ FREE = Signature(
 )
 PLAIN = Signature([TensorSpec("A", "FP32", [2, -1])], [TensorSpec("X", "FP32", [2])])
 SCALAR = Signature([TensorSpec("A", "INT64", [])], [TensorSpec("X", "INT64", [])])
+
+
+DEFAULTS = [TensorSpec("W", "INT32", [4]), TensorSpec("V", "BYTES", None)]
+OPTIONAL = Signature(
+    PAIR.inputs,
+    PAIR.outputs,
+    batched=True,
+    max_batch_size=8,
+    max_batch_size_configured=True,
+    optional_inputs=DEFAULTS,
+)
 
 
 def tensor(name, shape, dtype="i4", datatype=None):
@@ -355,3 +367,72 @@ def test_dimensions_of_one_name_that_differ_make_a_request_run_alone() -> None:
             request = InferRequest([Tensor.from_numpy("ids", ids), Tensor.from_numpy("mask", mask)])
             signature.check(request, "m")
             assert (request.whole, request.rows) == (whole, 1 if whole else 3)
+
+
+# --- Optional inputs -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_without_optional_inputs_is_as_any_other():
+    wanted = request(tensor("B", (2, 4)), tensor("A", (2, 4)))
+    OPTIONAL.check(wanted, "M")
+    assert [t.name for t in wanted.inputs] == ["A", "B"]
+    assert (wanted.rows, wanted.whole, wanted.shape_key) == (2, False, None)
+
+
+def test_a_request_with_an_optional_input_runs_alone():
+    keys = []
+    for given in ([tensor("W", (4,))], [tensor("V", (), object, "BYTES"), tensor("W", (4,))]):
+        wanted = request(*given, tensor("B", (2, 4)), tensor("A", (2, 4)))
+        OPTIONAL.check(wanted, "M")
+        assert [t.name for t in wanted.inputs] == ["A", "B", *sorted((t.name for t in given), reverse=True)]
+        assert (wanted.rows, wanted.whole) == (1, True)
+        keys.append(wanted.shape_key)
+    assert None not in keys
+    assert keys[0] != keys[1]
+
+
+def test_an_item_with_an_optional_input_is_answered_as_an_item():
+    wanted = request(tensor("A", (4,)), tensor("B", (4,)), tensor("W", (4,)))
+    OPTIONAL.check(wanted, "M")
+    assert [t.shape for t in wanted.inputs] == [(1, 4), (1, 4), (4,)]
+    answer = OPTIONAL.respond(wanted, [tensor("X", (1, 4)), tensor("Y", (3, 4))], "M", "1")
+    assert [output.shape for output in answer.outputs] == [(4,), (3, 4)]
+    answer = OPTIONAL.respond(wanted, [tensor("X", ()), tensor("Y", (1,))], "M", "1")
+    assert [output.shape for output in answer.outputs] == [(), ()]
+
+
+def test_of_no_rows_optional_inputs_are_not_needed():
+    wanted = request(tensor("A", (0, 4)), tensor("B", (0, 4)), tensor("W", (4,)))
+    OPTIONAL.check(wanted, "M")
+    assert (wanted.rows, wanted.whole, len(wanted.inputs)) == (0, False, 2)
+
+
+def test_the_rows_of_a_request_with_an_optional_input_are_bounded():
+    message = refused(OPTIONAL, request(tensor("A", (9, 4)), tensor("B", (9, 4)), tensor("W", (4,))))
+    assert message == "inference request batch-size must be <= 8 for 'M'"
+    message = refused(OPTIONAL, request(tensor("A", (1, 4)), tensor("B", (2, 4)), tensor("W", (4,))))
+    assert message == "input 'B' batch size does not match other inputs for 'M'"
+
+
+def test_the_signature_in_words_names_optional_inputs():
+    words = "A INT32[-1,4], B INT32[-1,4] (optional: W INT32[4], V BYTES[...]) -> "
+    assert str(OPTIONAL).startswith(words)
+    many = Signature(PAIR.inputs, PAIR.outputs, optional_inputs=[TensorSpec(f"w{i}", "FP32", []) for i in range(300)])
+    assert str(many).startswith("A INT32[-1,4], B INT32[-1,4] (300 more are optional) -> ")
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "decoded"),
+    [
+        ([4], "INT32", True),
+        ([5], "INT32", False),
+        ([1, 4], "INT32", False),
+        ([4], "INT64", False),
+        ([], "INT32", False),
+    ],
+)
+def test_what_an_optional_input_cannot_be_is_not_decoded(shape, datatype, decoded):
+    """Its first dimension is no batch, and nothing may be left out of its shape."""
+    data = [1] * int(np.prod(shape))
+    body = {"inputs": [{"name": "W", "shape": shape, "datatype": datatype, "data": data}]}
+    assert decode(orjson.dumps(body), expectation=OPTIONAL.expectation).undecoded is not decoded

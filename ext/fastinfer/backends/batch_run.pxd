@@ -8,7 +8,8 @@ from fastinfer.tensor.rows cimport RowSlice
 
 cdef struct BatchState:
     # Configuration.
-    const Handle* handle
+    const Handle* handle        # the session's, or `extended`
+    Handle extended             # the session's with the optional inputs that the request gives
     Py_ssize_t requests
     bint batched
     int64_t total_rows
@@ -53,6 +54,7 @@ cdef class BatchRun(Job):
     cpdef list split(self)
     cdef int _open(self, Session session, list requests, bint batched) except -1
     cdef int _note_unwanted(self, list requests) except -1
+    cdef int _extend(self, list tensors) except -1
     cdef int _lay_out(self) except -1
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
 

@@ -57,7 +57,11 @@ cdef class BatchRun(Job):
         state.handle = &session.handle
         state.requests = len(requests)
         state.batched = batched
+        if state.requests == 1:
+            self._extend((<InferRequest?>requests[0]).inputs)
         self._lay_out()
+        if state.handle == &state.extended:
+            session.name_inputs((<InferRequest>requests[0]).inputs, state.extended.input_names)
         self.inputs = []
         for i in range(state.requests):
             request = <InferRequest?>requests[i]
@@ -82,6 +86,14 @@ cdef class BatchRun(Job):
         self.run_state.unwanted = self.unwanted
         return 0
 
+    cdef int _extend(self, list tensors) except -1:
+        cdef BatchState* state = &self.run_state
+        if len(tensors) > state.handle.input_count:
+            state.extended = state.handle[0]
+            state.extended.input_count = len(tensors)
+            state.handle = &state.extended
+        return 0
+
     cdef int _lay_out(self) except -1:
         cdef BatchState* state = &self.run_state
         cdef Py_ssize_t inputs = state.handle.input_count
@@ -94,8 +106,9 @@ cdef class BatchRun(Job):
         cdef Py_ssize_t rows_size = requests * <Py_ssize_t>sizeof(int64_t)
         cdef Py_ssize_t slices_size = inputs * requests * <Py_ssize_t>sizeof(RowSlice)
         cdef Py_ssize_t bounds_size = outputs * (requests + 1) * <Py_ssize_t>sizeof(Py_ssize_t)
-        cdef char* at = <char*>calloc(
-            1, feeds_size + outputs_size + values_size + dims_size + rows_size + slices_size + bounds_size + 1)
+        cdef Py_ssize_t names_size = inputs * <Py_ssize_t>sizeof(char*) if state.handle == &state.extended else 0
+        cdef char* at = <char*>calloc(1, feeds_size + outputs_size + values_size + dims_size + rows_size + slices_size
+                                      + bounds_size + names_size + 1)
         if at == NULL:
             raise MemoryError()
         self.arrays = at
@@ -112,6 +125,9 @@ cdef class BatchRun(Job):
         state.slices = <const RowSlice*>at
         at += slices_size
         state.bounds = <Py_ssize_t*>at
+        at += bounds_size
+        if names_size > 0:
+            state.extended.input_names = <const char**>at
         return 0
 
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1:

@@ -34,7 +34,7 @@ cdef class Runner(BatchRunner):
     cdef RunNotes notes             # None if crashes are not recorded
     cdef bint in_doubt              # the last run in a binding failed, and was not yet retried without one
 
-    # The shape of a run for `costs`.
+    # The shape of a run for `costs`; 0 if nothing follows from it, because optional inputs are given.
     cdef uint64_t shape_of(self, BatchRun run) noexcept
     # Whether the requests of a batch, with this many bytes together, run one after the other.
     cdef bint runs_apart(self, Py_ssize_t requests, Py_ssize_t input_bytes) noexcept

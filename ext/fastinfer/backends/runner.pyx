@@ -49,13 +49,16 @@ cdef class Runner(BatchRunner):
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
     cdef uint64_t shape_of(self, BatchRun run) noexcept:
-        # If only the number of rows varies, the shape is that number, as for the bindings.
+        # If only the number of rows varies, the shape is that number, as for the bindings. A run with optional inputs
+        # has none: the facts of the graph, and so the prediction of its work, hold for the defaults.
         cdef const BatchState* state = &run.run_state
         cdef const Feed* feed
         cdef uint64_t shape = shape_of_rows(state.total_rows)
         cdef bint texts = False
         cdef Py_ssize_t i
         cdef int k
+        if state.handle == &state.extended:
+            return 0
         if self.row_nbytes > 0 and state.batched == self.batched:
             return shape
         for i in range(state.handle.input_count):
@@ -246,7 +249,9 @@ cdef class RunningBatch:
             attempt = BatchRun.make(runner.session, members,
                                     runner.batched and not (<InferRequest>members[0]).whole)
             self.shape = runner.shape_of(attempt)
-            estimate = runner.costs.find_short(self.shape) if runner.watchdog is not None else NULL
+            estimate = NULL
+            if runner.watchdog is not None and self.shape != 0:
+                estimate = runner.costs.find_short(self.shape)
             if (estimate == NULL or not runner.watchdog.is_watching()) and not self.reserve(attempt.input_bytes):
                 self.refuse()
                 if not self.turn_to_rest():

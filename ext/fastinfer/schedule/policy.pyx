@@ -46,7 +46,8 @@ cdef class BatchingPolicy(Policy):
         cdef Py_ssize_t end = waiting.end
         while (place := waiting.next_live(place)) < end and self.add(&filling, waiting.rows_at(place)):
             place += 1
-        return self.answer(&filling, waited_ns)
+        cdef int64_t answer = self.answer(&filling, waited_ns)
+        return 1 if answer < 0 and waiting.oldest().whole else answer      # nobody can join a request that runs alone
 
     # Adds a request of this many rows if it fits; returns whether another might fit.
     cdef bint add(self, Filling* filling, int64_t rows) except -1:

@@ -3,6 +3,7 @@
 # the notes are in the crash record's memory.
 
 cimport cython
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint64_t
 
 from fastinfer.shared.crash_record cimport (
@@ -55,9 +56,11 @@ cdef class RunNotes:
         return self.slot.absolve(self.key, IS_WITHDRAWN)
 
     cdef uint64_t fingerprint_of(self, InferRequest request) noexcept:
-        # The tensors are in the model's order, so their places stand for their names.
+        # The tensors are in the model's order, so their places stand for their names, unless some are optional.
         cdef uint64_t hashed
         cdef Tensor tensor
+        cdef const char* name
+        cdef Py_ssize_t name_size = 0
         cdef Py_ssize_t place
         cdef int i
         if request.fingerprint == 0:
@@ -68,6 +71,9 @@ cdef class RunNotes:
                 for i in range(tensor.rank):
                     hashed = hash_number(hashed, <uint64_t>tensor.dims[i])
                 hashed = fingerprint(hashed, tensor.data, tensor.nbytes)
+                if request.whole:
+                    name = PyUnicode_AsUTF8AndSize(tensor.name, &name_size)
+                    hashed = fingerprint(hashed, name, name_size)
             request.fingerprint = hashed if hashed != 0 else 1
         return request.fingerprint
 

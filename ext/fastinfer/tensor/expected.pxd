@@ -7,13 +7,13 @@ cdef struct ExpectedInput:
     bint open_rank
     int rank
     const int64_t* dims     # -1: any
+    bint batched            # the first dimension is free, and ...
+    bint item_form          # ... may be left out
 
 cdef struct Expected:
     int count
     ExpectedInput* inputs
     bint by_name            # else by position, and names are free
-    bint batched            # the first dimension is free, and ...
-    bint item_form          # ... may be left out
 
 # Whether the signature will certainly refuse an input of this name, type and shape. If that is not clear, the input is
 # decoded, and the signature decides. `index`: its position in the request.
@@ -26,5 +26,6 @@ cdef class Expectation:
     cdef Expected expected
     cdef tuple specs
 
+    # `optional` inputs have no batch dimension.
     @staticmethod
-    cdef Expectation make(tuple specs, bint by_name, bint batched, bint item_form)
+    cdef Expectation make(tuple required, tuple optional, bint by_name, bint batched, bint item_form)

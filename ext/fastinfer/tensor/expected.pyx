@@ -27,9 +27,9 @@ cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_s
     if wanted.open_rank or (datatype_id == BYTES and rank == 1):        # the latter may be AMD's form: a length
         return False
     if rank == wanted.rank:
-        i = 1 if expected.batched else 0
+        i = 1 if wanted.batched else 0
         return differ(wanted.dims + i, dims + i, rank - i)
-    if rank == wanted.rank - 1 and expected.item_form:
+    if rank == wanted.rank - 1 and wanted.item_form:
         return differ(wanted.dims + 1, dims, rank)
     return True
 
@@ -49,15 +49,14 @@ cdef class Expectation:
         free(self.expected.inputs)
 
     @staticmethod
-    cdef Expectation make(tuple specs, bint by_name, bint batched, bint item_form):
+    cdef Expectation make(tuple required, tuple optional, bint by_name, bint batched, bint item_form):
+        cdef tuple specs = required + optional
         cdef Expectation made = Expectation.__new__(Expectation)
         cdef Expected* expected = &made.expected
         cdef ExpectedInput* wanted
         cdef TensorSpec spec
         cdef int i
         expected.by_name = by_name
-        expected.batched = batched
-        expected.item_form = item_form
         expected.inputs = <ExpectedInput*>calloc(max(1, len(specs)), sizeof(ExpectedInput))
         if expected.inputs == NULL:
             raise MemoryError
@@ -71,4 +70,6 @@ cdef class Expectation:
             wanted.open_rank = spec.open_rank
             wanted.rank = spec.rank
             wanted.dims = spec.dims
+            wanted.batched = batched and i < <int>len(required)
+            wanted.item_form = item_form and wanted.batched
         return made

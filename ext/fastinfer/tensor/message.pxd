@@ -22,7 +22,8 @@ cdef class RequestedOutput:
 cdef class InferRequest:
     # From the wire (decode).
     cdef readonly bytes id              # the JSON text between the quotes, as it was sent: valid, still escaped
-    cdef public list inputs             # list[Tensor]: as sent, after Signature.check in the model's order
+    # list[Tensor]: as sent; after Signature.check in the model's order, then the optional ones that are given.
+    cdef public list inputs
     cdef readonly list outputs          # list[RequestedOutput]; empty: all
     cdef readonly bint binary_output    # parameters.binary_data_output
     cdef readonly bint raw              # the whole body is the only input's bytes (binary extension, N = 0)
@@ -34,7 +35,8 @@ cdef class InferRequest:
     cdef public int64_t rows            # of the batch; 1 for a model that is not batched
     cdef public bint implicit_batch     # the client left the batch dimension out, and so does the answer
     cdef public object shape_key        # requests with equal keys may share a batch
-    cdef public bint whole              # has no common number of rows: runs alone and as it was sent, as one row
+    # Has no common number of rows, or optional inputs: runs alone and as it was sent, as one row.
+    cdef public bint whole
 
     # A hash of the model and the inputs, if crashes are recorded (schedule/run_notes); 0: not computed yet.
     cdef uint64_t fingerprint

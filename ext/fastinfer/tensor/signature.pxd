@@ -7,6 +7,7 @@ from fastinfer.tensor.tensor cimport Tensor, TensorSpec
 
 cdef class Signature:
     cdef readonly tuple inputs              # tuple[TensorSpec, ...]
+    cdef readonly tuple optional_inputs     # a request may give them, after the others; they have no batch dimension
     cdef readonly tuple outputs
     cdef readonly bint batched              # the first dimension of everything is the batch
     cdef readonly int64_t max_batch_size    # rows; 0 if it is not batched
@@ -20,20 +21,22 @@ cdef class Signature:
     cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
     cdef readonly frozenset score_matrices  # outputs with a row of scores for each input row, batched or not
     cdef readonly Expectation expectation   # the inputs, for the decoder; None: any
-    cdef dict _input_index                  # name -> position
+    cdef dict _input_index                  # name -> position; those of optional inputs follow the others'
     cdef dict _output_index
     cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
     cdef bint _one_batch                    # inputs must have the same number of rows: configured, or named alike
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
 
-    # Puts the inputs in the model's order, gives them the batch dimension if the client left it out, sets rows,
-    # implicit_batch, whole and shape_key. ApiError 400 if the request does not fit.
+    # Puts the inputs in the model's order, the given optional ones last; gives the others the batch dimension if the
+    # client left it out; sets rows, implicit_batch, whole and shape_key. ApiError 400 if the request does not fit.
     cpdef int check(self, InferRequest request, str model) except -1
     # Selects the requested ones of all outputs (in the model's order).
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
 
     cdef int _check(self, InferRequest request, str model) except -1
     cdef int _order_inputs(self, InferRequest request, str model) except -1
+    cdef int _check_optional(self, list ordered, str model) except -1
+    cdef object _missing(self, list given, list missing, str model)
     cdef int _check_outputs(self, InferRequest request, str model) except -1
     cdef tuple _classes(self, InferRequest request, list chosen)
     cdef int _check_batched(self, InferRequest request, str model) except -1

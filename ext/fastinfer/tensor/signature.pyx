@@ -27,6 +27,7 @@ def names_a_batch(str symbol not None):
 
 cdef enum:
     EMPTY_BATCHES = 16      # of rows without elements, in one request
+    SHOWN_OPTIONAL = 4      # optional inputs that the signature in words names
 
 
 @cython.final
@@ -34,8 +35,9 @@ cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
                  bint max_batch_size_configured=False, bint positional=False, bint accepts_anything=False,
                  outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
-                 labels=None, score_matrices=()):
+                 labels=None, score_matrices=(), optional_inputs=()):
         self.inputs = tuple(inputs)
+        self.optional_inputs = tuple(optional_inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
         self.max_batch_size = max_batch_size
@@ -47,7 +49,7 @@ cdef class Signature:
         self.never_empty = never_empty
         self.labels = dict(labels or {})
         self.score_matrices = frozenset(score_matrices)
-        self._input_index = {spec.name: i for i, spec in enumerate(self.inputs)}
+        self._input_index = {spec.name: i for i, spec in enumerate(self.inputs + self.optional_inputs)}
         self._output_index = {spec.name: i for i, spec in enumerate(self.outputs)}
         cdef TensorSpec spec
         self._static_rows = True
@@ -62,13 +64,14 @@ cdef class Signature:
                 [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
         self.item_form = batched and item_form
         if not accepts_anything:
-            self.expectation = Expectation.make(self.inputs, not positional, batched, self.item_form)
+            self.expectation = Expectation.make(self.inputs, self.optional_inputs, not positional, batched,
+                                                self.item_form)
 
     def __str__(self):
         if self.accepts_anything:
             return "any inputs -> the same"
         batches = f"batches of up to {self.max_batch_size}" if self.batched else "not batched"
-        return f"{_specs(self.inputs)} -> {_specs(self.outputs)}, {batches}"
+        return f"{_specs(self.inputs)}{_optional(self.optional_inputs)} -> {_specs(self.outputs)}, {batches}"
 
     cpdef int check(self, InferRequest request, str model) except -1:
         self._check(request, model)
@@ -86,8 +89,7 @@ cdef class Signature:
                 spec = <TensorSpec>self.inputs[i]
                 tensor = <Tensor>request.inputs[i]
                 if tensor.datatype_id != spec.datatype_id:
-                    raise ApiError(400, f"inference input '{tensor.name}' data-type is '{name_of(tensor.datatype_id)}'"
-                                        f", but model '{model}' expects '{name_of(spec.datatype_id)}'")
+                    raise _unexpected_datatype(tensor, spec, model)
         self._check_outputs(request, model)
         if self.batched:
             self._check_batched(request, model)
@@ -120,7 +122,7 @@ cdef class Signature:
             in_order = (<Tensor>given[i]).name == (<TensorSpec>self.inputs[i]).name
         if in_order:            # the common case
             return 0
-        cdef list ordered = [None] * wanted
+        cdef list ordered = [None] * len(self._input_index)
         for tensor in given:
             index = self._input_index.get(tensor.name)
             if index is None:
@@ -128,14 +130,35 @@ cdef class Signature:
             if ordered[index] is not None:
                 raise ApiError(400, f"input '{tensor.name}' is given twice")
             ordered[index] = tensor
-        missing = [f"'{spec.name}'" for i, spec in enumerate(self.inputs) if ordered[i] is None]
+        missing = [spec.name for i, spec in enumerate(self.inputs) if ordered[i] is None]
         if missing:
-            names = ",".join([f"'{(<Tensor>t).name}'" for t in given])
-            raise ApiError(400, f"expected {wanted} inputs but got {len(given)} inputs for model '{model}'. "
-                                f"Got input(s) [{names}], but missing required input(s) [{','.join(missing)}]. "
-                                "Please provide all required input(s).")
-        request.inputs = ordered
+            raise self._missing(given, missing, model)
+        request.inputs = ordered[:wanted]
+        if len(given) > wanted:
+            self._check_optional(ordered, model)
+            request.inputs += [tensor for tensor in ordered[wanted:] if tensor is not None]
+            request.whole = True    # a default has no rows, and the proof that rows are independent assumes it
         return 0
+
+    cdef int _check_optional(self, list ordered, str model) except -1:
+        cdef TensorSpec spec
+        cdef Tensor tensor
+        for spec, tensor in zip(self.optional_inputs, ordered[len(self.inputs):], strict=True):
+            if tensor is None:
+                continue
+            if tensor.datatype_id != spec.datatype_id:
+                raise _unexpected_datatype(tensor, spec, model)
+            if not _fits(tensor, spec, 0):
+                raise _unexpected_shape(tensor, spec, model)
+        return 0
+
+    cdef object _missing(self, list given, list missing, str model):
+        cdef str expected = f"expected {len(self.inputs)} inputs"
+        if self.optional_inputs:
+            expected = f"expected number of inputs between {len(self.inputs)} and {len(self._input_index)}"
+        return ApiError(400, f"{expected} but got {len(given)} inputs for model '{model}'. Got input(s) "
+                             f"[{_quoted([(<Tensor>tensor).name for tensor in given])}], but missing required "
+                             f"input(s) [{_quoted(missing)}]. Please provide all required input(s).")
 
     cdef Tensor _raw_input(self, Tensor body, str model):
         # The whole body is the only input's bytes, one row of it; at most one dimension may be open.
@@ -191,6 +214,7 @@ cdef class Signature:
         cdef TensorSpec spec
         cdef Tensor tensor
         cdef bint empty = False
+        cdef bint apart = False     # rows of inputs do not belong together
         request.implicit_batch = self.item_form and self._is_item(request)
         if request.implicit_batch:
             for i in range(count):
@@ -207,22 +231,26 @@ cdef class Signature:
             elif tensor.dims[0] != request.rows:
                 if self._one_batch:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
-                request.whole = True
+                apart = True
         if self._equal_dims and not _are_equal(self._equal_dims, request.inputs):
-            request.whole = True        # the proof that rows are independent assumes one size
+            apart = True        # the proof that rows are independent assumes one size
         if empty and request.rows > 0 and not self.max_batch_size_configured:
             # The proof that rows are independent does not cover dimensions of 0. And such rows cost a client
             # nothing, so the rows of a few batches are the limit.
             if request.rows > EMPTY_BATCHES * self.max_batch_size:
                 most = EMPTY_BATCHES * self.max_batch_size
                 raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
+            apart = True
+        if request.rows > self.max_batch_size and self.max_batch_size_configured:
+            raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
+        if request.whole and request.rows == 0 and not apart:
+            request.whole = False           # it is not run, so nothing needs the optional inputs
+            del request.inputs[count:]
+        if apart or request.whole:      # we chose to batch the model: its graph may take the inputs as they are
             request.whole = True
-        if request.whole:       # we chose to batch the model: its graph may take the inputs as they are
             request.rows = 1
             request.shape_key = object()    # equal to no other
             return 0
-        if request.rows > self.max_batch_size and self.max_batch_size_configured:
-            raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
         if not self._static_rows:
             request.shape_key = _row_shapes(request.inputs)
         return 0
@@ -262,7 +290,7 @@ cdef class Signature:
         elif request.binary_output or request.raw:
             binary = (True,) * len(outputs)
         if request.implicit_batch:
-            chosen = [_without_batch(<Tensor>t) for t in chosen]
+            chosen = [_without_batch(<Tensor>t, request.whole) for t in chosen]
         response = InferResponse.make(model, version, chosen, request.id, binary)
         if request.outputs:
             response.classes = self._classes(request, chosen)
@@ -312,6 +340,11 @@ cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
     return True
 
 
+cdef object _unexpected_datatype(Tensor tensor, TensorSpec spec, str model):
+    return ApiError(400, f"inference input '{tensor.name}' data-type is '{name_of(tensor.datatype_id)}', but model "
+                         f"'{model}' expects '{name_of(spec.datatype_id)}'")
+
+
 cdef object _unexpected_shape(Tensor tensor, TensorSpec spec, str model):
     return ApiError(400, f"unexpected shape for input '{tensor.name}' for model '{model}'. "
                          f"Expected {_shape_text(spec)}, got {_text(tensor.shape)}")
@@ -328,6 +361,16 @@ cdef str _shape_text(TensorSpec spec):
 cdef str _specs(tuple specs):
     cdef TensorSpec spec
     return ", ".join([f"{spec.name} {name_of(spec.datatype_id)}{_shape_text(spec)}" for spec in specs])
+
+
+cdef str _optional(tuple specs):
+    if len(specs) > SHOWN_OPTIONAL:     # an exporter's list of all weights
+        return f" ({len(specs)} more are optional)"
+    return f" (optional: {_specs(specs)})" if specs else ""
+
+
+cdef str _quoted(list names):
+    return ",".join([f"'{name}'" for name in names])
 
 
 # Pairs of dimensions, after the batch, of one name in the model: each with the first of that name.
@@ -369,6 +412,8 @@ cdef Tensor _with_batch(Tensor tensor):
                        tensor.owner)
 
 
-cdef Tensor _without_batch(Tensor tensor):
+cdef Tensor _without_batch(Tensor tensor, bint whole):
+    if whole and (tensor.rank == 0 or tensor.dims[0] != 1):
+        return tensor       # an optional input has given it another shape
     return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank - 1, tensor.dims + 1, tensor.data, tensor.nbytes,
                        tensor.owner)

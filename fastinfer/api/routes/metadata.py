@@ -44,7 +44,7 @@ def routes(service: Service) -> list[Route]:
             "name": found.name,
             "versions": service.repository.versions(found.name),
             "platform": found.platform,
-            "inputs": _tensors(found.signature.inputs),
+            "inputs": _tensors(found.signature.inputs) + _tensors(found.signature.optional_inputs, optional=True),
             "outputs": _tensors(found.signature.outputs),
         }
         exchange.respond(200, orjson.dumps(body))
@@ -63,10 +63,12 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def _tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    return [_tensor(spec) for spec in specs]
+def _tensors(specs: Sequence[TensorSpec], *, optional: bool = False) -> list[dict[str, Any]]:
+    return [_tensor(spec, optional) for spec in specs]
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
+def _tensor(spec: TensorSpec, optional: bool) -> dict[str, Any]:
     described = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    return described | {"parameters": {"open_rank": True}} if spec.open_rank else described
+    flags = {"open_rank": spec.open_rank, "optional": optional}
+    parameters = {name: True for name, is_set in flags.items() if is_set}
+    return described | {"parameters": parameters} if parameters else described

@@ -27,7 +27,7 @@ from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
-from fastinfer.config.model_schema import TensorConfig
+from fastinfer.config.model_schema import InputConfig, TensorConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import TensorSpec
@@ -119,9 +119,11 @@ def load(
         labels = labels_of_classes(classifier.classes) | configured_labels
         if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
+        if facts.unserved is not None:
+            raise OrtError(facts.unserved)
         session = Session(path, model=served, **options)
-        if facts.sparse_outputs:  # the runtime describes them as dense
-            raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
+        for reason in session.refused_inputs:
+            log.info("model '%s' runs without an optional input: %s", name, reason)
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
@@ -132,8 +134,8 @@ def load(
         once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels, classifier.classes)
-        for arrays in warm_ups(name, session.inputs, loaded.signature.batched, config, directory):
-            runs.run(arrays)
+        for tensors in warm_ups(name, loaded.signature, config, directory):
+            runs.run_tensors(tensors)
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
@@ -186,35 +188,50 @@ class _Loading:
             scores: the outputs that are a classifier's, with a row of scores for each row.
         """
         session = self.session
-        described = partial(
-            Signature, session.inputs, labels=labels, score_matrices=scores, never_empty=self._never_empty
+        signature = partial(
+            Signature,
+            session.inputs,
+            labels=labels,
+            score_matrices=scores,
+            never_empty=self._never_empty,
+            optional_inputs=session.optional_inputs,
         )
-        signature = partial(described, session.outputs)
         configured = config.max_batch_size
-        self._check_tensors("input", config.inputs, self.session.inputs, configured)
+        self._check_inputs(config.inputs, configured)
         self._check_tensors("output", config.outputs, self.session.outputs, configured)
         if configured == 0:
-            return self._loaded(signature(), False, "max_batch_size is 0")
+            return self._loaded(signature(session.outputs), False, "max_batch_size is 0")
         if configured is not None:
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
                 but = "its requests share no batch, because" if self._exact else f"max_batch_size is {configured}, but"
                 log.warning("model '%s': %s %s", self.name, but, reason)
-            batched = signature(batched=True, max_batch_size=configured, max_batch_size_configured=True)
+            batched = signature(
+                session.outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
+            )
             return self._loaded(batched, reason is None or not self._exact, reason)
         reason = self._why_not_batched() or self._why_rows_depend()
         if reason is not None:
             level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return self._loaded(signature(), False, reason)
+            return self._loaded(signature(session.outputs), False, reason)
         # Some exporters declare one output row although there is one for each input row; the proof shows it.
         outputs = [_of_rows(spec) for spec in session.outputs]
-        batched = described(outputs, batched=True, max_batch_size=self._default_rows)
-        return self._loaded(batched, True, None)
+        return self._loaded(signature(outputs, batched=True, max_batch_size=self._default_rows), True, None)
 
     def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:
         return LoadedModel(self.session, signature, self._steady, combines, why_alone, self._opsets)
+
+    def _check_inputs(self, given: Sequence[InputConfig], configured: int | None) -> None:
+        """Compares the configuration's inputs with the graph's, which may have optional ones: see _check_tensors."""
+        required, optional = self.session.inputs, self.session.optional_inputs
+        names = {spec.name for spec in optional}
+        self._check_tensors("input", [each for each in given if each.name not in names], required, configured)
+        self._check_tensors("input", [each for each in given if each.name in names], optional, None)
+        for tensor in given:
+            if tensor.optional and tensor.name not in names:
+                raise self._refusal(f"input '{tensor.name}' is configured as optional, but the graph needs it")
 
     def _check_tensors(
         self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
@@ -243,6 +260,8 @@ class _Loading:
     def _check_first_dimensions(self) -> None:
         for name in self.session.sequence_outputs:
             raise self._refusal(f"max_batch_size must be 0, because output '{name}' is a sequence, which has no rows")
+        if not self.session.inputs:
+            raise self._refusal("max_batch_size needs an input that every request gives")
         for spec in (*self.session.inputs, *self.session.outputs):
             if not spec.shape or spec.shape[0] != -1:
                 raise self._refusal(

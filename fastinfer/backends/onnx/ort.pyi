@@ -66,7 +66,11 @@ class Session:
     """
 
     inputs: tuple[TensorSpec, ...]
-    """In the order in which the model takes them."""
+    """Those that every run needs, in the order in which the model takes them."""
+    optional_inputs: tuple[TensorSpec, ...]
+    """Inputs of an optional type, then those that override initializers; in this order, after the others."""
+    refused_inputs: tuple[str, ...]
+    """Why other optional inputs cannot be given, as sentences."""
     outputs: tuple[TensorSpec, ...]
     """A sequence of tensors is described as one tensor, with its elements along a new first dimension."""
     sequence_outputs: tuple[str, ...]
@@ -89,7 +93,7 @@ class Session:
         """Runs the model on this thread.
 
         Args:
-            inputs: all of them, in any order.
+            inputs: all that are needed, and optional ones, in any order.
             outputs: names of the wanted ones; None: all, in the model's order.
 
         Returns:

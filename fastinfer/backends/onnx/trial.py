@@ -113,11 +113,16 @@ class Runs:
     trials: TrialRuns
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> Arrays:
-        """Run once, with inputs in the session's order; returns the outputs. OrtError, TooLongError."""
-        tensors = [
-            Tensor.from_numpy(spec.name, array, spec.datatype)
-            for spec, array in zip(self.session.inputs, arrays, strict=True)
-        ]
+        """Run once, with all inputs that are not optional; returns the outputs. OrtError, TooLongError."""
+        return self.run_tensors(
+            [
+                Tensor.from_numpy(spec.name, array, spec.datatype)
+                for spec, array in zip(self.session.inputs, arrays, strict=True)
+            ]
+        )
+
+    def run_tensors(self, tensors: list[Tensor]) -> Arrays:
+        """Run once, with inputs in the session's order, then optional ones; returns the outputs. Errors as run."""
         run = BatchRun(self.session, [InferRequest(tensors)], False)
         with self.trials.running(run, self.timeout_s) as running:
             run.run()

@@ -20,7 +20,7 @@ from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.config.model_schema import TensorConfig
 from fastinfer.tensor.signature import Signature
-from fastinfer.tensor.tensor import Tensor, TensorSpec
+from fastinfer.tensor.tensor import TensorSpec
 
 _MAX_PROCESSES = 64  # of one model
 
@@ -104,11 +104,7 @@ class PythonBackend:
                 raise ApiError(
                     503, f"no process for model '{source.name}': {error.strerror}", retry_after_s=1
                 ) from error
-            for arrays in warm_ups(source.name, signature.inputs, signature.batched, source.config, source.directory):
-                tensors = [
-                    Tensor.from_numpy(spec.name, array, spec.datatype)
-                    for spec, array in zip(signature.inputs, arrays, strict=True)
-                ]
+            for tensors in warm_ups(source.name, signature, source.config, source.directory):
                 rows = tensors[0].shape[0] if signature.batched else 1
                 try:
                     await model.attempt(host, [tensors], [rows])
@@ -121,6 +117,9 @@ def _signature(source: Source[PythonParameters]) -> Signature:
     config = source.config
     if not config.inputs or not config.outputs:
         raise _refusal(source, "needs a config.toml that declares its inputs and outputs")
+    optional = next((each.name for each in config.inputs if each.optional), None)
+    if optional is not None:
+        raise _refusal(source, f"has the optional input '{optional}': only ONNX models can have such inputs")
     batched = bool(config.max_batch_size)
     try:
         labels = labels_of(source.directory, config)

@@ -5,7 +5,13 @@ from fastinfer.base.budget cimport Budget
 cdef class Session:
     cdef Handle handle
     cdef readonly tuple inputs          # tuple[TensorSpec, ...]
+    cdef readonly tuple optional_inputs  # those that a run may leave out
+    cdef readonly tuple refused_inputs  # why other optional inputs cannot be given, as sentences
     cdef readonly tuple outputs
     cdef readonly tuple sequence_outputs    # the names of those that are sequences, which are stacked
     cdef public Budget budget           # in which its outputs count; None: nowhere
-    cdef list _names                    # the bytes that the handle's names point into
+    cdef list _names                    # the bytes that the handle's names point into, and ...
+    cdef dict _optional_names           # ... those of optional inputs' names, by name
+
+    # Fills `names` with those of all tensors; the ones after handle.input_count are optional inputs.
+    cdef int name_inputs(self, list tensors, const char** names) except -1

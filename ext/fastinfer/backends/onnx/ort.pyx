@@ -15,13 +15,14 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from fastinfer.backends.onnx.ort_run cimport (
-    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, EngineError, Feed, Output, check,
+    INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, EngineError, Feed, Handle, Output, check,
     discard, error_of, execute, make_values, own, receive, release_values, use_table,
 )
 from fastinfer.backends.onnx.ort_table cimport *
 from fastinfer.tensor.datatype cimport from_onnx, name_of
 from fastinfer.tensor.tensor cimport MAX_RANK, Tensor, TensorSpec
 
+from fastinfer.backends.onnx import elements
 from fastinfer.backends.onnx.ort_run import OrtError
 
 cdef extern from "fastinfer/native/signals.h" nogil:
@@ -47,6 +48,12 @@ cdef enum:
 
 _WHEEL_NEEDED = "fastinfer needs the 'onnxruntime' wheel, 1.32 or newer, for Linux (glibc) or macOS"
 _LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
+cdef enum Role:                 # of a named tensor of a session
+    AN_INPUT
+    AN_OPTIONAL_INPUT           # an input of an optional type; its specification is that of the tensor in it
+    AN_INITIALIZER              # that an input of its name overrides
+    AN_OUTPUT
+
 _KINDS = {2: "a sequence", 3: "a map", 4: "an opaque type", 5: "a sparse tensor", 6: "an optional type"}
 
 # The process's one environment. It lives as long as the process, as do the library and its threads: the runtime keeps
@@ -185,17 +192,18 @@ cdef class Session:
             free(<void*>self.handle.declared)
 
     def run(self, list inputs not None, outputs=None):
-        cdef list tensors = _ordered(self.inputs, inputs)
+        cdef list tensors = _ordered(self.inputs, self.optional_inputs, inputs)
         cdef list wanted = _positions(self.outputs, outputs)
         cdef Py_ssize_t count = len(wanted)
         cdef Py_ssize_t i
         cdef Tensor tensor
         cdef EngineError failure
+        cdef Handle handle = self.handle
         # The two arrays of feeds and received outputs, then those of values and names.
         cdef Feed* feeds = <Feed*>calloc(len(tensors) + 1, sizeof(Feed))
         cdef Output* received = <Output*>calloc(count + 1, sizeof(Output))
         cdef OrtValue** values = <OrtValue**>calloc(len(tensors) + count + 1, sizeof(OrtValue*))
-        cdef const char** names = <const char**>calloc(count + 1, sizeof(char*))
+        cdef const char** names = <const char**>calloc(len(tensors) + count + 1, sizeof(char*))
         cdef Py_ssize_t* positions = <Py_ssize_t*>calloc(count + 1, sizeof(Py_ssize_t))
         try:
             if feeds == NULL or received == NULL or values == NULL or names == NULL or positions == NULL:
@@ -204,10 +212,13 @@ cdef class Session:
                 tensor = <Tensor>tensors[i]
                 feeds[i] = Feed(tensor.datatype_id, tensor.rank, <const int64_t*>tensor.dims, tensor.data,
                                 tensor.nbytes)
+            self.name_inputs(tensors, names)
+            handle.input_names = names
+            handle.input_count = len(tensors)
             for i in range(count):
                 positions[i] = wanted[i]
-                names[i] = self.handle.output_names[positions[i]]
-            if _run_whole(&self.handle, feeds, values, names, positions, count, received, &failure) < 0:
+                names[len(tensors) + i] = self.handle.output_names[positions[i]]
+            if _run_whole(&handle, feeds, values, names + len(tensors), positions, count, received, &failure) < 0:
                 raise error_of(&failure)
             return [_tensor((<TensorSpec>self.outputs[wanted[i]]).name, &received[i], self) for i in range(count)]
         finally:
@@ -219,6 +230,15 @@ cdef class Session:
             free(values)
             free(names)
             free(positions)
+
+    cdef int name_inputs(self, list tensors, const char** names) except -1:
+        cdef Py_ssize_t i
+        for i in range(len(tensors)):
+            if i < self.handle.input_count:
+                names[i] = self.handle.input_names[i]
+            else:
+                names[i] = <bytes?>self._optional_names[(<Tensor?>tensors[i]).name]
+        return 0
 
 
 def _read(path):
@@ -278,15 +298,18 @@ cdef int _describe(Session session) except -1:
         if count > MAX_TENSORS:     # no request could name them all; each costs time under the GIL
             raise OrtError(f"the model has {count} {what}, at most {MAX_TENSORS} are supported", NOT_IMPLEMENTED)
     session.sequence_outputs = ()
-    session.inputs = tuple([_spec(session, i, True) for i in range(<Py_ssize_t>inputs)])
-    session.outputs = tuple([_spec(session, i, False) for i in range(<Py_ssize_t>outputs)])
+    optional = {i for i in range(<Py_ssize_t>inputs) if _kind(handle.session, i) == OPTIONAL}
+    session.inputs = tuple([_spec(session, i, AN_INPUT) for i in range(<Py_ssize_t>inputs) if i not in optional])
+    session.outputs = tuple([_spec(session, i, AN_OUTPUT) for i in range(<Py_ssize_t>outputs)])
+    _describe_optional(session, optional)
     session._names = [(<TensorSpec>spec).name.encode() for spec in session.inputs + session.outputs]
-    handle.input_count = <Py_ssize_t>inputs
+    session._optional_names = {spec.name: spec.name.encode() for spec in session.optional_inputs}
+    handle.input_count = len(session.inputs)
     handle.output_count = <Py_ssize_t>outputs
-    handle.input_names = <const char**>malloc((inputs + outputs + 1) * sizeof(char*))
+    handle.input_names = <const char**>malloc((len(session._names) + 1) * sizeof(char*))
     if handle.input_names == NULL:
         raise MemoryError()
-    handle.output_names = handle.input_names + inputs
+    handle.output_names = handle.input_names + handle.input_count
     for i in range(len(session._names)):
         handle.input_names[i] = <bytes>session._names[i]
     cdef Feed* declared = <Feed*>calloc(outputs + 1, sizeof(Feed))
@@ -301,6 +324,38 @@ cdef int _describe(Session session) except -1:
 cdef Feed _declared(TensorSpec spec) noexcept:
     cdef const int64_t* dims = spec.dims
     return Feed(spec.datatype_id, spec.rank, dims, NULL, 0)
+
+
+cdef int _describe_optional(Session session, optional) except -1:
+    # The runtime runs without inputs of an optional type, and without those that override initializers.
+    cdef OrtSession* described = session.handle.session
+    cdef size_t overridable = 0
+    check(ort_overridable_count(described, &overridable))
+    found, refused = [], []
+    if len(session.inputs) + len(optional) + overridable > MAX_TENSORS:
+        refused.append(f"the model has {overridable + len(optional)} optional inputs, which are not served because no "
+                       f"more than {MAX_TENSORS} inputs are supported")
+        optional, overridable = (), 0
+    for role, places in ((AN_OPTIONAL_INPUT, sorted(optional)), (AN_INITIALIZER, range(<Py_ssize_t>overridable))):
+        for place in places:
+            try:
+                found.append(_spec(session, place, role))
+            except OrtError as error:       # the model runs without it
+                refused.append(str(error))
+    session.optional_inputs = tuple(found)
+    session.refused_inputs = tuple(refused)
+    return 0
+
+
+cdef int _kind(OrtSession* session, Py_ssize_t place) except -1:
+    cdef OrtTypeInfo* type_info = NULL
+    cdef int32_t kind = 0
+    check(ort_input_type(session, place, &type_info))
+    try:
+        check(ort_kind_of_type(type_info, &kind))
+    finally:
+        ort_release_type_info(type_info)
+    return kind
 
 
 cdef int _set_config(OrtSessionOptions* options, str key, str value) except -1:
@@ -345,60 +400,69 @@ cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
         ort_release_cuda_options(cuda)
 
 
-cdef TensorSpec _spec(Session of, Py_ssize_t index, bint is_input):
+cdef TensorSpec _spec(Session of, Py_ssize_t index, int role):
     cdef OrtSession* session = of.handle.session
     cdef OrtTypeInfo* type_info = NULL
-    cdef const OrtTensorInfo* info = NULL
     cdef char* text = NULL
+    if role == AN_OUTPUT:
+        check(ort_output_name(session, index, _allocator, &text))
+    elif role == AN_INITIALIZER:
+        check(ort_overridable_name(session, index, _allocator, &text))
+    else:
+        check(ort_input_name(session, index, _allocator, &text))
+    cdef str name = _take_text(text)
+    cdef str what = f"{'output' if role == AN_OUTPUT else 'input'} '{name}'"
+    if "\ufffd" in name:
+        raise OrtError(f"the name of {what} is not UTF-8", INVALID_PROTOBUF)
+    if role == AN_OUTPUT:
+        check(ort_output_type(session, index, &type_info))
+    elif role == AN_INITIALIZER:
+        check(ort_overridable_type(session, index, &type_info))
+    else:
+        check(ort_input_type(session, index, &type_info))
+    try:
+        return _tensor_spec(of, name, what, role, &type_info)
+    finally:
+        ort_release_type_info(type_info)
+
+
+cdef TensorSpec _tensor_spec(Session of, str name, str what, int role, OrtTypeInfo** type_info):
+    # type_info is the caller's; it is replaced by the type that a sequence or an optional value holds.
+    cdef const OrtTensorInfo* info = NULL
     cdef (const char*)[MAX_RANK] symbols
     cdef int64_t[MAX_RANK] dims
     cdef size_t rank = 0
     cdef int32_t kind = 0
     cdef int32_t element_type = 0
     cdef bint stacked = False
-    if is_input:
-        check(ort_input_name(session, index, _allocator, &text))
-    else:
-        check(ort_output_name(session, index, _allocator, &text))
-    cdef str name = _take_text(text)
-    cdef str what = f"{'input' if is_input else 'output'} '{name}'"
-    if "\ufffd" in name:
-        raise OrtError(f"the name of {what} is not UTF-8", INVALID_PROTOBUF)
-    if is_input:
-        check(ort_input_type(session, index, &type_info))
-    else:
-        check(ort_output_type(session, index, &type_info))
-    try:
-        check(ort_kind_of_type(type_info, &kind))
-        if kind in (OPTIONAL, SEQUENCE) and not is_input:
-            of.handle.may_lack_outputs = True
-        if kind == OPTIONAL and not is_input:
-            type_info = _inside(type_info, kind)
-            check(ort_kind_of_type(type_info, &kind))
-        if kind == SEQUENCE and not is_input:
-            stacked = True
-            of.sequence_outputs += (name,)
-            type_info = _inside(type_info, kind)
-            check(ort_kind_of_type(type_info, &kind))
-        if kind != TENSOR:
-            raise OrtError(_refusal(what, kind, is_input, stacked), NOT_IMPLEMENTED)
-        check(ort_tensor_info_of_type(type_info, &info))
-        check(ort_element_type(info, &element_type))
-        if from_onnx(element_type) < 0:
-            raise OrtError(f"{what} has an element type (number {element_type}) that the protocol has no word for",
-                           NOT_IMPLEMENTED)
-        if not ort_has_shape(info):     # its rank is open; the runtime counts no dimensions, as for a scalar
-            return TensorSpec(name, name_of(from_onnx(element_type)), None)
-        check(ort_rank(info, &rank))
-        if rank + stacked > MAX_RANK:
-            raise OrtError(f"{what} has {rank + stacked} dimensions, at most {MAX_RANK} are supported", NOT_IMPLEMENTED)
-        check(ort_dimensions(info, dims, rank))
-        check(ort_symbolic_dimensions(info, symbols, rank))
-        return TensorSpec(name, name_of(from_onnx(element_type)),
-                          [-1] * stacked + [dims[i] for i in range(<Py_ssize_t>rank)],
-                          [""] * stacked + [_name(symbols[i]) for i in range(<Py_ssize_t>rank)])
-    finally:
-        ort_release_type_info(type_info)
+    cdef bint is_input = role != AN_OUTPUT
+    check(ort_kind_of_type(type_info[0], &kind))
+    if kind == OPTIONAL and role in (AN_OUTPUT, AN_OPTIONAL_INPUT):
+        type_info[0] = _inside(type_info[0], kind)
+        check(ort_kind_of_type(type_info[0], &kind))
+        of.handle.may_lack_outputs |= role == AN_OUTPUT
+    if kind == SEQUENCE and role == AN_OUTPUT:
+        stacked = of.handle.may_lack_outputs = True
+        of.sequence_outputs += (name,)
+        type_info[0] = _inside(type_info[0], kind)
+        check(ort_kind_of_type(type_info[0], &kind))
+    if kind != TENSOR:
+        raise OrtError(_refusal(what, kind, is_input, stacked), NOT_IMPLEMENTED)
+    check(ort_tensor_info_of_type(type_info[0], &info))
+    check(ort_element_type(info, &element_type))
+    if from_onnx(element_type) < 0:
+        raise OrtError(f"{what} is {elements.name_of_runtime_type(element_type)}; {elements.NO_DATATYPE}",
+                       NOT_IMPLEMENTED)
+    if not ort_has_shape(info):     # its rank is open; the runtime counts no dimensions, as for a scalar
+        return TensorSpec(name, name_of(from_onnx(element_type)), None)
+    check(ort_rank(info, &rank))
+    if rank + stacked > MAX_RANK:
+        raise OrtError(f"{what} has {rank + stacked} dimensions, at most {MAX_RANK} are supported", NOT_IMPLEMENTED)
+    check(ort_dimensions(info, dims, rank))
+    check(ort_symbolic_dimensions(info, symbols, rank))
+    return TensorSpec(name, name_of(from_onnx(element_type)),
+                      [-1] * stacked + [dims[i] for i in range(<Py_ssize_t>rank)],
+                      [""] * stacked + [_name(symbols[i]) for i in range(<Py_ssize_t>rank)])
 
 
 cdef OrtTypeInfo* _inside(OrtTypeInfo* holder, int32_t kind) except NULL:
@@ -452,14 +516,15 @@ cdef str _take_text(char* text):
 # --- Runs by name -----------------------------------------------------------------------------------------------------
 
 
-cdef list _ordered(tuple specs, list inputs):
+cdef list _ordered(tuple required, tuple optional, list inputs):
     by_name = {(<Tensor?>tensor).name: tensor for tensor in inputs}
-    for spec in specs:
+    for spec in required:
         if spec.name not in by_name:
             raise OrtError(f"input '{spec.name}' is missing", INVALID_ARGUMENT)
-    if len(inputs) != len(specs):
-        raise OrtError(f"{len(inputs)} inputs were given, the model has {len(specs)}", INVALID_ARGUMENT)
-    return [by_name[spec.name] for spec in specs]
+    ordered = [by_name[spec.name] for spec in required + optional if spec.name in by_name]
+    if len(ordered) != len(inputs):
+        raise OrtError(f"{len(inputs)} inputs were given, {len(ordered)} of them are the model's", INVALID_ARGUMENT)
+    return ordered
 
 
 cdef list _positions(tuple specs, outputs):

@@ -107,6 +107,12 @@ ORT_FUNCTION(36, OrtStatus*, ort_input_name,
 ORT_FUNCTION(37, OrtStatus*, ort_output_name,
              (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
              (session, index, allocator, out))
+ORT_FUNCTION(32, OrtStatus*, ort_overridable_count, (const OrtSession* session, size_t* out), (session, out))
+ORT_FUNCTION(35, OrtStatus*, ort_overridable_type, (const OrtSession* session, size_t index, OrtTypeInfo** out),
+             (session, index, out))
+ORT_FUNCTION(38, OrtStatus*, ort_overridable_name,
+             (const OrtSession* session, size_t index, OrtAllocator* allocator, char** out),
+             (session, index, allocator, out))
 
 // Run options
 ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out))

@@ -65,6 +65,9 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_output_type(OrtSession* session, size_t index, OrtTypeInfo** out)
     OrtStatus* ort_input_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
     OrtStatus* ort_output_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
+    OrtStatus* ort_overridable_count(OrtSession* session, size_t* out)
+    OrtStatus* ort_overridable_type(OrtSession* session, size_t index, OrtTypeInfo** out)
+    OrtStatus* ort_overridable_name(OrtSession* session, size_t index, OrtAllocator* allocator, char** out)
 
     OrtStatus* ort_create_run_options(OrtRunOptions** out)
     OrtStatus* ort_terminate(OrtRunOptions* options)

@@ -12,11 +12,13 @@ Pure, except that :mod:`fastinfer.backends.onnx.graph.visits` yields the GIL to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fastinfer.backends.onnx import elements
+from fastinfer.backends.onnx.graph import contents
 from fastinfer.backends.onnx.graph.operators import ML, ONNX, RULES
-from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError
+from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError, Tensor, ValueInfo
 from fastinfer.backends.onnx.graph.visits import MAX_NODES, TooLargeError, Visits
 
 MAX_INLINED = MAX_NODES
@@ -40,9 +42,9 @@ _SIZED = {
     ("", name)
     for name in (
         "AffineGrid", "Bernoulli", "CenterCropPad", "Col2Im", "Constant", "DFT", "Det", "DynamicQuantizeLinear",
-        "EyeLike", "If", "MaxRoiPool", "MaxUnpool", "Multinomial", "NegativeLogLikelihoodLoss", "RandomNormal",
-        "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "ReverseSequence", "RoiAlign", "ScatterND",
-        "SoftmaxCrossEntropyLoss",
+        "EyeLike", "If", "MaxRoiPool", "MaxUnpool", "Multinomial", "NegativeLogLikelihoodLoss", "OptionalGetElement",
+        "OptionalHasElement", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
+        "ReverseSequence", "RoiAlign", "ScatterND", "SoftmaxCrossEntropyLoss",
     )
 } | {
     ("com.microsoft", name)
@@ -59,7 +61,8 @@ class Facts:
     Attributes:
         operators: the types of all operators, those of functions and subgraphs included.
         sized_by_values: why the amount of work may depend on input values, as a clause; None: it does not.
-        sparse_outputs: outputs that are sparse tensors.
+        unserved: why an input or output cannot be served, as a sentence; None: nothing is known against them. The
+            runtime describes sparse tensors as dense ones, and does not name some element types.
         inlined: the number of operators after the runtime has inlined the model's functions at load; at most a little
             above :data:`MAX_INLINED`.
         opsets: the version of each operator set that the model imports, by domain; the standard one is ``""``.
@@ -67,7 +70,7 @@ class Facts:
 
     operators: frozenset[str] = frozenset()
     sized_by_values: str | None = "its graph is not read"
-    sparse_outputs: tuple[str, ...] = ()
+    unserved: str | None = None
     inlined: int = 0
     opsets: Mapping[str, int] = field(default_factory=dict)
 
@@ -89,7 +92,7 @@ class _Reader:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.operators: set[str] = set()
-        self.sparse: set[str] = set()  # values that are sparse tensors
+        self._constants: dict[str, Tensor] = {}  # by name, for conditions of branches
         self.reason: str | None = None
         self._visits = Visits()
         self._bodies: dict[_Function | None, list[_Function]] = {}  # the operators of each function; None: the graph
@@ -102,16 +105,18 @@ class _Reader:
             return Facts()
         for function in self.model.functions:
             self._body = self._bodies[function.domain, function.name, function.overload] = []
-            self._follow(function.node, set(function.input), 0)
+            self._constants = {}
+            self._follow(function.node, set(function.input), set(), 0)
         self._body = self._bodies[None] = []
-        constants = {tensor.name for tensor in graph.initializer}
-        self._follow(graph.node, {info.name for info in graph.input} - constants, 0)
-        for sparse in graph.sparse_initializer:
-            if sparse.values is not None:
-                self.sparse.add(sparse.values.name)
-        outputs = tuple(info.name for info in graph.output if info.name in self.sparse)
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        sparse = _sparse_initializers(graph)
+        # Optional inputs are left out: a request that gives one never runs on the event loop's thread.
+        required = [info for info in graph.input if not _is_optional(info)]
+        required = [info for info in required if info.name not in self._constants and info.name not in sparse]
+        self._follow(graph.node, {info.name for info in required}, sparse, 0)
+        unserved = _why_unserved(required, graph.output, sparse)
         opsets = {each.domain: each.version for each in self.model.opset_import}
-        return Facts(frozenset(self.operators), self.reason, outputs, self._inlined(), opsets)
+        return Facts(frozenset(self.operators), self.reason, unserved, self._inlined(), opsets)
 
     def _inlined(self) -> int:
         """Compute :attr:`Facts.inlined`. A recursive function counts as too many operators."""
@@ -131,8 +136,9 @@ class _Reader:
             sizes[of] = min(size, MAX_INLINED + 1)
         return sizes[None]
 
-    def _follow(self, nodes: Sequence[Node], given: set[str], depth: int) -> None:
-        """Visits nodes; adds the names of values that depend on input values to ``given``."""
+    def _follow(self, nodes: Sequence[Node], given: set[str], sparse: set[str], depth: int) -> None:
+        """Visits nodes; adds the names of values that depend on input values to ``given``, and those of sparse tensors
+        to ``sparse``."""
         if depth > _MAX_DEPTH:
             raise ProtoError(f"subgraphs are nested in more than {_MAX_DEPTH} levels")
         for node in nodes:
@@ -140,17 +146,44 @@ class _Reader:
             op_type, inputs, outputs = node.op_type, node.input, node.output
             self.operators.add(op_type)
             self._body.append((node.domain, op_type, node.overload))
-            if op_type == "Constant" and any(attribute.name == "sparse_value" for attribute in node.attribute):
-                self.sparse |= set(outputs)
-            for graph in self._subgraphs(node, op_type):
+            if op_type == "Constant":
+                self._keep_constant(node, sparse)
+            bodies: dict[str, list[bool]] = {}  # whether each output of a subgraph is sparse
+            for name, graph in self._subgraphs(node, op_type):
                 inner = given | {info.name for info in graph.input}
-                self._follow(graph.node, inner, depth + 1)
+                inner_sparse = _sparse_initializers(graph)
+                self._follow(graph.node, inner, inner_sparse, depth + 1)
                 if any(info.name in inner for info in graph.output):
                     given |= set(outputs)
+                bodies[name] = [info.name in inner_sparse for info in graph.output]
+            sparse |= self._sparse_outputs(op_type, inputs, outputs, bodies)
             if self.reason is None:
                 self.reason = self._why(node, op_type, [name in given for name in inputs])
             if op_type not in _SHAPES and any(name in given for name in inputs):
                 given |= set(outputs)
+
+    def _keep_constant(self, node: Node, sparse: set[str]) -> None:
+        for attribute in node.attribute:
+            if attribute.name == "sparse_value":
+                sparse |= set(node.output)
+            elif attribute.name == "value" and attribute.t is not None:
+                self._constants |= dict.fromkeys(node.output, attribute.t)
+
+    def _sparse_outputs(
+        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], bodies: Mapping[str, Sequence[bool]]
+    ) -> set[str]:
+        """Return the outputs of an operator with subgraphs that are sparse tensors, whichever subgraph runs."""
+        if op_type == "If" and inputs and inputs[0] in self._constants:
+            condition = contents.stored(self._constants[inputs[0]])
+            if condition is not None and condition.size == 1:
+                chosen = "then_branch" if condition.flat[0] else "else_branch"
+                bodies = {name: body for name, body in bodies.items() if name == chosen}
+        first = 1 if op_type == "Loop" else 0  # a loop's body begins with the condition
+        return {
+            name
+            for at, name in enumerate(outputs, first)
+            if bodies and all(at < len(body) and body[at] for body in bodies.values())
+        }
 
     def _why(self, node: Node, op_type: str, given: Sequence[bool]) -> str | None:
         """Return why a node's amount of work may depend on values, or None."""
@@ -162,10 +195,33 @@ class _Reader:
             return f"operator '{op_type}' has work that depends on values"
         return None
 
-    def _subgraphs(self, node: Node, op_type: str) -> Iterator[Graph]:
+    def _subgraphs(self, node: Node, op_type: str) -> Iterator[tuple[str, Graph]]:
+        """Yield a node's subgraphs, each with its attribute's name."""
         key = ML, op_type
         if node.domain == ML and key in RULES and key not in self.functions:
             return  # it has none; to read an attribute's type is to walk its list, which may have millions of numbers
         for attribute in node.attribute:
             if attribute.type in (5, 10):  # GRAPH, GRAPHS
-                yield from ([attribute.g] if attribute.g is not None else attribute.graphs)
+                for graph in [attribute.g] if attribute.g is not None else attribute.graphs:
+                    yield attribute.name, graph
+
+
+def _sparse_initializers(graph: Graph) -> set[str]:
+    return {sparse.values.name for sparse in graph.sparse_initializer if sparse.values is not None}
+
+
+def _is_optional(info: ValueInfo) -> bool:
+    return info.type is not None and info.type.optional_type is not None
+
+
+def _why_unserved(inputs: Sequence[ValueInfo], outputs: Sequence[ValueInfo], sparse: Collection[str]) -> str | None:
+    """Compute :attr:`Facts.unserved`."""
+    for what, infos in (("input", inputs), ("output", outputs)):
+        for info in infos:
+            if what == "output" and info.name in sparse:
+                return f"output '{info.name}' is a sparse tensor; only tensors can be served"
+            tensor = info.type.tensor_type if info.type is not None else None
+            element = elements.UNSUPPORTED.get(tensor.elem_type) if tensor is not None else None
+            if element is not None:
+                return f"{what} '{info.name}' is {element}; {elements.NO_DATATYPE}"
+    return None

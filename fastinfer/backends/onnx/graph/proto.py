@@ -480,6 +480,14 @@ class Type(Message):
 
     __slots__ = ()
     tensor_type = _Part[TensorType](1, "message", lambda: TensorType)
+    optional_type = _Part["OptionalType"](9, "message", lambda: OptionalType)
+
+
+class OptionalType(Message):
+    """The type of a value that may be absent."""
+
+    __slots__ = ()
+    elem_type = _Part[Type](1, "message", lambda: Type)
 
 
 class ValueInfo(Message):

@@ -80,6 +80,9 @@ def prove(model: bytes | memoryview) -> Proof:
 
 Scope = dict[str, Value]
 
+# The value of an input of an optional type: a request that gives one runs alone.
+_LEFT_OUT = Value(None, mixed="an optional input is used without a check whether it is there")
+
 
 class _Prover:
     """Follows the rows of one model."""
@@ -127,6 +130,8 @@ class _Prover:
 
     def _input(self, info: ValueInfo) -> Value:
         """Make the value of a graph input, with its first dimension as the batch."""
+        if info.type is not None and info.type.optional_type is not None:
+            return _LEFT_OUT
         tensor = info.type.tensor_type if info.type is not None else None
         shape = tensor.shape if tensor is not None else None
         if shape is None or not shape.dim:
@@ -182,6 +187,8 @@ class _Prover:
             if name and value is None:
                 raise ProtoError(f"'{name[:60]}' is used before it is computed")
         function = self._functions.get((node.domain, node.op_type, node.overload))
+        if (domain, node.op_type) == (ONNX, "OptionalHasElement") and inputs[:1] == [_LEFT_OUT]:
+            return [constant(False)]
         mixed = next((value.mixed for value in inputs if value is not None and value.mixed is not None), None)
         if mixed is not None:
             return [Value(None, mixed=mixed)] * outputs
