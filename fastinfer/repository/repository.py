@@ -525,13 +525,15 @@ class Repository:
     def _check_steps(self, endpoint: Endpoint, versions: _Versions) -> None:
         """MissingStepsError or ApiError 400 if a version is an ensemble that cannot run with the loaded models."""
         for model, _ in versions.values():
-            if not isinstance(model, EnsembleModel) or (reason := model.ensemble.why_unfit()) is None:
+            if not isinstance(model, EnsembleModel):
                 continue
-            self._discard(endpoint, versions)
             if missing := model.ensemble.missing():
+                self._discard(endpoint, versions)
                 steps = dict.fromkeys((step.model, int(step.version) if step.version else None) for step in missing)
                 raise MissingStepsError(endpoint.name, steps)
-            raise ApiError(400, f"ensemble '{endpoint.name}': {reason}")
+            if (reason := model.ensemble.why_unfit()) is not None:
+                self._discard(endpoint, versions)
+                raise ApiError(400, f"ensemble '{endpoint.name}': {reason}")
 
     def _forget_steps(self) -> None:
         for ensemble in self._ensembles:

@@ -6,14 +6,14 @@ requests to the steps' models, each of which goes through its own model's queue 
 else waits. A child begins when its tensors exist. Tensors go from step to step without a copy; the run drops each when
 the last step that takes it has begun.
 
-The models of the steps are looked up when a run begins, and the run keeps the versions that it has found: they serve
-it even if they are replaced or unloaded meanwhile. Loop's thread only.
+The models of the steps are looked up when a run begins, and the run holds the versions that it has found, also those of
+ensembles among them: they serve it even if they are replaced or unloaded meanwhile. Loop's thread only.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fastinfer.base import limits
@@ -46,6 +46,23 @@ class _Stage(NamedTuple):
     model: Model
     signature: Signature
     plan: StepPlan
+
+
+class _Held(NamedTuple):
+    """A step whose model serves a run until that ends.
+
+    Attributes:
+        stage: the step.
+        inner: if the model is an ensemble, its steps.
+    """
+
+    stage: _Stage
+    inner: Sequence[_Held]
+
+    def release(self) -> None:
+        for each in self.inner:
+            each.release()
+        self.stage.model.scheduler.leave()
 
 
 class Ensemble:
@@ -98,14 +115,37 @@ class Ensemble:
             raise ApiError(503, f"ensemble '{self.name}' is not ready: {stages}", retry_after_s=1)
         return stages
 
+    def hold(self) -> list[_Held]:
+        """Holds the models of the steps for a run, which releases them. ApiError 503 if they cannot run."""
+        held: list[_Held] = []
+        try:
+            for stage in self.stages():
+                inner = stage.model.ensemble.hold() if isinstance(stage.model, EnsembleModel) else []
+                stage.model.scheduler.admit()
+                held.append(_Held(stage, inner))
+        except ApiError:
+            _release(held)
+            raise
+        return held
+
     def why_unfit(self) -> str | None:
         """Why the steps cannot run with the models that are loaded now; None if they can."""
         stages = self._stages_now()
         return stages if isinstance(stages, str) else None
 
     def missing(self) -> list[Step]:
-        """The steps whose models are not ready."""
-        return [step for step in self.wiring.steps if self._model(step) is None]
+        """The steps whose models are not ready, those of ensembles among the steps included."""
+        found: list[Step] = []
+        seen, left = {self}, [self]
+        while left:
+            for step in left.pop().wiring.steps:
+                model = self._model(step)
+                if model is None:
+                    found.append(step)
+                elif isinstance(model, EnsembleModel) and model.ensemble not in seen:
+                    seen.add(model.ensemble)
+                    left.append(model.ensemble)
+        return found
 
     def models(self) -> list[Model]:
         """The models of the steps that are ready."""
@@ -178,6 +218,11 @@ class EnsembleModel(Model):
         return super().next_models() + self.ensemble.models()
 
 
+def _release(held: Iterable[_Held]) -> None:
+    for each in held:
+        each.release()
+
+
 def _check_reach(models: Sequence[Model], name: str) -> None:
     """ApiError 400 if an ensemble with these models comes to itself again, or to too many models.
 
@@ -214,7 +259,8 @@ class _Run(Parent):
         self._wiring = ensemble.wiring
         self._rows = request.rows
         self._done = done
-        self._stages: list[_Stage] = []
+        self._given: Sequence[_Held] | None = request.step  # the outer ensemble holds the models
+        self._held: Sequence[_Held] = ()
         self._missing = [len(step.inputs) for step in self._wiring.steps]  # inputs that do not exist yet
         self._uses = dict(self._wiring.uses)  # by tensor, how often it will be taken
         self._tensors: dict[str, Tensor] = {}  # those that will be taken
@@ -223,9 +269,7 @@ class _Run(Parent):
 
     def begin(self) -> None:
         inputs, self.request.inputs = self.request.inputs, []
-        for stage in self._ensemble.stages():
-            stage.model.scheduler.admit()
-            self._stages.append(stage)
+        self._held = self._ensemble.hold() if self._given is None else self._given
         self._add({spec.name: tensor for spec, tensor in zip(self._wiring.signature.inputs, inputs, strict=True)})
 
     def took(self, child: InferRequest, outputs: list[Tensor]) -> None:
@@ -244,9 +288,9 @@ class _Run(Parent):
     def ended(self) -> None:
         self._tensors.clear()
         self._running.clear()
-        stages, self._stages = self._stages, []
-        for stage in stages:
-            stage.model.scheduler.leave()
+        held, self._held = self._held, ()
+        if self._given is None:
+            _release(held)
 
     def terminate(self) -> None:
         """Ends all steps, because nobody waits for the request."""
@@ -270,14 +314,15 @@ class _Run(Parent):
                 if not self._missing[place]:
                     ready.append(place)
         for place in ready:
-            self._begin_step(self._stages[place])
+            self._begin_step(self._held[place])
 
-    def _begin_step(self, stage: _Stage) -> None:
+    def _begin_step(self, held: _Held) -> None:
+        stage = held.stage
         child = InferRequest(
             [self._take(tensor).renamed(name) for name, tensor in stage.plan.inputs], priority=self.request.priority
         )
         child.stats = stage.model.stats
-        child.step = True
+        child.step = held.inner
         try:
             self.run(stage.model.begin, child)
         except ApiError as error:

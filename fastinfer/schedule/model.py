@@ -187,7 +187,7 @@ class _Slices(Parent):
         self._outputs: list[list[Tensor] | None] = []
 
     def begin(self) -> None:
-        if not self.request.step:  # else the ensemble is admitted
+        if self.request.step is None:  # else the ensemble is admitted
             self._scheduler.admit()
             self._admitted = True
         while self._rows and len(self._places) < _CONCURRENT_SLICES:
@@ -212,6 +212,7 @@ class _Slices(Parent):
         # Slices are cut from the front of the rest, so that each BYTES element is visited once.
         part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
         part.part = True
+        part.step = self.request.step
         part.rows = rows
         part.shape_key = self.request.shape_key
         self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
@@ -268,7 +269,7 @@ class _Chain(Parent):
         stage = InferRequest(inputs, priority=self.request.priority)
         stage.stats = model.stats
         self.request.stats = None
-        stage.step = self.request.step and model is self._first
+        stage.step = self.request.step if model is self._first else None
         if checked_like is not None:
             stage.rows, stage.whole, stage.shape_key = checked_like.rows, checked_like.whole, checked_like.shape_key
         self.run(place, stage)

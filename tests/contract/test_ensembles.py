@@ -477,7 +477,7 @@ def test_a_step_that_is_unloaded_makes_the_ensemble_unready(repository):
         entries = {each["name"]: each for each in server.post("/v2/repository/index").json}
         assert (entries["diamond"]["state"], entries["diamond"]["reason"]) == ("UNAVAILABLE", reason)
         assert server.infer("linear", x(ROW)).status == 200
-        server.load("models/diamond")
+        server.load("models/outer")
         assert server.infer("outer", x(ROW)).status == 200
 
 
@@ -518,6 +518,24 @@ def test_an_ensemble_that_is_unloaded_finishes_its_requests(repository, tmp_path
         thread.join()
         assert outputs(answers[0])["y"].tolist() == [[991, 1, 1, 1]]
         assert server.get("/v2/models").json["models"] == []
+
+
+def test_an_ensemble_in_another_finishes_the_requests_of_that(repository, tmp_path):
+    shutil.copytree(repository, tmp_path / "models")
+    write_python(tmp_path / "models", "code", OBEYS.replace("time.sleep(30)", "time.sleep(1)"), OBEYS_CONFIG)
+    write_ensemble(tmp_path / "models", "inner", {**linear(), "max_batch_size": 3})
+    write_ensemble(tmp_path / "models", "around", linear("code", "inner"))
+    with serving("--allow-python-models", "--load", "around", repository=tmp_path / "models") as server:
+        answers: list[Answer] = []
+        rows = [[99, 0, 0, 0]] * 8  # the inner ensemble runs them in slices
+        thread = threading.Thread(target=lambda: answers.append(server.infer("around", x(rows))))
+        thread.start()
+        wait_for(lambda: running(server, "code") == 1)
+        for name in ("plus", "times", "inner", "around", "code"):
+            server.post(f"/v2/models/{name}/unload")
+        thread.join()
+        assert outputs(answers[0])["y"].tolist() == [[1982, 2, 2, 2]] * 8
+        wait_for(lambda: server.post("/v2/repository/index", {"ready": True}).json == [])
 
 
 def test_a_chain_with_an_ensemble_in_it(repository):

@@ -221,7 +221,7 @@ cdef class Signature:
             request.rows = 1
             request.shape_key = object()    # equal to no other
             return 0
-        if request.rows > self.max_batch_size and self.max_batch_size_configured and not request.step:
+        if request.rows > self.max_batch_size and self.max_batch_size_configured and request.step is None:
             raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
         if not self._static_rows:
             request.shape_key = _row_shapes(request.inputs)
