@@ -32,7 +32,7 @@ FLOORS: dict[str, str] = {
     "repository": "base native shared config schedule backends",
     "api": "base native shared tensor config codec http schedule backends repository",
     "supervisor": "base shared config http repository",
-    "cli": "base native shared config http backends repository api supervisor",
+    "cli": "base native shared tensor config http schedule backends repository api supervisor",
 }
 TOP = {"fastinfer", "fastinfer.__main__"}  # the package itself: its version; `python -m fastinfer`
 

@@ -41,7 +41,8 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
     unload_dependents = {
         "type": "boolean",
         "default": False,
-        "description": "If this removes the endpoint, also remove one load of its successor (`next`), and so on.",
+        "description": "If this removes the endpoint, also remove one load of its successor (`next`) or of the models "
+        "of its steps, and so on.",
     }
     return {
         "UnloadParameters": {
@@ -78,6 +79,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                 "batch_output": _NOTHING,
                 "optimization": _ANYTHING,
                 "dynamic_batching": _ANYTHING,
+                "ensemble_scheduling": _ANYTHING,
                 "instance_group": array(record(group, additionalProperties=True)),
                 "default_model_filename": text(example="model.onnx"),
                 "cc_model_filenames": _ANYTHING,
@@ -87,6 +89,7 @@ def schemas(datatypes: Iterable[str]) -> dict[str, Schema]:
                 "model_transaction_policy": record({"decoupled": {"type": "boolean", "enum": [False]}}),
             },
             "dynamic_batching",
+            "ensemble_scheduling",
             description="Triton's ModelConfig as JSON, completed with the values found at load.",
         ),
         "Duration": record({"count": _COUNT, "ns": _COUNT}),

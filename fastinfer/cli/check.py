@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastinfer.backends.backend import BackendContext, Loaded
+from fastinfer.backends.builtin.item import WorkerContext
 from fastinfer.backends.example import find_example
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.registry import Backends
 from fastinfer.base import limits
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
+from fastinfer.cli.check_steps import StepChecker
+from fastinfer.config.model import ModelConfig
 from fastinfer.config.model_paths import Root
 from fastinfer.config.server import ServerConfig
 from fastinfer.native.executor import Executor
 from fastinfer.repository import files as model_files
+from fastinfer.repository.files import ModelFiles
 from fastinfer.repository.loader import try_version
+from fastinfer.tensor.signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class CheckResult:
 
 
 def check(config: ServerConfig, roots: Sequence[Root], names: Sequence[str] = ()) -> Iterator[CheckResult]:
-    """Load the versions that a server would serve, one after the other.
+    """Load the versions that a server would serve, one after the other; ensembles come last.
 
     Args:
         config: the server's configuration.
@@ -64,6 +69,13 @@ def check(config: ServerConfig, roots: Sequence[Root], names: Sequence[str] = ()
 def _check_all(
     runner: asyncio.Runner, config: ServerConfig, backends: Backends, roots: Sequence[Root], names: Sequence[str]
 ) -> Iterator[CheckResult]:
+    def load_step(files: ModelFiles, version: int, config: ModelConfig) -> Signature:
+        loaded = runner.run(try_version(backends, files, version, config))
+        loaded.implementation.close()
+        return loaded.implementation.signature
+
+    steps = StepChecker(roots, load_step, WorkerContext(runner.get_loop(), Budget()))
+    ensembles: list[tuple[ModelFiles, ModelConfig]] = []
     for name in names or model_files.names(roots):
         try:
             files = model_files.find(roots, name)
@@ -73,6 +85,9 @@ def _check_all(
                 raise ApiError(400, f"model '{name}' has none of the versions that its version_policy names")
         except ApiError as error:
             yield CheckResult(name, None, False, error.message)
+            continue
+        if model_config.ensemble_scheduling is not None:
+            ensembles.append((files, model_config))
             continue
         for version in versions:
             resident = _resident_bytes()
@@ -87,9 +102,24 @@ def _check_all(
                 notes = runner.run(_notes(loaded, url, config.load_run_timeout_s, resident))
             finally:
                 loaded.implementation.close()
+            steps.known[name, version] = loaded.implementation.signature
             signature = str(loaded.implementation.signature)
             detail = f"{signature} ({loaded.remark})" if loaded.remark else signature
             yield CheckResult(name, version, True, detail, notes)
+    for files, model_config in ensembles:
+        yield _check_ensemble(steps, files, model_config)
+
+
+def _check_ensemble(steps: StepChecker, files: ModelFiles, config: ModelConfig) -> CheckResult:
+    """Check an ensemble; its versions differ in nothing."""
+    version = config.select_versions(files.versions)[-1]
+    try:
+        wiring = steps.check(files, config)
+    except ApiError as error:
+        return CheckResult(files.name, version, False, error.message)
+    names = ", ".join(step.model for step in wiring.steps)
+    notes = (f"an ensemble of {len(wiring.steps)} step{'s' * (len(wiring.steps) > 1)}: {names}",)
+    return CheckResult(files.name, version, True, str(wiring.signature), notes)
 
 
 async def _notes(loaded: Loaded, url: str, limit_s: float, resident_before: int) -> tuple[str, ...]:

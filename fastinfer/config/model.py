@@ -20,7 +20,8 @@ from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError, clip
 from fastinfer.base.json_count import values_and_depth
 from fastinfer.base.validation import place, reason, shown, suggestion
-from fastinfer.config import pbtxt
+from fastinfer.config import ensemble, pbtxt
+from fastinfer.config.ensemble import EnsembleScheduling
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
     DynamicBatching,
@@ -134,6 +135,7 @@ class ModelConfig(Table):
     model_warmup: Annotated[tuple[Warmup, ...], Field(max_length=1024)] = ()
     model_transaction_policy: Transactions = Transactions()
     response_cache: ResponseCache = ResponseCache()
+    ensemble_scheduling: EnsembleScheduling | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -144,7 +146,26 @@ class ModelConfig(Table):
                 raise ValueError(f"{what} '{twice[:60]}' is listed twice")
         if self.max_batch_size is not None:
             self._check_preferred(self.max_batch_size)
+        self._check_ensemble()
         return self
+
+    def _check_ensemble(self) -> None:
+        engines = {"platform": self.platform, "backend": self.backend}
+        wrong = next(
+            (f"{key} {shown(name)}" for key, name in engines.items() if name not in ("", ensemble.PLATFORM)), ""
+        )
+        if self.ensemble_scheduling is None:
+            if ensemble.PLATFORM in engines.values():
+                raise ValueError("an ensemble needs ensemble_scheduling, with its steps")
+            return
+        if wrong:
+            raise ValueError(f"ensemble_scheduling is of the platform 'ensemble', but the model has the {wrong}")
+        for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not tensors:
+                raise ValueError(f"an ensemble must list its {what}")
+        for field in ensemble.REFUSED_FIELDS:
+            if field in self.model_fields_set and getattr(self, field) not in ((), "", None):
+                raise ValueError(f"an ensemble has no {field} of its own; set it for the models of its steps")
 
     def _check_preferred(self, rows: int) -> None:
         largest = max(self.dynamic_batching.preferred_batch_size, default=0)
@@ -215,6 +236,8 @@ class ModelConfig(Table):
 
     def running(self, name: str, instances: int) -> ModelConfig:
         """Return the configuration of the endpoint ``name`` with this many instances."""
+        if self.ensemble_scheduling is not None:
+            return self.model_copy(update={"name": name})
         groups = self.instance_group
         if sum(group.count for group in groups) != instances:
             groups = (InstanceGroup.model_construct(count=instances),)
@@ -259,7 +282,10 @@ class ModelConfig(Table):
             "model_warmup": [_warmup_json(sample) for sample in self.model_warmup],
             "model_transaction_policy": {"decoupled": False},
         }
-        if not self.max_batch_size and self.dynamic_batching == DynamicBatching():
+        if self.ensemble_scheduling is not None:
+            del body["dynamic_batching"]
+            body |= {"backend": "", "instance_group": [], "ensemble_scheduling": self.ensemble_scheduling.model_dump()}
+        elif not self.max_batch_size and self.dynamic_batching == DynamicBatching():
             del body["dynamic_batching"]
         return orjson.dumps(body)
 

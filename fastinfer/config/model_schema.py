@@ -28,7 +28,7 @@ from fastinfer.config.pbtxt import Written, names_of
 
 NOT_SUPPORTED = frozenset(
     {
-        "control_input", "cpu_execution_accelerator", "cuda", "ensemble_scheduling", "execution_accelerators",
+        "control_input", "cpu_execution_accelerator", "cuda", "execution_accelerators",
         "gpu_execution_accelerator", "initial_state", "model_metrics", "model_operations", "model_repository_agents",
         "models", "rate_limiter", "reshape", "sequence_batching",
     }

@@ -276,10 +276,12 @@ def _look_at(place: ModelPath, name: str) -> ModelFiles:
     entries = list(place.base.iterdir())
     # Raises if an entry's type is unknown: otherwise a served version would count as gone.
     versions = [entry for entry in entries if VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
-    if not versions:
-        raise NoVersionError(name)
     walk = _Walk(place.base, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
+    if not versions:
+        if not _is_ensemble(place.base, name):
+            raise NoVersionError(name)
+        stamps = {1: ()}  # it has no files besides its configuration, and some programs keep no empty directories
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
     return _files(name, place, stamps, shared)
 
@@ -315,6 +317,15 @@ def _label_files(directory: Path, name: str) -> list[str]:
     except ConfigError:
         return []
     return config.label_files if config else []
+
+
+def _is_ensemble(directory: Path, name: str) -> bool:
+    """Whether a model's configuration is that of an ensemble. ApiError 400 if it cannot be used."""
+    try:
+        config = model_config.load(directory, name)
+    except ConfigError as error:
+        raise ApiError(400, f"model '{name}': {error}") from error
+    return config is not None and config.ensemble_scheduling is not None
 
 
 def find_all(roots: Sequence[Root], *, log_problems: bool = False) -> dict[str, ModelFiles | ApiError]:

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from fastinfer.backends.backend import Backend, BackendContext, Loaded, Source
 from fastinfer.backends.builtin.item import WorkerContext
 from fastinfer.backends.builtin.workers import WorkerKind
+from fastinfer.backends.ensemble import wiring_of
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.parameters import Parameters, parse
 from fastinfer.backends.registry import Backends
@@ -24,16 +25,19 @@ from fastinfer.base import limits, waits
 from fastinfer.base.bounded import BoundedThreads
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
+from fastinfer.config.ensemble import PLATFORM
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
 from fastinfer.repository.files import ModelFiles, fingerprint
 from fastinfer.repository.operation import Operation
+from fastinfer.schedule.ensemble import CONCURRENT_RUNS, Endpoints, Ensemble, EnsembleModel
 from fastinfer.schedule.model import Model, why_not_chained
 from fastinfer.schedule.policy import BatchingPolicy
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.schedule.scheduler import Scheduler
+from fastinfer.schedule.wiring import Wiring
 from fastinfer.shared.model_counters import ModelCounters
 
 P = ParamSpec("P")
@@ -110,8 +114,9 @@ class Loader:
         given: Parameters,
         successor: Successor,
         operation: Operation,
+        endpoints: Endpoints,
     ) -> Model:
-        """Loads one version of a model of the repository, checks it and warms it up.
+        """Loads one version of a model of the repository, checks it and warms it up. An ensemble only takes its steps.
 
         Args:
             name: the endpoint's name.
@@ -121,12 +126,21 @@ class Loader:
             given: the load's parameters, which override those of the configuration.
             successor: finds the endpoint that gets the outputs; None: there is none.
             operation: the operation that loads the version.
+            endpoints: the models of an ensemble's steps are among them.
 
         Raises:
             FilesChangedError: the model file is no longer that of ``files``.
             ApiError: 400 with the reason.
         """
         what = f"model '{files.name}' version {version}"
+        if config.ensemble_scheduling is not None:
+            config = _with_parameters(config, given)
+            wiring, content = await self.in_thread(f"reading {what}", _read_ensemble, files, config)
+            ensemble = Ensemble(name, wiring, endpoints, self._loop)
+            loaded = Loaded(ensemble, 1, given.instances or CONCURRENT_RUNS)
+            shown = config.effective(wiring.signature).model_copy(update={"platform": PLATFORM})
+            number = operation.number_of(version)
+            return self._model(name, version, loaded, shown, successor, number, content=content)
 
         def look() -> _Found:
             return _look(self._backends, files, version, config, given)
@@ -206,7 +220,10 @@ class Loader:
             notes=notes,
         )
         shown = config.running(name, loaded.instances)
-        return Model(name, str(version), loaded.implementation, scheduler, stats, shown, successor, number, content)
+        implementation, text = loaded.implementation, str(version)
+        if isinstance(implementation, Ensemble):
+            return EnsembleModel(name, text, implementation, scheduler, stats, shown, successor, number, content)
+        return Model(name, text, implementation, scheduler, stats, shown, successor, number, content)
 
     def released(self, model: Model) -> None:
         """Takes back the counters of a model that is gone."""
@@ -227,6 +244,11 @@ async def try_version(backends: Backends, files: ModelFiles, version: int, confi
 
     source = Source(files.name, version, files.directory, found.path, found.config, found.parameters, read)
     return await found.backend.load(source)
+
+
+def _read_ensemble(files: ModelFiles, config: ModelConfig) -> tuple[Wiring, str]:
+    """The steps of an ensemble, and a fingerprint of its configuration. Runs on a load thread. ApiError 400."""
+    return wiring_of(files.directory, config), fingerprint(config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from fastinfer.backends.builtin import workers
 from fastinfer.backends.builtin.workers import WorkerKind
@@ -32,10 +33,14 @@ from fastinfer.repository.index import NO_VERSION, Entry, entries
 from fastinfer.repository.loader import Loader
 from fastinfer.repository.operation import Operation, text_mark
 from fastinfer.repository.readiness import NOT_READ, Readiness, Rules
+from fastinfer.repository.steps import MissingStepsError, with_steps
 from fastinfer.repository.watcher import Look
+from fastinfer.schedule.ensemble import Ensemble, EnsembleModel
 from fastinfer.schedule.model import Model
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ONNX = "onnx"
 _WITHDRAWN = "this process of the server is being replaced"
@@ -77,6 +82,7 @@ class Repository:
         self._readiness = Readiness(rules)
         self._loading: dict[str, set[int]] = {}  # by name, the versions being made, once they are known
         self._retiring: set[Model] = set()
+        self._ensembles: WeakSet[Ensemble] = WeakSet()
         self._numbers = count(1)
         self._withdrawn = False
         self._max_endpoints = max_endpoints
@@ -100,6 +106,10 @@ class Repository:
     def ready(self) -> dict[tuple[str, ...], Model]:
         """The models that :meth:`find` returns, by its arguments. Read-only, and always the same dict."""
         return self._table.models
+
+    def watch(self, ensemble: Ensemble) -> None:
+        """Makes an ensemble look for the models of its steps again when endpoints have changed."""
+        self._ensembles.add(ensemble)
 
     def _not_found(self, name: str, version: str | None) -> ApiError:
         if self._withdrawn:
@@ -222,7 +232,8 @@ class Repository:
             gone: the model is no longer on the disk.
             operation: see :meth:`load_model`.
         """
-        operation = self._operation(operation)
+        if operation is None:
+            return await self._with_steps(lambda made: self.follow(name, known=known, gone=gone, operation=made))
         endpoints = [endpoint for endpoint in self._table if (endpoint.kind, endpoint.base) == (MODEL, name)]
         if gone:
             async with self._exclusive(name):
@@ -231,13 +242,14 @@ class Repository:
                 for endpoint in endpoints:
                     if self._table.get(endpoint.name) is endpoint:
                         self._remove(endpoint)
-            return
+            return None
         for endpoint in endpoints:
             await self._load(
                 endpoint.identity, name, None, endpoint.parameters, endpoint.override, operation, asked=False
             )
         if not endpoints and (not known or name in (self._readiness.pending or ())):
             await self.load_model(name, None, {}, operation)
+        return None
 
     # --- Loading ------------------------------------------------------------------------------------------------------
 
@@ -251,30 +263,50 @@ class Repository:
             version: one version, in addition to the loaded ones; None: the versions that the version policy names.
             parameters: the load's parameters (see :mod:`fastinfer.backends.parameters`); ``config`` replaces the
                 configuration and is not part of the identity.
-            operation: the operation that all processes run; None: there is one process.
+            operation: the operation that all processes run; None: there is one process, and the models of an
+                ensemble's steps are loaded, too.
 
         Raises:
             ApiError: 400 with the reason; nothing has changed.
+            MissingStepsError: the model is an ensemble, and models of its steps are not loaded.
         """
+        if operation is None:
+            return await self._with_steps(lambda made: self.load_model(name, version, parameters, made))
         if any(key.startswith("file:") for key in parameters):
             raise ApiError(400, "files cannot be given with a load; only 'config' of a model can be overridden")
         counted = {key: value for key, value in parameters.items() if key != "config"}
         requested = identity(MODEL, name, counted)
         target, parsed = resolve_target(MODEL, name, counted)
-        return await self._load(
-            requested, target, version, parsed, parameters.get("config"), self._operation(operation)
-        )
+        return await self._load(requested, target, version, parsed, parameters.get("config"), operation)
 
     async def load_worker(self, name: str, parameters: Mapping[str, Any], operation: Operation | None = None) -> str:
-        """Loads a built-in worker, or ``onnx`` with a ``model``, and returns its endpoint's name. ApiError 400."""
+        """Loads a built-in worker, or ``onnx`` with a ``model``, and returns its endpoint's name. Errors as those of
+        :meth:`load_model`."""
+        if operation is None:
+            return await self._with_steps(lambda made: self.load_worker(name, parameters, made))
         name = name.lower()
         target, parsed = resolve_target(WORKER, name, parameters)
-        return await self._load(
-            identity(WORKER, name, parameters), target, None, parsed, None, self._operation(operation)
-        )
+        return await self._load(identity(WORKER, name, parameters), target, None, parsed, None, operation)
 
-    def _operation(self, operation: Operation | None) -> Operation:
-        return operation or Operation(next(self._numbers))
+    async def load_step(self, name: str, version: int | None, operation: Operation | None = None) -> None:
+        """Loads the model of an ensemble's step if no endpoint has that name: a model of the repository, or, if there
+        is none, the built-in worker. Arguments and errors as those of :meth:`load_model`."""
+        endpoint = self._table.get(name)
+        if endpoint is not None and version in (None, *endpoint.versions):
+            return
+        try:
+            await self.load_model(name, version, {}, operation or self._operation())
+        except UnknownModelError:
+            if name not in workers.KINDS:
+                raise
+            await self.load_worker(name, {}, operation or self._operation())
+
+    def _operation(self) -> Operation:
+        return Operation(next(self._numbers))
+
+    async def _with_steps(self, load: Callable[[Operation], Awaitable[T]]) -> T:
+        """Runs the load of a single process, which has no supervisor to load the models of an ensemble's steps."""
+        return await with_steps(lambda: load(self._operation()), self.load_step)
 
     async def _load(
         self,
@@ -322,11 +354,15 @@ class Repository:
                 versions, files = await self._prepare(
                     endpoint, target, parameters, override, selection, successor, operation
                 )
+                self._check_steps(endpoint, versions)
                 await self._agree(endpoint, versions, operation)
         except ApiError as error:
+            awaited = name in (self._readiness.pending or ())
+            if awaited and isinstance(error, MissingStepsError):
+                raise  # it is loaded again when they are
             self._quiet.discard(name)
             # Unknown names are not recorded, because clients can invent any number of them.
-            if not isinstance(error, UnknownModelError) or name in (self._readiness.pending or ()):
+            if not isinstance(error, UnknownModelError) or awaited:
                 self._readiness.failures[name] = error.message
             raise
         if not new and self._table.get(name) is not endpoint:
@@ -391,7 +427,7 @@ class Repository:
             try:
                 for number in sorted(sources.keys() - versions.keys()):
                     model = await self._loader.model(
-                        endpoint.name, files, number, config, parameters, successor, operation
+                        endpoint.name, files, number, config, parameters, successor, operation, self
                     )
                     versions[number] = (model, sources[number])
                 if await self._unchanged(files):
@@ -455,6 +491,7 @@ class Repository:
         endpoint.versions = {number: model for number, (model, _) in versions.items()}
         endpoint.sources = {number: source for number, (_, source) in versions.items()}
         self._table.publish(endpoint)
+        self._forget_steps()
         for model in before - after:
             self._retire(model)
         level = self._news_level(endpoint.name)
@@ -483,6 +520,31 @@ class Repository:
             raise ApiError(400, f"the next endpoint '{name}' was unloaded")
         successor.holds += 1
 
+    # --- Ensembles ----------------------------------------------------------------------------------------------------
+
+    def _check_steps(self, endpoint: Endpoint, versions: _Versions) -> None:
+        """MissingStepsError or ApiError 400 if a version is an ensemble that cannot run with the loaded models."""
+        for model, _ in versions.values():
+            if not isinstance(model, EnsembleModel):
+                continue
+            if missing := model.ensemble.missing():
+                self._discard(endpoint, versions)
+                steps = dict.fromkeys((step.model, int(step.version) if step.version else None) for step in missing)
+                raise MissingStepsError(endpoint.name, steps)
+            if (reason := model.ensemble.why_unfit()) is not None:
+                self._discard(endpoint, versions)
+                raise ApiError(400, f"ensemble '{endpoint.name}': {reason}")
+
+    def _forget_steps(self) -> None:
+        for ensemble in self._ensembles:
+            ensemble.forget()
+
+    def _steps_of(self, endpoint: Endpoint) -> list[Endpoint]:
+        """The endpoints of an ensemble's steps; none for other models."""
+        ensembles = [model.ensemble for model in endpoint.versions.values() if isinstance(model, EnsembleModel)]
+        names = dict.fromkeys(step.model for ensemble in ensembles for step in ensemble.wiring.steps)
+        return [step for step in map(self._table.get, names) if step is not None]
+
     # --- Unloading ----------------------------------------------------------------------------------------------------
 
     async def unload(self, name: str, version: int | None = None, *, dependents: bool = False) -> None:
@@ -491,7 +553,8 @@ class Repository:
         Args:
             name: the endpoint's name.
             version: one version; None: the endpoint.
-            dependents: if this removes the endpoint, also remove one load of its successor, and so on.
+            dependents: if this removes the endpoint, also remove one load of its successor, or of the models of its
+                steps, and so on.
         """
         endpoint = self._table.get(name)
         async with self._exclusive(name if endpoint is None else endpoint.base):
@@ -515,6 +578,7 @@ class Repository:
 
     def _remove(self, endpoint: Endpoint, *, dependents: bool = False) -> None:
         self._table.remove(endpoint)
+        self._forget_steps()
         self._readiness.failures.pop(endpoint.name, None)  # of a failed reload while the old versions served
         for model in endpoint.versions.values():
             self._retire(model)
@@ -523,6 +587,9 @@ class Repository:
         if successor is not None:
             successor.holds -= 1
             self._take_loads(successor, 1 if dependents else 0, dependents=dependents)
+        for step in self._steps_of(endpoint) if dependents else ():
+            if self._table.get(step.name) is step:  # else it was removed as a step of another step
+                self._take_loads(step, 1, dependents=True)
 
     def _retire(self, model: Model) -> None:
         self._retiring.add(model)

@@ -14,10 +14,11 @@ from typing import Any, Final
 from fastinfer.base.errors import ApiError
 from fastinfer.repository.operation import Operation
 from fastinfer.repository.replicated import ReplicatedRepository
+from fastinfer.repository.steps import read_error
 
 log = logging.getLogger(__name__)
 
-_PREPARED: Final = frozenset({"follow", "load_model", "load_worker", "refresh"})
+_PREPARED: Final = frozenset({"follow", "load_model", "load_step", "load_worker", "refresh"})
 _IMMEDIATE: Final = frozenset({"expect", "refuse", "unload"})  # these need no preparation
 
 Report = dict[str, Any]
@@ -45,7 +46,7 @@ class TwoPhaseOperations:
     async def decide(self, number: int, refusal: Report | None) -> Report:
         """Continues a prepared operation; with a refusal, makes it fail."""
         running = self._running[number]
-        running.proceed(None if refusal is None else ApiError.from_json(refusal))
+        running.proceed(None if refusal is None else read_error(refusal))
         return await running.reports.get()
 
     async def _run(self, running: _Running, name: str, arguments: dict[str, Any]) -> None:

@@ -51,6 +51,8 @@ class Parent:
         if the deadline has passed."""
     def finish(self, outputs: list[Tensor]) -> None:
         """Settles the request with outputs; does nothing after its end."""
+    def abandon(self) -> None:
+        """Drops the request and its children, because nobody waits for them; does nothing after its end."""
 
     def begin(self) -> None:
         """Runs the first children."""

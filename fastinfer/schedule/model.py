@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fastinfer.base.errors import ApiError
 from fastinfer.schedule.lifetime import Parent
 from fastinfer.schedule.scheduler import Scheduler, Target
+from fastinfer.schedule.wiring import shapes_fit
 from fastinfer.shared.statistics import ModelStats
 from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.rows import concatenate
@@ -118,8 +119,17 @@ class Model(Target):
         following: Model = self.successor()
         return following
 
+    def next_models(self) -> list[Model]:
+        """Return the models that get requests or outputs from this one, as far as they are ready."""
+        if self.successor is None:
+            return []
+        try:
+            return [self.following()]
+        except ApiError:
+            return []
+
     def why_withdrawn(self) -> ApiError | None:
-        """Return why this model or a later stage is withdrawn, or None."""
+        """Return why this model, or another one that its requests need, cannot run them; None if all can."""
         error = self.scheduler.why_withdrawn()
         if error is None and self.successor is not None:
             with suppress(ApiError):  # a missing stage is reported when a request reaches it
@@ -177,8 +187,9 @@ class _Slices(Parent):
         self._outputs: list[list[Tensor] | None] = []
 
     def begin(self) -> None:
-        self._scheduler.admit()
-        self._admitted = True
+        if self.request.step is None:  # else the ensemble is admitted
+            self._scheduler.admit()
+            self._admitted = True
         while self._rows and len(self._places) < _CONCURRENT_SLICES:
             self._run_next()
 
@@ -201,6 +212,7 @@ class _Slices(Parent):
         # Slices are cut from the front of the rest, so that each BYTES element is visited once.
         part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
         part.part = True
+        part.step = self.request.step
         part.rows = rows
         part.shape_key = self.request.shape_key
         self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
@@ -257,6 +269,7 @@ class _Chain(Parent):
         stage = InferRequest(inputs, priority=self.request.priority)
         stage.stats = model.stats
         self.request.stats = None
+        stage.step = self.request.step if model is self._first else None
         if checked_like is not None:
             stage.rows, stage.whole, stage.shape_key = checked_like.rows, checked_like.whole, checked_like.shape_key
         self.run(place, stage)
@@ -316,10 +329,6 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
     for given, taken in zip(outputs, inputs, strict=True):
         if given.datatype != taken.datatype:
             return f"output '{given.name}' is {given.datatype}, but input '{taken.name}' is {taken.datatype}"
-        if given.open_rank or taken.open_rank:
-            continue
-        # Dimensions are compared from the last one, because one side may have a batch dimension in front.
-        ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
-        if abs(len(given.shape) - len(taken.shape)) > 1 or any(a != b and -1 not in (a, b) for a, b in ends):
+        if not shapes_fit(given, taken):
             return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"
     return None

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, Final, Protocol
 from weakref import WeakSet
@@ -20,6 +21,7 @@ from weakref import WeakSet
 from fastinfer.base import limits, waits
 from fastinfer.base.errors import ApiError
 from fastinfer.repository.operation import text_mark
+from fastinfer.repository.steps import read_error, with_steps
 from fastinfer.repository.watcher import Look
 from fastinfer.supervisor.channel import ChannelClosedError
 
@@ -265,7 +267,7 @@ class Operations:
         """Runs a client's operation on all processes. Raises what the repository's method raises."""
         if operation not in _CLIENT_OPERATIONS:
             raise ApiError(400, f"'{operation}' cannot be requested")
-        return await self.run(operation, **arguments)
+        return await with_steps(partial(self.run, operation, **arguments), self._load_step)
 
     async def run(self, operation: str, *, all_at_once: bool = False, **arguments: Any) -> Any:
         """Makes one change in all processes.
@@ -459,11 +461,17 @@ class Operations:
         await self._run_until_done("refuse", name=name, reason=reason)
 
     async def follow(self, name: str, *, known: bool, gone: bool) -> None:
-        await self._retry("follow", name=name, known=known, gone=gone)
+        await with_steps(partial(self._retry, "follow", name=name, known=known, gone=gone), self._load_step)
+
+    async def _load_step(self, name: str, version: int | None) -> None:
+        await self._retry("load_step", name=name, version=version)
 
     async def load_model(self, name: str, version: None, parameters: Mapping[str, Any]) -> str:
         """Loads at start, in all processes in parallel. A load that may have ended a process is retried alone."""
         arguments: dict[str, Any] = {"name": name, "version": version, "parameters": parameters}
+        return await with_steps(lambda: self._load_at_start(arguments), self._load_step)
+
+    async def _load_at_start(self, arguments: dict[str, Any]) -> str:
         self._parallel_loads += 1
         try:
             return str(await self.run("load_model", all_at_once=True, **arguments))
@@ -568,7 +576,7 @@ def _refusal(operation: str, reports: Mapping[Member, Report]) -> ApiError | Non
         return LostError(operation)
     for report in reports.values():
         if "failed" in report:
-            return ApiError.from_json(report["failed"])
+            return read_error(report["failed"])
     prepared = [report.get("prepared") for report in reports.values()]
     if any(each != prepared[0] for each in prepared):
         return _FilesDifferError()
@@ -581,5 +589,5 @@ def _outcome(operation: str, reports: Mapping[Member, Report]) -> Any:
         raise LostError(operation)
     for report in reports.values():
         if "failed" in report:
-            raise ApiError.from_json(report["failed"])
+            raise read_error(report["failed"])
     return next(iter(reports.values()))["done"]

@@ -38,6 +38,7 @@ class InferRequest:
 
     state: int
     part: bool
+    step: Any
     arrived_ns: int
     deadline_ns: int
     enqueued_ns: int

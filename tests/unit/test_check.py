@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_models
 import pytest
+from ensembles import diamond, linear, outer, write_basic, write_ensemble
 from onnx import helper
 from support import REPOSITORY
 
@@ -179,3 +180,24 @@ def test_many_rows_may_be_too_large(tmp_path: Path) -> None:
 def test_a_run_that_does_not_end(tmp_path: Path) -> None:
     _, said = notes(tmp_path, onnx_models.endless(), load_run_timeout_s=0.2)
     assert said == "no example was found: an example takes longer than 0.2 s"
+
+
+def test_ensembles_are_checked_with_the_models_of_their_steps(tmp_path: Path) -> None:
+    write_basic(tmp_path)
+    write_ensemble(tmp_path, "diamond", diamond())
+    write_ensemble(tmp_path, "outer", outer())
+    write_ensemble(tmp_path, "linear", linear("plus", "plus"))
+    write_ensemble(tmp_path, "amiss", linear("plus", "nobody"))
+    write_ensemble(tmp_path, "round", linear("plus", "around"))
+    write_ensemble(tmp_path, "around", linear("plus", "round"))
+    results = told(tmp_path)
+    signature = "x FP32[-1,4] -> y FP32[-1,4], batches of up to 64"
+    assert results["outer", 1] == told(tmp_path, "outer")["outer", 1] == (True, signature)
+    assert results["diamond", 1][0]
+    assert results["amiss", 1] == (False, "ensemble 'amiss': no model 'nobody' in the repository")
+    assert results["round", 1] == (
+        False,
+        "ensemble 'round': ensemble 'around': 'round' is a step of itself: round -> around -> round",
+    )
+    (checked,) = check(ServerConfig(), [tmp_path], ["linear"])
+    assert checked.notes == ("an ensemble of 2 steps: plus, plus",)

@@ -10,6 +10,7 @@ from pathlib import Path
 import layouts
 import pytest
 import releases
+from ensembles import linear, to_toml
 
 from fastinfer.base.errors import ApiError
 from fastinfer.config.model_paths import ModelPath
@@ -374,3 +375,21 @@ def test_another_name_than_the_directorys_may_differ_from_the_configurations(mod
     with pytest.raises(ApiError, match="is not the name of the model's directory, 'm'"):
         found(model).read_config()
     assert files.find([{"n": ModelPath(model)}], "n").read_config().name == "n"
+
+
+def test_an_ensemble_may_have_no_version_directory(model: Path) -> None:
+    (model / "1" / "model.onnx").unlink()
+    (model / "1").rmdir()
+    with pytest.raises(files.NoVersionError):
+        files.find([model.parent], model.name)
+    (model / "config.toml").write_text(to_toml(linear()))
+    found = files.find([model.parent], model.name)
+    assert found.versions == {1: ()}
+    (model / "3").mkdir()
+    assert files.find([model.parent], model.name).versions == {3: ()}
+    (model / "3").rmdir()
+    (model / "config.toml").write_text(to_toml(linear("times", "plus")))
+    assert files.find([model.parent], model.name).mark != found.mark
+    (model / "config.toml").write_text('platform = "ensemble"')
+    with pytest.raises(ApiError, match="an ensemble needs ensemble_scheduling"):
+        files.find([model.parent], model.name)

@@ -438,7 +438,7 @@ def test_what_a_triton_server_tells_can_be_given_back() -> None:
         ('{"foo": 1}', "config: unknown field 'foo'"),
         ('{"max_batch_size": NaN}', "config, line 1: is not JSON"),
         ('{"max_batch_size": 1e400}', "config"),
-        ('{"ensemble_scheduling": {}}', "config: field 'ensemble_scheduling' is not supported"),
+        ('{"ensemble_scheduling": {}}', "config: ensemble_scheduling.step: is required"),
         ("[" * 40_000, "config, line 1: is not JSON"),
         ("[" * 100_000, "config: has more than 50000 values"),
         ("[" + "1," * 50_000 + "1]", "config: has more than 50000 values"),

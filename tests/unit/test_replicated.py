@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ensembles import linear, write_basic, write_ensemble
 from support import REPOSITORY
 
 from fastinfer.api.service import Service
@@ -397,6 +399,9 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "one more load": ("load_model", {"name": "simple", "version": None, "parameters": {"share": False}}),
     "a worker": ("load_worker", {"name": "fake", "parameters": {}}),
     "one more load of a worker": ("load_worker", {"name": "echo", "parameters": {"share": False}}),
+    "a step": ("load_step", {"name": "new", "version": None}),
+    "another version of a step": ("load_step", {"name": "two_versions", "version": 2}),
+    "a worker as a step": ("load_step", {"name": "echo_multi", "version": None}),
     "the same again": ("refresh", {"name": "simple"}),
 }
 
@@ -425,5 +430,28 @@ def test_nothing_changes_before_all_have_prepared_it(models: Path, change: str, 
             report = await rounds.decide(7, None)
         assert ("failed" in report) == refused
         assert (replica.state()["digest"] == before) == refused
+
+    run(models, test)
+
+
+# --- Ensembles --------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_of_a_step_is_freed_when_it_is_unloaded(models: Path) -> None:
+    write_basic(models)
+    write_ensemble(models, "linear", linear())
+
+    async def test(replica: ReplicatedRepository, _: ReplicatedRepository) -> None:
+        await replica.load_model("linear", None, {})
+        assert replica.names() == ["linear", "plus", "times"]
+        assert replica.find("linear").why_withdrawn() is None
+        step = weakref.ref(replica.find("plus"))
+        await replica.unload("plus")
+        for _ in range(100):
+            if step() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert step() is None
+        assert replica.find("linear").why_withdrawn() is not None
 
     run(models, test)

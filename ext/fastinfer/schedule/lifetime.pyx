@@ -373,6 +373,12 @@ cdef class Parent(Keeper):
             settle(request, outputs, self.clock.now())
             self.ended()
 
+    def abandon(self):
+        cdef InferRequest request = self.request
+        cdef int64_t now = self.clock.now()
+        if request is not None:
+            drop(request, BY_TIMEOUT if now >= request.deadline_ns else CANCELLED, now)
+
     cdef int _fail(self, object error) except -1:
         cdef InferRequest request = self.request
         if request is not None:

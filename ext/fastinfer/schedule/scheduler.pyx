@@ -98,7 +98,7 @@ cdef class Scheduler:
     cpdef int submit(self, InferRequest request) except -1:
         if self._queue.size >= self._max_queue_size:
             raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
-        if self._retiring and not request.part:
+        if self._retiring and not request.part and request.step is None:
             self._refuse_more()
         if request.enqueued_ns == 0:
             request.enqueued_ns = self.clock.now()

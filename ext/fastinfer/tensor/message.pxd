@@ -44,6 +44,9 @@ cdef class InferRequest:
     # Its life (lifetime); loop's thread only. Times are CLOCK_MONOTONIC's.
     cdef public int state
     cdef public bint part               # a slice: its request is counted, the slice is not
+    # A step of an ensemble, which holds the model: what it holds for the request (schedule/ensemble), else None. A step
+    # is accepted even if the model retires, and cut into slices even if its batch size is configured.
+    cdef public object step
     cdef public int64_t arrived_ns      # when its first byte came
     cdef public int64_t deadline_ns
     cdef public int64_t enqueued_ns     # 0: submit sets it

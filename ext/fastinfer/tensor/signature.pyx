@@ -241,7 +241,7 @@ cdef class Signature:
                 most = EMPTY_BATCHES * self.max_batch_size
                 raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
             apart = True
-        if request.rows > self.max_batch_size and self.max_batch_size_configured:
+        if request.rows > self.max_batch_size and self.max_batch_size_configured and request.step is None:
             raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
         if request.whole and request.rows == 0 and not apart:
             request.whole = False           # it is not run, so nothing needs the optional inputs
