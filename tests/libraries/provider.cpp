@@ -21,7 +21,9 @@ struct Factory {
     void* (*create)(Factory*, const void* const*, const void* const*, size_t, const void* options, const void* logger,
                     Provider** made);
     void (*release)(Factory*, Provider*);
-    void* rest[64];
+    uint32_t (*vendor_id)(const Factory*);
+    const char* (*own_version)(const Factory*);
+    void* (*rest[32])();  // of allocators, transfers, streams: all say that there are none
 };
 
 void** table;
@@ -61,6 +63,8 @@ Factory factory = {
     devices,
     create,
     [](Factory*, Provider* made) { delete made; },
+    [](const Factory*) { return uint32_t{0}; },
+    [](const Factory*) { return "1.0.0"; },
     {},
 };
 
@@ -68,6 +72,8 @@ Factory factory = {
 
 extern "C" void* CreateEpFactories(const char*, void** base, const void*, Factory** made, size_t, size_t* count) {
     table = reinterpret_cast<void** (*)(uint32_t)>(base[0])(22);
+    for (auto& each : factory.rest)
+        each = []() -> void* { return nullptr; };
     made[0] = &factory;
     *count = 1;
     return nullptr;

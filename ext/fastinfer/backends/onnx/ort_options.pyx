@@ -21,12 +21,14 @@ cdef extern from "fastinfer/native/signals.h" nogil:
     void block_signals(sigset_t* before)
     void restore_signals(const sigset_t* before)
 
+cdef extern from "fastinfer/native/no_exit.h" nogil:
+    void forbid_exit(void* library)
+
 cdef enum:
     SEQUENTIAL = 0              # ExecutionMode
     PARALLEL = 1
 
 _LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
-_SUFFIX = "ExecutionProvider"
 
 # The libraries of this process, by path, each with its stamp. They stay loaded: a library may leave threads and
 # destructors behind, and the linker would give the old code for a path that it knows.
@@ -150,8 +152,8 @@ cdef int _append_provider(OrtSessionOptions* options, OrtEnv* env, str provider,
     if provider not in providers():
         return _append_devices(options, env, provider, options_of)
     if provider != "CUDAExecutionProvider":
-        return check(ort_append_provider(options, provider.removesuffix(_SUFFIX).encode(), options_of.keys,
-                                         options_of.values, options_of.count))
+        return check(ort_append_provider(options, provider.encode(), options_of.keys, options_of.values,
+                                         options_of.count))
     check(ort_create_cuda_options(&cuda))
     try:
         if options_of.count > 0:
@@ -196,6 +198,7 @@ cdef int _register_operators(OrtSessionOptions* options, str path) except -1:
     if dlsym(library, "RegisterCustomOps") == NULL:
         raise OrtError(f"'{os.path.basename(path)}' is not a library of operators: it has no function RegisterCustomOps",
                        INVALID_ARGUMENT)
+    forbid_exit(library)
     return check(ort_register_operators(options, <bytes>os.fsencode(path)))
 
 
