@@ -29,8 +29,8 @@ SEEN = {
     "threads_zero": ("intra_op_threads = 0", "use_per_session_threads:0"),
     "threads_own": ("session.use_per_session_threads = true", "use_per_session_threads:1"),
     "level": ('session.graph_optimization_level = "enable_basic"', "graph_optimization_level:1"),
-    "block": ("intra_op_threads = 2\nsession.dynamic_block_base = 4", "dynamic_block_base_: 4"),
-    "spin": ("intra_op_threads = 2\nsession.intra_op.spin_duration_us = 700", "spin_duration_us: 700"),
+    "block": ("intra_op_threads = 2\nsession.dynamic_block_base = 4", "session.dynamic_block_base: 4"),
+    "spin": ("intra_op_threads = 2\nsession.intra_op.spin_duration_us = 700", "session.intra_op.spin_duration_us: 700"),
     "denormal": ("session.set_denormal_as_zero = 1", "session.set_denormal_as_zero: 1"),
     "quoted": ('"session.disable_prepacking" = "1"', "session.disable_prepacking: 1"),
     "optimizers": (
@@ -140,8 +140,10 @@ def test_an_arena_is_shrunk_after_each_run(tmp_path, parameters, shrinks):
     write(tmp_path, "m", parameters, onnx_models.wide_sum(64 << 20))
     with serving(repository=tmp_path) as server:
         before = resident_mib(server)
-        assert server.infer("m", inference(tensor("x", [1, 1], "FP32", [1]))).json["outputs"][0]["data"] == [1]
-        assert (resident_mib(server) - before < 128) is shrinks  # the run needs 256 MiB
+        for _ in range(3):
+            assert server.infer("m", inference(tensor("x", [1, 1], "FP32", [1]))).json["outputs"][0]["data"] == [1]
+        # Two blocks of 256 MiB; the arena never gives the first one back.
+        assert (resident_mib(server) - before < 400) is shrinks
 
 
 # --- Libraries --------------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_custom_operators(places, where):
 
 def test_a_configured_batch_size_batches_custom_operators(places):
     root, beside = places
-    directory = write(root, "m", content=custom(), config=f'max_batch_size = 4\n{operations("liboperators.so")}')
+    directory = write(root, "m", content=custom(), config=f"max_batch_size = 4\n{operations('liboperators.so')}")
     shutil.copy(beside / "liboperators.so", directory)
     with serving(repository=root) as server:
         two = inference(tensor("x", [2, 4], "FP32", list(range(8))))
@@ -300,7 +302,10 @@ def refusing(tmp_path_factory):
         ('session.node_partition_config_file = "../../../etc/passwd"', "session.node_partition_config_file: there is"),
         ('session.node_partition_config_file = "/etc/passwd"', "is not in the model's directory"),
         ('session.model_external_initializers_file_folder_path = "/"', "is not in the model's directory"),
-        ('provider_library.Idle = "/lib/x.so"\nexecution_providers = "Idle"', "provider_library.Idle: there is no file"),
+        (
+            'provider_library.Idle = "/lib/x.so"\nexecution_providers = "Idle"',
+            "provider_library.Idle: there is no file",
+        ),
         ('provider.Azure.cache_dir = "/tmp"\nexecution_providers = "AzureExecutionProvider"', "model's directory"),
         ('provider.Azure.any = "/etc/passwd"\nexecution_providers = "AzureExecutionProvider"', "model's directory"),
     ],
@@ -359,6 +364,7 @@ GIVEN = {
     "session.model_external_initializers_file_folder_path": "/",
     "session.node_partition_config_file": "/tmp/x.json",
     "session.optimized_model_external_initializers_file_name": "x",
+    "session.log_severity_level": 0,
     "ep.context_enable": 1,
     "ep.context_file_path": "/tmp/x",
     "session.some_future_path": "/tmp/x",

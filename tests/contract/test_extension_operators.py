@@ -91,7 +91,7 @@ def test_they_are_not_batched_and_the_package_is_not_imported(server):
     assert "onnxruntime_pybind11_state" not in maps
 
 
-def test_protobuf_text_has_the_parameter(repository, tmp_path):
+def test_protobuf_text_has_the_parameter(tmp_path):
     make(tmp_path, ["text_embedding"])
     (tmp_path / "text_embedding" / "config.toml").unlink()
     config = 'parameters { key: "extensions" value { string_value: "true" } }'

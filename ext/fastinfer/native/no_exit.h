@@ -31,18 +31,30 @@ struct Dynamic {
     size_t sizes[2] = {0, 0};
 
     explicit Dynamic(const link_map* map) {
-        auto at = [map](const ElfW(Dyn) * entry) {  // glibc has made these absolute, other linkers have not
+        auto at = [map](const ElfW(Dyn)* entry) {  // glibc has made these absolute, other linkers have not
             uintptr_t value = entry->d_un.d_ptr;
             return reinterpret_cast<const char*>(value < map->l_addr ? value + map->l_addr : value);
         };
         for (const ElfW(Dyn)* entry = map->l_ld; entry->d_tag != DT_NULL; entry++) {
             switch (entry->d_tag) {
-                case DT_SYMTAB: symbols = reinterpret_cast<const ElfW(Sym)*>(at(entry)); break;
-                case DT_STRTAB: strings = at(entry); break;
-                case DT_RELA: references[0] = reinterpret_cast<const ElfW(Rela)*>(at(entry)); break;
-                case DT_JMPREL: references[1] = reinterpret_cast<const ElfW(Rela)*>(at(entry)); break;
-                case DT_RELASZ: sizes[0] = entry->d_un.d_val; break;
-                case DT_PLTRELSZ: sizes[1] = entry->d_un.d_val; break;
+                case DT_SYMTAB:
+                    symbols = reinterpret_cast<const ElfW(Sym)*>(at(entry));
+                    break;
+                case DT_STRTAB:
+                    strings = at(entry);
+                    break;
+                case DT_RELA:
+                    references[0] = reinterpret_cast<const ElfW(Rela)*>(at(entry));
+                    break;
+                case DT_JMPREL:
+                    references[1] = reinterpret_cast<const ElfW(Rela)*>(at(entry));
+                    break;
+                case DT_RELASZ:
+                    sizes[0] = entry->d_un.d_val;
+                    break;
+                case DT_PLTRELSZ:
+                    sizes[1] = entry->d_un.d_val;
+                    break;
             }
         }
     }
@@ -68,7 +80,7 @@ static inline void forbid_exit(void* library) {
         return;
     for (int part = 0; part < 2; part++) {
         for (size_t i = 0; i < dynamic.sizes[part] / sizeof(ElfW(Rela)); i++) {
-            const ElfW(Rela)& reference = dynamic.references[part][i];
+            const ElfW(Rela) & reference = dynamic.references[part][i];
             const char* name = dynamic.strings + dynamic.symbols[reference.r_info >> 32].st_name;
             if (std::strcmp(name, "exit") == 0)
                 no_exit::replace(reinterpret_cast<void**>(map->l_addr + reference.r_offset));

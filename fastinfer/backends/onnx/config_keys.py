@@ -30,7 +30,8 @@ class Entry:
         path: the value is a path that is read (``file``, ``folder``) or written (``output``), or the name of a file
             beside one that is written; None: it is no path.
         own_pool: has an effect only on a session with threads of its own.
-        from_files: may be given only in the model's directory, because it makes the runtime open files.
+        from_files: may be given only in the model's directory, because it makes the runtime open files, or write its
+            own lines to the server's standard error.
     """
 
     read: Callable[[Value], str]
@@ -148,9 +149,9 @@ SESSION_ENTRIES: Mapping[str, Entry] = {
     "session.record_ep_graph_assignment_info": _not_here("nothing here asks for what it records"),
     "session.enable_profiling": _OUTPUT,
     "session.optimized_model_filepath": _OUTPUT,
-    "session.log_id": _TEXT,
-    "session.log_severity_level": Entry(_whole(0, 4)),
-    "session.log_verbosity_level": Entry(_whole(0, 1000)),
+    "session.log_id": Entry(_text, from_files=True),
+    "session.log_severity_level": Entry(_whole(0, 4), from_files=True),
+    "session.log_verbosity_level": Entry(_whole(0, 1000), from_files=True),
     "session.use_deterministic_compute": _not_here("no kernel of a CPU is affected"),
     "optimization.enable_gelu_approximation": _FLAG,
     "optimization.enable_cast_chain_elimination": _FLAG,

@@ -1,7 +1,7 @@
 """What the load of an ONNX model can be told: its parameters, and the session's settings that follow from them.
 
-Parameters come from the model's configuration and from clients. Some make the runtime load code, or read and write files
-(:func:`only_from_files`): these are taken only from the configuration in the model's directory.
+Parameters come from the model's configuration and from clients. Some make the runtime load code, or read and write
+files (:func:`only_from_files`): these are taken only from the configuration in the model's directory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -98,7 +99,8 @@ class OnnxParameters(Parameters):
                 known = (*SESSION_ENTRIES, *RUN_ENTRIES, *ALIASES)
                 raise ValueError(f"parameter '{name[:120]}' is not one of ONNX Runtime{suggestion(name, known)}")
         for name, text in entries.items():
-            if _entry(name).own_pool and not self.has_own_pool:
+            entry = _entry(name)
+            if entry is not None and entry.own_pool and not self.has_own_pool:
                 raise ValueError(f"parameter '{name}' needs threads of the model's own: set intra_op_threads")
             if (needed := _NEEDS.get(name)) is not None and needed not in entries and text != "0":
                 raise ValueError(f"parameter '{name}' needs the parameter '{needed}'")
@@ -126,7 +128,9 @@ class OnnxParameters(Parameters):
         providers = self.providers
         for name in (*self.provider_options, *self.provider_libraries):
             if name not in providers:
-                raise ValueError(f"the parameters have options or a library of '{name}', which execution_providers lacks")
+                raise ValueError(
+                    f"the parameters have options or a library of '{name}', which execution_providers lacks"
+                )
         if _CPU in self.provider_options:
             raise ValueError(f"the provider '{_CPU}' has no options; see enable_mem_arena and intra_op_threads")
 
@@ -202,7 +206,7 @@ def is_parameter(name: str) -> bool:
 
 
 def only_from_files(name: str) -> bool:
-    """Whether a parameter may be given only in the model's directory: it loads code, or names what is read or written."""
+    """Whether a parameter may be given only in the model's directory: it loads code, or makes the runtime open files."""
     if name in ("extensions", "model_operations") or name.startswith((_PROVIDER, _PROVIDER_LIBRARY)):
         return True
     entry = _entry(name)
@@ -245,8 +249,9 @@ def session_settings(parameters: OnnxParameters, operator_files: Sequence[str], 
     if parameters.extensions:
         operators.append(extensions_library())
     profile = entries.pop(_PROFILE, None)
-    severity, verbosity = entries.pop("session.log_severity_level", None), entries.pop(
-        "session.log_verbosity_level", None
+    severity, verbosity = (
+        entries.pop("session.log_severity_level", None),
+        entries.pop("session.log_verbosity_level", None),
     )
     intra, inter = _threads(parameters)
     return SessionSettings(
@@ -299,7 +304,7 @@ def _resolved(name: str, text: str, places: Places) -> str:
             return places.folder(name, text)
         case "output":
             return places.output(name, text)
-        case "output name" if os.path.basename(text) != text or text in ("", ".", ".."):
+        case "output name" if Path(text).name != text or text in ("", ".", ".."):
             raise ApiError(400, f"{name}: must be the name of a file, without a directory")
     return text
 

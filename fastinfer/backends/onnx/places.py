@@ -2,8 +2,8 @@
 
 A library is code that runs in the server, so only whoever may change the model's directory, or gives the server its
 options, decides what is loaded or written. A path is resolved, links followed, and must then be in the model's
-directory or below a path of ``--allow-library``; the resolved path is the one that is opened. (Whoever can replace parts
-of it meanwhile can write into these directories, and thereby put any code there anyhow.)
+directory or below a path of ``--allow-library``; the resolved path is the one that is opened. (Whoever can replace
+parts of it meanwhile can write into these directories, and thereby put any code there anyhow.)
 
 What is written goes into the directory ``.output`` of the version, which is not part of the model: a change there is no
 reason to load it again.
@@ -60,7 +60,7 @@ class Places:
         return self._existing(name, given, directory=True)
 
     def output(self, name: str, given: str) -> str:
-        """Resolve the path of a file to write; its directory is made if it is the version's ``.output``. ApiError 400."""
+        """Resolve the path of a file to write; makes its directory if it is the version's ``.output``. ApiError 400."""
         _check_text(name, given)
         place = Path(os.path.realpath(self.version)) / OUTPUT
         path = Path(os.path.normpath(self.version / given))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 _NOT_REGISTERED = re.compile(r"Fatal error: (.{0,200}):(\w{1,200})\(-?\d+\) is not a registered function/op")
-_NOT_IN_SET = re.compile(r'In Node, \(".*?", (\w{1,200}), "(.*?)", -?\d+\).* No Op registered for .* domain_version of (\d+)')
-_NO_SET = re.compile(r'In Node, \(".*?", (\w{1,200}), "(.*?)", -?\d+\).* No opset import for domain', re.DOTALL)
+_NODE = re.compile(r'In Node, \("[^"\n]{0,1000}", (\w{1,200}), "([^"\n]{0,200})", -?\d+\)')
+_NOT_IN_SET = re.compile(r" No Op registered for \w+ with domain_version of (\d+)")
+_NO_SET = " No opset import for domain "
 _EXTENSIONS = ("ai.onnx.contrib", "com.microsoft.extensions")  # the domains of onnxruntime-extensions
 _RUNTIME = re.compile(r"(ai\.onnx|com\.microsoft)(\.|$)|^$")  # domains of the runtime itself
 _PACKAGES = {
@@ -28,14 +29,15 @@ def explained(message: str, *, extensions: bool, libraries: bool) -> str:
     if found is not None:
         domain, operator = found.groups()
         return f"operator '{operator}' of domain '{domain}' is not known: {_source(domain, extensions, libraries)}"
-    found = _NO_SET.search(message)
-    if found is not None:
-        operator, domain = found.groups()
+    node = _NODE.search(message)
+    if node is None:
+        return message
+    operator, domain = node.groups()
+    if _NO_SET in message:
         return f"operator '{operator}' is of domain '{domain}', whose version the model does not import"
     found = _NOT_IN_SET.search(message)
     if found is not None:
-        operator, domain, version = found.groups()
-        return f"operator '{operator}' is not in version {version} of the operator set '{domain or 'ai.onnx'}'"
+        return f"operator '{operator}' is not in version {found[1]} of the operator set '{domain or 'ai.onnx'}'"
     return message
 
 

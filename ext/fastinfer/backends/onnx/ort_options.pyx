@@ -1,6 +1,6 @@
-# Fills a session's options: threads, memory, providers, libraries of operators. Lives here: the calls of ONNX Runtime's C
-# API that take session options, and what a process keeps of them: libraries stay loaded. Does not: which options a model
-# may have, where libraries may lie (options.py, places.py), sessions (ort).
+# Fills a session's options: threads, memory, providers, libraries of operators. Lives here: the calls of ONNX Runtime's
+# C API that take session options, and what a process keeps of them: libraries stay loaded. Does not: which options a
+# model may have, where libraries may lie (options.py, places.py), sessions (ort).
 #
 # Load threads, with the GIL; it is released while a library is loaded, because its constructors may take any time.
 
@@ -183,8 +183,8 @@ cdef int _append_devices(OrtSessionOptions* options, OrtEnv* env, str provider, 
                     found += 1
             if found == 0:
                 known = ", ".join(dict.fromkeys([*providers(), *names]))
-                raise OrtError(f"execution provider '{provider}' is not in this build of ONNX Runtime, which has {known}",
-                               INVALID_ARGUMENT)
+                raise OrtError(f"execution provider '{provider}' is not in this build of ONNX Runtime, which has "
+                               f"{known}", INVALID_ARGUMENT)
             return check(ort_append_provider_devices(options, env, own, found, given.keys, given.values, given.count))
         finally:
             free(own)
@@ -196,8 +196,8 @@ cdef int _append_devices(OrtSessionOptions* options, OrtEnv* env, str provider, 
 cdef int _register_operators(OrtSessionOptions* options, str path) except -1:
     cdef void* library = _load(path)
     if dlsym(library, "RegisterCustomOps") == NULL:
-        raise OrtError(f"'{os.path.basename(path)}' is not a library of operators: it has no function RegisterCustomOps",
-                       INVALID_ARGUMENT)
+        raise OrtError(f"'{os.path.basename(path)}' is not a library of operators: it has no function "
+                       "RegisterCustomOps", INVALID_ARGUMENT)
     forbid_exit(library)
     return check(ort_register_operators(options, <bytes>os.fsencode(path)))
 
@@ -205,7 +205,6 @@ cdef int _register_operators(OrtSessionOptions* options, str path) except -1:
 cdef int _register_provider_library(OrtEnv* env, str name, str path) except -1:
     cdef bytes c_name = name.encode()
     cdef bytes c_path = os.fsencode(path)
-    cdef OrtStatus* status
     with _lock:
         known = _provider_libraries.get(name)
     _load(path)
