@@ -89,9 +89,10 @@ def read_parameters(value: Any) -> Any:
 
 
 def _flat(table: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield parameters by their dotted names: TOML reads ``session.log_id = "x"`` as a table in a table."""
+    """Yield parameters by their names: TOML reads ``session.log_id = "x"`` as a table in a table."""
     for key, value in table.items():
-        if isinstance(value, dict) and value and not (len(value) == 1 and next(iter(value)) in _NOTATIONS):
+        dotted = isinstance(value, dict) and (prefix or key in _DOTTED) and not value.keys() & set(_NOTATIONS)
+        if dotted and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -99,7 +100,7 @@ def _flat(table: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _parameter(key: Any, value: Any) -> Any:
     if isinstance(value, dict):
-        if not value:
+        if len(value) != 1 or next(iter(value)) not in _NOTATIONS:
             raise ValueError(f"'{str(key)[:60]}' must have one of {', '.join(_NOTATIONS)}")
         value = next(iter(value.values()))
     if not isinstance(value, str | bool | int | float):
@@ -109,6 +110,8 @@ def _parameter(key: Any, value: Any) -> Any:
     return value
 
 
+_DOTTED = frozenset({"ep", "memory", "mlas", "optimization", "provider", "provider_library", "qnn", "session"})
+"""The beginnings of parameters whose names have dots."""
 _NOTATIONS = ("string_value", "bool_param", "int64_param", "double_param", "string_param")  # of ParameterValue
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**62)]
 Dimension = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2**62)]

@@ -297,6 +297,7 @@ def refusing(tmp_path_factory):
         ('session.enable_profiling = ".output/../profile"', "is not a place to write to"),
         ('session.enable_profiling = ".output/deeper/profile"', "is not a place to write to"),
         ('session.enable_profiling = "/tmp/profile"', "is not a place to write to"),
+        ('session.enable_profiling = "/tmp/.output/profile"', "is not a place to write to"),
         ('session.optimized_model_filepath = ".output/link"', "not a regular file"),
         ('session.optimized_model_filepath = "model.onnx"', "is not a place to write to"),
         ('session.node_partition_config_file = "../../../etc/passwd"', "session.node_partition_config_file: there is"),

@@ -206,7 +206,7 @@ def is_parameter(name: str) -> bool:
 
 
 def only_from_files(name: str) -> bool:
-    """Whether a parameter may be given only in the model's directory: it loads code, or makes the runtime open files."""
+    """Whether a parameter may be given only in the model's directory: it loads code, or names what is opened."""
     if name in ("extensions", "model_operations") or name.startswith((_PROVIDER, _PROVIDER_LIBRARY)):
         return True
     entry = _entry(name)

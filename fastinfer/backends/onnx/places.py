@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISREG
 
 from fastinfer.base.errors import ApiError
 from fastinfer.base.validation import shown
@@ -62,35 +62,30 @@ class Places:
     def output(self, name: str, given: str) -> str:
         """Resolve the path of a file to write; makes its directory if it is the version's ``.output``. ApiError 400."""
         _check_text(name, given)
-        place = Path(os.path.realpath(self.version)) / OUTPUT
         path = Path(os.path.normpath(self.version / given))
-        if path.parent == self.version / OUTPUT:
-            try:
-                place.mkdir(exist_ok=True)
-                inside = S_ISDIR(place.lstat().st_mode)
-            except OSError as error:
-                raise ApiError(400, f"{name}: the directory '{OUTPUT}' cannot be made: {error.strerror}") from None
-            target = place / path.name
-        else:
-            target = Path(os.path.realpath(path.parent)) / path.name
-            inside = self._is_allowed(target)
-        if not inside or target.name in ("", ".", ".."):
+        own = path.parent == Path(os.path.normpath(self.version)) / OUTPUT
+        folder = self._output_folder(name) if own else Path(os.path.realpath(path.parent))
+        target = folder / path.name
+        if not own and not self._is_allowed(target):
             raise ApiError(
                 400,
                 f"{name}: {shown(given)} is not a place to write to; files are written in the version's directory "
                 f"'{OUTPUT}' or in a directory that is given with --allow-library",
             )
-        try:
-            mode = target.lstat().st_mode
-        except FileNotFoundError:
-            mode = 0
-        except OSError as error:
-            raise ApiError(400, f"{name}: {shown(given)} cannot be written: {error.strerror}") from None
-        if mode and (S_ISLNK(mode) or not S_ISREG(mode)):
-            raise ApiError(400, f"{name}: {shown(given)} is there, and not a regular file")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise ApiError(400, f"{name}: {shown(given)} cannot be written: its directory is missing or read-only")
+        _check_writable(name, given, target)
         return str(target)
+
+    def _output_folder(self, name: str) -> Path:
+        """Make the directory of the version's output. ApiError 400 if it leads elsewhere, or cannot be made."""
+        folder = Path(os.path.realpath(self.version)) / OUTPUT
+        try:
+            folder.mkdir(exist_ok=True)
+            is_directory = S_ISDIR(folder.lstat().st_mode)
+        except OSError as error:
+            raise ApiError(400, f"{name}: the directory '{OUTPUT}' cannot be made: {error.strerror}") from None
+        if not is_directory:
+            raise ApiError(400, f"{name}: '{OUTPUT}' is a link")
+        return folder
 
     def path(self, name: str, given: str) -> str:
         """Resolve the path of a file or directory that is there, or of a file to write. ApiError 400."""
@@ -122,6 +117,20 @@ class Places:
         return any(path.is_relative_to(os.path.realpath(each)) for each in self.allowed)
 
 
+def _check_writable(name: str, given: str, target: Path) -> None:
+    """ApiError 400 unless a file can be written, or replaced, without following a link."""
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        mode = S_IFREG
+    except OSError as error:
+        raise ApiError(400, f"{name}: {shown(given)} cannot be written: {error.strerror}") from None
+    if not S_ISREG(mode):
+        raise ApiError(400, f"{name}: {shown(given)} is there, and not a regular file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ApiError(400, f"{name}: {shown(given)} cannot be written: its directory is missing or read-only")
+
+
 def _check_text(name: str, given: str) -> None:
     if not given or not given.isprintable():
         raise ApiError(400, f"{name}: {shown(given)} is not a path")
@@ -150,7 +159,7 @@ def stamps(paths: Sequence[str]) -> tuple[tuple[str, int, int, int], ...]:
     found = []
     for path in paths:
         try:
-            status = os.stat(path)
+            status = Path(path).stat()
         except OSError:
             continue
         found.append((path, status.st_ino, status.st_size, status.st_ctime_ns))
