@@ -191,6 +191,17 @@ def test_a_configured_batch_size_batches_custom_operators(places):
         assert server.infer("m", two).json["outputs"][0]["data"] == [2 * i for i in range(8)]
 
 
+def test_an_operator_does_not_end_the_process(places):
+    root, beside = places
+    shutil.copy(beside / "liboperators.so", write(root, "m", content=custom(), config=operations("liboperators.so")))
+    with serving(repository=root) as server:
+        before = server.serving_pids()
+        answer = server.infer("m", inference(tensor("x", [1, 4], "FP32", [-1, 0, 0, 0])))
+        assert "would have ended the process" in answer.error
+        assert server.infer("m", ONES).json["outputs"][0]["data"] == [2, 2, 2, 2]
+        assert server.serving_pids() == before
+
+
 def test_protobuf_text_names_libraries(places):
     root, beside = places
     directory = write(root, "m", content=custom())

@@ -88,10 +88,13 @@ def test_paths_of_a_model(tmp_path):
     places = Places(version, model, [shared / "c.so"])
     assert places.library("x", "a.so") == str(version / "a.so")
     assert places.library("x", "b.so") == str(model / "b.so")
+    inner = version / "model.onnx"  # a directory, as in Triton
+    inner.mkdir()
+    assert Places(inner, model).library("x", "a.so") == str(version / "a.so")
     assert places.library("x", "../b.so") == str(model / "b.so")
     assert places.library("x", str(shared / "c.so")) == str(shared / "c.so")
     (shared / "d.so").touch()
-    for wrong in (str(shared / "d.so"), "../../shared/d.so", "", "a\0.so", "a\n.so", "no.so", "."):
+    for wrong in (str(shared / "d.so"), "../../shared/d.so", "", "a\0.so", "a\n.so", "no.so", ".", "x" * 4000):
         with pytest.raises(ApiError):
             places.library("x", wrong)
     assert places.output("x", f"{OUTPUT}/file") == str(version / OUTPUT / "file")

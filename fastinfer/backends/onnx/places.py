@@ -90,31 +90,44 @@ class Places:
     def path(self, name: str, given: str) -> str:
         """Resolve the path of a file or directory that is there, or of a file to write. ApiError 400."""
         _check_text(name, given)
-        there = Path(os.path.realpath(self.version / given))
-        return self._existing(name, given, directory=there.is_dir()) if there.exists() else self.output(name, given)
+        there = self._find(given)
+        return (
+            self.output(name, given) if there is None else self._existing(name, given, directory=S_ISDIR(_mode(there)))
+        )
 
     def _existing(self, name: str, given: str, *, directory: bool) -> str:
         _check_text(name, given)
         what = "directory" if directory else "file"
-        for start in dict.fromkeys((self.version, self.model)):
-            path = Path(os.path.realpath(start / given))
-            try:
-                mode = path.stat().st_mode
-            except OSError:
-                continue
-            if not (path.is_relative_to(os.path.realpath(self.model)) or self._is_allowed(path)):
-                raise ApiError(
-                    400,
-                    f"{name}: {shown(given)} is not in the model's directory; allow it with the server's option "
-                    "--allow-library",
-                )
-            if not (S_ISDIR(mode) if directory else S_ISREG(mode)):
-                raise ApiError(400, f"{name}: {shown(given)} is not a {what}")
-            return str(path)
-        raise ApiError(400, f"{name}: there is no {what} {shown(given)} in the model's directory")
+        path = self._find(given)
+        if path is None:
+            raise ApiError(400, f"{name}: there is no {what} {shown(given)} in the model's directory")
+        if not (path.is_relative_to(os.path.realpath(self.model)) or self._is_allowed(path)):
+            raise ApiError(
+                400,
+                f"{name}: {shown(given)} is not in the model's directory; allow it with the server's option "
+                "--allow-library",
+            )
+        if not (S_ISDIR(_mode(path)) if directory else S_ISREG(_mode(path))):
+            raise ApiError(400, f"{name}: {shown(given)} is not a {what}")
+        return str(path)
+
+    def _find(self, given: str) -> Path | None:
+        """The resolved path, searched in the directories from the version's up to the model's; None: it is in none."""
+        inside = self.version.is_relative_to(self.model)
+        above = [each for each in self.version.parents if each.is_relative_to(self.model)] if inside else [self.model]
+        found = (Path(os.path.realpath(start / given)) for start in (self.version, *above))
+        return next((path for path in found if _mode(path)), None)
 
     def _is_allowed(self, path: Path) -> bool:
         return any(path.is_relative_to(os.path.realpath(each)) for each in self.allowed)
+
+
+def _mode(path: Path) -> int:
+    """``st_mode`` of a path; 0 if it is missing or unreachable."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _check_writable(name: str, given: str, target: Path) -> None:
