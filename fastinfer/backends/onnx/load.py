@@ -126,8 +126,8 @@ def load(
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         opaque = bool(settings.operator_libraries)  # operators of a library may have any names, also of known ones
-        if opaque:
-            facts = replace(facts, sized_by_values=_OPAQUE)
+        if opaque or settings.run_config:  # runs on the loop's thread share their options
+            facts = replace(facts, sized_by_values=_OPAQUE if opaque else "it has options for each run")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
