@@ -499,3 +499,14 @@ def expand(elements: int = 4 << 20) -> bytes:
         [value("y", "FP32", [1, elements])],
         [shape],
     )
+
+
+def wide_sum(elements: int) -> bytes:
+    """``y`` is the mean of ``x``, a number, repeated; a run needs memory for all the copies."""
+    shape = numpy_helper.from_array(np.array([1, elements], "i8"), "shape")
+    return model(
+        [helper.make_node("Expand", ["x", "shape"], ["wide"]), helper.make_node("ReduceMean", ["wide"], ["y"])],
+        [value("x", "FP32", [1, 1])],
+        [value("y", "FP32", [1, 1])],
+        [shape],
+    )

@@ -237,7 +237,7 @@ def _check(arguments: Sequence[str]) -> int:
     return 0 if all(result.ok for result in results) else FAILED
 
 
-_CHECK_OPTIONS = ("model", "model_name", "model_path", "layout", "allow_python_models")
+_CHECK_OPTIONS = ("model", "model_name", "model_path", "layout", "allow_python_models", "allow_library")
 
 
 def _paths_and_names(words: Sequence[str]) -> tuple[list[str], list[str]]:

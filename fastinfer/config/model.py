@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import orjson
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError, clip
@@ -29,6 +29,7 @@ from fastinfer.config.model_schema import (
     InputConfig,
     InstanceGroup,
     Latest,
+    ModelOperations,
     Never,
     Optimization,
     OutputConfig,
@@ -132,6 +133,9 @@ class ModelConfig(Table):
         BeforeValidator(read_parameters),
         Written((("parameters", dict[str, ParameterValue]),)),
     ] = Field(default={})
+    model_operations: ModelOperations = ModelOperations()
+    extensions: StrictBool = False
+    """Whether the operators of onnxruntime-extensions are loaded."""
     model_warmup: Annotated[tuple[Warmup, ...], Field(max_length=1024)] = ()
     model_transaction_policy: Transactions = Transactions()
     response_cache: ResponseCache = ResponseCache()
@@ -192,6 +196,8 @@ class ModelConfig(Table):
             merged["graph_optimization_level"] = _GRAPH_LEVELS[self.optimization.graph.level]
         for key, value in self.parameters.items():
             merged[_TRITON_PARAMETERS.get(key, key)] = value
+        if self.extensions:
+            merged["extensions"] = True
         return merged
 
     def select_versions(self, versions: Iterable[int]) -> list[int]:
@@ -282,6 +288,8 @@ class ModelConfig(Table):
             "model_warmup": [_warmup_json(sample) for sample in self.model_warmup],
             "model_transaction_policy": {"decoupled": False},
         }
+        if self.model_operations.op_library_filename:
+            body["model_operations"] = self.model_operations.model_dump()
         if self.ensemble_scheduling is not None:
             del body["dynamic_batching"]
             body |= {"backend": "", "instance_group": [], "ensemble_scheduling": self.ensemble_scheduling.model_dump()}

@@ -8,7 +8,7 @@ combines the tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -29,7 +29,7 @@ from fastinfer.config.pbtxt import Written, names_of
 NOT_SUPPORTED = frozenset(
     {
         "control_input", "cpu_execution_accelerator", "cuda", "execution_accelerators",
-        "gpu_execution_accelerator", "initial_state", "model_metrics", "model_operations", "model_repository_agents",
+        "gpu_execution_accelerator", "initial_state", "model_metrics", "model_repository_agents",
         "models", "rate_limiter", "reshape", "sequence_batching",
     }
 )  # fmt: skip
@@ -85,13 +85,23 @@ def read_parameters(value: Any) -> Any:
     """Convert parameters to plain values; Triton writes ``{"string_value": x}``, AMD ``{"int64_param": x}`` etc."""
     if not isinstance(value, dict):
         return value
-    return {key: _parameter(key, item) for key, item in value.items()}
+    return {name: _parameter(name, item) for name, item in _flat(value)}
+
+
+def _flat(table: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield parameters by their names: TOML reads ``session.log_id = "x"`` as a table in a table."""
+    for key, value in table.items():
+        dotted = isinstance(value, dict) and (prefix or key in _DOTTED) and not value.keys() & set(_NOTATIONS)
+        if dotted and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _parameter(key: Any, value: Any) -> Any:
     if isinstance(value, dict):
-        if len(value) != 1 or next(iter(value)) not in ParameterValue.model_fields:
-            raise ValueError(f"'{str(key)[:60]}' must have one of {', '.join(ParameterValue.model_fields)}")
+        if len(value) != 1 or next(iter(value)) not in _NOTATIONS:
+            raise ValueError(f"'{str(key)[:60]}' must have one of {', '.join(_NOTATIONS)}")
         value = next(iter(value.values()))
     if not isinstance(value, str | bool | int | float):
         raise ValueError(f"'{str(key)[:60]}' must be text, a number, true or false")
@@ -100,6 +110,9 @@ def _parameter(key: Any, value: Any) -> Any:
     return value
 
 
+_DOTTED = frozenset({"ep", "memory", "mlas", "optimization", "provider", "provider_library", "qnn", "session"})
+"""The beginnings of parameters whose names have dots."""
+_NOTATIONS = ("string_value", "bool_param", "int64_param", "double_param", "string_param")  # of ParameterValue
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**62)]
 Dimension = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2**62)]
 Text = Annotated[str, Field(max_length=1024)]
@@ -338,6 +351,16 @@ class Optimization(Table):
     output_pinned_memory: PinnedMemory = PinnedMemory()
     gather_kernel_buffer_threshold: Literal[0] = 0
     eager_batching: Literal[False] = False
+
+
+class ModelOperations(Table):
+    """Libraries of custom operators, as paths in the model's directory or in one that the server's options allow."""
+
+    op_library_filename: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        Field(max_length=64),
+    ] = ()
 
 
 class Transactions(Table):

@@ -206,6 +206,15 @@ class ServerConfig(BaseSettings):
         "option such models are refused.",
         _MODELS,
     )
+    allow_library: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_list)] = _option(
+        (),
+        "A library of operators or of an execution provider, or a directory, that models may name in their "
+        "configuration although it is not in their own directory; into such a directory models may also write. "
+        "Libraries are code, which may do whatever the server may. May be repeated.",
+        _MODELS,
+        shown_default="none",
+        metavar="PATH",
+    )
     batching: Literal["auto", "exact"] = _option(
         "auto",
         "When requests share a batch. auto: if the model's graph proves that rows do not depend on each other, or "

@@ -30,6 +30,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from fastinfer.backends.onnx.graph.external import external_files
+from fastinfer.backends.onnx.places import OUTPUT
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError
 from fastinfer.config import model as model_config
@@ -436,6 +437,8 @@ class _Walk:
             found.append(_entry(name, status))  # an unreadable directory is not part of the model
             return
         for entry in entries:
+            if entry.name == OUTPUT:  # what sessions write is not part of the model
+                continue
             self._visit(entry, f"{name}/{entry.name}".lstrip("/"), depth + 1, found)
 
 

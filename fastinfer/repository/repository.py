@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from fastinfer.backends.builtin import workers
 from fastinfer.backends.builtin.workers import WorkerKind
-from fastinfer.backends.onnx.backend import OnnxParameters
+from fastinfer.backends.onnx.options import OnnxParameters, check_given
 from fastinfer.backends.parameters import Parameters, parse
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
@@ -625,6 +625,7 @@ def resolve_target(kind: str, base: str, given: Mapping[str, Any]) -> tuple[str 
     """The target of a load (the name of a model, or a built-in worker) and its parameters. ApiError 400."""
     if kind == WORKER and base != ONNX:
         return workers.resolve(base, given)
+    check_given(given, "parameters")
     parameters = parse(OnnxParameters, given)
     model = base if kind == MODEL else parameters.model
     if model is None:
@@ -667,6 +668,8 @@ def _configuration(files: ModelFiles, override: object) -> ModelConfig:
         config = ModelConfig.from_json(override, files.name)
     except ConfigError as error:
         raise ApiError(400, f"model '{files.name}': {error}") from error
+    fields = [name for name in ("model_operations", "extensions") if name in config.model_fields_set]
+    check_given([*fields, *config.parameters], "config")
     if config.label_files and files.place.directory is None:  # the files beside it are not the model's
         raise ApiError(400, f"model '{files.name}' is a file without a directory, and has no label files")
     return config

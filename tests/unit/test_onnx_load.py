@@ -15,6 +15,7 @@ from fastinfer.backends.onnx import load as onnx_load
 from fastinfer.backends.onnx import trial as onnx_trial
 from fastinfer.backends.onnx.graph import outline
 from fastinfer.backends.onnx.graph.rows import Proof
+from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.base.errors import ApiError
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
@@ -26,7 +27,7 @@ def load(tmp_path, model, server=SERVER, **config):
     path = tmp_path / "1" / "model.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(model)
-    return onnx_load.load(path, model, ModelConfig(name="m", **config), "m", {}, server).signature
+    return onnx_load.load(path, model, ModelConfig(name="m", **config), "m", SessionSettings(), server).signature
 
 
 def node_model(op, shape=("batch", 4), out=None, datatype="FP32", **attributes):
@@ -221,9 +222,8 @@ def test_exact_batching_lets_requests_of_a_configured_model_run_alone(tmp_path):
     path.parent.mkdir()
     path.write_bytes(onnx_models.mlp())
     for batching, combines in (("exact", False), ("auto", True)):
-        loaded = onnx_load.load(
-            path, path.read_bytes(), ModelConfig(name="m", max_batch_size=8, batching=batching), "m", {}, SERVER
-        )
+        config = ModelConfig(name="m", max_batch_size=8, batching=batching)
+        loaded = onnx_load.load(path, path.read_bytes(), config, "m", SessionSettings(), SERVER)
         assert loaded.signature.batched
         assert loaded.combines is combines
 

@@ -46,7 +46,7 @@ cdef class BatchRun(Job):
         return made
 
     cdef int make_terminable(self) except -1:
-        self.run_state.options = create_run_options()
+        self.run_state.options = create_run_options(self.run_state.handle)
         return 0
 
     cdef int _open(self, Session session, list requests, bint batched) except -1:

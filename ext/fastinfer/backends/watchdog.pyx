@@ -38,7 +38,7 @@ cdef class Watchdog:
         cdef int failed
         if self.watch == NULL:
             ort.version()       # loads the runtime's library before its options
-            self.options = create_run_options()
+            self.options = create_run_options(NULL)
             self.watch = new Watch(self.bound_ns, terminate_run, self.options)
         failed = self.watch.start()
         if failed != 0:

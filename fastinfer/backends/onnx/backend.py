@@ -6,52 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar
 
 from fastinfer.backends.backend import BackendContext, Loaded, Source
 from fastinfer.backends.onnx import load as onnx_load
 from fastinfer.backends.onnx.load import LoadedModel, Shared
+from fastinfer.backends.onnx.options import OnnxParameters, session_settings
 from fastinfer.backends.onnx.ort import Session
-from fastinfer.backends.parameters import Integer, Name, Parameters
+from fastinfer.backends.onnx.places import Places
 from fastinfer.backends.runner import Runner
 from fastinfer.backends.watchdog import Watchdog
 from fastinfer.native.executor import Executor
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.signature import Signature
-
-
-class OnnxParameters(Parameters):
-    """The parameters of an ONNX model's load.
-
-    Attributes:
-        model: the model of the repository, for a load of the worker ``onnx``.
-        intra_op_threads: threads of the model's own pool; by default all models share the process's pool.
-        inter_op_threads: more than 1 also runs independent operators in parallel.
-        execution_providers: names separated by commas, the preferred one first.
-        graph_optimization_level: ``none``, ``basic``, ``extended``, ``layout`` or ``all``.
-        allow_spinning: idle threads of the model's own pool spin for a while, for a lower latency.
-    """
-
-    model: Name | None = None
-    intra_op_threads: Annotated[Integer, Field(ge=1, le=1024)] | None = None
-    inter_op_threads: Annotated[Integer, Field(ge=1, le=1024)] | None = None
-    execution_providers: str | None = None
-    graph_optimization_level: Literal["none", "basic", "extended", "layout", "all"] | None = None
-    allow_spinning: bool | None = None
-
-    def session_options(self) -> dict[str, Any]:
-        """The keyword arguments of :class:`Session`."""
-        options: dict[str, Any] = {
-            "intra_op_threads": self.intra_op_threads,
-            "inter_op_threads": self.inter_op_threads,
-            "graph_optimization_level": self.graph_optimization_level,
-            "allow_spinning": self.allow_spinning,
-        }
-        if self.execution_providers is not None:
-            options["execution_providers"] = [name.strip() for name in self.execution_providers.split(",")]
-        return options
 
 
 class OnnxModel:
@@ -103,11 +70,13 @@ class OnnxBackend:
 
     async def load(self, source: Source[OnnxParameters]) -> Loaded:
         config, executor = self._context.config, self._context.executor
-        options = source.parameters.session_options()
+        places = Places(source.path.parent, source.directory, config.allow_library)
 
         def load(content: bytes) -> LoadedModel:
+            operators = source.config.model_operations.op_library_filename
+            settings = session_settings(source.parameters, operators, places)
             return onnx_load.load(
-                source.path, content, source.config, source.name, options, config, self._shared, source.directory
+                source.path, content, source.config, source.name, settings, config, self._shared, source.directory
             )
 
         loaded = await source.read(load)

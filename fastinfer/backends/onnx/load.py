@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of, labels_of_classes
@@ -23,6 +22,9 @@ from fastinfer.backends.onnx.graph.outline import Graphs, outline
 from fastinfer.backends.onnx.graph.rows import Proof
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
+from fastinfer.backends.onnx.places import is_extensions, stamps
+from fastinfer.backends.onnx.refusals import explained
+from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
@@ -35,6 +37,7 @@ from fastinfer.tensor.top_k import Labels
 
 log = logging.getLogger(__name__)
 
+_OPAQUE = "it has a library of operators, which may do anything"
 # Operators of ONNX Runtime 1.32 that crash the process if an input has no elements.
 _NEVER_EMPTY = frozenset({"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM", "STFT", "Unique"})
 
@@ -83,7 +86,7 @@ def load(
     content: bytes,
     config: ModelConfig,
     name: str,
-    options: dict[str, Any],
+    settings: SessionSettings,
     server: ServerConfig,
     shared: Shared | None = None,
     directory: Path | None = None,
@@ -96,7 +99,7 @@ def load(
             these, or those of the model without maps.
         config: the model's configuration.
         name: the model's name, for messages.
-        options: keyword arguments of :class:`Session`.
+        settings: the session's.
         server: the server's configuration.
         shared: what the process's loads share; None: nothing.
         directory: the model's directory; None: the file is in a version's directory in it.
@@ -121,16 +124,20 @@ def load(
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
         if facts.unserved is not None:
             raise OrtError(facts.unserved)
-        session = Session(path, model=served, **options)
+        session = Session(path, model=served, settings=settings)
         for reason in session.refused_inputs:
             log.info("model '%s' runs without an optional input: %s", name, reason)
+        opaque = bool(settings.operator_libraries)  # operators of a library may have any names, also of known ones
+        if opaque or settings.run_config:  # runs on the loop's thread share their options
+            facts = replace(facts, sized_by_values=_OPAQUE if opaque else "it has options for each run")
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
         with collector.paused():
-            proof = shared.graphs.proof(known_as, served)
+            proof = Proof(_OPAQUE) if opaque else shared.graphs.proof(known_as, served)
         # A trial's result depends on all of this.
-        tried = repr((known_as, options, exact, server.load_run_timeout_s, ort.version()))
+        libraries = stamps([*settings.operator_libraries, *settings.provider_libraries.values()])
+        tried = repr((known_as, settings, libraries, exact, server.load_run_timeout_s, ort.version()))
         once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels, classifier.classes)
@@ -139,15 +146,16 @@ def load(
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
-        raise ApiError(400, f"model '{name}' does not load: {_reason(error)}") from error
+        raise ApiError(400, f"model '{name}' does not load: {_reason(error, settings.operator_libraries)}") from error
     return loaded
 
 
-def _reason(error: OrtError) -> str:
-    """Return why a model does not load. The runtime's text about a locale does not say how to install one."""
+def _reason(error: OrtError, libraries: Sequence[str]) -> str:
+    """Return why a model does not load. The runtime's texts do not say what to install: a locale, or operators."""
     missing = _NO_LOCALE.search(str(error))
     if missing is None:
-        return without_paths(str(error))
+        extensions = any(is_extensions(path) for path in libraries)
+        return without_paths(explained(str(error), extensions=extensions, libraries=bool(libraries)))
     locale = missing[1]
     language, _, charmap = locale.partition(".")
     return (

@@ -3,11 +3,13 @@
 Telemetry of the runtime is off, unless the environment has ``FASTINFER_ORT_TELEMETRY=1``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 from typing_extensions import Buffer
 
+from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.base.budget import Budget
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
@@ -53,12 +55,8 @@ class Session:
     Args:
         path: the model's file. Its external data must be in the same directory, not linked from elsewhere.
         model: the model's bytes; ``path`` then only gives the place of its external data (None: it must have none).
-        intra_op_threads: gives the session a pool of its own; None: the process's.
-        inter_op_threads: more than 1 also runs independent operators in parallel.
-        execution_providers: in the order of preference; the CPU's is always the last.
-        graph_optimization_level: ``none``, ``basic``, ``extended``, ``layout``, ``all`` or the runtime's number.
-        allow_spinning: threads of the session's own pool spin.
-        free_dimension_overrides: values for symbolic dimensions.
+        settings: everything else, as an object ...
+        **options: ... or as keyword arguments: the attributes of :class:`SessionSettings`.
 
     Raises:
         OrtError: the model is refused, by the runtime or because it has inputs or outputs that cannot be served.
@@ -82,12 +80,8 @@ class Session:
         path: str | PathLike[str] | None = None,
         *,
         model: Buffer | None = None,
-        intra_op_threads: int | None = None,
-        inter_op_threads: int | None = None,
-        execution_providers: Sequence[str] = ("CPUExecutionProvider",),
-        graph_optimization_level: str | int | None = None,
-        allow_spinning: bool | None = None,
-        free_dimension_overrides: Mapping[str, int] | None = None,
+        settings: SessionSettings | None = None,
+        **options: Any,
     ) -> None: ...
     def run(self, inputs: list[Tensor], outputs: Sequence[str] | None = None) -> list[Tensor]:
         """Runs the model on this thread.

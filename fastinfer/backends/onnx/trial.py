@@ -87,14 +87,18 @@ class TrialRuns:
         with self._changed:
             while True:
                 now = time.monotonic()
-                for each in self._runs:
-                    if each.deadline <= now and not each.overdue:
-                        each.overdue = True
-                        each.run.terminate()
-                self._wakes_at = min((each.deadline for each in self._runs if not each.overdue), default=None)
+                self._wakes_at = self._end_overdue(now)
                 if self._wakes_at is None:
                     return
                 self._changed.wait(self._wakes_at - now)
+
+    def _end_overdue(self, now: float) -> float | None:
+        """Terminate overdue runs; return the next deadline. Apart from the wait, which must not keep a run alive."""
+        for each in self._runs:
+            if each.deadline <= now and not each.overdue:
+                each.overdue = True
+                each.run.terminate()
+        return min((each.deadline for each in self._runs if not each.overdue), default=None)
 
     def end(self) -> None:
         """Terminates the current runs; later ones fail."""

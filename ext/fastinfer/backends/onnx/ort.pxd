@@ -10,8 +10,10 @@ cdef class Session:
     cdef readonly tuple outputs
     cdef readonly tuple sequence_outputs    # the names of those that are sequences, which are stacked
     cdef public Budget budget           # in which its outputs count; None: nowhere
+    cdef list _run_config               # the bytes that the handle's run_config points into
     cdef list _names                    # the bytes that the handle's names point into, and ...
     cdef dict _optional_names           # ... those of optional inputs' names, by name
 
     # Fills `names` with those of all tensors; the ones after handle.input_count are optional inputs.
     cdef int name_inputs(self, list tensors, const char** names) except -1
+    cdef int _add_run_config(self, dict given) except -1

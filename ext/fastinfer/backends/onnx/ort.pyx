@@ -1,5 +1,6 @@
 # ONNX Runtime through its C API: the library, its environment, sessions.
-# Lives here: loading the library and models. Does not: the steps of a run (ort_run), requests, batches, native threads.
+# Lives here: loading the library and models. Does not: a session's options (ort_options), the steps of a run (ort_run),
+# requests, batches, native threads.
 #
 # Any thread, with the GIL; it is released while a model is loaded, run or freed. A Session owns the runtime's session.
 # The library is loaded with dlopen from the installed wheel; the package itself is never imported, since it carries a
@@ -16,14 +17,17 @@ from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from fastinfer.backends.onnx.ort_run cimport (
     INVALID_ARGUMENT, INVALID_PROTOBUF, NO_SUCH_FILE, NOT_IMPLEMENTED, EngineError, Feed, Handle, Output, check,
-    discard, error_of, execute, make_values, own, receive, release_values, use_table,
+    create_run_options, discard, error_of, execute, make_values, own, receive, release_run_options, release_values,
+    use_table,
 )
+from fastinfer.backends.onnx.ort_options cimport fill, providers, set_config, use_options_table
 from fastinfer.backends.onnx.ort_table cimport *
 from fastinfer.tensor.datatype cimport from_onnx, name_of
 from fastinfer.tensor.tensor cimport MAX_RANK, Tensor, TensorSpec
 
 from fastinfer.backends.onnx import elements
 from fastinfer.backends.onnx.ort_run import OrtError
+from fastinfer.backends.onnx.settings import SessionSettings
 
 cdef extern from "fastinfer/native/signals.h" nogil:
     ctypedef struct sigset_t:
@@ -38,7 +42,6 @@ cdef extern from "<string.h>" nogil:
 cdef enum:
     API_VERSION = 24            # the oldest that has every function of backends/onnx/ort_table.h
     LOG_FATAL = 4               # failures come back as statuses; the runtime would print each one, too
-    PARALLEL = 1                # ExecutionMode
     TENSOR = 1                  # ONNXType
     SEQUENCE = 2
     MAP = 3
@@ -47,7 +50,6 @@ cdef enum:
     MAX_NAME_BYTES = 4096       # of an input, an output or a dimension: as long as a request may name
 
 _WHEEL_NEEDED = "fastinfer needs the 'onnxruntime' wheel, 1.32 or newer, for Linux (glibc) or macOS"
-_LEVELS = {"none": 0, "disable": 0, "disabled": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
 cdef enum Role:                 # of a named tensor of a session
     AN_INPUT
     AN_OPTIONAL_INPUT           # an input of an optional type; its specification is that of the tensor in it
@@ -98,6 +100,7 @@ cdef int _load_library() except -1:
     if table == NULL:
         raise OrtError(f"{_WHEEL_NEEDED}; installed is {base.get_version_string().decode()}", NO_SUCH_FILE)
     use_table(table)
+    use_options_table(table)
     ort_table = table
     check(ort_default_allocator(&_allocator))
     _base = base
@@ -133,13 +136,7 @@ def version():
 
 def available_providers():
     _load_library()
-    cdef char** names = NULL
-    cdef int32_t count = 0
-    check(ort_get_available_providers(&names, &count))
-    try:
-        return tuple([names[i].decode() for i in range(count)])
-    finally:
-        check(ort_release_available_providers(names, count))
+    return providers()
 
 
 # --- Sessions ---------------------------------------------------------------------------------------------------------
@@ -147,11 +144,10 @@ def available_providers():
 
 @cython.final
 cdef class Session:
-    def __init__(self, path=None, *, model=None, intra_op_threads=None, inter_op_threads=None,
-                 execution_providers=("CPUExecutionProvider",), graph_optimization_level=None, allow_spinning=None,
-                 free_dimension_overrides=None):
+    def __init__(self, path=None, *, model=None, settings=None, **options):
         if self.handle.session != NULL:
             raise RuntimeError("a session is created once")
+        given = settings or SessionSettings(**options)
         if model is None:
             if path is None:
                 raise ValueError("a path or a model is needed")
@@ -160,29 +156,40 @@ cdef class Session:
             raise OrtError("the model is empty", INVALID_PROTOBUF)
         if _env == NULL:
             configure(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        # External data may be beside the model, and nowhere else; the runtime checks that. A model without a path has
+        # External data may be in one directory, and nowhere else; the runtime checks that. A model without a path has
         # no such place (the runtime's own default is the current directory).
-        folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
-        if path is not None:
+        folder = given.external_data
+        if folder is None:
+            folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
+        if folder != "/dev/null":
             _check_external_data(model, os.fsdecode(folder))
-        cdef OrtSessionOptions* options = NULL
-        check(ort_create_session_options(&options))
+        cdef OrtSessionOptions* session_options = NULL
+        check(ort_create_session_options(&session_options))
         try:
-            _set_config(options, "session.load_model_format", "ONNX")
-            _set_config(options, "session.model_external_initializers_file_folder_path", folder)
-            _set_threads(options, intra_op_threads, inter_op_threads, allow_spinning)
-            # The runtime would keep a pattern for every set of input shapes, which clients choose.
-            check(ort_disable_mem_pattern(options))
-            if graph_optimization_level is not None:
-                check(ort_set_graph_optimization_level(options, _level(graph_optimization_level)))
-            for name, value in (free_dimension_overrides or {}).items():
-                check(ort_override_free_dimension(options, <bytes>name.encode(), value))
-            for provider in execution_providers:
-                _append_provider(options, provider)
-            _create(self, model, options)
+            set_config(session_options, "session.load_model_format", "ONNX")
+            set_config(session_options, "session.model_external_initializers_file_folder_path", folder)
+            fill(session_options, _env, given)
+            _create(self, model, session_options)
         finally:
-            ort_release_session_options(options)
+            ort_release_session_options(session_options)
+        self._add_run_config(given.run_config)
         _describe(self)
+
+    cdef int _add_run_config(self, dict given) except -1:
+        # Every run gets these entries. The pointers lead into self._run_config, which lives as long.
+        cdef Handle* handle = &self.handle
+        cdef Py_ssize_t i
+        if not given:
+            return 0
+        self._run_config = [(key.encode(), value.encode()) for key, value in given.items()]
+        handle.run_config = <const char**>malloc(2 * len(self._run_config) * sizeof(char*))
+        if handle.run_config == NULL:
+            raise MemoryError()
+        handle.run_config_count = len(self._run_config)
+        for i in range(handle.run_config_count):
+            handle.run_config[2 * i] = <bytes>self._run_config[i][0]
+            handle.run_config[2 * i + 1] = <bytes>self._run_config[i][1]
+        return 0
 
     def __dealloc__(self):
         with nogil:         # freeing a large model takes a while
@@ -190,6 +197,7 @@ cdef class Session:
                 ort_release_session(self.handle.session)
             free(self.handle.input_names)
             free(<void*>self.handle.declared)
+            free(self.handle.run_config)
 
     def run(self, list inputs not None, outputs=None):
         cdef list tensors = _ordered(self.inputs, self.optional_inputs, inputs)
@@ -199,6 +207,7 @@ cdef class Session:
         cdef Tensor tensor
         cdef EngineError failure
         cdef Handle handle = self.handle
+        cdef OrtRunOptions* options = create_run_options(&self.handle) if self.handle.run_config_count > 0 else NULL
         # The two arrays of feeds and received outputs, then those of values and names.
         cdef Feed* feeds = <Feed*>calloc(len(tensors) + 1, sizeof(Feed))
         cdef Output* received = <Output*>calloc(count + 1, sizeof(Output))
@@ -218,7 +227,8 @@ cdef class Session:
             for i in range(count):
                 positions[i] = wanted[i]
                 names[len(tensors) + i] = self.handle.output_names[positions[i]]
-            if _run_whole(&handle, feeds, values, names + len(tensors), positions, count, received, &failure) < 0:
+            if _run_whole(&handle, feeds, values, names + len(tensors), positions, count, received, options,
+                          &failure) < 0:
                 raise error_of(&failure)
             return [_tensor((<TensorSpec>self.outputs[wanted[i]]).name, &received[i], self) for i in range(count)]
         finally:
@@ -230,6 +240,8 @@ cdef class Session:
             free(values)
             free(names)
             free(positions)
+            if options != NULL:
+                release_run_options(options)
 
     cdef int name_inputs(self, list tensors, const char** names) except -1:
         cdef Py_ssize_t i
@@ -356,48 +368,6 @@ cdef int _kind(OrtSession* session, Py_ssize_t place) except -1:
     finally:
         ort_release_type_info(type_info)
     return kind
-
-
-cdef int _set_config(OrtSessionOptions* options, str key, str value) except -1:
-    return check(ort_add_session_config(options, key.encode(), os.fsencode(value)))
-
-
-cdef int _set_threads(OrtSessionOptions* options, intra_op_threads, inter_op_threads, allow_spinning) except -1:
-    if intra_op_threads is None and inter_op_threads is None:
-        return check(ort_disable_per_session_threads(options))     # the process's pools
-    check(ort_set_intra_op_threads(options, intra_op_threads or 1))
-    check(ort_set_inter_op_threads(options, inter_op_threads or 1))
-    if (inter_op_threads or 1) > 1:
-        check(ort_set_execution_mode(options, PARALLEL))
-    spinning = "1" if allow_spinning else "0"
-    _set_config(options, "session.intra_op.allow_spinning", spinning)
-    return _set_config(options, "session.inter_op.allow_spinning", spinning)
-
-
-def _level(level):
-    if isinstance(level, str):
-        if level not in _LEVELS:
-            raise OrtError(f"unknown graph optimization level '{level}', known are {', '.join(_LEVELS)}",
-                           INVALID_ARGUMENT)
-        return _LEVELS[level]
-    return level
-
-
-cdef int _append_provider(OrtSessionOptions* options, str provider) except -1:
-    cdef OrtCudaOptions* cuda = NULL
-    if provider == "CPUExecutionProvider":      # it is always there, as the last
-        return 0
-    if provider not in available_providers():
-        raise OrtError(f"execution provider '{provider}' is not in this build of ONNX Runtime, "
-                       f"which has {', '.join(available_providers())}", INVALID_ARGUMENT)
-    if provider != "CUDAExecutionProvider":
-        return check(ort_append_provider(options, provider.removesuffix("ExecutionProvider").encode(),
-                                         NULL, NULL, 0))
-    check(ort_create_cuda_options(&cuda))
-    try:
-        return check(ort_append_cuda_provider(options, cuda))
-    finally:
-        ort_release_cuda_options(cuda)
 
 
 cdef TensorSpec _spec(Session of, Py_ssize_t index, int role):
@@ -538,7 +508,8 @@ cdef list _positions(tuple specs, outputs):
 
 
 cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, const char** names,
-                    const Py_ssize_t* positions, Py_ssize_t count, Output* received, EngineError* failure) noexcept:
+                    const Py_ssize_t* positions, Py_ssize_t count, Output* received,
+                    OrtRunOptions* options, EngineError* failure) noexcept:
     # values has room for the inputs and, after them, for the outputs.
     cdef OrtValue** outputs = values + handle.input_count
     cdef Py_ssize_t i
@@ -547,7 +518,7 @@ cdef int _run_whole(const Handle* handle, const Feed* feeds, OrtValue** values, 
         if make_values(handle, feeds, values, failure) < 0:
             failed = -1
         else:
-            failed = execute(handle, values, names, count, outputs, NULL, failure)
+            failed = execute(handle, values, names, count, outputs, options, failure)
             release_values(values, handle.input_count)
         for i in range(count):
             if failed == 0:

@@ -43,6 +43,8 @@ cdef struct Handle:
     const char** output_names
     const Feed* declared        # the types and shapes of the outputs, without memory
     bint may_lack_outputs       # an output is an optional value or a sequence, so that it may have no answer
+    const char** run_config     # pairs of key and value for every run's options; NULL if there are none
+    Py_ssize_t run_config_count
 
 # Every function fills in `failure` if it returns -1.
 cdef int fail(EngineError* failure, int32_t code, const char* text) noexcept nogil
@@ -71,8 +73,9 @@ cdef int check_in_place(const Handle* handle, OrtIoBinding* binding, const Feed*
                         EngineError* failure) noexcept nogil
 cdef void release_binding(OrtIoBinding* binding) noexcept nogil
 
-# Run options, which hold the terminate flag: another thread may set it before, during and after the run.
-cdef OrtRunOptions* create_run_options() except NULL
+# Run options, which hold the terminate flag: another thread may set it before, during and after the run. With the
+# entries of the handle's run_config; NULL: of no session in particular.
+cdef OrtRunOptions* create_run_options(const Handle* handle) except NULL
 cdef void release_run_options(OrtRunOptions* options) noexcept nogil
 cdef void terminate(OrtRunOptions* options) noexcept nogil
 cdef void unset_terminate(OrtRunOptions* options) noexcept nogil

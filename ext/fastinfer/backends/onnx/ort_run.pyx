@@ -203,9 +203,17 @@ cdef void release_binding(OrtIoBinding* binding) noexcept nogil:
     ort_release_io_binding(binding)
 
 
-cdef OrtRunOptions* create_run_options() except NULL:
+cdef OrtRunOptions* create_run_options(const Handle* handle) except NULL:
     cdef OrtRunOptions* options = NULL
+    cdef Py_ssize_t i
     check(ort_create_run_options(&options))
+    if handle != NULL:
+        for i in range(handle.run_config_count):
+            try:
+                check(ort_add_run_config(options, handle.run_config[2 * i], handle.run_config[2 * i + 1]))
+            except BaseException:
+                ort_release_run_options(options)
+                raise
     return options
 
 

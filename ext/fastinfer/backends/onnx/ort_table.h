@@ -27,6 +27,7 @@ struct OrtMemoryInfo;
 struct OrtAllocator;
 struct OrtIoBinding;
 struct OrtCudaOptions;  // OrtCUDAProviderOptionsV2
+struct OrtEpDevice;
 
 struct OrtApiBase {
     void** (*get_api)(uint32_t version);
@@ -62,8 +63,18 @@ ORT_FUNCTION(149, OrtStatus*, ort_set_global_spinning, (OrtThreadingOptions* opt
 
 // Session options
 ORT_FUNCTION(10, OrtStatus*, ort_create_session_options, (OrtSessionOptions** out), (out))
+ORT_FUNCTION(11, OrtStatus*, ort_set_optimized_model_path, (OrtSessionOptions* options, const char* path),
+             (options, path))
 ORT_FUNCTION(13, OrtStatus*, ort_set_execution_mode, (OrtSessionOptions* options, int32_t mode), (options, mode))
+ORT_FUNCTION(14, OrtStatus*, ort_enable_profiling, (OrtSessionOptions* options, const char* prefix), (options, prefix))
+ORT_FUNCTION(16, OrtStatus*, ort_enable_mem_pattern, (OrtSessionOptions* options), (options))
 ORT_FUNCTION(17, OrtStatus*, ort_disable_mem_pattern, (OrtSessionOptions* options), (options))
+ORT_FUNCTION(19, OrtStatus*, ort_disable_mem_arena, (OrtSessionOptions* options), (options))
+ORT_FUNCTION(20, OrtStatus*, ort_set_session_log_id, (OrtSessionOptions* options, const char* id), (options, id))
+ORT_FUNCTION(21, OrtStatus*, ort_set_session_log_verbosity, (OrtSessionOptions* options, int32_t level),
+             (options, level))
+ORT_FUNCTION(22, OrtStatus*, ort_set_session_log_severity, (OrtSessionOptions* options, int32_t level),
+             (options, level))
 ORT_FUNCTION(23, OrtStatus*, ort_set_graph_optimization_level, (OrtSessionOptions* options, int32_t level),
              (options, level))
 ORT_FUNCTION(24, OrtStatus*, ort_set_intra_op_threads, (OrtSessionOptions* options, int32_t count), (options, count))
@@ -82,8 +93,24 @@ ORT_FUNCTION(204, OrtStatus*, ort_append_cuda_provider, (OrtSessionOptions* opti
              (options, cuda))
 ORT_FUNCTION(205, OrtStatus*, ort_create_cuda_options, (OrtCudaOptions** out), (out))
 ORT_FUNCTION(208, void, ort_release_cuda_options, (OrtCudaOptions* cuda), (cuda))
+ORT_FUNCTION(206, OrtStatus*, ort_update_cuda_options,
+             (OrtCudaOptions* cuda, const char* const* keys, const char* const* values, size_t count),
+             (cuda, keys, values, count))
+ORT_FUNCTION(228, OrtStatus*, ort_register_operators, (OrtSessionOptions* options, const char* path), (options, path))
 ORT_FUNCTION(125, OrtStatus*, ort_get_available_providers, (char*** out, int32_t* count), (out, count))
 ORT_FUNCTION(126, OrtStatus*, ort_release_available_providers, (char** names, int32_t count), (names, count))
+
+// Execution providers of plugin libraries, and the devices that they offer
+ORT_FUNCTION(301, OrtStatus*, ort_register_provider_library, (OrtEnv* env, const char* name, const char* path),
+             (env, name, path))
+ORT_FUNCTION(303, OrtStatus*, ort_provider_devices,
+             (const OrtEnv* env, const OrtEpDevice*** borrowed, size_t* count),
+             (env, borrowed, count))
+ORT_FUNCTION(304, OrtStatus*, ort_append_provider_devices,
+             (OrtSessionOptions* options, OrtEnv* env, const OrtEpDevice* const* devices, size_t device_count,
+              const char* const* keys, const char* const* values, size_t count),
+             (options, env, devices, device_count, keys, values, count))
+ORT_FUNCTION(312, const char*, ort_provider_of_device, (const OrtEpDevice* device), (device))
 
 // Session
 ORT_FUNCTION(8, OrtStatus*, ort_create_session_from_array,
@@ -119,6 +146,8 @@ ORT_FUNCTION(39, OrtStatus*, ort_create_run_options, (OrtRunOptions** out), (out
 ORT_FUNCTION(46, OrtStatus*, ort_terminate, (OrtRunOptions* options), (options))
 ORT_FUNCTION(47, OrtStatus*, ort_unset_terminate, (OrtRunOptions* options), (options))
 ORT_FUNCTION(97, void, ort_release_run_options, (OrtRunOptions* options), (options))
+ORT_FUNCTION(165, OrtStatus*, ort_add_run_config, (OrtRunOptions* options, const char* key, const char* value),
+             (options, key, value))
 
 // Bindings: a session with its inputs and outputs
 ORT_FUNCTION(134, OrtStatus*, ort_create_io_binding, (OrtSession* session, OrtIoBinding** out), (session, out))

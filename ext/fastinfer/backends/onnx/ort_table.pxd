@@ -1,5 +1,5 @@
 # backends/onnx/ort_table.h for Cython; the C++ compiler compares the two. Each module has its own copy of the table:
-# ort sets its own and that of ort_run; no other module may use this.
+# ort sets its own and those of ort_run and ort_options; no other module may use this.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
@@ -19,6 +19,7 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     ctypedef struct OrtAllocator
     ctypedef struct OrtIoBinding
     ctypedef struct OrtCudaOptions
+    ctypedef struct OrtEpDevice
     ctypedef struct OrtApiBase:
         void** (*get_api)(uint32_t version) noexcept
         const char* (*get_version_string)() noexcept
@@ -37,8 +38,15 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_set_global_spinning(OrtThreadingOptions* options, int32_t allow)
 
     OrtStatus* ort_create_session_options(OrtSessionOptions** out)
+    OrtStatus* ort_set_optimized_model_path(OrtSessionOptions* options, const char* path)
     OrtStatus* ort_set_execution_mode(OrtSessionOptions* options, int32_t mode)
+    OrtStatus* ort_enable_profiling(OrtSessionOptions* options, const char* prefix)
+    OrtStatus* ort_enable_mem_pattern(OrtSessionOptions* options)
     OrtStatus* ort_disable_mem_pattern(OrtSessionOptions* options)
+    OrtStatus* ort_disable_mem_arena(OrtSessionOptions* options)
+    OrtStatus* ort_set_session_log_id(OrtSessionOptions* options, const char* id)
+    OrtStatus* ort_set_session_log_verbosity(OrtSessionOptions* options, int32_t level)
+    OrtStatus* ort_set_session_log_severity(OrtSessionOptions* options, int32_t level)
     OrtStatus* ort_set_graph_optimization_level(OrtSessionOptions* options, int32_t level)
     OrtStatus* ort_set_intra_op_threads(OrtSessionOptions* options, int32_t count)
     OrtStatus* ort_set_inter_op_threads(OrtSessionOptions* options, int32_t count)
@@ -50,9 +58,17 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_append_cuda_provider(OrtSessionOptions* options, OrtCudaOptions* cuda)
     OrtStatus* ort_create_cuda_options(OrtCudaOptions** out)
     void ort_release_cuda_options(OrtCudaOptions* cuda)
+    OrtStatus* ort_update_cuda_options(OrtCudaOptions* cuda, const char** keys, const char** values, size_t count)
+    OrtStatus* ort_register_operators(OrtSessionOptions* options, const char* path)
     OrtStatus* ort_get_available_providers(char*** out, int32_t* count)
     OrtStatus* ort_release_available_providers(char** names, int32_t count)
     void ort_release_session_options(OrtSessionOptions* options)
+
+    OrtStatus* ort_register_provider_library(OrtEnv* env, const char* name, const char* path)
+    OrtStatus* ort_provider_devices(OrtEnv* env, const OrtEpDevice*** borrowed, size_t* count)
+    OrtStatus* ort_append_provider_devices(OrtSessionOptions* options, OrtEnv* env, const OrtEpDevice** devices,
+                                           size_t device_count, const char** keys, const char** values, size_t count)
+    const char* ort_provider_of_device(const OrtEpDevice* device)
 
     OrtStatus* ort_create_session_from_array(OrtEnv* env, const void* model, size_t nbytes,
                                              OrtSessionOptions* options, OrtSession** out)
@@ -73,6 +89,7 @@ cdef extern from "fastinfer/backends/onnx/ort_table.h" nogil:
     OrtStatus* ort_terminate(OrtRunOptions* options)
     OrtStatus* ort_unset_terminate(OrtRunOptions* options)
     void ort_release_run_options(OrtRunOptions* options)
+    OrtStatus* ort_add_run_config(OrtRunOptions* options, const char* key, const char* value)
 
     OrtStatus* ort_create_io_binding(OrtSession* session, OrtIoBinding** out)
     OrtStatus* ort_bind_input(OrtIoBinding* binding, const char* name, OrtValue* value)
