@@ -231,7 +231,19 @@ COUPLED = {
         ),
         "'DynamicQuantizeLinear'",
     ),
-    "joined rows": (graph(node("Concat", "x x", axis=0)), "joins over the batch"),
+    "joined rows": (graph(node("Concat", "x x", axis=0)), "does not have the rows along its first dimension"),
+    "rows joined with a constant": (
+        graph(node("Concat", "x c", axis=0), constants={"c": np.ones((1, 4), np.float32)}),
+        "joins rows with a value",
+    ),
+    "columns joined with rows": (
+        graph(node("Transpose", "x", "t"), node("Concat", "x t", axis=0), inputs={"x": ["n", "n"]}),
+        "joins rows with a value",
+    ),
+    "rows joined, and cut otherwise": (
+        graph(node("Concat", "x x", "j", axis=0), node("Reshape", "j to"), constants={"to": i64([-1, 2, 4])}),
+        "does not have the rows along its first dimension|may be mixed",
+    ),
     "reversed rows": (
         graph(
             node("Slice", "x a b c d"), constants={"a": i64([-1]), "b": i64([-(2**63)]), "c": i64([0]), "d": i64([-1])}
@@ -655,6 +667,160 @@ COUPLED |= {
         "of a version that is not known",
     ),
 }
+
+
+# --- Classical models, and loops --------------------------------------------------------------------------------------
+
+
+def classical(*nodes, **more):
+    return graph(*nodes, domains=["ai.onnx.ml"], **more)
+
+
+def ml(op, ins, outs, **attributes):
+    return node(op, ins, outs, domain="ai.onnx.ml", **attributes)
+
+
+def repeated(op, ins, outs, body, made, *, inputs, opset=17, **attributes):
+    """A Scan or Loop with a body of nodes, whose outputs are ``made``."""
+    nodes = [helper.make_node(each, a, b, **rest) for each, a, b, rest in body]
+    graph = helper.make_graph(nodes, "body", [tensor(name, None) for name in inputs], [tensor(n, None) for n in made])
+    return node(op, ins, outs, body=graph, **attributes)
+
+
+SQUARES = [
+    node("Identity", "s", "s1"), node("Sub", "s row", "d"), node("ReduceSumSquare", "d", "q", axes=[1], keepdims=0),
+]  # fmt: skip
+TRAINING = np.arange(12, dtype=np.float32).reshape(3, 4)
+LINEAR = {"coefficients": [1.0] * 12, "intercepts": [0.0, 1.0, 2.0], "classlabels_ints": [7, 8, 9]}
+DISTANCES = repeated("Scan", "x t", "last far", SQUARES, ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1)
+TIMES = {"t": i64(5), "go": np.bool_(True)}
+
+
+def looped(*body, **more):
+    loop = repeated("Loop", "t go x", "y", body, ["go2", "s1"], inputs=["i", "go0", "s"])
+    return graph(loop, constants=TIMES, **more)
+
+
+APART |= {
+    "rows stacked twice, and taken apart": graph(
+        node("Concat", "x x", "j", axis=0),
+        node("Reshape", "j to", "r"),
+        node("Transpose", "r", perm=[1, 0, 2]),
+        constants={"to": i64([2, -1, 4])},
+    ),
+    "the mean of two models' scores": classical(
+        ml("LinearClassifier", "x", "l a", **LINEAR),
+        ml("LinearClassifier", "x", "m b", **LINEAR),
+        node("Reshape", "a to", "c"),
+        node("Reshape", "b to", "d"),
+        node("Concat", "c d", "e", axis=0),
+        node("ReduceMean", "e", axes=[0], keepdims=0),
+        constants={"to": i64([1, -1, 3])},
+    ),
+    "nearest neighbours": classical(
+        DISTANCES,
+        node("Transpose", "far", "f", perm=[1, 0]),
+        node("TopK", "f k", "v at", largest=0),
+        node("Flatten", "at", "flat"),
+        ml("ArrayFeatureExtractor", "labels flat", "found"),
+        node("Reshape", "found to"),
+        constants={"t": TRAINING, "k": i64([2]), "labels": np.float32([5, 6, 7]), "to": i64([-1, 2])},
+    ),
+    "tables of leaves": classical(
+        node("ArgMax", "x", "at", axis=1, keepdims=0),
+        node("Reshape", "at one", "leaf"),
+        ml("ArrayFeatureExtractor", "tables leaf", "scores"),
+        node("Transpose", "scores", perm=[2, 0, 1]),
+        constants={"one": i64([1, -1]), "tables": np.ones((2, 3, 4), np.float32)},
+    ),
+    "columns, each encoded": classical(
+        ml("ArrayFeatureExtractor", "x zero", "a"),
+        ml("ArrayFeatureExtractor", "x one", "b"),
+        node("Reshape", "a to", "c"),
+        node("Reshape", "b to", "d"),
+        node("Concat", "c d", axis=1),
+        constants={"zero": i64(0), "one": i64(1), "to": i64([-1, 1])},
+    ),
+    "a loop over time": looped(
+        node("Identity", "go0", "go2"),
+        node("Gather", "z i", "step", axis=1),
+        node("Add", "s step", "s1"),
+        inputs={"x": ["n", 4], "z": ["n", 5, 4]},
+    ),
+    "a loop that keeps each step": graph(
+        repeated(
+            "Loop",
+            "t go x",
+            "last steps",
+            [node("Identity", "go0", "go2"), node("Tanh", "s", "s1"), node("Identity", "s1", "step")],
+            ["go2", "s1", "step"],
+            inputs=["i", "go0", "s"],
+        ),
+        node("Transpose", "steps", perm=[1, 0, 2]),
+        constants=TIMES,
+    ),
+}
+COUPLED |= {
+    "a scan over rows": (
+        graph(
+            repeated("Scan", "s x", "y all", [node("Add", "a row", "b"), node("Identity", "b", "c")], ["b", "c"],
+                     inputs=["a", "row"], num_scan_inputs=1),
+            constants={"s": np.zeros(4, np.float32)},
+        ),
+        "from row to row",
+    ),
+    "a scan that mixes its state": (
+        graph(
+            repeated("Scan", "x t", "y all", [node("Softmax", "s", "s1", axis=0), node("Add", "s row", "q")],
+                     ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+            constants={"t": TRAINING},
+        ),
+        "'Softmax'",
+    ),
+    "a scan that turns its state": (
+        graph(
+            repeated("Scan", "x t", "y all", [node("Transpose", "s", "s1"), node("Identity", "row", "q")],
+                     ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+            inputs={"x": ["n", "n"]}, constants={"t": TRAINING},
+        ),
+        "where the rows of its state are",
+    ),
+    "distances between rows": (
+        graph(
+            repeated("Scan", "x x", "last y", SQUARES, ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+        ),
+        "from row to row",
+    ),
+    "a loop until all rows are small": (
+        looped(node("Mul", "s s", "s1"), node("ReduceMax", "s1", "m", keepdims=0), node("Cast", "m", "go2", to=9)),
+        "'ReduceMax'",
+    ),
+    "a loop until a row is small": (
+        looped(node("Mul", "s s", "s1"), node("Cast", "s1", "go2", to=9)), "where the rows of its state are",
+    ),
+    "a loop for each row": (
+        graph(
+            node("Shape", "x", "shape"), node("Gather", "shape zero", "count"),
+            repeated("Loop", "count go x", "y", [node("Identity", "go0", "go2"), node("Tanh", "s", "s1")],
+                     ["go2", "s1"], inputs=["i", "go0", "s"]),
+            constants=TIMES | {"zero": i64(0)},
+        ),
+        "as often as rows say",
+    ),
+    "labels of rows, of which a row takes another's": (
+        classical(
+            node("ArgMax", "x", "at", axis=1, keepdims=0), ml("ArrayFeatureExtractor", "x at", "y"),
+        ),
+        "parameters that differ",
+    ),
+    "scores of unknown classes, cut": (
+        classical(
+            ml("SVMClassifier", "x", "l a", classlabels_ints=[1, 2, 3]), node("Reshape", "a to"),
+            constants={"to": i64([-1, 3])},
+        ),
+        "may be mixed",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", APART)

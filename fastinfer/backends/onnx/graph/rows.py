@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from fastinfer.backends.onnx.graph import contents
+from fastinfer.backends.onnx.graph import contents, loops
 from fastinfer.backends.onnx.graph.dims import BATCH, DependsOnBatch, Dim, Symbols
 from fastinfer.backends.onnx.graph.operators import (
     COUPLES,
@@ -223,6 +224,9 @@ class _Prover:
                 return [_constant(call)]
             if call.op_type == "If":
                 return self._branch(call, scope, opsets, given, depth)
+            if call.op_type in ("Loop", "Scan"):
+                follow_body = loops.loop if call.op_type == "Loop" else loops.scan
+                return follow_body(call, partial(self._body, scope, opsets, given, depth))
             computed = self._compute(call)
             if computed is not None:
                 return computed
@@ -303,7 +307,26 @@ class _Prover:
     ) -> list[Value]:
         inner = {**scope, **self._constants(graph)}
         self._run(graph.node, inner, opsets, given, depth + 1)
-        return [inner.get(info.name) or Value(None, mixed="a branch lacks an output") for info in graph.output]
+        return _outputs(graph, inner)
+
+    def _body(
+        self,
+        scope: Scope,
+        opsets: Mapping[str, int],
+        given: Mapping[str, Attribute],
+        depth: int,
+        graph: Graph,
+        inputs: Sequence[Value],
+    ) -> list[Value]:
+        """Follow a subgraph with inputs."""
+        named = {info.name: value for info, value in zip(graph.input, inputs, strict=True)}
+        inner = {**scope, **self._constants(graph), **named}
+        self._run(graph.node, inner, opsets, given, depth + 1)
+        return _outputs(graph, inner)
+
+
+def _outputs(graph: Graph, scope: Scope) -> list[Value]:
+    return [scope.get(info.name) or Value(None, mixed="a subgraph lacks an output") for info in graph.output]
 
 
 def _why_not_rows(value: Value) -> str | None:
