@@ -29,7 +29,7 @@ def warm_ups(
     Args:
         name: the model's name, for messages.
         inputs: the model's inputs.
-        batched: whether a sample's dims lack the batch dimension.
+        batched: whether a sample's dims lack the batch dimension, which is each input's ``batch_axis``.
         config: the model's configuration.
         directory: the model's directory; its ``warmup/`` holds the data files.
 
@@ -42,7 +42,9 @@ def warm_ups(
             given = sample.inputs.get(spec.name)
             if given is None:
                 raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
-            shape = [max(sample.batch_size, 1), *given.dims] if batched else list(given.dims)
+            shape = list(given.dims)
+            if batched and spec.batch_axis >= 0:
+                shape.insert(spec.batch_axis, max(sample.batch_size, 1))
             try:
                 arrays.append(_values(spec, given, shape, directory / DIRECTORY))
             except ValueError as error:

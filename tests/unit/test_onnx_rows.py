@@ -231,7 +231,7 @@ COUPLED = {
         ),
         "'DynamicQuantizeLinear'",
     ),
-    "joined rows": (graph(node("Concat", "x x", axis=0)), "does not have the rows along its first dimension"),
+    "joined rows": (graph(node("Concat", "x x", axis=0)), "does not have the rows along one dimension"),
     "rows joined with a constant": (
         graph(node("Concat", "x c", axis=0), constants={"c": np.ones((1, 4), np.float32)}),
         "joins rows with a value",
@@ -242,7 +242,7 @@ COUPLED = {
     ),
     "rows joined, and cut otherwise": (
         graph(node("Concat", "x x", "j", axis=0), node("Reshape", "j to"), constants={"to": i64([-1, 2, 4])}),
-        "does not have the rows along its first dimension|may be mixed",
+        "does not have the rows along one dimension|may be mixed",
     ),
     "reversed rows": (
         graph(
@@ -327,7 +327,6 @@ COUPLED = {
         graph(node("Scaler", domain="ai.onnx.ml"), inputs={"x": ["n"]}, domains=["ai.onnx.ml"]),
         "for features",
     ),
-    "the batch last": (graph(node("Transpose")), "output 'y' does not have the rows along its first dimension"),
     "a constant": (graph(node("Identity", "w"), constants={"w": W}), "does not depend on the rows"),
     "a shape": (graph(node("Shape")), "only on how many there are"),
     "a fixed input": (graph(node("Relu"), inputs={"x": [2, 4]}), "the first dimension of input 'x' is always 2"),
@@ -680,7 +679,7 @@ def ml(op, ins, outs, **attributes):
     return node(op, ins, outs, domain="ai.onnx.ml", **attributes)
 
 
-def repeated(op, ins, outs, body, made, *, inputs, opset=17, **attributes):
+def repeated(op, ins, outs, body, made, *, inputs, **attributes):
     """A Scan or Loop with a body of nodes, whose outputs are ``made``."""
     nodes = [helper.make_node(each, a, b, **rest) for each, a, b, rest in body]
     graph = helper.make_graph(nodes, "body", [tensor(name, None) for name in inputs], [tensor(n, None) for n in made])
@@ -797,6 +796,16 @@ COUPLED |= {
     ),
     "a loop until a row is small": (
         looped(node("Mul", "s s", "s1"), node("Cast", "s1", "go2", to=9)), "where the rows of its state are",
+    ),
+    "a loop without an end": (
+        graph(
+            repeated(
+                "Loop", "t go x", "y", [node("Identity", "go0", "go2"), node("Tanh", "s", "s1")],
+                ["go2", "s1"], inputs=["i", "go0", "s"],
+            ),
+            constants={"t": i64(2**60), "go": np.bool_(True)},
+        ),
+        "unknown number of times",
     ),
     "a loop for each row": (
         graph(

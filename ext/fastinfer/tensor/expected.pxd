@@ -6,14 +6,14 @@ cdef struct ExpectedInput:
     int datatype_id
     bint open_rank
     int rank
+    int batch_axis          # the dimension of rows, which is free; -1: none
     const int64_t* dims     # -1: any
 
 cdef struct Expected:
     int count
     ExpectedInput* inputs
     bint by_name            # else by position, and names are free
-    bint batched            # the first dimension is free, and ...
-    bint item_form          # ... may be left out
+    bint item_form          # the dimension of rows may be left out
 
 # Whether the signature will certainly refuse an input of this name, type and shape. If that is not clear, the input is
 # decoded, and the signature decides. `index`: its position in the request.

@@ -9,6 +9,7 @@ from os import PathLike
 from typing_extensions import Buffer
 
 from fastinfer.base.budget import Budget
+from fastinfer.tensor.rows import BatchAxes
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 class OrtError(Exception):
@@ -72,6 +73,7 @@ class Session:
     sequence_outputs: tuple[str, ...]
     """The names of the outputs that are sequences."""
     budget: Budget | None
+    axes: BatchAxes | None
     """Where the memory of outputs counts; None: nowhere."""
     def __init__(
         self,

@@ -121,6 +121,8 @@ def _signature(source: Source[PythonParameters]) -> Signature:
     config = source.config
     if not config.inputs or not config.outputs:
         raise _refusal(source, "needs a config.toml that declares its inputs and outputs")
+    if any(axis != 0 for axis in config.batch_axes.values()):
+        raise _refusal(source, "has its rows along the first dimension: batch_axis is for ONNX models")
     batched = bool(config.max_batch_size)
     try:
         labels = labels_of(source.directory, config)

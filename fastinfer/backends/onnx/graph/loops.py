@@ -19,6 +19,7 @@ from fastinfer.backends.onnx.graph.operators.call import Call, axis_of
 from fastinfer.backends.onnx.graph.proto import Graph
 from fastinfer.backends.onnx.graph.values import Mixes, Value, free, moved, unchanged
 
+_MAX_RUNS = 10_000  # of a loop, e.g. over time
 _MIN_SCAN = 9  # the version before has a batch dimension of its own
 
 Body = Callable[[Graph, Sequence[Value]], list[Value]]
@@ -49,10 +50,17 @@ def loop(call: Call, body: Body) -> list[Value]:
         raise Mixes("lacks an input")
     if any(value is not None and not value.is_free for value in (limit, condition)):
         raise Mixes("runs as often as rows say")
+    if limit is None or limit.content is None or not _is_few(limit.content.flat[0]):
+        raise Mixes("runs an unknown number of times")  # the trial would take long
     number, condition = free([]), free([])  # the condition is a state, and so must stay free
     made = _repeated(call, body, [condition, *given], lambda states: [number, *states])
     joined = [_joined(value, 0, call.symbols.any_size()) for value in made[1 + len(given) :]]
     return [*made[1 : 1 + len(given)], *joined]
+
+
+def _is_few(runs: object) -> bool:
+    """Whether a loop ends soon: after a small number of runs, or one that is a size."""
+    return runs.is_size if isinstance(runs, Dim) else isinstance(runs, int) and runs <= _MAX_RUNS
 
 
 def _repeated(

@@ -1,9 +1,10 @@
 """Proves from a model's graph alone that the rows of a batch do not depend on each other, for any values.
 
-The first dimension of every input is assumed to be the batch dimension, and followed through every operator
-(:mod:`fastinfer.backends.onnx.graph.operators`). If it becomes the first dimension of every output, each row's answer
-depends on that row alone, so rows may be batched and split freely. Rounding may still differ, because the number of
-rows selects the runtime's kernels; :attr:`Proof.rounds` names an operator whose results may.
+One dimension of each input (the first, unless the caller names another) is assumed to be the batch dimension, and
+followed through every operator (:mod:`fastinfer.backends.onnx.graph.operators`). If it becomes one dimension of every
+output, each row's answer depends on that row alone, so rows may be batched and split freely. An input may also have no
+batch dimension; then a batch has one value of it. Rounding may still differ, because the number of rows selects the
+runtime's kernels; :attr:`Proof.rounds` names an operator whose results may.
 
 The proof uses the stored graph, quantized operators included; the runtime's optimizer keeps its meaning. Subgraphs and
 model-local functions are followed. All work is bounded: visited operators, nesting, and elements of constants.
@@ -58,19 +59,26 @@ class Proof:
             with a dimension of 0, so that request runs alone.
         rounds: the operator whose rounding of a row may depend on the batch; None: none.
         id_limits: for inputs whose elements select rows of tables: the number of rows of the smallest table.
+        output_axes: the batch dimension of each output.
     """
 
     couples: str | None
     rounds: str | None = None
     id_limits: Mapping[str, int] = field(default_factory=dict)
+    output_axes: Mapping[str, int] = field(default_factory=dict)
 
 
-def prove(model: bytes | memoryview) -> Proof:
-    """Prove from a model file's bytes. Never raises: an unreadable graph has no proof."""
+def prove(model: bytes | memoryview, axes: Mapping[str, int] | None = None) -> Proof:
+    """Prove from a model file's bytes. Never raises: an unreadable graph has no proof.
+
+    Args:
+        model: the file's content.
+        axes: the batch dimension of inputs for which it is not the first; -1: the input has none.
+    """
     if bytes(memoryview(model)[4:8]) == _RUNTIME_FORMAT:
         return Proof("it is in ONNX Runtime's own format (.ort), whose graph is not read")
     try:
-        return _Prover(Model(model)).proof()
+        return _Prover(Model(model), axes or {}).proof()
     except ProtoError as error:
         return Proof(f"its graph cannot be read: {error}")
     except TooLargeError as error:
@@ -85,8 +93,9 @@ Scope = dict[str, Value]
 class _Prover:
     """Follows the rows of one model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, axes: Mapping[str, int]) -> None:
         self._model = model
+        self._axes = axes
         self._symbols = Symbols()
         self._functions = {(each.domain, each.name, each.overload): each for each in model.functions}
         self._id_limits: dict[str, int] = {}
@@ -107,14 +116,15 @@ class _Prover:
                 scope[info.name] = self._input(info)
         self._run(graph.node, scope, opsets, {}, 0)
         rounds = None
+        output_axes = {}
         for info in graph.output:
-            value = scope.get(info.name)
-            reason = "is not computed" if value is None else _why_not_rows(value)
+            value = scope.get(info.name) or Value(None, mixed=f"output '{info.name}' is not computed")
+            reason = _why_not_rows(value)
             if reason is not None:
-                by = value.mixed if value is not None and value.mixed is not None else f"output '{info.name}' {reason}"
-                return Proof(by)
-            rounds = rounds or (value.rounds if value is not None else None)
-        return Proof(None, rounds, self._id_limits)
+                return Proof(value.mixed or f"output '{info.name}' {reason}")
+            rounds = rounds or value.rounds
+            output_axes[info.name] = value.axis or 0
+        return Proof(None, rounds, self._id_limits, output_axes)
 
     def _constants(self, graph: Graph) -> Scope:
         scope: Scope = {}
@@ -127,23 +137,29 @@ class _Prover:
         return scope
 
     def _input(self, info: ValueInfo) -> Value:
-        """Make the value of a graph input, with its first dimension as the batch."""
+        """Make the value of a graph input, with one dimension as the batch."""
+        axis = self._axes.get(info.name, 0)
         tensor = info.type.tensor_type if info.type is not None else None
         shape = tensor.shape if tensor is not None else None
-        if shape is None or not shape.dim:
-            return Value(None, mixed=f"input '{info.name}' has no first dimension")
-        first, *others = shape.dim
-        if not first.is_open and first.dim_value >= 0:
-            return Value(None, mixed=f"the first dimension of input '{info.name}' is always {first.dim_value}")
+        if shape is None or axis >= len(shape.dim):
+            which = "first dimension" if axis == 0 else f"dimension {axis}"
+            return Value(None, mixed=f"input '{info.name}' has no {which}")
+        given = shape.dim
+        if axis >= 0 and not given[axis].is_open and given[axis].dim_value >= 0:
+            which = "first dimension" if axis == 0 else f"dimension {axis}"
+            return Value(None, mixed=f"the {which} of input '{info.name}' is always {given[axis].dim_value}")
         # Dimensions of one name are assumed equal. The runtime does not check that, but the signature does: a request
         # in which they differ runs alone (Signature.check).
         dims = [
             Dim(dim.dim_value)
             if not dim.is_open and dim.dim_value >= 0
             else self._symbols.size(("named", dim.dim_param) if dim.dim_param else (info.name, i), filled=True)
-            for i, dim in enumerate(others)
+            for i, dim in enumerate(given)
+            if i != axis
         ]
-        return Value((BATCH, *dims), 0, source=info.name)
+        if axis < 0:
+            return free(dims)
+        return Value((*dims[:axis], BATCH, *dims[axis:]), axis, source=info.name)
 
     # --- Nodes --------------------------------------------------------------------------------------------------------
 
@@ -330,7 +346,7 @@ def _outputs(graph: Graph, scope: Scope) -> list[Value]:
 
 
 def _why_not_rows(value: Value) -> str | None:
-    """Return why the first dimension of an output is not the batch; None: it is."""
+    """Return why no dimension of an output is the batch; None: one is."""
     if value.mixed is not None:
         return value.mixed
     if value.axis is None:
@@ -339,8 +355,8 @@ def _why_not_rows(value: Value) -> str | None:
         return "may have a different shape if a size is 0"
     if value.place is not None:
         return "depends on the places of rows in the batch"
-    if value.axis != 0 or value.known_dims[0] != BATCH:
-        return "does not have the rows along its first dimension"
+    if value.known_dims[value.axis] != BATCH:
+        return "does not have the rows along one dimension"
     return None
 
 
