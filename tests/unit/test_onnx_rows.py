@@ -832,6 +832,90 @@ COUPLED |= {
 }  # fmt: skip
 
 
+# --- Branches that depend on sizes ------------------------------------------------------------------------------------
+
+
+def part_of(name, *body):
+    nodes = [helper.make_node(each, a, b, **rest) for each, a, b, rest in body]
+    return helper.make_graph(nodes, name, [], [tensor(body[-1][2][0], None)])
+
+
+def if_size_is_one(value, axis, into, then, other):
+    """Nodes that choose a branch by a dimension of a value."""
+    return [
+        node("Shape", value, f"{into}shape", start=axis, end=axis + 1),
+        node("Equal", f"{into}shape one", f"{into}is"),
+        node("If", f"{into}is", into, then_branch=part_of("a", then), else_branch=part_of("b", other)),
+    ]
+
+
+ONE = {"one": i64([1]), "last": i64([-1])}
+SQUEEZE, KEEP = node("Squeeze", "x last", "then"), node("Identity", "x", "else")
+
+
+def chosen(*nodes, other=KEEP, inputs=None, **constants):
+    branch = if_size_is_one("x", 2, "c", SQUEEZE, other)
+    return graph(*branch, *nodes, inputs=inputs or {"x": ["n", 4, "t"]}, constants=ONE | constants)
+
+
+RECURRENT = [
+    node("Unsqueeze", "c first", "u"),
+    node("LSTM", "u w r", "all y", hidden_size=2),
+]
+WEIGHTS = {"first": i64([0]), "w": np.ones((1, 8, 4), np.float32), "r": np.ones((1, 8, 2), np.float32)}
+APART |= {
+    "another rank in each branch": chosen(node("Relu", "c")),
+    "a branch with which nothing runs": chosen(*RECURRENT, **WEIGHTS),
+    "the same condition again": graph(
+        *if_size_is_one("x", 2, "c", SQUEEZE, KEEP),
+        *if_size_is_one("x", 2, "d", SQUEEZE, KEEP),
+        node("Add", "c d"),
+        inputs={"x": ["n", 4, "t"]},
+        constants=ONE,
+    ),
+}
+COUPLED |= {
+    "a branch by size that mixes": (
+        chosen(node("Relu", "c"), other=node("Softmax", "x", "else", axis=0)), "'Softmax'",
+    ),
+    "no branch that runs": (
+        chosen(node("Unsqueeze", "c both", "u"), node("LSTM", "u w r", "all y", hidden_size=2),
+               both=i64([0, 1]), w=WEIGHTS["w"], r=WEIGHTS["r"]),
+        "not a sequence",
+    ),
+    "too many branches": (
+        graph(
+            *(each for i in range(5) for each in if_size_is_one(f"x{i}", 2, f"c{i}",
+              node("Squeeze", f"x{i} last", "then"), node("Identity", f"x{i}", "else"))),
+            *(node("Relu", f"c{i}", f"y{i}") for i in range(5)),
+            inputs={f"x{i}": ["n", 4, f"t{i}"] for i in range(5)},
+            outputs=[f"y{i}" for i in range(5)], constants=ONE,
+        ),
+        "too many branches",
+    ),
+}  # fmt: skip
+
+
+def test_rows_may_be_along_another_dimension():
+    turned = graph(node("Transpose"))
+    assert prove(turned).output_axes == {"y": 1}
+    assert prove(graph(node("Transpose"), inputs={"x": [4, "n"]}), {"x": 1}).output_axes == {"y": 0}
+    assert prove(graph(node("Relu"), inputs={"x": [4, "n"]}), {"x": 1}).output_axes == {"y": 1}
+    assert prove(graph(node("Relu"), inputs={"x": [4, 3]}), {"x": 1}).couples == (
+        "dimension 1 of input 'x' is always 3"
+    )
+    assert prove(graph(node("Relu")), {"x": 2}).couples == "input 'x' has no dimension 2"
+
+
+def test_an_input_without_rows_is_a_constant_of_a_batch():
+    added = graph(node("Add", "x at"), inputs={"x": ["n", 4], "at": []})
+    assert prove(added, {"at": -1}).couples is None
+    assert prove(added).couples == "input 'at' has no first dimension"
+    assert prove(graph(node("Relu", "at", "y"), inputs={"x": ["n", 4], "at": [2]}), {"at": -1}).couples == (
+        "output 'y' does not depend on the rows, or only on how many there are"
+    )
+
+
 @pytest.mark.parametrize("name", APART)
 def test_rows_that_are_apart_are_proven_so(name):
     assert prove(APART[name]).couples is None

@@ -13,6 +13,7 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fastinfer.backends.onnx.graph.dims import Dim
 from fastinfer.backends.onnx.graph.operators.call import Call, axis_of
@@ -77,11 +78,16 @@ def _repeated(
     count = len(states)
     mixed = next((value for value in made[:count] if value.mixed is not None), None)
     if mixed is not None:
-        return [mixed] * len(made)
+        return [_may_run(mixed)] * len(made)
     for before, after in zip(states, made[:count], strict=True):
         if _facts(before) != _facts(after):
             raise Mixes("changes where the rows of its state are")
     return [*map(unchanged, made[:count]), *made[count:]]
+
+
+def _may_run(value: Value) -> Value:
+    """Return a value of a body, which may be run not at all."""
+    return replace(value, never=False) if value.never else value
 
 
 def _facts(value: Value) -> tuple[object, ...]:
@@ -100,7 +106,7 @@ def _slice(value: Value, axis: int) -> Value:
 def _joined(value: Value, axis: int, length: Dim) -> Value:
     """Return the facts about slices that are joined along a new axis."""
     if value.mixed is not None or (value.is_free and value.dims is None):
-        return value
+        return _may_run(value)
     if value.loose or value.counts_rows or value.place is not None:
         raise Mixes("computes with the batch size")
     at = axis_of(value, axis, value.rank + 1)

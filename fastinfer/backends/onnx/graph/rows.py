@@ -14,12 +14,20 @@ Pure, except that :mod:`fastinfer.backends.onnx.graph.visits` yields the GIL to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fastinfer.backends.onnx.graph import contents, loops
+from fastinfer.backends.onnx.graph import branches, contents, loops
 from fastinfer.backends.onnx.graph.dims import BATCH, DependsOnBatch, Dim, Symbols
+from fastinfer.backends.onnx.graph.nodes import (
+    Attributes,
+    constant_of,
+    domain_of,
+    named,
+    opsets_of,
+    with_known,
+)
 from fastinfer.backends.onnx.graph.operators import (
     COUPLES,
     MICROSOFT,
@@ -38,11 +46,10 @@ from fastinfer.backends.onnx.graph.proto import (
     Graph,
     Model,
     Node,
-    OperatorSetId,
     ProtoError,
     ValueInfo,
 )
-from fastinfer.backends.onnx.graph.values import Mixes, Value, constant, free
+from fastinfer.backends.onnx.graph.values import Mixes, NeverRuns, Value, constant, free
 from fastinfer.backends.onnx.graph.visits import TooLargeError, Visits
 
 _MAX_DEPTH = 32  # of nested functions and subgraphs
@@ -60,12 +67,14 @@ class Proof:
         rounds: the operator whose rounding of a row may depend on the batch; None: none.
         id_limits: for inputs whose elements select rows of tables: the number of rows of the smallest table.
         output_axes: the batch dimension of each output.
+        never: the runtime refuses to run the graph.
     """
 
     couples: str | None
     rounds: str | None = None
     id_limits: Mapping[str, int] = field(default_factory=dict)
     output_axes: Mapping[str, int] = field(default_factory=dict)
+    never: bool = False
 
 
 def prove(model: bytes | memoryview, axes: Mapping[str, int] | None = None) -> Proof:
@@ -78,7 +87,7 @@ def prove(model: bytes | memoryview, axes: Mapping[str, int] | None = None) -> P
     if bytes(memoryview(model)[4:8]) == _RUNTIME_FORMAT:
         return Proof("it is in ONNX Runtime's own format (.ort), whose graph is not read")
     try:
-        return _Prover(Model(model), axes or {}).proof()
+        return _prove(Model(model), axes or {})
     except ProtoError as error:
         return Proof(f"its graph cannot be read: {error}")
     except TooLargeError as error:
@@ -87,25 +96,62 @@ def prove(model: bytes | memoryview, axes: Mapping[str, int] | None = None) -> P
         return Proof("its graph cannot be followed")
 
 
+def _prove(model: Model, axes: Mapping[str, int]) -> Proof:
+    """Prove for each combination of choices in branches that depend on sizes."""
+    visits = Visits()
+    left: list[branches.Choices] = [()]
+    proofs: list[Proof] = []
+    never = None
+    for _ in range(branches.MAX_COMBINATIONS):
+        choices = left.pop()
+        try:
+            proof = _Prover(model, axes, visits, choices).proof()
+        except branches.UndecidedError:
+            left += [(*choices, False), (*choices, True)]
+            continue
+        if proof.never:
+            never = proof
+        elif proof.couples is not None:
+            return proof
+        else:
+            proofs.append(proof)
+        if not left:
+            return _combined(proofs) if proofs else never or Proof("it has no graph")
+    return Proof("it has too many branches that depend on sizes")
+
+
+def _combined(proofs: Sequence[Proof]) -> Proof:
+    """Combine the proofs for all choices."""
+    first = proofs[0]
+    if any(proof.output_axes != first.output_axes for proof in proofs):
+        return Proof("sizes decide along which dimension of an output the rows are")
+    limits: dict[str, int] = {}
+    for proof in proofs:
+        for name, limit in proof.id_limits.items():
+            limits[name] = min(limit, limits.get(name, limit))
+    return Proof(None, next((proof.rounds for proof in proofs if proof.rounds), None), limits, first.output_axes)
+
+
 Scope = dict[str, Value]
 
 
 class _Prover:
     """Follows the rows of one model."""
 
-    def __init__(self, model: Model, axes: Mapping[str, int]) -> None:
+    def __init__(self, model: Model, axes: Mapping[str, int], visits: Visits, choices: branches.Choices) -> None:
         self._model = model
         self._axes = axes
+        self._decisions = branches.Decisions(choices)
         self._symbols = Symbols()
         self._functions = {(each.domain, each.name, each.overload): each for each in model.functions}
         self._id_limits: dict[str, int] = {}
-        self._visits = Visits()
+        self._visits = visits
 
     def proof(self) -> Proof:
         graph = self._model.graph
         if graph is None:
             return Proof("it has no graph")
-        opsets = _opsets(self._model.opset_import)
+        opsets = opsets_of(self._model.opset_import)
         if opsets.get(ONNX, _MIN_OPSET) < _MIN_OPSET:
             return Proof(
                 f"its operators are of version {opsets[ONNX]}; only versions from {_MIN_OPSET} on are supported"
@@ -121,7 +167,7 @@ class _Prover:
             value = scope.get(info.name) or Value(None, mixed=f"output '{info.name}' is not computed")
             reason = _why_not_rows(value)
             if reason is not None:
-                return Proof(value.mixed or f"output '{info.name}' {reason}")
+                return Proof(value.mixed or f"output '{info.name}' {reason}", never=value.never)
             rounds = rounds or value.rounds
             output_axes[info.name] = value.axis or 0
         return Proof(None, rounds, self._id_limits, output_axes)
@@ -146,8 +192,8 @@ class _Prover:
             return Value(None, mixed=f"input '{info.name}' has no {which}")
         given = shape.dim
         if axis >= 0 and not given[axis].is_open and given[axis].dim_value >= 0:
-            which = "first dimension" if axis == 0 else f"dimension {axis}"
-            return Value(None, mixed=f"the {which} of input '{info.name}' is always {given[axis].dim_value}")
+            which = "the first dimension" if axis == 0 else f"dimension {axis}"
+            return Value(None, mixed=f"{which} of input '{info.name}' is always {given[axis].dim_value}")
         # Dimensions of one name are assumed equal. The runtime does not check that, but the signature does: a request
         # in which they differ runs alone (Signature.check).
         dims = [
@@ -193,18 +239,19 @@ class _Prover:
     ) -> list[Value]:
         """Compute a value for each output of a node."""
         inputs = [scope.get(name) if name else None for name in node.input]
-        domain = _domain(node.domain)
-        attributes = _Attributes(node, given)
+        domain = domain_of(node.domain)
+        attributes = Attributes(node, given)
         for name, value in zip(node.input, inputs, strict=True):
             if name and value is None:
                 raise ProtoError(f"'{name[:60]}' is used before it is computed")
         function = self._functions.get((node.domain, node.op_type, node.overload))
-        mixed = next((value.mixed for value in inputs if value is not None and value.mixed is not None), None)
-        if mixed is not None:
-            return [Value(None, mixed=mixed)] * outputs
+        mixed = [value for value in inputs if value is not None and value.mixed is not None]
+        if mixed:
+            worst = max(mixed, key=lambda value: value.never)
+            return [Value(None, mixed=worst.mixed, never=worst.never)] * outputs
         if function is not None and (domain in (ONNX, ML, MICROSOFT) or (domain, node.op_type) in RULES):
             reason = "is defined both by the model and by ONNX"
-            return [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
+            return [Value(None, mixed=f"operator '{node.op_type}'{named(node)} {reason}")] * outputs
         if function is not None:
             return self._call(function, inputs, attributes, outputs, depth)
         call = Call(
@@ -216,8 +263,9 @@ class _Prover:
             # A deterministic operator whose inputs have no rows has outputs without rows.
             if _draws_nothing(call) and all(value is None or value.is_free for value in inputs):
                 return [free(None)] * outputs
-            made = [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} {reason}")] * outputs
-        made += [Value(None, mixed=f"operator '{node.op_type}'{_named(node)} has an output without a rule")] * (
+            text = f"operator '{node.op_type}'{named(node)} {reason}"
+            made = [Value(None, mixed=text, never=isinstance(reason, NeverRuns))] * outputs
+        made += [Value(None, mixed=f"operator '{node.op_type}'{named(node)} has an output without a rule")] * (
             outputs - len(made)
         )
         return [self._with_rounding(value, call) for value in made]
@@ -237,7 +285,7 @@ class _Prover:
             if opsets.get(ONNX, 0) < _MIN_OPSET:
                 raise Mixes("is of a version that is not known")
             if call.op_type == "Constant":
-                return [_constant(call)]
+                return [constant_of(call)]
             if call.op_type == "If":
                 return self._branch(call, scope, opsets, given, depth)
             if call.op_type in ("Loop", "Scan"):
@@ -291,7 +339,7 @@ class _Prover:
         """Follow the call of a model-local function."""
         scope = {name: value for name, value in zip(function.input, inputs, strict=False) if value is not None}
         given = {each.name: each for each in function.attribute_proto} | dict(attributes)
-        self._run(_with_known(function, scope), scope, _opsets(function.opset_import), given, depth + 1)
+        self._run(with_known(function, scope), scope, opsets_of(function.opset_import), given, depth + 1)
         made = [scope.get(name) for name in function.output[:outputs]]
         return [
             value if value is not None else Value(None, mixed=f"function '{function.name[:60]}' lacks an output")
@@ -307,16 +355,18 @@ class _Prover:
         graphs = [call.attributes[name].g for name in ("then_branch", "else_branch") if name in call.attributes]
         if len(graphs) != 2 or any(graph is None for graph in graphs):
             raise Mixes("lacks a branch")
-        if condition.content is not None and condition.content.size == 1:
-            choice = condition.content.flat[0]
-            if not isinstance(choice, Dim):
-                graphs = graphs[:1] if choice else graphs[1:]
+        sizes = branches.by_sizes(condition.content)
+        if condition.content is not None and condition.content.size == 1 and sizes is None:
+            graphs = graphs[:1] if condition.content.flat[0] else graphs[1:]
         made = [self._subgraph(graph, scope, opsets, given, depth) for graph in graphs if graph is not None]
         if len(made) == 1:
             return made[0]
         if len(made[0]) != len(made[1]):
             raise Mixes("has branches with different numbers of outputs")
-        return [_either(*values) for values in zip(*made, strict=True)]
+        merged = branches.merged(made)
+        if sizes is None or all(value.mixed is None for value in merged):
+            return merged
+        return made[0] if self._decisions.decide(sizes) else made[1]
 
     def _subgraph(
         self, graph: Graph, scope: Scope, opsets: Mapping[str, int], given: Mapping[str, Attribute], depth: int
@@ -360,39 +410,6 @@ def _why_not_rows(value: Value) -> str | None:
     return None
 
 
-def _constant(call: Call) -> Value:
-    tensor = call.tensor("value")
-    if tensor is not None:
-        return Value(tuple(Dim(dim) for dim in tensor.dims), content=contents.stored(tensor))
-    for name in ("value_int", "value_float"):
-        if name in call.attributes:
-            attribute = call.attributes[name]
-            return constant(attribute.i if name == "value_int" else attribute.f)
-    numbers = call.integers("value_ints") or call.reals("value_floats")
-    if numbers is not None:
-        return constant(numbers) if len(numbers) <= contents.MAX_ELEMENTS else free([Dim(len(numbers))])
-    if "value_strings" in call.attributes:
-        return free([Dim(len(call.attributes["value_strings"].strings))])
-    return free([] if "value_string" in call.attributes else None)
-
-
-def _either(one: Value, other: Value) -> Value:
-    """Merge the values of two branches."""
-    if one.mixed is not None or other.mixed is not None:
-        return one if one.mixed is not None else other
-    if one.counts_rows or other.counts_rows:
-        return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
-    if one.loose or other.loose:
-        return Value(None, mixed="operator 'If' computes with sizes that may differ if one of them is 0")
-    if one.place is not other.place:
-        return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
-    if one.axis is None and other.axis is None:
-        return free(one.dims if one.dims == other.dims else None)
-    if (one.dims, one.axis, one.before, one.after) != (other.dims, other.axis, other.before, other.after):
-        return Value(None, mixed="operator 'If' has branches with rows on different axes")
-    return replace(one, rounds=one.rounds or other.rounds)
-
-
 # Operators whose output is empty if the first input is.
 _KEEP_EMPTY = frozenset({"Identity", "Reshape", "Transpose"})
 
@@ -409,50 +426,3 @@ _DETERMINISTIC = frozenset(
         "MelWeightMatrix", "NonZero", "ScatterND", "Unique",
     }
 )  # fmt: skip
-
-
-def _with_known(function: Function, scope: Scope) -> Sequence[Node]:
-    """Return the function's nodes; references to inputs that the call omits become empty names."""
-    missing = {name for name in function.input if name not in scope}
-    if not missing:
-        return function.node
-    nodes = []
-    for node in function.node:
-        node.input = ["" if name in missing else name for name in node.input]
-        nodes.append(node)
-    return nodes
-
-
-class _Attributes(Mapping[str, Attribute]):
-    """A node's attributes; references to the function's attributes are replaced by those of its call.
-
-    Only the attributes that are asked for are read: tree ensembles have lists of millions of numbers.
-    """
-
-    def __init__(self, node: Node, given: Mapping[str, Attribute]) -> None:
-        self._own = {each.name: each for each in node.attribute}
-        self._given = given
-
-    def __getitem__(self, name: str) -> Attribute:
-        own = self._own[name]
-        reference = own.ref_attr_name if self._given or own.first(21) else ""
-        return self._given[reference] if reference else own
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._own if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _opsets(imports: Sequence[OperatorSetId]) -> dict[str, int]:
-    return {_domain(each.domain): each.version for each in imports}
-
-
-def _domain(name: str) -> str:
-    return ONNX if name == "ai.onnx" else name
-
-
-def _named(node: Node) -> str:
-    name = node.name
-    return f" ('{name[:60]}')" if name else ""
