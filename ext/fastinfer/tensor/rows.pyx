@@ -131,7 +131,7 @@ def concatenate(list tensors not None, int axis=0):
     cdef Py_ssize_t i
     cdef int64_t before
     if not 0 <= axis < first.rank or (axis > 0 and first.datatype_id == BYTES):
-        raise ValueError(f"{first!r} has no rows along dimension {axis}")
+        raise ValueError(f"{first!r} does not fit: it has no rows along dimension {axis}")
     memcpy(dims, first.dims, first.rank * sizeof(int64_t))
     dims[axis] = 0
     for i in range(count):

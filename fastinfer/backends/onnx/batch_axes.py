@@ -58,9 +58,11 @@ def _likely(spec: TensorSpec) -> int:
 def why_no_rows(inputs: Sequence[TensorSpec]) -> str | None:
     """Return why inputs with these batch dimensions have no rows in common, as a clause; None: they have."""
     with_rows = [spec for spec in inputs if spec.batch_axis >= 0]
-    for spec in with_rows or inputs:
+    if not with_rows:
+        return f"input '{inputs[0].name}' has the shape {list(inputs[0].shape)}, without an open first dimension"
+    for spec in with_rows:
         if spec.batch_axis >= len(spec.shape) or spec.shape[spec.batch_axis] != -1:
-            which = "first dimension" if spec.batch_axis <= 0 else f"dimension {spec.batch_axis}"
+            which = "first dimension" if spec.batch_axis == 0 else f"dimension {spec.batch_axis}"
             return f"input '{spec.name}' has the shape {list(spec.shape)}, without an open {which}"
         if spec.batch_axis > 0 and spec.datatype == "BYTES":
             return f"input '{spec.name}' has texts, whose rows can be along the first dimension only"
