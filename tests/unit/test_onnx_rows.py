@@ -896,6 +896,45 @@ COUPLED |= {
 }  # fmt: skip
 
 
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+def texts(*nodes, inputs=None, pad="#", **attributes):
+    tokens = node("Tokenizer", "low", "words", domain="com.microsoft", mark=0, mincharnum=1, pad_value=pad,
+                  tokenexp="[a-z]+")  # fmt: skip
+    return graph(
+        node("Reshape", "x flat", "r"),
+        node("StringNormalizer", "r", "low", case_change_action="LOWER", **attributes),
+        tokens,
+        *nodes,
+        inputs=inputs or {"x": (["n", 1], TensorProto.STRING)},
+        constants={"flat": i64([-1]), "pads": np.array(["#"], object)},
+        domains=["com.microsoft"],
+    )
+
+
+COUNT = {"mode": "TF", "min_gram_length": 1, "max_gram_length": 2, "max_skip_count": 1, "ngram_counts": [0, 2]}
+COUNTED = node("TfIdfVectorizer", "f", "y", **COUNT, ngram_indexes=[0, 1, 2], pool_strings=["cat", "dog", "cat", "dog"])
+APART["a text vectoriser"] = texts(node("Flatten", "words", "f"), COUNTED)
+COUPLED |= {
+    "words of all rows": (texts(node("Identity", "words", "y")), "filled up to the longest of all rows"),
+    "the number of words": (texts(node("Shape", "words", "s"), node("Reshape", "words s", "y")), "'Shape'.*filled up"),
+    "fillings that are counted": (texts(node("Flatten", "words", "f"), COUNTED, pad="dog"), "filled up"),
+    "words joined": (
+        texts(node("Concat", "words words", "f", axis=1), COUNTED), "'Concat'.*filled up",
+    ),
+    "words of two texts": (
+        graph(
+            node("Tokenizer", "x", "words", domain="com.microsoft", mark=0, mincharnum=1, pad_value="#", tokenexp="."),
+            node("Flatten", "words", "f"), COUNTED,
+            inputs={"x": (["n", 2], TensorProto.STRING)}, domains=["com.microsoft"],
+        ),
+        "several texts",
+    ),
+    "stop words": (texts(node("Flatten", "words", "f"), COUNTED, stopwords=["the"]), "drops words"),
+}  # fmt: skip
+
+
 def test_rows_may_be_along_another_dimension():
     turned = graph(node("Transpose"))
     assert prove(turned).output_axes == {"y": 1}

@@ -59,6 +59,8 @@ def _either(one: Value, other: Value) -> Value:
         return Value(None, mixed="operator 'If' gives numbers that depend on the batch size")
     if one.loose or other.loose:
         return Value(None, mixed="operator 'If' computes with sizes that may differ if one of them is 0")
+    if one.filled_with is not None or other.filled_with is not None:
+        return Value(None, mixed="operator 'If' gives rows that are filled up to the longest of all rows")
     if one.place is not other.place:
         return Value(None, mixed="operator 'If' computes with the places of rows in the batch")
     if one.axis is None and other.axis is None:

@@ -71,7 +71,7 @@ def _repeated(
     graph = call.attributes["body"].g if "body" in call.attributes else None
     if graph is None:
         raise Mixes("has no body")
-    if any(value.counts_rows or value.loose or value.place is not None for value in states):
+    if any(_counts(value) for value in states):
         raise Mixes("computes with the batch size")
     states = [unchanged(value) for value in states]
     made = body(graph, arguments(states))
@@ -91,7 +91,12 @@ def _may_run(value: Value) -> Value:
 
 
 def _facts(value: Value) -> tuple[object, ...]:
-    return value.dims, value.axis, value.before, value.after, value.place, value.loose, value.counts_rows
+    return value.dims, value.axis, value.before, value.after, _counts(value)
+
+
+def _counts(value: Value) -> bool:
+    """Whether a value depends on the batch in another way than by its rows."""
+    return value.counts_rows or value.loose or value.place is not None or value.filled_with is not None
 
 
 def _slice(value: Value, axis: int) -> Value:
@@ -107,7 +112,7 @@ def _joined(value: Value, axis: int, length: Dim) -> Value:
     """Return the facts about slices that are joined along a new axis."""
     if value.mixed is not None or (value.is_free and value.dims is None):
         return _may_run(value)
-    if value.loose or value.counts_rows or value.place is not None:
+    if _counts(value):
         raise Mixes("computes with the batch size")
     at = axis_of(value, axis, value.rank + 1)
     dims = [*value.known_dims[:at], length, *value.known_dims[at:]]

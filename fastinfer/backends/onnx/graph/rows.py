@@ -39,6 +39,7 @@ from fastinfer.backends.onnx.graph.operators import (
     SHAPE_INPUTS,
     Call,
     places,
+    texts,
 )
 from fastinfer.backends.onnx.graph.proto import (
     Attribute,
@@ -302,10 +303,13 @@ class _Prover:
             raise Mixes(COUPLES.get(call.op_type, "is not known to keep rows apart"))
         try:
             place = places.place_of(call)
+            filling = texts.filling_of(call)
             loose = [i for i, value in enumerate(call.inputs) if value is not None and value.loose]
             if loose and (call.domain != ONNX or call.op_type not in _KEEP_EMPTY or loose != [0]):
                 raise Mixes("computes with sizes that may differ if one of them is 0")
             made = places.placed(follow(call), place)
+            if filling is not None:
+                return [replace(value, filled_with=filling) for value in made]
             return [replace(value, loose=True) for value in made] if loose and call.op_type != "Reshape" else made
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, ProtoError):
@@ -403,6 +407,8 @@ def _why_not_rows(value: Value) -> str | None:
         return "does not depend on the rows, or only on how many there are"
     if value.loose:
         return "may have a different shape if a size is 0"
+    if value.filled_with is not None:
+        return "is filled up to the longest of all rows"
     if value.place is not None:
         return "depends on the places of rows in the batch"
     if value.known_dims[value.axis] != BATCH:

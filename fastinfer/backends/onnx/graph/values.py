@@ -57,6 +57,8 @@ class Value:
             for all operators except those of :mod:`fastinfer.backends.onnx.graph.operators.places`.
         loose: if a request gives it no elements, its dimensions may differ from ``dims``. Only operators whose output
             is then empty, too, may take it.
+        filled_with: its last axis is as long as the longest row of the batch needs; shorter rows end with this text.
+            Only the operators of :mod:`fastinfer.backends.onnx.graph.operators.texts` may take it.
     """
 
     dims: tuple[Dim, ...] | None
@@ -70,6 +72,7 @@ class Value:
     source: str | None = None
     place: Place | None = None
     loose: bool = False
+    filled_with: bytes | None = None
 
     @property
     def counts_rows(self) -> bool:
