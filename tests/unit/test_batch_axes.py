@@ -1,10 +1,14 @@
 """Where the rows of inputs are guessed to be, and what gathers and separates them along other dimensions."""
 
 import numpy as np
+import onnx_models
 import pytest
 
 from fastinfer.backends.onnx.batch_axes import NO_ROWS, guesses, why_no_rows
+from fastinfer.backends.onnx.load import load
 from fastinfer.base.errors import ApiError
+from fastinfer.config.model import ModelConfig
+from fastinfer.config.server import ServerConfig
 from fastinfer.tensor.message import InferRequest
 from fastinfer.tensor.rows import BatchAxes, concatenate, cut
 from fastinfer.tensor.signature import Signature
@@ -148,3 +152,10 @@ def test_an_item_gets_its_dimension_where_it_belongs():
 def test_other_shapes_are_refused(shapes, sentence):
     with pytest.raises(ApiError, match=sentence):
         checked(*shapes)
+
+
+def test_a_batch_needs_an_input_with_rows(tmp_path):
+    fixed = onnx_models.identity("FP32", (2, 3))
+    path = tmp_path / "m" / "1" / "model.onnx"
+    with pytest.raises(ApiError, match=r"needs an open first dimension, but input 'x' has the shape \[2, 3\]"):
+        load(path, fixed, ModelConfig(name="m", max_batch_size=4), "m", {}, ServerConfig())

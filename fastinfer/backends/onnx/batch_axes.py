@@ -16,7 +16,7 @@ from fastinfer.tensor.signature import names_a_batch
 from fastinfer.tensor.tensor import TensorSpec
 
 NO_ROWS = -1
-_MAX_COMMON_ELEMENTS = 16  # of an input without rows; its value is a part of what requests of a batch have in common
+_MAX_COMMON_ELEMENTS = 16  # of an input without rows; its value is a part of the key by which requests are queued
 
 Axes = Mapping[str, int]
 """The batch dimension of inputs by name, where it is not the first."""
@@ -51,8 +51,13 @@ def _likely(spec: TensorSpec) -> int:
     unnamed = [at for at, (dim, _) in enumerate(dims) if dim < 0]
     if unnamed:
         return unnamed[0]
-    few = spec.datatype != "BYTES" and prod(spec.shape) <= _MAX_COMMON_ELEMENTS
-    return NO_ROWS if few else 0
+    return NO_ROWS if may_be_common(spec) else 0
+
+
+def may_be_common(spec: TensorSpec) -> bool:
+    """Whether an input may have no rows: its value is small, whatever a request says."""
+    fixed = not spec.open_rank and all(dim >= 0 for dim in spec.shape)
+    return fixed and spec.datatype != "BYTES" and prod(spec.shape) <= _MAX_COMMON_ELEMENTS
 
 
 def why_no_rows(inputs: Sequence[TensorSpec]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
-from fastinfer.backends.onnx.batch_axes import Axes, guesses, why_no_rows
+from fastinfer.backends.onnx.batch_axes import Axes, guesses, may_be_common, why_no_rows
 from fastinfer.backends.onnx.graph.classifier import read_classifier
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
@@ -254,6 +254,8 @@ class _Loading:
             spec = inputs.get(name) or outputs.get(name)
             if spec is None:
                 raise self._refusal(f"the configuration gives a batch_axis for '{name}', which the graph does not have")
+            if axis < 0 and name in inputs and not may_be_common(spec):
+                raise self._refusal(f"input '{name}' needs a batch_axis: it is not fixed and small")
             if (axis < 0 and name in outputs) or (not spec.open_rank and axis >= len(spec.shape)):
                 raise self._refusal(f"batch_axis {axis} is no dimension of '{name}', whose shape is {list(spec.shape)}")
 
@@ -286,6 +288,8 @@ class _Loading:
     def _check_batch_dimensions(self, rows: _Rows) -> None:
         for name in self.session.sequence_outputs:
             raise self._refusal(f"max_batch_size must be 0, because output '{name}' is a sequence, which has no rows")
+        if all(spec.batch_axis < 0 for spec in rows.inputs):
+            raise self._refusal(f"max_batch_size needs an open first dimension, but {why_no_rows(rows.inputs)}")
         for spec in (*rows.inputs, *rows.outputs):
             axis = spec.batch_axis
             if axis < 0:
