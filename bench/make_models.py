@@ -5,6 +5,8 @@ About 50 MB, so they are not committed. Needs the `models` extra. Deterministic,
     mlp              FP32 [-1,64] through 256 and 256 to 10: a run of a few microseconds
     mlp_large        FP32 [-1,1024] through three layers of 2048 to 1000: batching pays tenfold
     identity_<type>  [-1,-1], one for each datatype: bool, uint8, ... bf16, fp32, fp64, bytes
+    pipeline         two numbers and two texts through what scikit-learn's converter makes of a ColumnTransformer
+                     (imputer, scaler, one-hot encoders) and a logistic regression; no dimension has a name
     slow             FP32 [-1,1], answers its input after about 200 ms of one core's work, whatever the number of rows
 
 Only by their names, because they need the extra `extensions` (the operators of onnxruntime-extensions):
@@ -170,9 +172,46 @@ def jpeg_classifier() -> ModelProto:
 
 
 EXTENDED: dict[str, Callable[[], ModelProto]] = {"text_embedding": text_embedding, "jpeg_classifier": jpeg_classifier}
+
+
+def column_pipeline(name: str) -> ModelProto:
+    """A classifier of passengers by age, fare, sex and port, as scikit-learn's converter writes it."""
+    ml, node = "ai.onnx.ml", bundled.node
+    ports = [b"C", b"Q", b"S"]
+    scores = [0.6, 0.9, -2.5, 0.3, 0.2, 0.1, -0.4]
+    nodes = [
+        node("Concat", "age fare", "numbers", axis=1),
+        node("OneHotEncoder", "sex", "sexes", domain=ml, cats_strings=[b"female", b"male"], zeros=1),
+        node("OneHotEncoder", "port", "ports", domain=ml, cats_strings=ports, zeros=1),
+        node("Concat", "sexes ports", "columns", axis=-1),
+        node("Imputer", "numbers", "whole", domain=ml, imputed_value_floats=[28.0, 14.5], replaced_value_float=np.nan),
+        node("Reshape", "columns shape", "texts"),
+        node("Scaler", "whole", "scaled", domain=ml, offset=[29.5, 33.0], scale=[0.07, 0.02]),
+        node("Concat", "scaled texts", "features", axis=1),
+        node(
+            "LinearClassifier", "features", "label probabilities", domain=ml, classlabels_ints=[0, 1],
+            coefficients=[-score for score in scores] + scores, intercepts=[-0.5, 0.5], post_transform=b"LOGISTIC",
+        ),
+    ]  # fmt: skip
+    kinds = {"age": TensorProto.FLOAT, "fare": TensorProto.FLOAT, "sex": TensorProto.STRING, "port": TensorProto.STRING}
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(column, kind, [None, 1]) for column, kind in kinds.items()],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2]),
+        ],
+        [numpy_helper.from_array(np.array([-1, 5], np.int64), "shape")],
+    )
+    opsets = [helper.make_opsetid("", bundled.OPSET), helper.make_opsetid(ml, 3)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=bundled.IR_VERSION)
+
+
 MODELS: dict[str, Callable[[], ModelProto]] = {
     "mlp": partial(perceptron, "mlp", 64, 256, 256, 10),
     "mlp_large": partial(perceptron, "mlp_large", 1024, 2048, 2048, 2048, 1000),
+    "pipeline": partial(column_pipeline, "pipeline"),
     "slow": partial(product_chain, "slow", SLOW_STEPS),
     **{f"identity_{name}": partial(bundled.identity, f"identity_{name}", kind) for name, kind in DATATYPES.items()},
 }

@@ -89,7 +89,9 @@ async def find_example(implementation: Implementation, limit_s: float) -> Exampl
 
 def _shape(signature: Signature, spec: TensorSpec, rows: int, size: int) -> list[int]:
     shape = [size if dimension == -1 else dimension for dimension in spec.shape]
-    return [rows, *shape[1:]] if signature.batched and not spec.open_rank else shape
+    if signature.batched and not spec.open_rank and spec.batch_axis >= 0:
+        shape[spec.batch_axis] = rows
+    return shape
 
 
 def _tensors(signature: Signature, rows: int, size: int) -> list[Tensor]:

@@ -28,8 +28,8 @@ def warm_ups(name: str, signature: Signature, config: ModelConfig, directory: Pa
 
     Args:
         name: the model's name, for messages.
-        signature: of the model; if it is batched, a sample's dims lack the batch dimension, which optional inputs do
-            not have.
+        signature: of the model; if it is batched, a sample's dims lack the batch dimension, which is each input's
+            ``batch_axis``, and which optional inputs do not have.
         config: the model's configuration.
         directory: the model's directory; its ``warmup/`` holds the data files.
 
@@ -44,7 +44,9 @@ def warm_ups(name: str, signature: Signature, config: ModelConfig, directory: Pa
             given = sample.inputs.get(spec.name)
             if given is None:
                 raise ApiError(400, f"model '{name}': warm-up '{sample.name}' lacks input '{spec.name}'")
-            shape = [max(sample.batch_size, 1), *given.dims] if has_rows else list(given.dims)
+            shape = list(given.dims)
+            if has_rows and spec.batch_axis >= 0:
+                shape.insert(spec.batch_axis, max(sample.batch_size, 1))
             try:
                 values = _values(spec, given, shape, directory / DIRECTORY)
             except ValueError as error:

@@ -64,6 +64,7 @@ PLATFORMS = ("onnxruntime_onnx", "onnx_onnxv1", "onnx")
 _NO_STRINGS: Any = Field(default={}, max_length=0)
 
 _GRAPH_LEVELS = {-1: "basic", 1: "extended", 2: "none"}
+_BATCH_AXIS = "batch_axis."  # prefix of parameters, for files that Triton reads, too: its inputs have no such field
 _TRITON_PARAMETERS = {"intra_op_thread_count": "intra_op_threads", "inter_op_thread_count": "inter_op_threads"}
 
 
@@ -84,7 +85,9 @@ class Spec(Protocol):
     @property
     def shape(self) -> Sequence[int]: ...
     @property
-    def open_rank(self) -> bool: ...
+    def row_shape(self) -> Sequence[int]: ...
+    @property
+    def batch_axis(self) -> int: ...
 
 
 class LoadedSignature(Protocol):
@@ -151,6 +154,7 @@ class ModelConfig(Table):
         if self.max_batch_size is not None:
             self._check_preferred(self.max_batch_size)
         self._check_ensemble()
+        self._check_axes()
         return self
 
     def _check_ensemble(self) -> None:
@@ -171,6 +175,17 @@ class ModelConfig(Table):
             if field in self.model_fields_set and getattr(self, field) not in ((), "", None):
                 raise ValueError(f"an ensemble has no {field} of its own; set it for the models of its steps")
 
+    def _check_axes(self) -> None:
+        """Checks the parameters ``batch_axis.NAME``. ValueError."""
+        fields = {tensor.name: tensor.batch_axis for tensor in (*self.inputs, *self.outputs)}
+        for key, value in self.parameters.items():
+            if not key.startswith(_BATCH_AXIS):
+                continue
+            if not re.fullmatch(r"-1|\d\d?", str(value)) or int(value) >= limits.MAX_RANK:
+                raise ValueError(f"parameters.{key[:80]} must be a dimension: -1 to {limits.MAX_RANK - 1}")
+            if fields.get(key.removeprefix(_BATCH_AXIS)) not in (None, int(value)):
+                raise ValueError(f"parameters.{key[:80]} differs from the field batch_axis")
+
     def _check_preferred(self, rows: int) -> None:
         largest = max(self.dynamic_batching.preferred_batch_size, default=0)
         if largest > rows:
@@ -184,6 +199,17 @@ class ModelConfig(Table):
         return sum(group.count for group in self.instance_group) or 1
 
     @property
+    def batch_axes(self) -> dict[str, int]:
+        """The dimension of rows of each input and output for which it is configured."""
+        axes = {
+            key.removeprefix(_BATCH_AXIS): int(value)
+            for key, value in self.parameters.items()
+            if key.startswith(_BATCH_AXIS)
+        }
+        given = {tensor.name: tensor.batch_axis for tensor in (*self.inputs, *self.outputs)}
+        return axes | {name: axis for name, axis in given.items() if axis is not None}
+
+    @property
     def label_files(self) -> list[str]:
         """The label files that the outputs name."""
         return sorted({output.label_filename for output in self.outputs if output.label_filename})
@@ -195,6 +221,8 @@ class ModelConfig(Table):
         if self.optimization.graph.level in _GRAPH_LEVELS:
             merged["graph_optimization_level"] = _GRAPH_LEVELS[self.optimization.graph.level]
         for key, value in self.parameters.items():
+            if key.startswith(_BATCH_AXIS):
+                continue
             merged[_TRITON_PARAMETERS.get(key, key)] = value
         if self.extensions:
             merged["extensions"] = True
@@ -212,10 +240,10 @@ class ModelConfig(Table):
         """
         labels = {output.name: output.label_filename for output in self.outputs}
         formats = {given.name: given.format for given in self.inputs}
-        start = 1 if signature.batched else 0
         inputs = tuple(
             InputConfig.model_construct(
-                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
+                name=spec.name, datatype=spec.datatype, dims=_dims(spec, signature.batched),
+                batch_axis=_batch_axis(spec, signature.batched),
                 format=formats.get(spec.name, "FORMAT_NONE"),
             )
             for spec in signature.inputs
@@ -228,7 +256,8 @@ class ModelConfig(Table):
         )  # fmt: skip
         outputs = tuple(
             OutputConfig.model_construct(
-                name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
+                name=spec.name, datatype=spec.datatype, dims=_dims(spec, signature.batched),
+                batch_axis=_batch_axis(spec, signature.batched),
                 label_filename=labels.get(spec.name, ""),
             )
             for spec in signature.outputs
@@ -459,12 +488,24 @@ def _suggestion(location: Sequence[int | str]) -> str:
     return suggestion(str(location[0]), known)
 
 
+# --- The effective configuration --------------------------------------------------------------------------------------
+
+
+def _dims(spec: Spec, batched: bool) -> tuple[int, ...]:
+    return tuple(spec.row_shape if batched else spec.shape)
+
+
+def _batch_axis(spec: Spec, batched: bool) -> int | None:
+    """Return the dimension of rows if it is not the first, where a reader expects it."""
+    return (spec.batch_axis or None) if batched else None
+
+
 # --- Triton's JSON ----------------------------------------------------------------------------------------------------
 
 
 def _tensor_json(tensor: TensorConfig) -> dict[str, Any]:
     body = {"name": tensor.name, "data_type": triton_datatype(tensor.datatype), "dims": tensor.dims}
-    rest = tensor.model_dump(exclude={"name", "datatype", "dims"})
+    rest = tensor.model_dump(exclude={"name", "datatype", "dims"}, exclude_none=True)
     return body | rest
 
 

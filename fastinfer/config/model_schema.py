@@ -124,6 +124,7 @@ _TritonType = Literal[
 ]  # fmt: skip
 Datatype = Annotated[str, BeforeValidator(_datatype), Written((("data_type", _TritonType), ("datatype", str)))]
 Dims = Annotated[tuple[Dimension, ...], Field(max_length=limits.MAX_RANK)]
+BatchAxis = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, lt=limits.MAX_RANK)]
 _DATATYPE: Any = Field(validation_alias=AliasChoices("data_type", "datatype"))
 _DIMS: Any = Field(default=(), validation_alias=AliasChoices("dims", "shape"))
 
@@ -163,6 +164,9 @@ class TensorConfig(Table):
     name: Name
     datatype: Datatype = _DATATYPE
     dims: Dims = _DIMS
+    batch_axis: BatchAxis | None = None
+    """The dimension of rows of a batched model; -1: an input without rows, of which a batch has one value; None: found
+    from the graph."""
     is_shape_tensor: Literal[False] = False
     is_non_linear_format_io: Literal[False] = False
 
@@ -185,6 +189,7 @@ class InputConfig(TensorConfig):
 class OutputConfig(TensorConfig):
     """An output."""
 
+    batch_axis: Annotated[BatchAxis, Field(ge=0)] | None = None
     label_filename: FileName = ""
 
 

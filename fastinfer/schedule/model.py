@@ -18,7 +18,7 @@ from fastinfer.schedule.scheduler import Scheduler, Target
 from fastinfer.schedule.wiring import shapes_fit
 from fastinfer.shared.statistics import ModelStats
 from fastinfer.tensor.message import InferRequest
-from fastinfer.tensor.rows import concatenate
+from fastinfer.tensor.rows import concatenate, cut
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
@@ -94,7 +94,7 @@ class Model(Target):
         most = own.max_batch_size * _MAX_SLICES
         if request.rows > most:
             raise ApiError(400, f"inference request batch-size must be <= {most} for '{self.name}'")
-        _Slices(self.scheduler, request, own.max_batch_size).start()
+        _Slices(self.scheduler, request, own).start()
 
     @property
     def signature(self) -> Signature:
@@ -154,8 +154,9 @@ def _zero_rows(spec: TensorSpec, signature: Signature, request: InferRequest) ->
         for symbol, dim in zip(of.symbols, tensor.shape, strict=not of.open_rank)
         if symbol
     }
-    shape = [0] + [
-        dim if dim >= 0 else known.get(symbol, 0) for dim, symbol in zip(spec.shape[1:], spec.symbols[1:], strict=True)
+    shape = [
+        0 if at == spec.batch_axis else dim if dim >= 0 else known.get(symbol, 0)
+        for at, (dim, symbol) in enumerate(zip(spec.shape, spec.symbols, strict=True))
     ]
     return Tensor.empty(spec.name, spec.datatype, shape)
 
@@ -176,13 +177,15 @@ class _NoRows(Parent):
 class _Slices(Parent):
     """A request of more rows than a batch holds: its children are slices, a few at a time; their outputs are joined."""
 
-    def __init__(self, scheduler: Scheduler, request: InferRequest, size: int) -> None:
+    def __init__(self, scheduler: Scheduler, request: InferRequest, signature: Signature) -> None:
         super().__init__(scheduler.clock, request)
         self._scheduler = scheduler
         self._admitted = False
-        self._size = size
-        self._rest = request.inputs  # rows that are not cut yet
-        self._rows = request.rows  # number of rows in _rest
+        self._size = signature.max_batch_size
+        self._axes = [spec.batch_axis for spec in signature.inputs]
+        self._output_axes = [spec.batch_axis for spec in signature.outputs]
+        self._rest = request.inputs  # rows that are not cut yet; along another dimension than the first, all
+        self._rows = request.rows  # number of rows that are not cut yet
         self._places: dict[InferRequest, int] = {}  # position of each slice that has not ended
         self._outputs: list[list[Tensor] | None] = []
 
@@ -209,13 +212,16 @@ class _Slices(Parent):
 
     def _run_next(self) -> None:
         rows = min(self._size, self._rows)
+        done = self.request.rows - self._rows
+        cuts = list(zip(self._rest, self._axes, strict=True))
         # Slices are cut from the front of the rest, so that each BYTES element is visited once.
-        part = InferRequest([tensor.slice_rows(0, rows) for tensor in self._rest], priority=self.request.priority)
+        inputs = [cut(tensor, axis, done if axis else 0, rows) for tensor, axis in cuts]
+        part = InferRequest(inputs, priority=self.request.priority)
         part.part = True
         part.step = self.request.step
         part.rows = rows
         part.shape_key = self.request.shape_key
-        self._rest = [tensor.slice_rows(rows, self._rows - rows) for tensor in self._rest]
+        self._rest = [tensor if axis else tensor.slice_rows(rows, self._rows - rows) for tensor, axis in cuts]
         self._rows -= rows
         self.run(self._scheduler.submit, part)
         self._places[part] = len(self._outputs)
@@ -224,7 +230,7 @@ class _Slices(Parent):
     def _joined(self) -> list[Tensor]:
         columns = zip(*(outputs for outputs in self._outputs if outputs is not None), strict=True)
         try:
-            return [concatenate(list(column)) for column in columns]
+            return [concatenate(list(each), axis) for each, axis in zip(columns, self._output_axes, strict=True)]
         except ValueError as error:
             raise ApiError(500, "the outputs of the request's slices do not fit together") from error
 
@@ -279,8 +285,8 @@ class _Chain(Parent):
         if not last.outputs_batched and not last.accepts_anything:
             self.request.implicit_batch = False  # the outputs have no batch dimension to remove
         elif stage.implicit_batch:
-            # An optional input may have given an output another shape.
-            outputs = [each.reshaped(each.shape[1:]) if each.shape[:1] == (1,) else each for each in outputs]
+            axes = [spec.batch_axis for spec in last.outputs] or [0] * len(outputs)
+            outputs = [_without_batch(tensor, axis) for tensor, axis in zip(outputs, axes, strict=True)]
         self.finish(outputs)
 
 
@@ -332,3 +338,9 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
         if not shapes_fit(given, taken):
             return f"output '{given.name}' {list(given.shape)} does not fit input '{taken.name}' {list(taken.shape)}"
     return None
+
+
+def _without_batch(tensor: Tensor, axis: int) -> Tensor:
+    """The tensor without its batch dimension, unless an optional input has given it another shape."""
+    shape = tensor.shape
+    return tensor.reshaped(shape[:axis] + shape[axis + 1 :]) if shape[axis : axis + 1] == (1,) else tensor

@@ -25,15 +25,30 @@ class TensorSpec:
         shape: dimensions, -1 for a variable one; ValueError past 16 dimensions. None: the rank is open, any shape fits;
             ``shape`` is then ``(-1,)``.
         symbols: the symbolic name of each dimension, ``""`` if it has none.
+        batch_axis: the dimension of the rows if the model is batched; -1: it has none, because requests share a batch
+            only if they give the same value.
     """
 
     name: str
     shape: tuple[int, ...]
     open_rank: bool
     symbols: tuple[str, ...]
-    def __init__(self, name: str, datatype: str, shape: Sequence[int] | None, symbols: Sequence[str] = ()) -> None: ...
+    batch_axis: int
+    def __init__(
+        self,
+        name: str,
+        datatype: str,
+        shape: Sequence[int] | None,
+        symbols: Sequence[str] = (),
+        batch_axis: int = 0,
+    ) -> None: ...
     @property
     def datatype(self) -> str: ...
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape without the dimension of the rows; of an open rank, ``shape``."""
+    def along(self, axis: int) -> TensorSpec:
+        """The same with another ``batch_axis``."""
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 

@@ -462,6 +462,11 @@ class Spec(NamedTuple):
     datatype: str
     shape: tuple[int, ...]
     open_rank: bool = False
+    batch_axis: int = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return self.shape if self.open_rank else self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
 
 
 class Loaded(NamedTuple):

@@ -232,7 +232,19 @@ COUPLED = {
         ),
         "'DynamicQuantizeLinear'",
     ),
-    "joined rows": (graph(node("Concat", "x x", axis=0)), "joins over the batch"),
+    "joined rows": (graph(node("Concat", "x x", axis=0)), "does not have the rows along one dimension"),
+    "rows joined with a constant": (
+        graph(node("Concat", "x c", axis=0), constants={"c": np.ones((1, 4), np.float32)}),
+        "joins rows with a value",
+    ),
+    "columns joined with rows": (
+        graph(node("Transpose", "x", "t"), node("Concat", "x t", axis=0), inputs={"x": ["n", "n"]}),
+        "joins rows with a value",
+    ),
+    "rows joined, and cut otherwise": (
+        graph(node("Concat", "x x", "j", axis=0), node("Reshape", "j to"), constants={"to": i64([-1, 2, 4])}),
+        "does not have the rows along one dimension|may be mixed",
+    ),
     "reversed rows": (
         graph(
             node("Slice", "x a b c d"), constants={"a": i64([-1]), "b": i64([-(2**63)]), "c": i64([0]), "d": i64([-1])}
@@ -316,7 +328,6 @@ COUPLED = {
         graph(node("Scaler", domain="ai.onnx.ml"), inputs={"x": ["n"]}, domains=["ai.onnx.ml"]),
         "for features",
     ),
-    "the batch last": (graph(node("Transpose")), "output 'y' does not have the rows along its first dimension"),
     "a constant": (graph(node("Identity", "w"), constants={"w": W}), "does not depend on the rows"),
     "a shape": (graph(node("Shape")), "only on how many there are"),
     "a fixed input": (graph(node("Relu"), inputs={"x": [2, 4]}), "the first dimension of input 'x' is always 2"),
@@ -669,6 +680,293 @@ def test_an_optional_input_counts_as_left_out():
 
 def test_an_initializer_counts_with_its_default_though_an_input_overrides_it():
     assert prove(onnx_models.with_defaults()).couples is None
+
+
+# --- Classical models, and loops --------------------------------------------------------------------------------------
+
+
+def classical(*nodes, **more):
+    return graph(*nodes, domains=["ai.onnx.ml"], **more)
+
+
+def ml(op, ins, outs, **attributes):
+    return node(op, ins, outs, domain="ai.onnx.ml", **attributes)
+
+
+def repeated(op, ins, outs, body, made, *, inputs, **attributes):
+    """A Scan or Loop with a body of nodes, whose outputs are ``made``."""
+    nodes = [helper.make_node(each, a, b, **rest) for each, a, b, rest in body]
+    graph = helper.make_graph(nodes, "body", [tensor(name, None) for name in inputs], [tensor(n, None) for n in made])
+    return node(op, ins, outs, body=graph, **attributes)
+
+
+SQUARES = [
+    node("Identity", "s", "s1"), node("Sub", "s row", "d"), node("ReduceSumSquare", "d", "q", axes=[1], keepdims=0),
+]  # fmt: skip
+TRAINING = np.arange(12, dtype=np.float32).reshape(3, 4)
+LINEAR = {"coefficients": [1.0] * 12, "intercepts": [0.0, 1.0, 2.0], "classlabels_ints": [7, 8, 9]}
+DISTANCES = repeated("Scan", "x t", "last far", SQUARES, ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1)
+TIMES = {"t": i64(5), "go": np.bool_(True)}
+
+
+def looped(*body, **more):
+    loop = repeated("Loop", "t go x", "y", body, ["go2", "s1"], inputs=["i", "go0", "s"])
+    return graph(loop, constants=TIMES, **more)
+
+
+APART |= {
+    "rows stacked twice, and taken apart": graph(
+        node("Concat", "x x", "j", axis=0),
+        node("Reshape", "j to", "r"),
+        node("Transpose", "r", perm=[1, 0, 2]),
+        constants={"to": i64([2, -1, 4])},
+    ),
+    "the mean of two models' scores": classical(
+        ml("LinearClassifier", "x", "l a", **LINEAR),
+        ml("LinearClassifier", "x", "m b", **LINEAR),
+        node("Reshape", "a to", "c"),
+        node("Reshape", "b to", "d"),
+        node("Concat", "c d", "e", axis=0),
+        node("ReduceMean", "e", axes=[0], keepdims=0),
+        constants={"to": i64([1, -1, 3])},
+    ),
+    "nearest neighbours": classical(
+        DISTANCES,
+        node("Transpose", "far", "f", perm=[1, 0]),
+        node("TopK", "f k", "v at", largest=0),
+        node("Flatten", "at", "flat"),
+        ml("ArrayFeatureExtractor", "labels flat", "found"),
+        node("Reshape", "found to"),
+        constants={"t": TRAINING, "k": i64([2]), "labels": np.float32([5, 6, 7]), "to": i64([-1, 2])},
+    ),
+    "tables of leaves": classical(
+        node("ArgMax", "x", "at", axis=1, keepdims=0),
+        node("Reshape", "at one", "leaf"),
+        ml("ArrayFeatureExtractor", "tables leaf", "scores"),
+        node("Transpose", "scores", perm=[2, 0, 1]),
+        constants={"one": i64([1, -1]), "tables": np.ones((2, 3, 4), np.float32)},
+    ),
+    "columns, each encoded": classical(
+        ml("ArrayFeatureExtractor", "x zero", "a"),
+        ml("ArrayFeatureExtractor", "x one", "b"),
+        node("Reshape", "a to", "c"),
+        node("Reshape", "b to", "d"),
+        node("Concat", "c d", axis=1),
+        constants={"zero": i64(0), "one": i64(1), "to": i64([-1, 1])},
+    ),
+    "a loop over time": looped(
+        node("Identity", "go0", "go2"),
+        node("Gather", "z i", "step", axis=1),
+        node("Add", "s step", "s1"),
+        inputs={"x": ["n", 4], "z": ["n", 5, 4]},
+    ),
+    "a loop that keeps each step": graph(
+        repeated(
+            "Loop",
+            "t go x",
+            "last steps",
+            [node("Identity", "go0", "go2"), node("Tanh", "s", "s1"), node("Identity", "s1", "step")],
+            ["go2", "s1", "step"],
+            inputs=["i", "go0", "s"],
+        ),
+        node("Transpose", "steps", perm=[1, 0, 2]),
+        constants=TIMES,
+    ),
+}
+COUPLED |= {
+    "a scan over rows": (
+        graph(
+            repeated("Scan", "s x", "y all", [node("Add", "a row", "b"), node("Identity", "b", "c")], ["b", "c"],
+                     inputs=["a", "row"], num_scan_inputs=1),
+            constants={"s": np.zeros(4, np.float32)},
+        ),
+        "from row to row",
+    ),
+    "a scan that mixes its state": (
+        graph(
+            repeated("Scan", "x t", "y all", [node("Softmax", "s", "s1", axis=0), node("Add", "s row", "q")],
+                     ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+            constants={"t": TRAINING},
+        ),
+        "'Softmax'",
+    ),
+    "a scan that turns its state": (
+        graph(
+            repeated("Scan", "x t", "y all", [node("Transpose", "s", "s1"), node("Identity", "row", "q")],
+                     ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+            inputs={"x": ["n", "n"]}, constants={"t": TRAINING},
+        ),
+        "where the rows of its state are",
+    ),
+    "distances between rows": (
+        graph(
+            repeated("Scan", "x x", "last y", SQUARES, ["s1", "q"], inputs=["s", "row"], num_scan_inputs=1),
+        ),
+        "from row to row",
+    ),
+    "a loop until all rows are small": (
+        looped(node("Mul", "s s", "s1"), node("ReduceMax", "s1", "m", keepdims=0), node("Cast", "m", "go2", to=9)),
+        "'ReduceMax'",
+    ),
+    "a loop until a row is small": (
+        looped(node("Mul", "s s", "s1"), node("Cast", "s1", "go2", to=9)), "where the rows of its state are",
+    ),
+    "a loop without an end": (
+        graph(
+            repeated(
+                "Loop", "t go x", "y", [node("Identity", "go0", "go2"), node("Tanh", "s", "s1")],
+                ["go2", "s1"], inputs=["i", "go0", "s"],
+            ),
+            constants={"t": i64(2**60), "go": np.bool_(True)},
+        ),
+        "unknown number of times",
+    ),
+    "a loop for each row": (
+        graph(
+            node("Shape", "x", "shape"), node("Gather", "shape zero", "count"),
+            repeated("Loop", "count go x", "y", [node("Identity", "go0", "go2"), node("Tanh", "s", "s1")],
+                     ["go2", "s1"], inputs=["i", "go0", "s"]),
+            constants=TIMES | {"zero": i64(0)},
+        ),
+        "as often as rows say",
+    ),
+    "labels of rows, of which a row takes another's": (
+        classical(
+            node("ArgMax", "x", "at", axis=1, keepdims=0), ml("ArrayFeatureExtractor", "x at", "y"),
+        ),
+        "parameters that differ",
+    ),
+    "scores of unknown classes, cut": (
+        classical(
+            ml("SVMClassifier", "x", "l a", classlabels_ints=[1, 2, 3]), node("Reshape", "a to"),
+            constants={"to": i64([-1, 3])},
+        ),
+        "may be mixed",
+    ),
+}  # fmt: skip
+
+
+# --- Branches that depend on sizes ------------------------------------------------------------------------------------
+
+
+def part_of(name, *body):
+    nodes = [helper.make_node(each, a, b, **rest) for each, a, b, rest in body]
+    return helper.make_graph(nodes, name, [], [tensor(body[-1][2][0], None)])
+
+
+def if_size_is_one(value, axis, into, then, other):
+    """Nodes that choose a branch by a dimension of a value."""
+    return [
+        node("Shape", value, f"{into}shape", start=axis, end=axis + 1),
+        node("Equal", f"{into}shape one", f"{into}is"),
+        node("If", f"{into}is", into, then_branch=part_of("a", then), else_branch=part_of("b", other)),
+    ]
+
+
+ONE = {"one": i64([1]), "last": i64([-1])}
+SQUEEZE, KEEP = node("Squeeze", "x last", "then"), node("Identity", "x", "else")
+
+
+def chosen(*nodes, other=KEEP, inputs=None, **constants):
+    branch = if_size_is_one("x", 2, "c", SQUEEZE, other)
+    return graph(*branch, *nodes, inputs=inputs or {"x": ["n", 4, "t"]}, constants=ONE | constants)
+
+
+RECURRENT = [
+    node("Unsqueeze", "c first", "u"),
+    node("LSTM", "u w r", "all y", hidden_size=2),
+]
+WEIGHTS = {"first": i64([0]), "w": np.ones((1, 8, 4), np.float32), "r": np.ones((1, 8, 2), np.float32)}
+APART |= {
+    "another rank in each branch": chosen(node("Relu", "c")),
+    "a branch with which nothing runs": chosen(*RECURRENT, **WEIGHTS),
+    "the same condition again": graph(
+        *if_size_is_one("x", 2, "c", SQUEEZE, KEEP),
+        *if_size_is_one("x", 2, "d", SQUEEZE, KEEP),
+        node("Add", "c d"),
+        inputs={"x": ["n", 4, "t"]},
+        constants=ONE,
+    ),
+}
+COUPLED |= {
+    "a branch by size that mixes": (
+        chosen(node("Relu", "c"), other=node("Softmax", "x", "else", axis=0)), "'Softmax'",
+    ),
+    "no branch that runs": (
+        chosen(node("Unsqueeze", "c both", "u"), node("LSTM", "u w r", "all y", hidden_size=2),
+               both=i64([0, 1]), w=WEIGHTS["w"], r=WEIGHTS["r"]),
+        "not a sequence",
+    ),
+    "too many branches": (
+        graph(
+            *(each for i in range(5) for each in if_size_is_one(f"x{i}", 2, f"c{i}",
+              node("Squeeze", f"x{i} last", "then"), node("Identity", f"x{i}", "else"))),
+            *(node("Relu", f"c{i}", f"y{i}") for i in range(5)),
+            inputs={f"x{i}": ["n", 4, f"t{i}"] for i in range(5)},
+            outputs=[f"y{i}" for i in range(5)], constants=ONE,
+        ),
+        "too many branches",
+    ),
+}  # fmt: skip
+
+
+# --- Texts ------------------------------------------------------------------------------------------------------------
+
+
+def texts(*nodes, inputs=None, pad="#", **attributes):
+    tokens = node("Tokenizer", "low", "words", domain="com.microsoft", mark=0, mincharnum=1, pad_value=pad,
+                  tokenexp="[a-z]+")  # fmt: skip
+    return graph(
+        node("Reshape", "x flat", "r"),
+        node("StringNormalizer", "r", "low", case_change_action="LOWER", **attributes),
+        tokens,
+        *nodes,
+        inputs=inputs or {"x": (["n", 1], TensorProto.STRING)},
+        constants={"flat": i64([-1]), "pads": np.array(["#"], object)},
+        domains=["com.microsoft"],
+    )
+
+
+COUNT = {"mode": "TF", "min_gram_length": 1, "max_gram_length": 2, "max_skip_count": 1, "ngram_counts": [0, 2]}
+COUNTED = node("TfIdfVectorizer", "f", "y", **COUNT, ngram_indexes=[0, 1, 2], pool_strings=["cat", "dog", "cat", "dog"])
+APART["a text vectoriser"] = texts(node("Flatten", "words", "f"), COUNTED)
+COUPLED |= {
+    "words of all rows": (texts(node("Identity", "words", "y")), "filled up to the longest of all rows"),
+    "the number of words": (texts(node("Shape", "words", "s"), node("Reshape", "words s", "y")), "'Shape'.*filled up"),
+    "fillings that are counted": (texts(node("Flatten", "words", "f"), COUNTED, pad="dog"), "filled up"),
+    "words joined": (
+        texts(node("Concat", "words words", "f", axis=1), COUNTED), "'Concat'.*filled up",
+    ),
+    "words of two texts": (
+        graph(
+            node("Tokenizer", "x", "words", domain="com.microsoft", mark=0, mincharnum=1, pad_value="#", tokenexp="."),
+            node("Flatten", "words", "f"), COUNTED,
+            inputs={"x": (["n", 2], TensorProto.STRING)}, domains=["com.microsoft"],
+        ),
+        "several texts",
+    ),
+    "stop words": (texts(node("Flatten", "words", "f"), COUNTED, stopwords=["the"]), "drops words"),
+}  # fmt: skip
+
+
+def test_rows_may_be_along_another_dimension():
+    turned = graph(node("Transpose"))
+    assert prove(turned).output_axes == {"y": 1}
+    assert prove(graph(node("Transpose"), inputs={"x": [4, "n"]}), {"x": 1}).output_axes == {"y": 0}
+    assert prove(graph(node("Relu"), inputs={"x": [4, "n"]}), {"x": 1}).output_axes == {"y": 1}
+    assert prove(graph(node("Relu"), inputs={"x": [4, 3]}), {"x": 1}).couples == (
+        "dimension 1 of input 'x' is always 3"
+    )
+    assert prove(graph(node("Relu")), {"x": 2}).couples == "input 'x' has no dimension 2"
+
+
+def test_an_input_without_rows_is_a_constant_of_a_batch():
+    added = graph(node("Add", "x at"), inputs={"x": ["n", 4], "at": []})
+    assert prove(added, {"at": -1}).couples is None
+    assert prove(added).couples == "input 'at' has no first dimension"
+    assert prove(graph(node("Relu", "at", "y"), inputs={"x": ["n", 4], "at": [2]}), {"at": -1}).couples == (
+        "output 'y' does not depend on the rows, or only on how many there are"
+    )
 
 
 @pytest.mark.parametrize("name", APART)

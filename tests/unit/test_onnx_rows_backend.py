@@ -84,7 +84,7 @@ def agree(together, alone, same_bits):
     return np.allclose(together, alone, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
 
 
-def wrong(data, names, rows, same_bits):
+def wrong(data, names, rows, same_bits, axes):
     """What differs between rows alone and together; None: they agree. LookupError if no row runs alone."""
     try:
         session = onnxruntime.InferenceSession(data, OPTIONS, providers=["CPUExecutionProvider"])
@@ -96,9 +96,10 @@ def wrong(data, names, rows, same_bits):
     except ORT_ERRORS as error:
         return f"together: {error}"
     for name, output, *each in zip(names, together, *alone, strict=True):
-        if any(one.shape[:1] != (1,) for one in each) or output.shape[:1] != (ROWS,):
+        axis = axes[name]
+        if any(one.shape[axis : axis + 1] != (1,) for one in each) or output.shape[axis : axis + 1] != (ROWS,):
             return f"the shape of {name}"
-        if output.dtype.kind != "V" and not agree(output, np.concatenate(each), same_bits):
+        if output.dtype.kind != "V" and not agree(output, np.concatenate(each, axis), same_bits):
             return f"the values of {name}"
     return None
 
@@ -127,7 +128,7 @@ def test_what_is_proven_of_the_backends_tests_holds(chunk, cases):
                 }
             outputs = [info.name for info in model.graph.output]
             try:
-                found = wrong(data, outputs, rows, proof.rounds is None)
+                found = wrong(data, outputs, rows, proof.rounds is None, proof.output_axes)
             except LookupError:
                 continue  # it runs with its own number of rows only, or not in this runtime
             checked += 1

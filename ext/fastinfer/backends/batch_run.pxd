@@ -4,7 +4,8 @@ from fastinfer.backends.onnx.ort cimport Session
 from fastinfer.backends.onnx.ort_run cimport EngineError, Feed, Handle, OrtRunOptions, OrtValue, Output
 from fastinfer.native.job cimport Job
 from fastinfer.shared.crash_record cimport NotedRun
-from fastinfer.tensor.rows cimport RowSlice
+from fastinfer.tensor.rows cimport BatchAxes, RowSlice
+from fastinfer.tensor.tensor cimport Tensor
 
 cdef struct BatchState:
     # Configuration.
@@ -12,6 +13,7 @@ cdef struct BatchState:
     Handle extended             # the session's with the optional inputs that the request gives
     Py_ssize_t requests
     bint batched
+    const int* axes             # [inputs + outputs]: where the rows are; NULL: along the first dimension of each
     int64_t total_rows
     const int64_t* rows         # [requests]
     const char* unwanted        # [outputs]: 1 if no request asks for it; NULL: all are wanted
@@ -41,6 +43,7 @@ cdef class BatchRun(Job):
     cdef char* arrays           # one block for all arrays of run_state
     cdef Session session
     cdef bytes unwanted         # what the state's pointer points into
+    cdef BatchAxes axes         # what state.axes points into
     cdef list inputs            # of all requests: list[list[Tensor]]; the memory that the slices point into
     cdef readonly Py_ssize_t input_bytes
     cdef readonly int64_t rows
@@ -56,6 +59,7 @@ cdef class BatchRun(Job):
     cdef int _note_unwanted(self, list requests) except -1
     cdef int _extend(self, list tensors) except -1
     cdef int _lay_out(self) except -1
+    cdef int _check_input(self, Tensor tensor, Py_ssize_t i, int64_t rows) except -1
     cdef int _add_inputs(self, Py_ssize_t index, list tensors, int64_t rows) except -1
 
 

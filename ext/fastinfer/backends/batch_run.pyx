@@ -15,9 +15,9 @@ from fastinfer.backends.onnx.ort_run cimport (
 )
 from fastinfer.native.job cimport monotonic_ns
 from fastinfer.shared.crash_record cimport run_begins, run_ends
-from fastinfer.tensor.datatype cimport UINT8
+from fastinfer.tensor.datatype cimport BYTES, UINT8
 from fastinfer.tensor.message cimport InferRequest, RequestedOutput
-from fastinfer.tensor.rows cimport gather, gathered_size, scatter
+from fastinfer.tensor.rows cimport alike_but, gather, gather_along, gathered_size, scatter, scatter_along
 from fastinfer.tensor.tensor cimport MAX_RANK, Tensor, TensorSpec, allocate_block, element_count, free_block
 
 cdef extern from *:
@@ -59,6 +59,9 @@ cdef class BatchRun(Job):
         state.batched = batched
         if state.requests == 1:
             self._extend((<InferRequest?>requests[0]).inputs)
+        if batched and session.axes is not None:
+            self.axes = session.axes
+            state.axes = session.axes.axes
         self._lay_out()
         if state.handle == &state.extended:
             session.name_inputs((<InferRequest>requests[0]).inputs, state.extended.input_names)
@@ -141,7 +144,9 @@ cdef class BatchRun(Job):
             tensor = <Tensor?>tensors[i]
             (<RowSlice*>state.slices)[i * state.requests + index] = RowSlice(tensor.data, tensor.nbytes)
             self.input_bytes += tensor.nbytes
-            if state.batched and (tensor.rank == 0 or tensor.dims[0] != rows):
+            if state.axes != NULL:
+                self._check_input(tensor, i, rows)
+            elif state.batched and (tensor.rank == 0 or tensor.dims[0] != rows):
                 raise ValueError(f"{tensor!r} in a request of {rows} rows")
             if index == 0:
                 # The feed of a single request; _gather changes it for several.
@@ -149,12 +154,25 @@ cdef class BatchRun(Job):
                 memcpy(dims, tensor.dims, tensor.rank * sizeof(int64_t))
                 state.feeds[i] = Feed(tensor.datatype_id, tensor.rank, dims, tensor.data, tensor.nbytes)
                 continue
+            if state.axes != NULL:
+                continue
             first = <Tensor>(<list>self.inputs[0])[i]
             if (tensor.datatype_id != first.datatype_id or tensor.rank != first.rank
                     or memcmp(tensor.dims + 1, first.dims + 1, (first.rank - 1) * sizeof(int64_t)) != 0):
                 raise ValueError(f"{tensor!r} does not share a batch with {first!r}")
         (<int64_t*>state.rows)[index] = rows
         state.total_rows += rows
+        return 0
+
+    cdef int _check_input(self, Tensor tensor, Py_ssize_t i, int64_t rows) except -1:
+        # For a model whose rows are not along the first dimension of everything.
+        cdef int axis = self.run_state.axes[i]
+        cdef Tensor first = <Tensor>(<list>self.inputs[0])[i]
+        if axis >= 0 and (tensor.rank <= axis or tensor.dims[axis] != rows):
+            raise ValueError(f"{tensor!r} in a request of {rows} rows along dimension {axis}")
+        if (tensor.datatype_id != first.datatype_id or not alike_but(tensor, first, axis)
+                or (axis < 0 and memcmp(tensor.data, first.data, first.nbytes) != 0)):
+            raise ValueError(f"{tensor!r} does not share a batch with {first!r}")
         return 0
 
     def __dealloc__(self):
@@ -213,7 +231,7 @@ cdef class BatchRun(Job):
                 continue
             bounds = state.bounds + k * (state.requests + 1)
             for i in range(state.requests):
-                output.dims[0] = state.rows[i]
+                output.dims[0 if state.axes == NULL else state.axes[state.handle.input_count + k]] = state.rows[i]
                 (<list>parts[i]).append(Tensor.wrap(name, output.datatype_id, output.rank, output.dims,
                                                     data + bounds[i], bounds[i + 1] - bounds[i], owner))
         return parts
@@ -305,18 +323,29 @@ cdef int _gather(BatchState* state) noexcept nogil:
     if state.requests == 1:
         return 0
     for i in range(state.handle.input_count):
-        state.feeds[i].nbytes = gathered_size(state.slices + i * state.requests, state.requests)
+        state.feeds[i].nbytes = gathered_size(state.slices + i * state.requests, _slices_of(state, i))
         size += _aligned(state.feeds[i].nbytes)
     at = state.slab = allocate_block(size)
     if at == NULL:
         return fail(&state.failure, FAIL, b"no memory for a batch")
     for i in range(state.handle.input_count):
         slices = state.slices + i * state.requests
-        gather(slices, state.requests, at)
+        if state.axes == NULL or state.axes[i] <= 0:
+            gather(slices, _slices_of(state, i), at)
+        else:
+            gather_along(slices, state.requests, element_count(state.feeds[i].dims, state.axes[i]), at)
         state.feeds[i].data = at
-        state.dims[i * MAX_RANK] = state.total_rows
+        if state.axes == NULL:
+            state.dims[i * MAX_RANK] = state.total_rows
+        elif state.axes[i] >= 0:
+            state.dims[i * MAX_RANK + state.axes[i]] = state.total_rows
         at += _aligned(state.feeds[i].nbytes)
     return 0
+
+
+cdef Py_ssize_t _slices_of(const BatchState* state, Py_ssize_t i) noexcept nogil:
+    # How many slices an input is gathered from: one without rows is the same in all requests.
+    return 1 if state.axes != NULL and state.axes[i] < 0 else state.requests
 
 
 cdef Py_ssize_t _aligned(Py_ssize_t size) noexcept nogil:
@@ -342,6 +371,7 @@ cdef int _receive(BatchState* state, OrtValue** values) noexcept nogil:
     cdef Py_ssize_t i
     cdef Output* output
     cdef int failed = 0
+    cdef int axis = 0
     for i in range(state.handle.output_count):
         if failed < 0:
             break
@@ -351,10 +381,34 @@ cdef int _receive(BatchState* state, OrtValue** values) noexcept nogil:
             failed = _leave_empty(state, output)
         if failed < 0 or not state.batched:
             continue
-        if output.rank == 0 or output.dims[0] != state.total_rows:
+        if state.axes != NULL:
+            axis = state.axes[state.handle.input_count + i]
+        if output.rank <= axis or output.dims[axis] != state.total_rows:
             failed = fail(&state.failure, FAIL, b"the model does not keep the batch dimension in its outputs")
+            continue
+        if axis > 0:
+            failed = _separate(state, output, axis, state.bounds + i * (state.requests + 1))
             continue
         scatter(output.datatype_id, output.data, element_count(output.dims + 1, output.rank - 1), state.rows,
                 state.requests, state.bounds + i * (state.requests + 1))
     release_values(values, state.handle.output_count)
     return failed
+
+
+cdef int _separate(BatchState* state, Output* output, int axis, Py_ssize_t* bounds) noexcept nogil:
+    # Puts each request's rows along an inner dimension into a block of its own, all in one new block of memory.
+    cdef char* block
+    if state.requests == 1:
+        bounds[0] = 0
+        bounds[1] = output.nbytes
+        return 0
+    if output.datatype_id == BYTES:
+        return fail(&state.failure, FAIL, b"an output of texts has its rows along the first dimension only")
+    block = allocate_block(output.nbytes)
+    if block == NULL:
+        return fail(&state.failure, FAIL, b"no memory for an output")
+    scatter_along(output.data, output.nbytes, element_count(output.dims, axis), state.rows, state.requests, block,
+                  bounds)
+    discard(output)
+    output.data = block
+    return 0

@@ -45,7 +45,8 @@ cdef class Runner(BatchRunner):
         self.costs = ShapeCosts(inline_run_us * 1000)
         if inline_run_us > 0:
             self.watchdog = watchdog if watchdog is not None else Watchdog(inline_run_us)
-        self.row_nbytes = row_nbytes_of(session.inputs, batched)
+        # Bindings are for rows along the first dimension, whose outputs need no copy.
+        self.row_nbytes = row_nbytes_of(session.inputs, batched) if session.axes is None else 0
         self.bindings = [None] * (MAX_BINDING_BYTES // self.row_nbytes + 1) if self.row_nbytes > 0 else []
 
     cdef uint64_t shape_of(self, BatchRun run) noexcept:
@@ -56,7 +57,7 @@ cdef class Runner(BatchRunner):
         cdef uint64_t shape = shape_of_rows(state.total_rows)
         cdef bint texts = False
         cdef Py_ssize_t i
-        cdef int k
+        cdef int k, axis
         if state.handle == &state.extended:
             return 0
         if self.row_nbytes > 0 and state.batched == self.batched:
@@ -65,8 +66,10 @@ cdef class Runner(BatchRunner):
             feed = &state.feeds[i]
             texts = texts or feed.datatype_id == BYTES
             shape = shape_with(shape, <uint64_t>feed.rank)
-            for k in range(1 if state.batched else 0, feed.rank):
-                shape = shape_with(shape, <uint64_t>feed.dims[k])
+            axis = -1 if not state.batched else 0 if state.axes == NULL else state.axes[i]
+            for k in range(feed.rank):
+                if k != axis:
+                    shape = shape_with(shape, <uint64_t>feed.dims[k])
         if texts:           # by powers of two
             shape = shape_with(shape, <uint64_t>size_class(run.input_bytes))
         return shape

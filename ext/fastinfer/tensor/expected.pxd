@@ -6,8 +6,8 @@ cdef struct ExpectedInput:
     int datatype_id
     bint open_rank
     int rank
+    int batch_axis          # the dimension of rows, which is free, and ...; -1: none
     const int64_t* dims     # -1: any
-    bint batched            # the first dimension is free, and ...
     bint item_form          # ... may be left out
 
 cdef struct Expected:

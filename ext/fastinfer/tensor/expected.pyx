@@ -26,11 +26,11 @@ cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_s
         return True
     if wanted.open_rank or (datatype_id == BYTES and rank == 1):        # the latter may be AMD's form: a length
         return False
+    i = wanted.batch_axis
     if rank == wanted.rank:
-        i = 1 if wanted.batched else 0
-        return differ(wanted.dims + i, dims + i, rank - i)
+        return differ(wanted.dims, dims, i) or differ(wanted.dims + i + 1, dims + i + 1, rank - i - 1)
     if rank == wanted.rank - 1 and wanted.item_form:
-        return differ(wanted.dims + 1, dims, rank)
+        return differ(wanted.dims, dims, i) or differ(wanted.dims + i + 1, dims + i, rank - i)
     return True
 
 
@@ -69,7 +69,7 @@ cdef class Expectation:
             wanted.datatype_id = spec.datatype_id
             wanted.open_rank = spec.open_rank
             wanted.rank = spec.rank
+            wanted.batch_axis = spec.batch_axis if batched and i < <int>len(required) else -1
+            wanted.item_form = item_form and wanted.batch_axis >= 0
             wanted.dims = spec.dims
-            wanted.batched = batched and i < <int>len(required)
-            wanted.item_form = item_form and wanted.batched
         return made

@@ -54,14 +54,17 @@ cdef class Signature:
         cdef TensorSpec spec
         self._static_rows = True
         for spec in self.inputs:
-            if spec.open_rank or any([dim < 0 for dim in (spec.shape[1:] if batched else spec.shape)]):
+            if spec.open_rank or any([dim < 0 for dim in (spec.row_shape if batched else spec.shape)]):
                 self._static_rows = False
-        names = {spec.symbols[0] if spec.rank > 0 and not spec.open_rank else "" for spec in self.inputs}
+            if batched and spec.batch_axis < 0:     # requests with other values do not share a batch
+                self._static_rows = False
+        self._rows_first = all([spec.batch_axis == 0 for spec in self.inputs + self.outputs])
+        names = {_batch_symbol(spec) for spec in self.inputs if spec.batch_axis >= 0}
         self._one_batch = max_batch_size_configured or (len(names) == 1 and "" not in names)
         self._equal_dims = _equal_dims(self.inputs) if batched and not max_batch_size_configured else ()
         if item_form is None:
             item_form = max_batch_size_configured or all(
-                [spec.rank > 0 and names_a_batch(spec.symbols[0]) for spec in self.inputs])
+                [names_a_batch(_batch_symbol(spec)) for spec in self.inputs if spec.batch_axis >= 0])
         self.item_form = batched and item_form
         if not accepts_anything:
             self.expectation = Expectation.make(self.inputs, self.optional_inputs, not positional, batched,
@@ -99,7 +102,7 @@ cdef class Signature:
             for i in range(len(self.inputs)):
                 spec = <TensorSpec>self.inputs[i]
                 tensor = <Tensor>request.inputs[i]
-                if not _fits(tensor, spec, 0):
+                if not _fits(tensor, spec, -1):
                     raise _unexpected_shape(tensor, spec, model)
         return self._check_elements(request, model) if self.never_empty else 0
 
@@ -174,7 +177,7 @@ cdef class Signature:
             raise ApiError(400, f"a raw request cannot carry BYTES, the datatype of input '{spec.name}' of model "
                                 f"'{model}'")
         for i in range(spec.rank):
-            dims[i] = 1 if (i == 0 and self.batched and not spec.open_rank) else spec.dims[i]
+            dims[i] = 1 if (i == spec.batch_axis and self.batched and not spec.open_rank) else spec.dims[i]
             if dims[i] < 0:
                 if open_dim >= 0 or spec.open_rank:
                     raise ApiError(400, f"the shape of input '{spec.name}' of model '{model}' cannot be derived "
@@ -216,19 +219,24 @@ cdef class Signature:
         cdef bint empty = False
         cdef bint apart = False     # rows of inputs do not belong together
         request.implicit_batch = self.item_form and self._is_item(request)
+        cdef int axis = 0
         if request.implicit_batch:
             for i in range(count):
-                request.inputs[i] = _with_batch(<Tensor>request.inputs[i])
+                axis = (<TensorSpec>self.inputs[i]).batch_axis
+                request.inputs[i] = _with_batch(<Tensor>request.inputs[i], axis)
         request.rows = -1
         for i in range(count):
             spec = <TensorSpec>self.inputs[i]
             tensor = <Tensor>request.inputs[i]
-            if not _fits(tensor, spec, 1):
+            axis = spec.batch_axis
+            if not _fits(tensor, spec, axis):
                 raise _unexpected_shape(tensor, spec, model)
             empty = empty or tensor.nbytes == 0
+            if axis < 0:
+                continue
             if request.rows < 0:
-                request.rows = tensor.dims[0]
-            elif tensor.dims[0] != request.rows:
+                request.rows = tensor.dims[axis]
+            elif tensor.dims[axis] != request.rows:
                 if self._one_batch:
                     raise ApiError(400, f"input '{tensor.name}' batch size does not match other inputs for '{model}'")
                 apart = True
@@ -252,7 +260,8 @@ cdef class Signature:
             request.shape_key = object()    # equal to no other
             return 0
         if not self._static_rows:
-            request.shape_key = _row_shapes(request.inputs)
+            request.shape_key = (_row_shapes(request.inputs) if self._rows_first
+                                 else _row_shapes_along(self.inputs, request.inputs))
         return 0
 
     cdef int _check_elements(self, InferRequest request, str model) except -1:
@@ -271,7 +280,7 @@ cdef class Signature:
         cdef Py_ssize_t i
         for i in range(len(self.inputs)):
             spec = <TensorSpec>self.inputs[i]
-            if spec.open_rank or (<Tensor>request.inputs[i]).rank != spec.rank - 1:
+            if spec.open_rank or (<Tensor>request.inputs[i]).rank != spec.rank - (spec.batch_axis >= 0):
                 return False
         return True
 
@@ -290,11 +299,14 @@ cdef class Signature:
         elif request.binary_output or request.raw:
             binary = (True,) * len(outputs)
         if request.implicit_batch:
-            chosen = [_without_batch(<Tensor>t, request.whole) for t in chosen]
+            chosen = [_without_batch(<Tensor>t, self._axis_of(<Tensor>t), request.whole) for t in chosen]
         response = InferResponse.make(model, version, chosen, request.id, binary)
         if request.outputs:
             response.classes = self._classes(request, chosen)
         return response
+
+    cdef int _axis_of(self, Tensor output) except -1:
+        return 0 if self._rows_first else (<TensorSpec>self.outputs[self._output_index[output.name]]).batch_axis
 
     cdef tuple _classes(self, InferRequest request, list chosen):
         cdef RequestedOutput requested
@@ -310,7 +322,7 @@ cdef class Signature:
         for i, requested in enumerate(request.outputs):
             if requested.classification > 0:
                 tensor = chosen[i]
-                batched = (self.outputs_batched and not request.implicit_batch
+                batched = (self.outputs_batched and self._axis_of(tensor) == 0 and not request.implicit_batch
                            and tensor.rank == (<TensorSpec>self.outputs[self._output_index[requested.name]]).rank)
                 batched = batched or (tensor.rank == 2 and requested.name in self.score_matrices)
                 classes[i] = Classification(tensor, requested.classification, batched=batched,
@@ -328,14 +340,15 @@ cdef Tensor _as_bools(Tensor body):
     return Tensor.wrap(body.name, BOOL, body.rank, body.dims, memory.data, body.nbytes, memory)
 
 
-cdef bint _fits(Tensor tensor, TensorSpec spec, int first) noexcept:
+cdef bint _fits(Tensor tensor, TensorSpec spec, int axis) noexcept:
+    # `axis`: the dimension that may have any size; -1: none.
     cdef int i
     if spec.open_rank:
-        return tensor.rank >= first
+        return tensor.rank > axis
     if tensor.rank != spec.rank:
         return False
-    for i in range(first, tensor.rank):
-        if spec.dims[i] >= 0 and spec.dims[i] != tensor.dims[i]:
+    for i in range(tensor.rank):
+        if spec.dims[i] >= 0 and spec.dims[i] != tensor.dims[i] and i != axis:
             return False
     return True
 
@@ -380,7 +393,7 @@ cdef tuple _equal_dims(tuple inputs):
     cdef TensorSpec spec
     for i, spec in enumerate(inputs):
         for axis, symbol in enumerate(spec.symbols):
-            if axis > 0 and symbol:
+            if axis != spec.batch_axis and symbol:
                 known = first.setdefault(symbol, (i, axis))
                 if known != (i, axis):
                     pairs.append((*known, i, axis))
@@ -404,16 +417,43 @@ cdef bytes _row_shapes(list inputs):
     return key
 
 
-cdef Tensor _with_batch(Tensor tensor):
+cdef bytes _row_shapes_along(tuple specs, list inputs):
+    # As _row_shapes; of an input without rows also the value, which is small.
+    cdef Tensor tensor
+    cdef int axis
+    key = b""
+    for i, tensor in enumerate(inputs):
+        axis = (<TensorSpec>specs[i]).batch_axis
+        key += b"%d:" % tensor.rank
+        if axis < 0:
+            key += b"%d:" % tensor.nbytes + (<char*>tensor.dims)[:tensor.rank * sizeof(int64_t)]
+            key += tensor.data[:tensor.nbytes]
+            continue
+        key += (<char*>tensor.dims)[:axis * sizeof(int64_t)]
+        key += (<char*>(tensor.dims + axis + 1))[:(tensor.rank - axis - 1) * sizeof(int64_t)]
+    return key
+
+
+cdef str _batch_symbol(TensorSpec spec):
+    return spec.symbols[spec.batch_axis] if spec.rank > spec.batch_axis and not spec.open_rank else ""
+
+
+cdef Tensor _with_batch(Tensor tensor, int axis):
     cdef int64_t[MAX_RANK + 1] dims
-    dims[0] = 1
-    memcpy(dims + 1, tensor.dims, tensor.rank * sizeof(int64_t))
+    if axis < 0:
+        return tensor
+    memcpy(dims, tensor.dims, axis * sizeof(int64_t))
+    dims[axis] = 1
+    memcpy(dims + axis + 1, tensor.dims + axis, (tensor.rank - axis) * sizeof(int64_t))
     return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank + 1, dims, tensor.data, tensor.nbytes,
                        tensor.owner)
 
 
-cdef Tensor _without_batch(Tensor tensor, bint whole):
-    if whole and (tensor.rank == 0 or tensor.dims[0] != 1):
+cdef Tensor _without_batch(Tensor tensor, int axis, bint whole):
+    cdef int64_t[MAX_RANK] dims
+    if whole and (tensor.rank <= axis or tensor.dims[axis] != 1):
         return tensor       # an optional input has given it another shape
-    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank - 1, tensor.dims + 1, tensor.data, tensor.nbytes,
+    memcpy(dims, tensor.dims, axis * sizeof(int64_t))
+    memcpy(dims + axis, tensor.dims + axis + 1, (tensor.rank - axis - 1) * sizeof(int64_t))
+    return Tensor.wrap(tensor.name, tensor.datatype_id, tensor.rank - 1, dims, tensor.data, tensor.nbytes,
                        tensor.owner)

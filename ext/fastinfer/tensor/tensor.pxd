@@ -40,6 +40,7 @@ cdef class TensorSpec:
     cdef readonly bint open_rank
     cdef readonly tuple shape
     cdef readonly tuple symbols     # the symbolic name of each dimension, "" if it has none
+    cdef readonly int batch_axis    # if the model is batched: the dimension of rows; -1: none, a batch has one value
     cdef int datatype_id
     cdef int rank
     cdef int64_t[MAX_RANK] dims

@@ -136,7 +136,7 @@ cdef class Memory:
 
 @cython.final
 cdef class TensorSpec:
-    def __init__(self, str name not None, str datatype not None, shape, symbols=()):
+    def __init__(self, str name not None, str datatype not None, shape, symbols=(), int batch_axis=0):
         self.name = name
         self.datatype_id = from_str(datatype)
         self.open_rank = shape is None
@@ -145,6 +145,7 @@ cdef class TensorSpec:
         if self.rank > MAX_RANK:
             raise ValueError(f"'{name}' has {self.rank} dimensions, at most {MAX_RANK} are supported")
         self.symbols = tuple(symbols) or ("",) * self.rank
+        self.batch_axis = batch_axis
         cdef int i
         for i in range(self.rank):
             self.dims[i] = self.shape[i]
@@ -153,15 +154,24 @@ cdef class TensorSpec:
     def datatype(self):
         return name_of(self.datatype_id)
 
+    @property
+    def row_shape(self):
+        if self.open_rank or self.batch_axis < 0:
+            return self.shape
+        return self.shape[:self.batch_axis] + self.shape[self.batch_axis + 1:]
+
+    def along(self, int axis):
+        return TensorSpec(self.name, self.datatype, None if self.open_rank else self.shape, self.symbols, axis)
+
     def __eq__(self, other):
         if not isinstance(other, TensorSpec):
             return NotImplemented
         cdef TensorSpec that = other
         return (self.name == that.name and self.datatype_id == that.datatype_id and self.shape == that.shape
-                and self.open_rank == that.open_rank)
+                and self.open_rank == that.open_rank and self.batch_axis == that.batch_axis)
 
     def __hash__(self):
-        return hash((self.name, self.datatype_id, self.shape, self.open_rank))
+        return hash((self.name, self.datatype_id, self.shape, self.open_rank, self.batch_axis))
 
     def __repr__(self):
         return f"TensorSpec({self.name!r}, {self.datatype!r}, {None if self.open_rank else list(self.shape)})"

@@ -16,6 +16,7 @@ from pathlib import Path
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.batch_axes import Axes, guesses, may_be_common, why_no_rows
 from fastinfer.backends.onnx.graph.classifier import read_classifier
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
@@ -29,8 +30,9 @@ from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
-from fastinfer.config.model_schema import InputConfig, TensorConfig
+from fastinfer.config.model_schema import TensorConfig
 from fastinfer.config.server import ServerConfig
+from fastinfer.tensor.rows import BatchAxes
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import TensorSpec
 from fastinfer.tensor.top_k import Labels
@@ -133,14 +135,17 @@ def load(
         if facts.sized_by_values is not None:
             log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
-        with collector.paused():
-            proof = Proof(_OPAQUE) if opaque else shared.graphs.proof(known_as, served)
+        prove: _Prove = partial(shared.graphs.proof, known_as, served)
+        if opaque:
+            prove = _prove_nothing
         # A trial's result depends on all of this.
         libraries = stamps([*settings.operator_libraries, *settings.provider_libraries.values()])
-        tried = repr((known_as, settings, libraries, exact, server.load_run_timeout_s, ort.version()))
+        axes = sorted(config.batch_axes.items())
+        tried = repr((known_as, settings, libraries, exact, axes, server.load_run_timeout_s, ort.version()))
         once = partial(shared.findings.once, blake2b(tried.encode(), digest_size=16).hexdigest())
-        loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
+        loading = _Loading(name, runs, facts, prove, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels, classifier.classes)
+        session.axes = BatchAxes.of(loaded.signature.inputs, loaded.signature.outputs)
         for tensors in warm_ups(name, loaded.signature, config, directory):
             runs.run_tensors(tensors)
     except ConfigError as error:
@@ -166,13 +171,18 @@ def _reason(error: OrtError, libraries: Sequence[str]) -> str:
 
 
 _Once = Callable[[Callable[[], str | None]], str | None]
+_Prove = Callable[[Axes], Proof]
+
+
+def _prove_nothing(_: Axes) -> Proof:
+    return Proof(_OPAQUE)
 
 
 class _Loading:
     """Derives the signature of a session, and whether its rows are independent."""
 
     def __init__(
-        self, name: str, runs: Runs, facts: Facts, proof: Proof, default_rows: int, exact: bool, once: _Once
+        self, name: str, runs: Runs, facts: Facts, prove: _Prove, default_rows: int, exact: bool, once: _Once
     ) -> None:
         self.name = name
         self.session = runs.session
@@ -180,7 +190,7 @@ class _Loading:
         self._steady = facts.sized_by_values is None
         self._opsets = facts.opsets
         self._never_empty = ", ".join(sorted(facts.operators & _NEVER_EMPTY))
-        self._proof = proof
+        self._prove = prove
         self._default_rows = default_rows
         self._exact = exact
         self._once = once
@@ -196,119 +206,176 @@ class _Loading:
             scores: the outputs that are a classifier's, with a row of scores for each row.
         """
         session = self.session
-        signature = partial(
+        make = partial(
             Signature,
-            session.inputs,
             labels=labels,
             score_matrices=scores,
             never_empty=self._never_empty,
             optional_inputs=session.optional_inputs,
         )
         configured = config.max_batch_size
-        self._check_inputs(config.inputs, configured)
-        self._check_tensors("output", config.outputs, self.session.outputs, configured)
+        self._check_axes(config)
         if configured == 0:
-            return self._loaded(signature(session.outputs), False, "max_batch_size is 0")
+            self._check_tensors(config, session.inputs, session.outputs)
+            return self._loaded(make(session.inputs, session.outputs), False, "max_batch_size is 0")
+        rows = self._rows(config)
+        self._check_tensors(config, rows.inputs, rows.outputs)
         if configured is not None:
-            self._check_first_dimensions()
-            reason = self._why_rows_depend()
+            self._check_batch_dimensions(rows)
+            reason = rows.couples or self._why_rows_depend(rows)
             if reason is not None:
                 but = "its requests share no batch, because" if self._exact else f"max_batch_size is {configured}, but"
                 log.warning("model '%s': %s %s", self.name, but, reason)
-            batched = signature(
-                session.outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
+            batched = make(
+                rows.inputs, rows.outputs, batched=True, max_batch_size=configured, max_batch_size_configured=True
             )
             return self._loaded(batched, reason is None or not self._exact, reason)
-        reason = self._why_not_batched() or self._why_rows_depend()
+        reason = self._why_not_batched(rows) or rows.couples or self._why_rows_depend(rows)
         if reason is not None:
             level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
             log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return self._loaded(signature(session.outputs), False, reason)
+            return self._loaded(make(session.inputs, session.outputs), False, reason)
         # Some exporters declare one output row although there is one for each input row; the proof shows it.
-        outputs = [_of_rows(spec) for spec in session.outputs]
-        return self._loaded(signature(outputs, batched=True, max_batch_size=self._default_rows), True, None)
+        outputs = [_of_rows(spec) for spec in rows.outputs]
+        batched = make(rows.inputs, outputs, batched=True, max_batch_size=self._default_rows)
+        return self._loaded(batched, True, None)
+
+    def _rows(self, config: ModelConfig) -> _Rows:
+        """Find the batch dimensions of inputs and outputs: the configured ones, else those that a proof finds."""
+        given = config.batch_axes
+        first: _Rows | None = None
+        for axes in guesses(self.session.inputs, given):
+            with collector.paused():
+                proof = self._prove(axes)
+            inputs = [spec.along(axes.get(spec.name, 0)) for spec in self.session.inputs]
+            found = proof.output_axes
+            outputs = [spec.along(found.get(spec.name, given.get(spec.name, 0))) for spec in self.session.outputs]
+            rows = _Rows(inputs, outputs, proof)
+            if proof.couples is None:
+                self._check_output_axes(given, found)
+                return rows
+            first = first or rows
+        assert first is not None
+        return first
+
+    def _check_output_axes(self, given: Mapping[str, int], found: Mapping[str, int]) -> None:
+        for name, axis in found.items():
+            if given.get(name, axis) != axis:
+                raise self._refusal(
+                    f"batch_axis of output '{name}' is {given[name]}, but its rows are along dimension {axis}"
+                )
 
     def _loaded(self, signature: Signature, combines: bool, why_alone: str | None) -> LoadedModel:
         return LoadedModel(self.session, signature, self._steady, combines, why_alone, self._opsets)
 
-    def _check_inputs(self, given: Sequence[InputConfig], configured: int | None) -> None:
-        """Compares the configuration's inputs with the graph's, which may have optional ones: see _check_tensors."""
-        required, optional = self.session.inputs, self.session.optional_inputs
-        names = {spec.name for spec in optional}
-        self._check_tensors("input", [each for each in given if each.name not in names], required, configured)
-        self._check_tensors("input", [each for each in given if each.name in names], optional, None)
-        for tensor in given:
-            if tensor.optional and tensor.name not in names:
-                raise self._refusal(f"input '{tensor.name}' is configured as optional, but the graph needs it")
+    def _check_axes(self, config: ModelConfig) -> None:
+        """Checks that each configured batch dimension is one of an input or output."""
+        inputs = {spec.name: spec for spec in self.session.inputs}
+        outputs = {spec.name: spec for spec in self.session.outputs}
+        for name, axis in config.batch_axes.items():
+            spec = inputs.get(name) or outputs.get(name)
+            if spec is None:
+                raise self._refusal(f"the configuration gives a batch_axis for '{name}', which the graph does not have")
+            if axis < 0 and name in inputs and not may_be_common(spec):
+                raise self._refusal(f"input '{name}' needs a batch_axis: it is not fixed and small")
+            if (axis < 0 and name in outputs) or (not spec.open_rank and axis >= len(spec.shape)):
+                raise self._refusal(f"batch_axis {axis} is no dimension of '{name}', whose shape is {list(spec.shape)}")
 
-    def _check_tensors(
-        self, what: str, given: Sequence[TensorConfig], specs: Sequence[TensorSpec], configured: int | None
-    ) -> None:
-        """Compares the configuration's inputs or outputs with the graph's.
+    def _check_tensors(self, config: ModelConfig, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        """Compares the configuration's inputs and outputs with the graph's.
 
         Dims have no batch dimension if a batch size is configured (Triton's convention), and have it if the batch size
         is 0. If none is configured, both are accepted (AMD's convention has no batch size and no batch dimension).
         """
-        by_name = {spec.name: spec for spec in specs}
-        for tensor in given:
-            spec = by_name.get(tensor.name)
-            if spec is None:
-                raise self._refusal(f"the configuration names {what} '{tensor.name}', the graph does not")
-            if tensor.datatype != spec.datatype:
-                raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
-            if spec.open_rank:
-                continue
-            whole, row = spec.shape, spec.shape[1:]
-            allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
-            if not any(_fits(tensor.dims, shape) for shape in allowed):
-                raise self._refusal(
-                    f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(tensor.dims)}"
-                )
+        optional = {spec.name: spec for spec in self.session.optional_inputs}
+        for each in config.inputs:
+            if each.name in optional:
+                self._check_tensor("input", each, optional[each.name], None)
+            elif each.optional:
+                raise self._refusal(f"input '{each.name}' is configured as optional, but the graph needs it")
+        required = [each for each in config.inputs if each.name not in optional]
+        for what, given, specs in (("input", required, inputs), ("output", config.outputs, outputs)):
+            by_name = {spec.name: spec for spec in specs}
+            for tensor in given:
+                spec = by_name.get(tensor.name)
+                if spec is None:
+                    raise self._refusal(f"the configuration names {what} '{tensor.name}', the graph does not")
+                self._check_tensor(what, tensor, spec, config.max_batch_size)
 
-    def _check_first_dimensions(self) -> None:
+    def _check_tensor(self, what: str, tensor: TensorConfig, spec: TensorSpec, configured: int | None) -> None:
+        if tensor.datatype != spec.datatype:
+            raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
+        if spec.open_rank:
+            return
+        whole, row = spec.shape, spec.row_shape
+        allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
+        if not any(_fits(tensor.dims, shape) for shape in allowed):
+            raise self._refusal(
+                f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(tensor.dims)}"
+            )
+
+    def _check_batch_dimensions(self, rows: _Rows) -> None:
         for name in self.session.sequence_outputs:
             raise self._refusal(f"max_batch_size must be 0, because output '{name}' is a sequence, which has no rows")
         if not self.session.inputs:
             raise self._refusal("max_batch_size needs an input that every request gives")
-        for spec in (*self.session.inputs, *self.session.outputs):
-            if not spec.shape or spec.shape[0] != -1:
+        if all(spec.batch_axis < 0 for spec in rows.inputs):
+            raise self._refusal(f"max_batch_size needs an open first dimension, but {why_no_rows(rows.inputs)}")
+        for spec in (*rows.inputs, *rows.outputs):
+            axis = spec.batch_axis
+            if axis < 0:
+                continue
+            if axis >= len(spec.shape) or spec.shape[axis] != -1:
+                which = "first dimension" if axis == 0 else f"dimension {axis}"
                 raise self._refusal(
-                    f"max_batch_size needs an open first dimension, but '{spec.name}' has the shape {list(spec.shape)}"
+                    f"max_batch_size needs an open {which}, but '{spec.name}' has the shape {list(spec.shape)}"
                 )
 
     def _refusal(self, sentence: str) -> ApiError:
         return ApiError(400, f"model '{self.name}': {sentence}")
 
-    def _why_not_batched(self) -> str | None:
+    def _why_not_batched(self, rows: _Rows) -> str | None:
         """Return why inputs have no batch dimension, or None if they have one."""
-        for what, specs in (("input", self.session.inputs), ("output", self.session.outputs)):
+        for what, specs in (("input", rows.inputs), ("output", rows.outputs)):
             if not specs:
                 return f"it has no {what}s"
-        batch = {spec.symbols[0] for spec in self.session.inputs if spec.shape and spec.shape[0] == -1} - {""}
-        for spec in self.session.inputs:
-            if not spec.shape or spec.shape[0] != -1:
-                return f"input '{spec.name}' has the shape {list(spec.shape)}, without an open first dimension"
-            again = batch.intersection(spec.symbols[1:])
-            if again:
-                return f"the first dimension '{again.pop()}' is also another one of input '{spec.name}'"
-        return None
+        texts = next((spec for spec in rows.outputs if spec.batch_axis > 0 and spec.datatype == "BYTES"), None)
+        if texts is not None:
+            return f"output '{texts.name}' has texts, whose rows can be along the first dimension only"
+        return why_no_rows(rows.inputs)
 
     # --- The proof that rows are independent --------------------------------------------------------------------------
 
-    def _why_rows_depend(self) -> str | None:
-        """Return why rows must not share a batch, by the proof or the trial; None if both agree that they may."""
-        if self._proof.couples is not None:
-            return self._proof.couples
-        if self._exact and self._proof.rounds is not None:
-            return f"operator '{self._proof.rounds}' may round a row otherwise in a batch, and batching is 'exact'"
-        return self._once(Trial(self._runs, self._proof.id_limits, exact=self._exact).why_rows_depend)
+    def _why_rows_depend(self, rows: _Rows) -> str | None:
+        """Return why rows must not share a batch although they are independent, by the trial; None: they may."""
+        rounds = rows.proof.rounds
+        if self._exact and rounds is not None:
+            return f"operator '{rounds}' may round a row otherwise in a batch, and batching is 'exact'"
+        trial = Trial(self._runs, rows.inputs, rows.outputs, rows.proof.id_limits, exact=self._exact)
+        return self._once(trial.why_rows_depend)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where the rows are: inputs and outputs with their batch dimensions, and the proof for these dimensions."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    proof: Proof
+
+    @property
+    def couples(self) -> str | None:
+        return self.proof.couples
 
 
 def _of_rows(spec: TensorSpec) -> TensorSpec:
-    """Return the output with an open first dimension, whatever the graph declares."""
-    if spec.open_rank or not spec.shape or spec.shape[0] == -1:
+    """Return the output with an open batch dimension, whatever the graph declares."""
+    axis = spec.batch_axis
+    if spec.open_rank or len(spec.shape) <= axis or spec.shape[axis] == -1:
         return spec
-    return TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]), ("", *spec.symbols[1:]))
+    shape, symbols = list(spec.shape), list(spec.symbols)
+    shape[axis], symbols[axis] = -1, ""
+    return TensorSpec(spec.name, spec.datatype, shape, symbols, axis)
 
 
 def _fits(dims: Sequence[int], shape: Sequence[int]) -> bool:

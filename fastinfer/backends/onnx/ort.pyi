@@ -11,6 +11,7 @@ from typing_extensions import Buffer
 
 from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.base.budget import Budget
+from fastinfer.tensor.rows import BatchAxes
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
 class OrtError(Exception):
@@ -74,6 +75,7 @@ class Session:
     sequence_outputs: tuple[str, ...]
     """The names of the outputs that are sequences."""
     budget: Budget | None
+    axes: BatchAxes | None
     """Where the memory of outputs counts; None: nowhere."""
     def __init__(
         self,

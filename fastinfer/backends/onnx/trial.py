@@ -156,14 +156,24 @@ class Trial:
 
     Args:
         runs: runs the session.
+        inputs: the session's inputs, with their batch dimensions.
+        outputs: the session's outputs, likewise.
         id_limits: exclusive upper bounds of integer inputs, by name.
         exact: answers must have the same bits.
     """
 
-    def __init__(self, runs: Runs, id_limits: Mapping[str, int], *, exact: bool) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        id_limits: Mapping[str, int],
+        *,
+        exact: bool,
+    ) -> None:
         self._runs = runs
-        self._inputs = runs.session.inputs
-        self._outputs = runs.session.outputs
+        self._inputs = inputs
+        self._outputs = outputs
         self._id_limits = id_limits
         self._exact = exact
 
@@ -185,7 +195,7 @@ class Trial:
         for row in self._rows(open_dimension, random, ORDINARY)[: _ROWS - 1]:
             alone = self._runs.run(row)
             for count in (2, _ROWS):
-                copies = self._runs.run(_joined([row] * count))
+                copies = self._runs.run(self._joined([row] * count))
                 reason = self._compare_shapes(copies, count)
                 for place in range(count if reason is None else 0):
                     reason = reason or self._compare(alone, copies, 0, place, "how many rows there are")
@@ -199,12 +209,12 @@ class Trial:
         for number, draw in enumerate(_DRAWS if integers else _DRAWS[:_FLOATING_DRAWS]):
             rows = self._rows(open_dimension, random, draw)
             try:
-                among_copies = [self._runs.run(_joined([row] * _ROWS)) for row in rows]
+                among_copies = [self._runs.run(self._joined([row] * _ROWS)) for row in rows]
             except OrtError:
                 if number == 0:
                     raise
                 return None  # the model does not accept numbers this large
-            together = self._runs.run(_joined(rows))
+            together = self._runs.run(self._joined(rows))
             reason = self._compare_shapes(together, _ROWS)
             for place in range(_ROWS if reason is None else 0):
                 reason = reason or self._compare(among_copies[place], together, place, place, "the rows beside it")
@@ -213,27 +223,41 @@ class Trial:
         return None
 
     def _rows(self, open_dimension: int, random: np.random.Generator, draw: Draw) -> list[Arrays]:
-        """Draw three rows; each is a list of inputs with a first dimension of 1."""
-        return [
-            [
-                draw_values(
-                    spec.datatype, [1, *(open_dimension if dim < 0 else dim for dim in spec.shape[1:])], random, draw,
-                    row, min(draw.largest, self._id_limits.get(spec.name, draw.largest)),
-                )
-                for spec in self._inputs
+        """Draw three rows; each is a list of inputs with a batch dimension of 1. Inputs without rows are equal."""
+        rows = [
+            [self._values(spec, open_dimension, random, draw, row) for spec in self._inputs] for row in range(_ROWS)
+        ]
+        for row in rows[1:]:
+            row[:] = [
+                first if spec.batch_axis < 0 else own
+                for spec, first, own in zip(self._inputs, rows[0], row, strict=True)
             ]
-            for row in range(_ROWS)
-        ]  # fmt: skip
+        return rows
+
+    def _values(
+        self, spec: TensorSpec, open_dimension: int, random: np.random.Generator, draw: Draw, row: int
+    ) -> NDArray[Any]:
+        shape = [open_dimension if dim < 0 else dim for dim in spec.shape]
+        if spec.batch_axis >= 0:
+            shape[spec.batch_axis] = 1
+        largest = min(draw.largest, self._id_limits.get(spec.name, draw.largest))
+        return draw_values(spec.datatype, shape, random, draw, row, largest)
+
+    def _joined(self, rows: Sequence[Arrays]) -> Arrays:
+        return [
+            column[0] if spec.batch_axis < 0 else np.concatenate(column, spec.batch_axis)
+            for spec, column in zip(self._inputs, zip(*rows, strict=True), strict=True)
+        ]
 
     def _compare_shapes(self, outputs: Arrays, count: int) -> str | None:
         for spec, output in zip(self._outputs, outputs, strict=True):
-            if output.ndim == 0 or output.shape[0] != count:
+            if output.ndim <= spec.batch_axis or output.shape[spec.batch_axis] != count:
                 return f"output '{spec.name}' of {count} rows has the shape {list(output.shape)}"
         return None
 
     def _compare(self, expected: Arrays, outputs: Arrays, at: int, place: int, what: str) -> str | None:
         for spec, one, other in zip(self._outputs, expected, outputs, strict=True):
-            if not self._agree(spec, one[at : at + 1], other[place : place + 1]):
+            if not self._agree(spec, one.take([at], spec.batch_axis), other.take([place], spec.batch_axis)):
                 return f"output '{spec.name}' of a row depends on {what}"
         return None
 
@@ -250,7 +274,3 @@ class Trial:
             one, other = ((array.astype(np.uint32) << 16).view(np.float32) for array in (one, other))
         largest = float(np.abs(one[np.isfinite(one)]).max(initial=0))
         return bool(np.allclose(other, one, rtol=tolerance, atol=tolerance * largest, equal_nan=True))
-
-
-def _joined(rows: Sequence[Arrays]) -> Arrays:
-    return [np.concatenate(column) for column in zip(*rows, strict=True)]

@@ -120,6 +120,8 @@ def _signature(source: Source[PythonParameters]) -> Signature:
     optional = next((each.name for each in config.inputs if each.optional), None)
     if optional is not None:
         raise _refusal(source, f"has the optional input '{optional}': only ONNX models can have such inputs")
+    if any(axis != 0 for axis in config.batch_axes.values()):
+        raise _refusal(source, "has its rows along the first dimension: batch_axis is for ONNX models")
     batched = bool(config.max_batch_size)
     try:
         labels = labels_of(source.directory, config)

@@ -148,6 +148,8 @@ class Symbols:
             return operands[1]
         elif name in ("Floor", "Ceil", "Round") or (name == "Abs" and operands[0].is_size):
             return operands[0]
+        elif name in ("Max", "Min"):
+            return operands[0] if len(set(operands)) == 1 else self.opaque(name, *operands)
         elif name in _COMPARISONS:
             known = _compared(name, *operands)
             if known is not None:

@@ -9,7 +9,8 @@ A file's *outline* is a digest of all its bytes, except for the elements of larg
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import blake2b
 from threading import Lock
 from typing import Any, TypeVar
@@ -66,9 +67,9 @@ class Graphs:
         """See :func:`read_facts`."""
         return self._once("facts", outline, read_facts, model)
 
-    def proof(self, outline: str, model: bytes | memoryview) -> Proof:
+    def proof(self, outline: str, model: bytes | memoryview, axes: Mapping[str, int]) -> Proof:
         """See :func:`prove`."""
-        return self._once("proof", outline, prove, model)
+        return self._once(f"proof {sorted(axes.items())}", outline, partial(prove, axes=axes), model)
 
     def _once(self, what: str, outline: str, read: Callable[[bytes | memoryview], T], model: bytes | memoryview) -> T:
         with self._lock:

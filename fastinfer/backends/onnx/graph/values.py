@@ -28,6 +28,10 @@ class Mixes(Exception):
     """An operator may mix rows; the text says why, as a clause whose subject is the operator."""
 
 
+class NeverRuns(Mixes):
+    """The runtime refuses to run an operator on such inputs."""
+
+
 class Place(Enum):
     """How the elements of row ``i`` of a value depend on ``i``."""
 
@@ -46,12 +50,15 @@ class Value:
         before, after: the factors of the axis' length before and after the batch size.
         content: its elements, if they are few and follow from constants and shapes.
         mixed: why its rows are not independent; None: they are.
+        never: it is never computed, because the runtime refuses to; then it is also mixed.
         rounds: the operator type whose rounding of a row may depend on the batch; None: each row has the same bits.
         source: the graph's input that it equals, except for shape and type.
         place: how its elements depend on the row's place in the batch; None: not at all. A value with a place is mixed
             for all operators except those of :mod:`fastinfer.backends.onnx.graph.operators.places`.
         loose: if a request gives it no elements, its dimensions may differ from ``dims``. Only operators whose output
             is then empty, too, may take it.
+        filled_with: its last axis is as long as the longest row of the batch needs; shorter rows end with this text.
+            Only the operators of :mod:`fastinfer.backends.onnx.graph.operators.texts` may take it.
     """
 
     dims: tuple[Dim, ...] | None
@@ -60,10 +67,12 @@ class Value:
     after: Dim = ONE
     content: Content | None = None
     mixed: str | None = None
+    never: bool = False
     rounds: str | None = None
     source: str | None = None
     place: Place | None = None
     loose: bool = False
+    filled_with: bytes | None = None
 
     @property
     def counts_rows(self) -> bool:

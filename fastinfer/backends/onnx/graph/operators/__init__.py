@@ -23,6 +23,7 @@ from fastinfer.backends.onnx.graph.operators import (
     selection,
     sequences,
     shapes,
+    texts,
 )
 from fastinfer.backends.onnx.graph.operators.call import (
     COUPLES,
@@ -39,4 +40,4 @@ from fastinfer.backends.onnx.graph.operators.call import (
 __all__ = ["COUPLES", "MICROSOFT", "ML", "ONNX", "RANDOM", "RULES", "SAME_BITS", "SHAPE_INPUTS", "Call"]
 
 # Each module registers its rules.
-_ = (axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes)
+_ = (axes, classical, elementwise, images, places, products, quantized, selection, sequences, shapes, texts)

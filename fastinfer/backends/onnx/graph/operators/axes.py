@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastinfer.backends.onnx.graph.dims import ONE
+from fastinfer.backends.onnx.graph.dims import ONE, Dim
 from fastinfer.backends.onnx.graph.operators.call import Call, axis_of, require_free, require_untouched, rule, unary
 from fastinfer.backends.onnx.graph.values import Value, moved
 
@@ -67,6 +67,9 @@ def _top_k(call: Call) -> list[Value]:
     axis = axis_of(x, call.integer("axis", -1))
     require_untouched(x, [axis], "sorts")
     require_free(call, 1)
+    count = call.need(1).content
     dims = list(x.known_dims)
     dims[axis] = call.symbols.any_size()
+    if count is not None and count.size == 1 and isinstance(count.flat[0], int):
+        dims[axis] = Dim(count.flat[0])
     return [moved(x, dims)] * 2

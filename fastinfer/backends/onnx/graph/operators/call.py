@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fastinfer.backends.onnx.graph.dims import Dim, Symbols
+from fastinfer.backends.onnx.graph.dims import BATCH, Dim, Symbols
 from fastinfer.backends.onnx.graph.proto import Attribute, Tensor
 from fastinfer.backends.onnx.graph.values import Content, Mixes, Value, broadcast, constant, free, moved, unchanged
 
@@ -228,13 +228,28 @@ def joined(call: Call, values: Sequence[Value]) -> Value:
     axis = axis_of(first, call.integer("axis", 1))
     if any(value.rank != first.rank for value in values):
         raise Mixes("joins values of different ranks")
+    if first.axis == axis:
+        return _stacked(values, axis)
     require_same_rows(*values)
-    require_untouched(first, [axis], "joins")
     dims = list(first.known_dims)
     along = [value.known_dims[axis].number for value in values]
     known = [number for number in along if number is not None]
     dims[axis] = Dim(sum(known)) if len(known) == len(along) else call.symbols.any_size()
     return moved(first, dims)
+
+
+def _stacked(values: Sequence[Value], axis: int) -> Value:
+    """Join values along their axis of rows: the axis then has the rows of each value, one value after the other."""
+    first = values[0]
+    if any((value.axis, value.after) != (axis, first.after) for value in values):
+        raise Mixes("joins rows with a value that does not have the same rows")
+    blocks = [value.before.number for value in values]
+    before = Dim(sum(block for block in blocks if block is not None))
+    if None in blocks:
+        raise Mixes("joins over the batch dimension")
+    dims = list(first.known_dims)
+    dims[axis] = before * BATCH * first.after
+    return Value(tuple(dims), axis, before, first.after)
 
 
 def permuted(x: Value, order: Sequence[int]) -> Value:

@@ -19,7 +19,18 @@ def _table(call: Call) -> Value:
 def _classifier(call: Call) -> list[Value]:
     x = _table(call)
     rows = x.known_dims[0]
-    return [moved(x, [rows]), moved(x, [rows, call.symbols.any_size()])]
+    return [moved(x, [rows]), moved(x, [rows, _scores(call)])]
+
+
+def _scores(call: Call) -> Dim:
+    """Return the number of scores of a row: one for each class, if that is known."""
+    names = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+    given = [call.attributes[name] for name in names if name in call.attributes]
+    labels = max((len(each.ints) or len(each.strings) for each in given), default=0)
+    sums = {"TreeEnsembleClassifier": labels, "LinearClassifier": len(call.reals("intercepts") or [])}
+    # One sum for two classes is the score of the second; the first one's is its complement.
+    known = labels > 1 and (sums.get(call.op_type) == labels or (labels == 2 and sums.get(call.op_type) == 1))
+    return Dim(labels) if known else call.symbols.any_size()
 
 
 @rule("LinearRegressor", "SVMRegressor", "TreeEnsembleRegressor", "TreeEnsemble", domains=[ML])
@@ -56,14 +67,16 @@ def _one_hot_encoder(call: Call) -> list[Value]:
 @rule("ArrayFeatureExtractor", domains=[ML])
 def _array_feature_extractor(call: Call) -> list[Value]:
     x, indices = call.need(0), call.need(1)
-    if x.is_free and indices.axis is not None and all(dim == ONE for dim in x.known_dims[:-1]):
-        # Each row's index selects from one vector; the results are in one row.
-        ones = [ONE] * max(x.rank - 1, 1)
-        return [reshape(indices, [*ones, product(indices.known_dims)], call.symbols, zero_copies=False)]
+    selected = product(indices.known_dims)
+    kept = x.known_dims[:-1] if x.rank > 1 else (ONE,)
+    if x.is_free and indices.axis is not None:
+        # Each row's index selects from the same vectors: the results of all rows are along the last axis.
+        flat = reshape(indices, [selected], call.symbols, zero_copies=False)
+        return [Value((*kept, *flat.known_dims), len(kept), flat.before, flat.after)]
     require_free(call, 1)
     if x.axis is not None and (x.rank < 2 or x.axis == x.rank - 1):
         raise Mixes("selects rows")
-    return [moved(x, [*x.known_dims[:-1], call.symbols.any_size()])]
+    return [moved(x, [*kept, selected])]
 
 
 @rule("TfIdfVectorizer")

@@ -17,7 +17,7 @@ from fastinfer.backends.onnx.graph.operators.call import (
     rule,
     unary,
 )
-from fastinfer.backends.onnx.graph.values import Mixes, Value, broadcast, free, moved
+from fastinfer.backends.onnx.graph.values import Mixes, NeverRuns, Value, broadcast, free, moved
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -139,7 +139,7 @@ def _recurrent(call: Call) -> list[Value]:
     if call.integer("layout", 0):
         raise Mixes("has the batch dimension first (layout 1), which is not supported")
     if x.rank != 3:
-        raise Mixes("takes a value that is not a sequence")
+        raise NeverRuns("takes a value that is not a sequence")
     if x.axis not in (None, 1):
         raise Mixes("takes the batch dimension for time")
     states = [call.value(5), call.value(6) if call.op_type == "LSTM" else None]
