@@ -24,7 +24,7 @@ from fastinfer.base import limits, logs
 from fastinfer.base.errors import ApiError
 from fastinfer.base.signals import Inspection
 from fastinfer.cli import state
-from fastinfer.config.server import ServerConfig
+from fastinfer.config.server import ServerConfig, unknown_variables
 from fastinfer.http.poller import Poller
 from fastinfer.http.server import Server, run
 from fastinfer.repository.crashes import Crashes
@@ -69,6 +69,8 @@ def serve_for(descriptor: int) -> int:
 
 
 async def _serve(config: ServerConfig, log_writer: logs.Logs) -> int:
+    for sentence in unknown_variables(os.environ):
+        log.warning("%s", sentence)
     if reason := config.why_not_servable():
         log.error("%s", reason)
         return 1

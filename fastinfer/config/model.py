@@ -6,20 +6,23 @@ JSON.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, get_args, get_origin
 
 import orjson
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError, clip
 from fastinfer.base.json_count import values_and_depth
-from fastinfer.base.validation import place, reason, shown, suggestion
+from fastinfer.base.near import suggestion
+from fastinfer.base.validation import place, reason, shown
 from fastinfer.config import pbtxt
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
@@ -46,7 +49,9 @@ from fastinfer.config.model_schema import (
 )
 from fastinfer.config.pbtxt import PbtxtError, Written, names_of
 
-__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
+__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels", "warn_of_other_spellings"]
+
+log = logging.getLogger(__name__)
 
 _MAX_TOML_LINE_BYTES = 4 * limits.KIB  # because the parser's time for a dotted key is quadratic in its length
 _MAX_KEY_PARTS = 16  # of a dotted key: the parser makes a table for each; real fields have at most five
@@ -299,6 +304,18 @@ def load(directory: Path, name: str) -> ModelConfig | None:
     return _validated(values, name, found[0])
 
 
+def warn_of_other_spellings(directory: Path, name: str) -> None:
+    """Logs files such as ``Config.toml``, which are not read because their name has another spelling."""
+    try:
+        with os.scandir(directory) as entries:
+            found = [entry.name for entry in islice(entries, _MAX_ENTRIES)]
+    except OSError:
+        return  # whoever reads the file gives the reason
+    for file in found:
+        if file.lower() in FILES and file not in FILES:
+            log.warning("model '%s': '%s' is not read, because its name is not '%s'", name, file, file.lower())
+
+
 def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
     """Read the label files that the configuration names; returns their text by output name.
 
@@ -410,11 +427,33 @@ def _unknown(path: str) -> str:
 
 
 def _suggestion(location: Sequence[int | str]) -> str:
-    """Suggest a field with a similar name, if the unknown field is at the top level."""
-    if len(location) != 1 or location[0] in NOT_SUPPORTED:
+    """Suggest a field of the same table with a similar name."""
+    *path, unknown = location
+    table = _table_at(path)
+    if table is None or unknown in NOT_SUPPORTED:
         return ""
-    known = [alias for name, field in ModelConfig.model_fields.items() for alias in names_of(name, field)]
-    return suggestion(str(location[0]), known)
+    return suggestion(
+        str(unknown), [alias for name, field in table.model_fields.items() for alias in names_of(name, field)]
+    )
+
+
+def _table_at(path: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the schema of the table at a place of the configuration; None if there is none."""
+    kind: Any = ModelConfig
+    for part in path:
+        if get_origin(kind) in (tuple, dict):  # a list's elements, or a map's values
+            kind = pbtxt.bare(get_args(kind)[get_origin(kind) is dict])
+            continue
+        fields = kind.model_fields.items() if _is_table(kind) else ()
+        field = next((field for name, field in fields if part in names_of(name, field)), None)
+        if field is None:
+            return None
+        kind = pbtxt.bare(field.annotation)
+    return kind if _is_table(kind) else None
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 # --- Triton's JSON ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from pydantic import (
 )
 
 from fastinfer.base import limits
-from fastinfer.base.validation import shown, suggestion
+from fastinfer.base.near import suggestion
+from fastinfer.base.validation import shown
 from fastinfer.config.pbtxt import Written, names_of
 
 NOT_SUPPORTED = frozenset(

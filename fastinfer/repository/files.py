@@ -101,8 +101,10 @@ class ModelFiles:
         """The model's configuration; all defaults if it has none. ApiError 400 with the reason."""
         directory = self.place.directory
         try:
-            found = None if directory is None else model_config.load(directory, self.name)
-            return found or ModelConfig(name=self.name)
+            if directory is None:
+                return ModelConfig(name=self.name)
+            model_config.warn_of_other_spellings(directory, self.name)
+            return model_config.load(directory, self.name) or ModelConfig(name=self.name)
         except ConfigError as error:
             raise ApiError(400, f"model '{self.name}': {error}") from error
 

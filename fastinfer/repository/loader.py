@@ -18,7 +18,7 @@ from fastinfer.backends.backend import Backend, BackendContext, Loaded, Source
 from fastinfer.backends.builtin.item import WorkerContext
 from fastinfer.backends.builtin.workers import WorkerKind
 from fastinfer.backends.findings import Findings
-from fastinfer.backends.parameters import Parameters, parse
+from fastinfer.backends.parameters import Parameters, check_configured, parse, warn_of_misspelt
 from fastinfer.backends.registry import Backends
 from fastinfer.base import limits, waits
 from fastinfer.base.bounded import BoundedThreads
@@ -254,6 +254,11 @@ def _look(backends: Backends, files: ModelFiles, version: int, config: ModelConf
         backend = backends.choose(config, partial(files.has_file, version))
     except ApiError as error:
         raise ApiError(error.status, f"model '{files.name}': {error.message}") from error
+    try:
+        check_configured(backend.parameters, config.worker_parameters)
+    except ApiError as error:
+        raise ApiError(error.status, f"model '{files.name}': {error.message}") from error
+    warn_of_misspelt(backend.parameters, given.model_extra or (), f"model '{files.name}'")
     overrides = given.model_dump(exclude_unset=True)
     parameters = parse(backend.parameters, {**config.worker_parameters, **overrides})
     config = _with_parameters(config, parameters)

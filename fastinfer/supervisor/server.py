@@ -21,7 +21,7 @@ from fastinfer import __version__
 from fastinfer.base import limits, logs, signals, waits
 from fastinfer.base.bounded import BoundedThreads
 from fastinfer.base.errors import ApiError
-from fastinfer.config.server import OptionError, ServerConfig
+from fastinfer.config.server import OptionError, ServerConfig, unknown_variables
 from fastinfer.http import listen
 from fastinfer.repository import watcher
 from fastinfer.shared import layout
@@ -72,6 +72,8 @@ def supervise(
     """
     written = logs.start(config.log_level, config.log_format)
     try:
+        for sentence in unknown_variables(os.environ):
+            log.warning("%s", sentence)
         if reason := config.why_not_servable():
             log.error("%s", reason)
             return 1
