@@ -23,16 +23,15 @@ from fastinfer.base.errors import ApiError, clip
 from fastinfer.base.json_count import values_and_depth
 from fastinfer.base.near import suggestion
 from fastinfer.base.validation import place, reason, shown
-from fastinfer.config import pbtxt
+from fastinfer.config import devices, pbtxt
+from fastinfer.config.devices import InstanceGroup, Optimization
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
-    DynamicBatching,
     FileName,
     InputConfig,
-    InstanceGroup,
     Latest,
+    MetricTags,
     Never,
-    Optimization,
     OutputConfig,
     Parameter,
     ParameterValue,
@@ -48,6 +47,7 @@ from fastinfer.config.model_schema import (
     triton_datatype,
 )
 from fastinfer.config.pbtxt import PbtxtError, Written, names_of
+from fastinfer.config.queueing import DynamicBatching, QueuePolicy
 
 __all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels", "warn_of_other_spellings"]
 
@@ -100,7 +100,7 @@ class LoadedSignature(Protocol):
     @property
     def batched(self) -> bool: ...
     @property
-    def max_batch_size(self) -> int: ...
+    def max_request_rows(self) -> int: ...
 
 
 class ModelConfig(Table):
@@ -128,7 +128,7 @@ class ModelConfig(Table):
     instance_group: Annotated[tuple[InstanceGroup, ...], Field(max_length=64)] = ()
     default_model_filename: FileName = ""
     cc_model_filenames: dict[str, str] = _NO_STRINGS
-    metric_tags: dict[str, str] = _NO_STRINGS
+    metric_tags: MetricTags = Field(default={})
     parameters: Annotated[
         dict[Annotated[str, Field(max_length=1024)], Any],
         BeforeValidator(read_parameters),
@@ -162,6 +162,17 @@ class ModelConfig(Table):
         return sum(group.count for group in self.instance_group) or 1
 
     @property
+    def without_effect(self) -> list[str]:
+        """The fields that are set and have no effect here."""
+        found = devices.without_effect(self.instance_group, self.optimization, self.parameters)
+        return [*found, "response_cache"] if self.response_cache.enable else found
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether an input or output has another shape than the graph's."""
+        return any(tensor.reshape is not None for tensor in (*self.inputs, *self.outputs))
+
+    @property
     def label_files(self) -> list[str]:
         """The label files that the outputs name."""
         return sorted({output.label_filename for output in self.outputs if output.label_filename})
@@ -188,22 +199,23 @@ class ModelConfig(Table):
         """
         labels = {output.name: output.label_filename for output in self.outputs}
         formats = {given.name: given.format for given in self.inputs}
+        reshapes = {given.name: given.reshape for given in (*self.inputs, *self.outputs)}
         start = 1 if signature.batched else 0
         inputs = tuple(
             InputConfig.model_construct(
                 name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
-                format=formats.get(spec.name, "FORMAT_NONE"),
+                format=formats.get(spec.name, "FORMAT_NONE"), reshape=reshapes.get(spec.name),
             )
             for spec in signature.inputs
         )  # fmt: skip
         outputs = tuple(
             OutputConfig.model_construct(
                 name=spec.name, datatype=spec.datatype, dims=tuple(spec.shape[0 if spec.open_rank else start :]),
-                label_filename=labels.get(spec.name, ""),
+                label_filename=labels.get(spec.name, ""), reshape=reshapes.get(spec.name),
             )
             for spec in signature.outputs
         )  # fmt: skip
-        rows = signature.max_batch_size if signature.batched else 0
+        rows = signature.max_request_rows if signature.batched else 0
         try:
             self._check_preferred(rows)
         except ValueError as error:
@@ -216,7 +228,7 @@ class ModelConfig(Table):
         if sum(group.count for group in groups) != instances:
             groups = (InstanceGroup.model_construct(count=instances),)
         named = tuple(
-            group.model_copy(update={"name": group.name or f"{name}_{number}", "kind": "KIND_CPU"})
+            InstanceGroup.model_construct(name=group.name or f"{name}_{number}", kind="KIND_CPU", count=group.count)
             for number, group in enumerate(groups)
         )
         return self.model_copy(update={"name": name, "instance_group": named})
@@ -227,13 +239,10 @@ class ModelConfig(Table):
         batching = self.dynamic_batching.model_dump(
             exclude={"default_queue_policy", "max_queue_size", "default_timeout_microseconds", "priority_queue_policy"}
         )
-        if self.dynamic_batching.max_queue_size or self.dynamic_batching.default_timeout_microseconds:
-            batching["default_queue_policy"] = {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.dynamic_batching.default_timeout_microseconds,
-                "allow_timeout_override": True,
-                "max_queue_size": self.dynamic_batching.max_queue_size,
-            }
+        if self.dynamic_batching.default_policy != QueuePolicy():
+            batching["default_queue_policy"] = self.dynamic_batching.default_policy.model_dump()
+        if policies := self.dynamic_batching.priority_queue_policy:
+            batching["priority_queue_policy"] = {str(level): each.model_dump() for level, each in policies.items()}
         groups = self.instance_group or (InstanceGroup(name=f"{self.name}_0", kind="KIND_CPU"),)
         body = {
             "name": self.name,
@@ -246,12 +255,12 @@ class ModelConfig(Table):
             "output": [_tensor_json(tensor) for tensor in self.outputs],
             "batch_input": [],
             "batch_output": [],
-            "optimization": self.optimization.model_dump(),
+            "optimization": self.optimization.model_dump(exclude={"cuda", "execution_accelerators"}),
             "dynamic_batching": batching,
-            "instance_group": [group.model_dump() for group in groups],
+            "instance_group": [group.model_dump(exclude={"rate_limiter"}) for group in groups],
             "default_model_filename": self.default_model_filename,
             "cc_model_filenames": {},
-            "metric_tags": {},
+            "metric_tags": self.metric_tags,
             "parameters": {key: {"string_value": _as_text(value)} for key, value in self.parameters.items()},
             "model_warmup": [_warmup_json(sample) for sample in self.model_warmup],
             "model_transaction_policy": {"decoupled": False},
@@ -461,8 +470,8 @@ def _is_table(kind: Any) -> bool:
 
 def _tensor_json(tensor: TensorConfig) -> dict[str, Any]:
     body = {"name": tensor.name, "data_type": triton_datatype(tensor.datatype), "dims": tensor.dims}
-    rest = tensor.model_dump(exclude={"name", "datatype", "dims"})
-    return body | rest
+    rest = tensor.model_dump(exclude={"name", "datatype", "dims", "reshape"})
+    return body | rest | ({} if tensor.reshape is None else {"reshape": {"shape": tensor.reshape.shape}})
 
 
 def _warmup_json(sample: Warmup) -> dict[str, Any]:

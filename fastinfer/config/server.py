@@ -210,6 +210,12 @@ class ServerConfig(BaseSettings):
         "option such models are refused.",
         _MODELS,
     )
+    allow_linked_weights: bool = _option(
+        False,
+        "Read the external data of models through links, also hard links, that lead out of the model repositories and "
+        "the directory of the model file.",
+        _MODELS,
+    )
     batching: Literal["auto", "exact"] = _option(
         "auto",
         "When requests share a batch. auto: if the model's graph proves that rows do not depend on each other, or "

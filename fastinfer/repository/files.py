@@ -117,17 +117,19 @@ class ModelFiles:
 
         Args:
             version: the version.
-            named: the file's name; empty: the only one whose name matches ``pattern``.
+            named: the file's name; empty: the only one whose name matches ``pattern``, or ``model.onnx``.
             pattern: ``*.onnx``.
 
         Raises:
             ApiError: 400, there is not exactly one, or the directory cannot be listed.
         """
         found = self._files(version, lambda name: name == named if named else fnmatchcase(name, pattern))
+        if len(found) > 1:
+            found = [path for path in found if path.name == _INNER_FILE] or found
         if len(found) == 1:
             return found[0]
         what = pattern.removeprefix("*")
-        problem = f"several {what} files and no default_model_filename"
+        problem = f"several {what} files, none of them {_INNER_FILE}, and no default_model_filename"
         if not found:
             problem = f"no file '{named or pattern}'" if named or what == pattern else f"no {what} file"
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
@@ -142,7 +144,8 @@ class ModelFiles:
                 entries = [self.place.file]
             else:  # the directory is listed even for a plain name: without a listing there is no stamp
                 entries = sorted(self._version_directory(version).iterdir())
-            files = [_inner_file(path) for path in entries if matches(path.name)]
+            # Finder and other programs leave hidden files that are called like others (._model.onnx).
+            files = [_inner_file(path) for path in entries if matches(path.name) and not path.name.startswith(".")]
             return [path for path in files if S_ISREG(_mode(path))]
         except (FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
             return []

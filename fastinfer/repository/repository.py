@@ -592,6 +592,13 @@ def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, confi
 
 
 def _configuration(files: ModelFiles, override: object) -> ModelConfig:
+    config = _read_configuration(files, override)
+    if fields := config.without_effect:
+        log.warning("model '%s' runs on the CPU; these fields have no effect: %s", files.name, ", ".join(fields)[:400])
+    return config
+
+
+def _read_configuration(files: ModelFiles, override: object) -> ModelConfig:
     if override is None:
         return files.read_config()
     if not isinstance(override, str):

@@ -30,6 +30,7 @@ class Signature:
         never_empty: the model's operators that must not get inputs without elements; ``""``: there is none.
         labels: of the classes of outputs, by the output's name.
         score_matrices: names of the outputs whose rows are classified apart, even if the model is not batched.
+        max_request_rows: if ``max_batch_size_configured``: rows that a request may have; 0: ``max_batch_size``.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -37,6 +38,7 @@ class Signature:
     batched: bool
     max_batch_size: int
     max_batch_size_configured: bool
+    max_request_rows: int
     positional: bool
     accepts_anything: bool
     outputs_batched: bool
@@ -62,6 +64,7 @@ class Signature:
         never_empty: str = "",
         labels: Mapping[str, Labels] | None = None,
         score_matrices: Collection[str] = (),
+        max_request_rows: int = 0,
     ) -> None: ...
     def __str__(self) -> str:
         """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""

@@ -14,9 +14,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
+from fastinfer.backends.onnx.content import why_no_model
 from fastinfer.backends.onnx.graph.classifier import read_classifier
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
@@ -24,6 +27,7 @@ from fastinfer.backends.onnx.graph.rows import Proof
 from fastinfer.backends.onnx.graph.visits import collector
 from fastinfer.backends.onnx.ort import OrtError, Session
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
+from fastinfer.backends.onnx.weights import find_weights
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
@@ -111,6 +115,8 @@ def load(
             raise OrtError("it is in ONNX Runtime's own format (.ort); give the .onnx file that it was made from")
         configured_labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
+        if (reason := why_no_model(content)) is not None:
+            raise OrtError(reason)
         with collector.paused():
             classifier = read_classifier(content)
             served = classifier.model
@@ -119,7 +125,7 @@ def load(
         labels = labels_of_classes(classifier.classes) | configured_labels
         if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
-        session = Session(path, model=served, **options)
+        session = _session(path, served, options, server)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
@@ -133,7 +139,7 @@ def load(
         loading = _Loading(name, runs, facts, proof, server.default_max_batch_size, exact, once)
         loaded = loading.model(config, labels, classifier.classes)
         for arrays in warm_ups(name, session.inputs, loaded.signature.batched, config, directory):
-            runs.run(arrays)
+            runs.run(_inner_arrays(arrays, session.inputs, loaded.signature.batched, config))
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
@@ -156,6 +162,33 @@ def _reason(error: OrtError) -> str:
 
 
 _Once = Callable[[Callable[[], str | None]], str | None]
+
+
+def _session(path: Path, content: bytes, options: Mapping[str, Any], server: ServerConfig) -> Session:
+    """Makes the session, with its external data. OrtError."""
+    roots = [
+        place
+        for root in server.roots
+        for place in ([root] if isinstance(root, Path) else [m.base for m in root.values()])
+    ]
+    weights = find_weights(content, path, roots, allow_links=server.allow_linked_weights)
+    if weights is None:
+        return Session(path, model=content, **options)
+    return Session(path, model=weights.model, weights_folder=str(weights.folder), **options)
+
+
+def _inner_arrays(
+    arrays: Sequence[NDArray[Any]], specs: Sequence[TensorSpec], batched: bool, config: ModelConfig
+) -> list[NDArray[Any]]:
+    """Return warm-up inputs in the graph's shapes, if the configuration reshapes them. ApiError 400."""
+    reshapes = {given.name: given.inner_dims for given in config.inputs if given.reshape is not None}
+    try:
+        return [
+            array.reshape((*array.shape[: int(batched)], *reshapes[spec.name])) if spec.name in reshapes else array
+            for array, spec in zip(arrays, specs, strict=True)
+        ]
+    except ValueError:
+        raise ConfigError("a warm-up does not have the dims of the inputs") from None
 
 
 class _Loading:
@@ -196,6 +229,8 @@ class _Loading:
         if configured == 0:
             return self._loaded(signature(), False, "max_batch_size is 0")
         if configured is not None:
+            if self._takes_one_row():
+                return self._row_by_row(configured, labels)
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
@@ -235,10 +270,33 @@ class _Loading:
                 continue
             whole, row = spec.shape, spec.shape[1:]
             allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
-            if not any(_fits(tensor.dims, shape) for shape in allowed):
+            dims = tensor.inner_dims
+            if not any(_fits(dims, shape) for shape in allowed):
                 raise self._refusal(
-                    f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(tensor.dims)}"
+                    f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(dims)}"
                 )
+
+    def _takes_one_row(self) -> bool:
+        """Whether the graph fixes the batch to one row."""
+        specs = (*self.session.inputs, *self.session.outputs)
+        return all(not spec.open_rank and spec.shape[:1] == (1,) for spec in specs)
+
+    def _row_by_row(self, rows: int, labels: Mapping[str, Labels]) -> LoadedModel:
+        """Serve requests of up to ``rows`` rows, each of which runs alone."""
+        signature = Signature(
+            [_of_rows(spec) for spec in self.session.inputs],
+            [_of_rows(spec) for spec in self.session.outputs],
+            batched=True,
+            max_batch_size=1,
+            max_batch_size_configured=True,
+            max_request_rows=rows,
+            labels=labels,
+            never_empty=self._never_empty,
+        )
+        reason = "its graph takes one row at a time"
+        if rows > 1:
+            log.warning("model '%s': max_batch_size is %d, but %s", self.name, rows, reason)
+        return self._loaded(signature, False, reason if rows > 1 else None)
 
     def _check_first_dimensions(self) -> None:
         for name in self.session.sequence_outputs:

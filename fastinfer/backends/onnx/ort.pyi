@@ -59,6 +59,8 @@ class Session:
         graph_optimization_level: ``none``, ``basic``, ``extended``, ``layout``, ``all`` or the runtime's number.
         allow_spinning: threads of the session's own pool spin.
         free_dimension_overrides: values for symbolic dimensions.
+        weights_folder: where external data is, whose files the caller has checked; None: beside the model, where links
+            are refused.
 
     Raises:
         OrtError: the model is refused, by the runtime or because it has inputs or outputs that cannot be served.
@@ -84,6 +86,7 @@ class Session:
         graph_optimization_level: str | int | None = None,
         allow_spinning: bool | None = None,
         free_dimension_overrides: Mapping[str, int] | None = None,
+        weights_folder: str | None = None,
     ) -> None: ...
     def run(self, inputs: list[Tensor], outputs: Sequence[str] | None = None) -> list[Tensor]:
         """Runs the model on this thread.

@@ -142,7 +142,7 @@ def available_providers():
 cdef class Session:
     def __init__(self, path=None, *, model=None, intra_op_threads=None, inter_op_threads=None,
                  execution_providers=("CPUExecutionProvider",), graph_optimization_level=None, allow_spinning=None,
-                 free_dimension_overrides=None):
+                 free_dimension_overrides=None, weights_folder=None):
         if self.handle.session != NULL:
             raise RuntimeError("a session is created once")
         if model is None:
@@ -156,7 +156,9 @@ cdef class Session:
         # External data may be beside the model, and nowhere else; the runtime checks that. A model without a path has
         # no such place (the runtime's own default is the current directory).
         folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
-        if path is not None:
+        if weights_folder is not None:      # the caller has checked the files in it
+            folder = weights_folder
+        elif path is not None:
             _check_external_data(model, os.fsdecode(folder))
         cdef OrtSessionOptions* options = NULL
         check(ort_create_session_options(&options))
