@@ -171,7 +171,10 @@ def _session(path: Path, content: bytes, options: Mapping[str, Any], server: Ser
         for root in server.roots
         for place in ([root] if isinstance(root, Path) else [m.base for m in root.values()])
     ]
-    weights = find_weights(content, path, roots, allow_links=server.allow_linked_weights)
+    try:
+        weights = find_weights(content, path, roots, allow_links=server.allow_linked_weights)
+    except OSError as error:
+        raise OrtError(f"its external data cannot be read: {error.strerror}") from error
     if weights is None:
         return Session(path, model=content, **options)
     return Session(path, model=weights.model, weights_folder=str(weights.folder), **options)
