@@ -171,7 +171,8 @@ class ServerConfig(BaseSettings):
     )
     load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
         ("all",),
-        "The models to load at start: all, none, or some names.",
+        "The models to load at start: all, none, or some names. With --model-control poll, models that appear later "
+        "are loaded, too, unless names are given: then only these.",
         _MODELS,
         metavar="NAME",
     )

@@ -32,6 +32,7 @@ from stat import S_ISDIR, S_ISREG
 from fastinfer.backends.onnx.graph.external import external_files
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import suggestion
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.config.model_paths import NAME, RESERVED_NAMES, VERSION, ModelPath, Root
@@ -50,15 +51,16 @@ Stamp = tuple[StampEntry, ...]
 class UnknownModelError(ApiError):
     """No repository has a model of that name (status 400)."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(400, f"no model '{name}' in the repository")
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        super().__init__(400, f"no model '{name}' in the repository{suggestion(name, known)}")
 
 
 class NoVersionError(ApiError):
     """The model's directory has no version (status 400)."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(400, f"model '{name}' has no version: a directory named by a positive integer")
+    def __init__(self, name: str, file: str = "") -> None:
+        move = f"; move '{file[:60]}' into the directory '1'" if file else ""
+        super().__init__(400, f"model '{name}' has no version: a directory named by a positive integer{move}")
 
 
 class FilesChangedError(ApiError):
@@ -234,10 +236,28 @@ def _names_in(directory: Path, log_problems: bool) -> set[str]:
             found.add(entry.name)
         elif log_problems and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
             log.warning(
-                "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
+                "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -; "
+                "other layouts are served by their path (fastinfer serve PATH)",
                 entry.name,
             )
+    if log_problems and (version := next((name for name in found if _is_version(directory / name)), None)):
+        log.warning(
+            "'%s' looks like a model's directory with the version %s, not like a repository: serve it as "
+            "'fastinfer serve %s', or give the directory above it",
+            directory, version, directory,
+        )  # fmt: skip
     return found
+
+
+def _is_version(directory: Path) -> bool:
+    """Whether a directory is that of a model's version, and not of a model."""
+    if not VERSION.fullmatch(directory.name):
+        return False
+    try:
+        entries = list(directory.iterdir())
+    except OSError:
+        return False
+    return any(each.suffix == ".onnx" for each in entries) and not any(VERSION.fullmatch(each.name) for each in entries)
 
 
 def find(roots: Sequence[Root], name: str) -> ModelFiles:
@@ -268,7 +288,7 @@ def find(roots: Sequence[Root], name: str) -> ModelFiles:
             raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
         if problem is not None:  # a later repository may have the name, but must not take precedence
             raise ApiError(400, f"model '{name}' is not found: a model repository cannot be read: {problem}")
-    raise UnknownModelError(name)
+    raise UnknownModelError(name, names(roots))
 
 
 def _inner_file(path: Path) -> Path:
@@ -282,7 +302,7 @@ def _look_at(place: ModelPath, name: str) -> ModelFiles:
     # Raises if an entry's type is unknown: otherwise a served version would count as gone.
     versions = [entry for entry in entries if VERSION.fullmatch(entry.name) and S_ISDIR(_mode(entry))]
     if not versions:
-        raise NoVersionError(name)
+        raise NoVersionError(name, next((entry.name for entry in sorted(entries) if entry.suffix == ".onnx"), ""))
     walk = _Walk(place.base, name)
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))

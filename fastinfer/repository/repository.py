@@ -23,6 +23,7 @@ from fastinfer.backends.onnx.backend import OnnxParameters
 from fastinfer.backends.parameters import Parameters, parse
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import as_question
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.config.model_paths import Root
 from fastinfer.repository import files as model_files
@@ -113,7 +114,8 @@ class Repository:
             return ApiError(503, f"not ready: {reason}", retry_after_s=1)
         if (unknown := self._readiness.why_unknown()) is not None:
             return ApiError(503, unknown, retry_after_s=1)
-        return ApiError(404, f"Request for unknown model: '{name}' is not found")
+        meant = as_question(self._table.meant(name))
+        return ApiError(404, f"Request for unknown model: '{name}' is not found{meant}")
 
     def check_read(self) -> None:
         """ApiError 503 if the repository has not been read yet, because its models are unknown then."""

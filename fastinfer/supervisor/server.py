@@ -80,7 +80,7 @@ def supervise(
         try:
             groups = listen.bind(config.host, config.port, config.processes)
         except OSError as error:
-            log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
+            log.error("%s", listen.why_not(error, config.host, config.port))
             return 1
         try:
             supervisor = Supervisor(config, read_config, groups, inherited or {})
@@ -196,7 +196,13 @@ class Supervisor:
             log.error("not ready: %s", reason)
         seen = await watcher.load_rest(self._operations, requested, seen)
         if config.model_control == "poll":
-            await watcher.follow(self._operations, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
+            await watcher.follow(
+                self._operations,
+                config.poll_interval_s,
+                seen,
+                unload_all=config.poll_unload_all,
+                requested=config.load_names,
+            )
 
     async def _forget_old_blame(self) -> None:
         while True:
