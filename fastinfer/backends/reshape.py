@@ -31,6 +31,8 @@ class _Change:
 class ReshapedModel:
     """An implementation whose tensors have another shape outside; shares the memory of the inner ones.
 
+    Its batches never run on the loop's thread: only a runner itself can do that.
+
     Args:
         inner: runs the batches.
         config: says which tensors are reshaped.

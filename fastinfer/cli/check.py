@@ -87,6 +87,8 @@ def _check_all(
                 notes = runner.run(_notes(loaded, url, config.load_run_timeout_s, resident))
             finally:
                 loaded.implementation.close()
+            if fields := model_config.without_effect:
+                notes = (*notes, f"fields without effect: {', '.join(fields)}")
             signature = str(loaded.implementation.signature)
             detail = f"{signature} ({loaded.remark})" if loaded.remark else signature
             yield CheckResult(name, version, True, detail, notes)

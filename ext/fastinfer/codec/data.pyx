@@ -90,8 +90,8 @@ cdef bint are_too_many_strings(Decoder* decoder, int64_t count) noexcept nogil:
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
-# Reads "data" at its opening bracket: flat, or nested like the shape; or at a single value. Memory is allocated for what
-# the rest of the body can hold at most, never for what the shape claims.
+# Reads "data" at its opening bracket (flat, or nested like the shape), or at a single value. Memory is allocated for
+# what the rest of the body can hold at most, never for what the shape claims.
 cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* opening = cursor.at

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
 _SHOWN = 128  # characters of a part of a path, ...
 _MAX_SHOWN_PARTS = 8  # ... and parts, in a suggestion
-_WORDS = {"predict": "infer", "invocations": "infer", "generate": "infer"}  # of other servers
+_WORDS = {"predict": "infer", "invocations": "infer"}  # of other servers
 _MAX_CACHED = 1024  # paths; the cache is emptied when it is full, so that hostile paths cannot fill memory
 
 
@@ -187,11 +187,21 @@ def _meant(node: _Node, parts: Sequence[bytes], place: int) -> str:
         return f": this server speaks the V2 protocol, POST /v2/models/{model}/infer"
     if place >= len(names):
         return ""
-    known = [name.decode() for name in node.literal]
-    word = Near(known).to(_WORDS.get(names[place], names[place]))
-    if word is None and place == 0 and names[0] in ("models", "repository", "health"):
-        return f"; did you mean '/{'/'.join(['v2', *names])}'?"
-    return "" if word is None else f"; did you mean '/{'/'.join([*names[:place], word, *names[place + 1 :]])}'?"
+    word = Near([name.decode() for name in node.literal]).to(_WORDS.get(names[place], names[place]))
+    corrected = [*names[:place], word or "", *names[place + 1 :]]
+    if word is None or not _leads_to_a_route(node, corrected[place:]):
+        if place or not _leads_to_a_route(node, ["v2", *names]):
+            return ""
+        corrected = ["v2", *names]
+    return f"; did you mean '/{'/'.join(corrected)}'?"
+
+
+def _leads_to_a_route(node: _Node | None, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if node is None:
+            return False
+        node = node.literal.get(part.encode()) or (node.captured[1] if node.captured is not None else None)
+    return node is not None and bool(node.methods)
 
 
 def _checked(kind: str, part: bytes) -> str:
