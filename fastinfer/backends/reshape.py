@@ -58,6 +58,7 @@ class ReshapedModel:
             item_form=own.item_form,
             never_empty=own.never_empty,
             labels=own.labels,
+            score_matrices=own.score_matrices,
         )
 
     def start(self, requests: list[InferRequest], done: Callable[[BatchResult], None]) -> Run | None:

@@ -33,7 +33,6 @@ def zipped() -> bytes:
         (pickle.dumps({"weights": [1.0]}), "a pickle"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
         (b"\x1c\0\0\0TFL3" + bytes(100), "a TensorFlow Lite model"),
-        (b"\x18\0\0\0ORTM" + bytes(100), "ONNX Runtime's own format"),
     ],
 )  # fmt: skip
 def test_another_kind_of_file(content: bytes, words: str) -> None:

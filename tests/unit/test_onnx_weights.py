@@ -37,7 +37,7 @@ def answer(path: Path, *roots: Path, allow_links: bool = False) -> list[float]:
     if weights is None:
         session = Session(path, model=content)
     else:
-        session = Session(path, model=weights.model, weights_folder=str(weights.folder))
+        session = Session(path, model=relocated(content, weights.names), weights_folder=str(weights.folder))
     [y] = session.run([Tensor.from_numpy("x", np.zeros((1, 4), "f4"))])
     row: list[float] = y.numpy()[0].tolist()
     return row

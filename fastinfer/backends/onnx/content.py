@@ -32,8 +32,6 @@ def why_no_model(content: bytes) -> str | None:
         return f"the file is {kind}"
     if begin[4:8] == b"TFL3":
         return "the file is a TensorFlow Lite model; export it to ONNX"
-    if begin[4:8] == b"ORTM":
-        return "the file is in ONNX Runtime's own format; give the .onnx file that it was made from"
     start = begin.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
         return "the file is a web page (or XML), not the model: the download got an error or a login page"

@@ -21,6 +21,7 @@ from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.content import why_no_model
 from fastinfer.backends.onnx.graph.classifier import read_classifier
+from fastinfer.backends.onnx.graph.external import relocated
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
 from fastinfer.backends.onnx.graph.rows import Proof
@@ -125,7 +126,7 @@ def load(
         labels = labels_of_classes(classifier.classes) | configured_labels
         if facts.inlined > MAX_INLINED:  # the runtime would inline them for hours
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
-        session = _session(path, served, options, server)
+        session = _session(path, content, served, options, server)
         if facts.sparse_outputs:  # the runtime describes them as dense
             raise OrtError(f"output '{facts.sparse_outputs[0]}' is a sparse tensor; only tensors can be served")
         if facts.sized_by_values is not None:
@@ -164,8 +165,10 @@ def _reason(error: OrtError) -> str:
 _Once = Callable[[Callable[[], str | None]], str | None]
 
 
-def _session(path: Path, content: bytes, options: Mapping[str, Any], server: ServerConfig) -> Session:
-    """Makes the session, with its external data. OrtError."""
+def _session(
+    path: Path, content: bytes, served: bytes | memoryview, options: Mapping[str, Any], server: ServerConfig
+) -> Session:
+    """Makes the session of the graph that is served, with the external data that the file names. OrtError."""
     roots = [
         place
         for root in server.roots
@@ -176,8 +179,9 @@ def _session(path: Path, content: bytes, options: Mapping[str, Any], server: Ser
     except OSError as error:
         raise OrtError(f"its external data cannot be read: {error.strerror}") from error
     if weights is None:
-        return Session(path, model=content, **options)
-    return Session(path, model=weights.model, weights_folder=str(weights.folder), **options)
+        return Session(path, model=served, **options)
+    model = relocated(served, weights.names) if weights.names else served
+    return Session(path, model=model, weights_folder=str(weights.folder), **options)
 
 
 def _inner_arrays(
@@ -233,7 +237,7 @@ class _Loading:
             return self._loaded(signature(), False, "max_batch_size is 0")
         if configured is not None:
             if self._takes_one_row():
-                return self._row_by_row(configured, labels)
+                return self._row_by_row(configured, labels, scores)
             self._check_first_dimensions()
             reason = self._why_rows_depend()
             if reason is not None:
@@ -284,7 +288,7 @@ class _Loading:
         specs = (*self.session.inputs, *self.session.outputs)
         return all(not spec.open_rank and spec.shape[:1] == (1,) for spec in specs)
 
-    def _row_by_row(self, rows: int, labels: Mapping[str, Labels]) -> LoadedModel:
+    def _row_by_row(self, rows: int, labels: Mapping[str, Labels], scores: Collection[str]) -> LoadedModel:
         """Serve requests of up to ``rows`` rows, each of which runs alone."""
         signature = Signature(
             [_of_rows(spec) for spec in self.session.inputs],
@@ -294,6 +298,7 @@ class _Loading:
             max_batch_size_configured=True,
             max_request_rows=rows,
             labels=labels,
+            score_matrices=scores,
             never_empty=self._never_empty,
         )
         reason = "its graph takes one row at a time"

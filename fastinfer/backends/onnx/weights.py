@@ -9,14 +9,14 @@ must be in a repository, or in the directory that the model file itself leads to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
 from fastinfer.backends.onnx.content import is_lfs_pointer
-from fastinfer.backends.onnx.graph.external import external_files, relocated
+from fastinfer.backends.onnx.graph.external import external_files
 from fastinfer.backends.onnx.ort import OrtError
 from fastinfer.base import disk, limits
 
@@ -26,14 +26,14 @@ _OUTSIDE = "outside of the model repository; --allow-linked-weights allows that"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model with external data.
+    """Where a model's external data is.
 
     Attributes:
-        model: the model file's content, with the files' real names if they are links.
+        names: the files' names in ``folder``, by their names in the model, which they replace; empty: they are equal.
         folder: where the files are.
     """
 
-    model: bytes
+    names: Mapping[str, str]
     folder: Path
 
 
@@ -60,14 +60,14 @@ def find_weights(model: bytes, path: Path, roots: Iterable[Path], *, allow_links
         if file is not None:
             second_names |= _check(name, file, linked=file != beside / name, allowed=allowed)
     if all(file in (None, beside / name) for name, file in files.items()):
-        return Weights(model, path.parent) if second_names else None
+        return Weights({}, path.parent) if second_names else None
     found = {name: file for name, file in files.items() if file is not None}
     for name in files.keys() - found.keys():  # it must not be searched in another folder
         raise OrtError(f"the model's file '{name}' is missing")
     folder = Path(os.path.commonpath([file.parent for file in found.values()]))
     if not _is_allowed(folder, allowed):
         raise OrtError(f"the model's files are links to several places {_OUTSIDE}")
-    return Weights(relocated(model, {name: str(file.relative_to(folder)) for name, file in found.items()}), folder)
+    return Weights({name: str(file.relative_to(folder)) for name, file in found.items()}, folder)
 
 
 def _file(name: str, *directories: Path) -> Path | None:

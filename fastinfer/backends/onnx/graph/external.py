@@ -61,7 +61,7 @@ def _is_inside(path: str) -> bool:
 # --- Other names ------------------------------------------------------------------------------------------------------
 
 
-def relocated(model: bytes, names: Mapping[str, str]) -> bytes:
+def relocated(model: bytes | memoryview, names: Mapping[str, str]) -> bytes:
     """Return a model whose external data is in files of other names.
 
     Args:
