@@ -357,7 +357,10 @@ def _input(entry: Any, nullable: bool, keeps_base64: bool) -> Input:
     _check(len(shape) <= MAX_RANK and product < 2**63 and (0 in shape or product < 2**63))
     datatype = _string(found["datatype"])
     _check(datatype in FLOATS or datatype in INTEGERS or datatype in ("BOOL", "BYTES"))
-    data = _array(found["data"])
+    data = found["data"]
+    if not isinstance(data, (list, dict)) and math.prod(shape) == 1:
+        data = [data]
+    data = _array(data)
     if shape and data and isinstance(data[0], list):
         data = _flatten(data, shape)
     elements = [_element(value, datatype, nullable) for value in data]

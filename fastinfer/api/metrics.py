@@ -351,7 +351,7 @@ class Metrics:
 
     def _entry(self, model: Model) -> Entry:
         key = self._counters.key(model.name, model.version, model.number)
-        return entry(model.name, model.version, model.stats, key)
+        return entry(model.name, model.version, model.stats, key, model.config.metric_tags)
 
     async def _entries(self, models: Sequence[Model]) -> list[Entry]:
         """Return the report entries of all models; unchanged ones are reused from the last report."""

@@ -88,7 +88,8 @@ CONTENT_TYPES = (
 def tensor(datatype: str) -> Schema:
     """A tensor of one datatype, with flat or nested data, or without data if the values are binary."""
     nested = array({}, description="A row of a nested array.")
-    data = array({"oneOf": [ELEMENTS[datatype], nested]}, description="Row-major; flat, or nested as the shape is.")
+    order = "Row-major; flat, or nested as the shape is. A tensor of one element may have its value without an array."
+    data = array({"oneOf": [ELEMENTS[datatype], nested]}, description=order)
     parts = {
         "name": text(example="INPUT0"),
         "datatype": {"type": "string", "enum": [datatype]},

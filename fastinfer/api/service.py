@@ -145,7 +145,13 @@ class Service:
             log.error("not ready: %s", reason)
         seen = await watcher.load_rest(self.repository, requested, seen)
         if config.model_control == "poll":
-            await watcher.follow(self.repository, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
+            await watcher.follow(
+                self.repository,
+                config.poll_interval_s,
+                seen,
+                unload_all=config.poll_unload_all,
+                requested=config.load_names,
+            )
 
     async def close(self) -> None:
         """Releases everything. Requests in flight must have been answered or aborted."""

@@ -1,17 +1,25 @@
 """The parameters of a load: a flat object of strings, booleans and numbers.
 
-Parameters that every worker accepts are here; a worker adds its own in a subclass. A number may be a string. Unknown
-parameters are accepted without effect, because they are part of an endpoint's identity.
+Parameters that every worker accepts are here; a worker adds its own in a subclass. A number may be a string. A load
+may have unknown parameters, because they are part of an endpoint's identity; a model's configuration may not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import Near, as_question
+
+log = logging.getLogger(__name__)
+
+_BATCH = "batch"  # the other name of batch_size
+_MAX_COMPARED = 16  # unknown parameters of a load that are compared with the known ones
 
 
 def _no_boolean(value: object) -> object:
@@ -44,13 +52,18 @@ class Parameters(BaseModel):
     instances: Annotated[Integer, Field(ge=1, le=1024)] | None = None
     next: Name | None = None
 
+    @classmethod
+    def known(cls, name: str) -> bool:
+        """Whether a parameter has an effect. A backend that passes parameters on knows all."""
+        return name in cls.model_fields or name == _BATCH
+
     @model_validator(mode="before")
     @classmethod
     def _batch(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "batch" not in values:
+        if _BATCH not in values:
             return values
         given = dict(values)
-        batch = given.pop("batch")
+        batch = given.pop(_BATCH)
         if given.setdefault("batch_size", batch) != batch:
             raise ValueError("'batch' and 'batch_size' are two names of one parameter, but have different values")
         return given
@@ -73,3 +86,25 @@ def parse(model: type[Read], given: Mapping[str, object]) -> Read:
             reason = "should be a name: 1 to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"
         place = f"parameter '{first['loc'][0]}' " if first["loc"] else ""
         raise ApiError(400, f"{place}{reason[:1].lower()}{reason[1:]}") from error
+
+
+def check_configured(model: type[Parameters], names: Iterable[str]) -> None:
+    """Refuses a parameter of a configuration that has no effect. ApiError 400 names the one that was meant."""
+    for name in names:
+        if not model.known(name):
+            meant = as_question(Near(model.model_fields).to(name))
+            raise ApiError(400, f"parameters: '{name[:60]}' has no effect{meant}")
+
+
+def warn_of_misspelt(model: type[Parameters], names: Iterable[str], what: str) -> None:
+    """Logs the parameters of a load that have no effect and nearly the name of one that has.
+
+    Args:
+        model: the parameters that have an effect.
+        names: the parameters of the load.
+        what: the model or worker, as the log names it.
+    """
+    near = Near(model.model_fields)
+    for name in islice((name for name in names if not model.known(name)), _MAX_COMPARED):
+        if (meant := near.to(name)) is not None:
+            log.warning("%s: parameter '%s' of the load has no effect%s", what, name[:60], as_question(meant))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -76,9 +75,3 @@ def shown(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):  # lone surrogates, integers beyond 64 bits, deep nesting
         text = "this value"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """``; did you mean 'port'?`` if a known name is similar, else an empty string."""
-    near = get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

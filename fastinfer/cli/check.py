@@ -103,6 +103,8 @@ def _check_all(
             finally:
                 loaded.implementation.close()
             steps.known[name, version] = loaded.implementation.signature
+            if fields := model_config.without_effect:
+                notes = (*notes, f"fields without effect: {', '.join(fields)}")
             signature = str(loaded.implementation.signature)
             detail = f"{signature} ({loaded.remark})" if loaded.remark else signature
             yield CheckResult(name, version, True, detail, notes)

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "process":
                 return _process(rest)
             case _:
-                from fastinfer.base.validation import suggestion
+                from fastinfer.base.near import suggestion
 
                 return _complain(f"there is no command '{_safe(command)}'{suggestion(command, _COMMANDS)}")
     except _Refused as refused:
@@ -366,7 +366,7 @@ class _Parser(argparse.ArgumentParser):
         namespace, rest = self.parse_known_args(arguments)
         unknown = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
         if unknown is not None:
-            from fastinfer.base.validation import suggestion
+            from fastinfer.base.near import suggestion
 
             known = [text for text in self._option_string_actions if text.startswith("--")]
             raise _Refused(f"unknown option '{_safe(unknown)}'{suggestion(unknown, known)}")

@@ -24,7 +24,8 @@ from fastinfer.base import limits, logs
 from fastinfer.base.errors import ApiError
 from fastinfer.base.signals import Inspection
 from fastinfer.cli import state
-from fastinfer.config.server import ServerConfig
+from fastinfer.config.server import ServerConfig, unknown_variables
+from fastinfer.http import listen
 from fastinfer.http.poller import Poller
 from fastinfer.http.server import Server, run
 from fastinfer.repository.crashes import Crashes
@@ -69,6 +70,8 @@ def serve_for(descriptor: int) -> int:
 
 
 async def _serve(config: ServerConfig, log_writer: logs.Logs) -> int:
+    for sentence in unknown_variables(os.environ):
+        log.warning("%s", sentence)
     if reason := config.why_not_servable():
         log.error("%s", reason)
         return 1
@@ -78,7 +81,7 @@ async def _serve(config: ServerConfig, log_writer: logs.Logs) -> int:
     try:
         await server.start()
     except OSError as error:
-        log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
+        log.error("%s", listen.why_not(error, config.host, config.port))
         await service.close()
         return 1
     service.metrics.http, service.metrics.logs = server.hub, log_writer

@@ -6,32 +6,34 @@ JSON.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self, get_args, get_origin
 
 import orjson
-from pydantic import AliasChoices, BeforeValidator, Field, StrictBool, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError, clip
 from fastinfer.base.json_count import values_and_depth
-from fastinfer.base.validation import place, reason, shown, suggestion
-from fastinfer.config import ensemble, pbtxt
+from fastinfer.base.near import suggestion
+from fastinfer.base.validation import place, reason, shown
+from fastinfer.config import devices, ensemble, pbtxt
+from fastinfer.config.devices import InstanceGroup, Optimization
 from fastinfer.config.ensemble import EnsembleScheduling
 from fastinfer.config.model_schema import (
     NOT_SUPPORTED,
-    DynamicBatching,
     FileName,
     InputConfig,
-    InstanceGroup,
     Latest,
+    MetricTags,
     ModelOperations,
     Never,
-    Optimization,
     OutputConfig,
     Parameter,
     ParameterValue,
@@ -47,8 +49,11 @@ from fastinfer.config.model_schema import (
     triton_datatype,
 )
 from fastinfer.config.pbtxt import PbtxtError, Written, names_of
+from fastinfer.config.queueing import DynamicBatching, QueuePolicy
 
-__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels"]
+__all__ = ["ConfigError", "ModelConfig", "TensorConfig", "load", "read_labels", "warn_of_other_spellings"]
+
+log = logging.getLogger(__name__)
 
 _MAX_TOML_LINE_BYTES = 4 * limits.KIB  # because the parser's time for a dotted key is quadratic in its length
 _MAX_KEY_PARTS = 16  # of a dotted key: the parser makes a table for each; real fields have at most five
@@ -102,7 +107,7 @@ class LoadedSignature(Protocol):
     @property
     def batched(self) -> bool: ...
     @property
-    def max_batch_size(self) -> int: ...
+    def max_request_rows(self) -> int: ...
 
 
 class ModelConfig(Table):
@@ -130,7 +135,7 @@ class ModelConfig(Table):
     instance_group: Annotated[tuple[InstanceGroup, ...], Field(max_length=64)] = ()
     default_model_filename: FileName = ""
     cc_model_filenames: dict[str, str] = _NO_STRINGS
-    metric_tags: dict[str, str] = _NO_STRINGS
+    metric_tags: MetricTags = Field(default={})
     parameters: Annotated[
         dict[Annotated[str, Field(max_length=1024)], Any],
         BeforeValidator(read_parameters),
@@ -171,6 +176,8 @@ class ModelConfig(Table):
         for what, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not tensors:
                 raise ValueError(f"an ensemble must list its {what}")
+            if any(tensor.reshape is not None for tensor in tensors):
+                raise ValueError("an ensemble has no reshape of its own; set it for the models of its steps")
         for field in ensemble.REFUSED_FIELDS:
             if field in self.model_fields_set and getattr(self, field) not in ((), "", None):
                 raise ValueError(f"an ensemble has no {field} of its own; set it for the models of its steps")
@@ -210,6 +217,17 @@ class ModelConfig(Table):
         return axes | {name: axis for name, axis in given.items() if axis is not None}
 
     @property
+    def without_effect(self) -> list[str]:
+        """The fields that are set and have no effect here."""
+        found = devices.without_effect(self.instance_group, self.optimization, self.parameters)
+        return [*found, "response_cache"] if self.response_cache.enable else found
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether an input or output has another shape than the graph's."""
+        return any(tensor.reshape is not None for tensor in (*self.inputs, *self.outputs))
+
+    @property
     def label_files(self) -> list[str]:
         """The label files that the outputs name."""
         return sorted({output.label_filename for output in self.outputs if output.label_filename})
@@ -240,11 +258,12 @@ class ModelConfig(Table):
         """
         labels = {output.name: output.label_filename for output in self.outputs}
         formats = {given.name: given.format for given in self.inputs}
+        reshapes = {given.name: given.reshape for given in (*self.inputs, *self.outputs)}
         inputs = tuple(
             InputConfig.model_construct(
                 name=spec.name, datatype=spec.datatype, dims=_dims(spec, signature.batched),
                 batch_axis=_batch_axis(spec, signature.batched),
-                format=formats.get(spec.name, "FORMAT_NONE"),
+                format=formats.get(spec.name, "FORMAT_NONE"), reshape=reshapes.get(spec.name),
             )
             for spec in signature.inputs
         ) + tuple(
@@ -258,11 +277,11 @@ class ModelConfig(Table):
             OutputConfig.model_construct(
                 name=spec.name, datatype=spec.datatype, dims=_dims(spec, signature.batched),
                 batch_axis=_batch_axis(spec, signature.batched),
-                label_filename=labels.get(spec.name, ""),
+                label_filename=labels.get(spec.name, ""), reshape=reshapes.get(spec.name),
             )
             for spec in signature.outputs
         )  # fmt: skip
-        rows = signature.max_batch_size if signature.batched else 0
+        rows = signature.max_request_rows if signature.batched else 0
         try:
             self._check_preferred(rows)
         except ValueError as error:
@@ -277,7 +296,7 @@ class ModelConfig(Table):
         if sum(group.count for group in groups) != instances:
             groups = (InstanceGroup.model_construct(count=instances),)
         named = tuple(
-            group.model_copy(update={"name": group.name or f"{name}_{number}", "kind": "KIND_CPU"})
+            InstanceGroup.model_construct(name=group.name or f"{name}_{number}", kind="KIND_CPU", count=group.count)
             for number, group in enumerate(groups)
         )
         return self.model_copy(update={"name": name, "instance_group": named})
@@ -288,13 +307,10 @@ class ModelConfig(Table):
         batching = self.dynamic_batching.model_dump(
             exclude={"default_queue_policy", "max_queue_size", "default_timeout_microseconds", "priority_queue_policy"}
         )
-        if self.dynamic_batching.max_queue_size or self.dynamic_batching.default_timeout_microseconds:
-            batching["default_queue_policy"] = {
-                "timeout_action": "REJECT",
-                "default_timeout_microseconds": self.dynamic_batching.default_timeout_microseconds,
-                "allow_timeout_override": True,
-                "max_queue_size": self.dynamic_batching.max_queue_size,
-            }
+        if self.dynamic_batching.default_policy != QueuePolicy():
+            batching["default_queue_policy"] = self.dynamic_batching.default_policy.model_dump()
+        if policies := self.dynamic_batching.priority_queue_policy:
+            batching["priority_queue_policy"] = {str(level): each.model_dump() for level, each in policies.items()}
         groups = self.instance_group or (InstanceGroup(name=f"{self.name}_0", kind="KIND_CPU"),)
         body = {
             "name": self.name,
@@ -307,12 +323,12 @@ class ModelConfig(Table):
             "output": [_tensor_json(tensor) for tensor in self.outputs],
             "batch_input": [],
             "batch_output": [],
-            "optimization": self.optimization.model_dump(),
+            "optimization": self.optimization.model_dump(exclude={"cuda", "execution_accelerators"}),
             "dynamic_batching": batching,
-            "instance_group": [group.model_dump() for group in groups],
+            "instance_group": [group.model_dump(exclude={"rate_limiter"}) for group in groups],
             "default_model_filename": self.default_model_filename,
             "cc_model_filenames": {},
-            "metric_tags": {},
+            "metric_tags": self.metric_tags,
             "parameters": {key: {"string_value": _as_text(value)} for key, value in self.parameters.items()},
             "model_warmup": [_warmup_json(sample) for sample in self.model_warmup],
             "model_transaction_policy": {"decoupled": False},
@@ -368,6 +384,18 @@ def load(directory: Path, name: str) -> ModelConfig | None:
     if name != directory.name:  # the server's options give the name
         values["name"] = name
     return _validated(values, name, found[0])
+
+
+def warn_of_other_spellings(directory: Path, name: str) -> None:
+    """Logs files such as ``Config.toml``, which are not read because their name has another spelling."""
+    try:
+        with os.scandir(directory) as entries:
+            found = [entry.name for entry in islice(entries, _MAX_ENTRIES)]
+    except OSError:
+        return  # whoever reads the file gives the reason
+    for file in found:
+        if file.lower() in FILES and file not in FILES:
+            log.warning("model '%s': '%s' is not read, because its name is not '%s'", name, file, file.lower())
 
 
 def read_labels(directory: Path, config: ModelConfig) -> dict[str, str]:
@@ -481,11 +509,33 @@ def _unknown(path: str) -> str:
 
 
 def _suggestion(location: Sequence[int | str]) -> str:
-    """Suggest a field with a similar name, if the unknown field is at the top level."""
-    if len(location) != 1 or location[0] in NOT_SUPPORTED:
+    """Suggest a field of the same table with a similar name."""
+    *path, unknown = location
+    table = _table_at(path)
+    if table is None or unknown in NOT_SUPPORTED:
         return ""
-    known = [alias for name, field in ModelConfig.model_fields.items() for alias in names_of(name, field)]
-    return suggestion(str(location[0]), known)
+    return suggestion(
+        str(unknown), [alias for name, field in table.model_fields.items() for alias in names_of(name, field)]
+    )
+
+
+def _table_at(path: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the schema of the table at a place of the configuration; None if there is none."""
+    kind: Any = ModelConfig
+    for part in path:
+        if get_origin(kind) in (tuple, dict):  # a list's elements, or a map's values
+            kind = pbtxt.bare(get_args(kind)[get_origin(kind) is dict])
+            continue
+        fields = kind.model_fields.items() if _is_table(kind) else ()
+        field = next((field for name, field in fields if part in names_of(name, field)), None)
+        if field is None:
+            return None
+        kind = pbtxt.bare(field.annotation)
+    return kind if _is_table(kind) else None
+
+
+def _is_table(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 # --- The effective configuration --------------------------------------------------------------------------------------
@@ -505,8 +555,8 @@ def _batch_axis(spec: Spec, batched: bool) -> int | None:
 
 def _tensor_json(tensor: TensorConfig) -> dict[str, Any]:
     body = {"name": tensor.name, "data_type": triton_datatype(tensor.datatype), "dims": tensor.dims}
-    rest = tensor.model_dump(exclude={"name", "datatype", "dims"}, exclude_none=True)
-    return body | rest
+    rest = tensor.model_dump(exclude={"name", "datatype", "dims", "reshape"}, exclude_none=True)
+    return body | rest | ({} if tensor.reshape is None else {"reshape": {"shape": tensor.reshape.shape}})
 
 
 def _warmup_json(sample: Warmup) -> dict[str, Any]:

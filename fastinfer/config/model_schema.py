@@ -1,12 +1,14 @@
 """The tables of a model's configuration, with Triton's and AMD's field names.
 
 A field is here only if it has an effect, or with only the values that mean "off". Triton's other fields are listed in
-``NOT_SUPPORTED`` and refused by name, so that nobody relies on a field without effect. :mod:`fastinfer.config.model`
-combines the tables.
+``NOT_SUPPORTED`` and refused by name, so that nobody relies on a field without effect. Devices are in
+:mod:`fastinfer.config.devices`, queues in :mod:`fastinfer.config.queueing`; :mod:`fastinfer.config.model` combines the
+tables.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
@@ -23,14 +25,13 @@ from pydantic import (
 )
 
 from fastinfer.base import limits
-from fastinfer.base.validation import shown, suggestion
+from fastinfer.base.near import suggestion
+from fastinfer.base.validation import shown
 from fastinfer.config.pbtxt import Written, names_of
 
 NOT_SUPPORTED = frozenset(
     {
-        "control_input", "cpu_execution_accelerator", "cuda", "execution_accelerators",
-        "gpu_execution_accelerator", "initial_state", "model_metrics", "model_repository_agents",
-        "models", "rate_limiter", "reshape", "sequence_batching",
+        "control_input", "initial_state", "model_metrics", "model_repository_agents", "models", "sequence_batching",
     }
 )  # fmt: skip
 """Fields of Triton or AMD that this server does not support."""
@@ -39,13 +40,15 @@ DATATYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "BF16", "FP32", "FP64", "BYTES",
 )  # fmt: skip
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
+_OWN_LABELS = {"model", "version", "cause", "le"}  # of metrics about models
 _FILE_NAME = re.compile(r"[^/\\\0]{1,255}")
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 
-def _no_bool(value: Any) -> Any:
+def no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"must be a whole number, got {shown(value)}")
     return value
@@ -75,10 +78,6 @@ def _datatype(value: Any) -> Any:
 
 def triton_datatype(name: str) -> str:
     return "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}"
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def read_parameters(value: Any) -> Any:
@@ -113,8 +112,8 @@ def _parameter(key: Any, value: Any) -> Any:
 _DOTTED = frozenset({"ep", "memory", "mlas", "optimization", "provider", "provider_library", "qnn", "session"})
 """The beginnings of parameters whose names have dots."""
 _NOTATIONS = ("string_value", "bool_param", "int64_param", "double_param", "string_param")  # of ParameterValue
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**62)]
-Dimension = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2**62)]
+Whole = Annotated[int, BeforeValidator(no_bool), Field(ge=0, le=2**62)]
+Dimension = Annotated[int, BeforeValidator(no_bool), Field(ge=-1, le=2**62)]
 Text = Annotated[str, Field(max_length=1024)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Name = Annotated[str, Field(max_length=1024), AfterValidator(_tensor_name)]
@@ -124,9 +123,22 @@ _TritonType = Literal[
 ]  # fmt: skip
 Datatype = Annotated[str, BeforeValidator(_datatype), Written((("data_type", _TritonType), ("datatype", str)))]
 Dims = Annotated[tuple[Dimension, ...], Field(max_length=limits.MAX_RANK)]
-BatchAxis = Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, lt=limits.MAX_RANK)]
+BatchAxis = Annotated[int, BeforeValidator(no_bool), Field(ge=-1, lt=limits.MAX_RANK)]
 _DATATYPE: Any = Field(validation_alias=AliasChoices("data_type", "datatype"))
 _DIMS: Any = Field(default=(), validation_alias=AliasChoices("dims", "shape"))
+
+
+def _metric_tags(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not _LABEL.fullmatch(name) or name.startswith("__") or name in _OWN_LABELS:
+            raise ValueError(f"{shown(name)} cannot be the name of a metric's label")
+    return value
+
+
+MetricTags = Annotated[
+    dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=16), AfterValidator(_metric_tags)
+]
+"""Labels that the model's metrics have, besides those of all models."""
 
 
 class Table(BaseModel):
@@ -152,10 +164,15 @@ class Nothing(Table):
 
 
 Never = Annotated[tuple[Nothing, ...], Field(max_length=0)]
-NoText = Annotated[tuple[str, ...], Field(max_length=0)]
 
 
 # --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+class Reshape(Table):
+    """The shape that the graph has in place of ``dims``, also without the batch dimension."""
+
+    shape: Dims = ()
 
 
 class TensorConfig(Table):
@@ -167,8 +184,32 @@ class TensorConfig(Table):
     batch_axis: BatchAxis | None = None
     """The dimension of rows of a batched model; -1: an input without rows, of which a batch has one value; None: found
     from the graph."""
+    reshape: Reshape | None = None
     is_shape_tensor: Literal[False] = False
     is_non_linear_format_io: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check_reshape(self) -> Self:
+        if self.reshape is None:
+            return self
+        for one, other in ((_fixed, "elements"), (_open_dims, "open dimensions")):
+            if one(self.dims) != one(self.reshape.shape):
+                shapes = f"{list(self.dims)} and the reshape's {list(self.reshape.shape)}"
+                raise ValueError(f"the dims {shapes} have different numbers of {other}")
+        return self
+
+    @property
+    def inner_dims(self) -> tuple[int, ...]:
+        """The dims that the graph has."""
+        return self.dims if self.reshape is None else self.reshape.shape
+
+
+def _fixed(dims: tuple[int, ...]) -> int:
+    return math.prod(dim for dim in dims if dim >= 0)
+
+
+def _open_dims(dims: tuple[int, ...]) -> int:
+    return sum(dim < 0 for dim in dims)
 
 
 class InputConfig(TensorConfig):
@@ -234,81 +275,6 @@ class VersionPolicy(Table):
         return ordered if self.latest is None else ordered[-self.latest.num_versions :]
 
 
-# --- Batching and queueing --------------------------------------------------------------------------------------------
-
-
-class QueuePolicy(Table):
-    """Triton's place for two fields that ``dynamic_batching`` also accepts directly."""
-
-    timeout_action: Literal["REJECT"] = "REJECT"
-    default_timeout_microseconds: Whole = 0
-    allow_timeout_override: Literal[True] = True
-    max_queue_size: Whole = 0
-
-
-class DynamicBatching(Table):
-    """How requests share batches, and how long they may wait."""
-
-    preferred_batch_size: Annotated[
-        tuple[Annotated[Whole, Field(ge=1)], ...], BeforeValidator(_one_or_more), Field(max_length=1024)
-    ] = ()
-    max_queue_delay_microseconds: Annotated[Whole, Field(le=3_600_000_000)] = 0
-    max_queue_size: Whole = 0
-    """Requests that may wait; 0: the server's limit."""
-    default_timeout_microseconds: Annotated[Whole, Field(le=86_400_000_000)] = 0
-    """Timeout of requests that have none of their own; 0: the server's default."""
-    priority_levels: Annotated[Whole, Field(le=1_000_000)] = 0
-    default_priority_level: Whole = 0
-    preserve_ordering: Literal[False] = False
-    priority_queue_policy: Annotated[dict[int, Nothing], Field(max_length=0)] = {}
-    default_queue_policy: QueuePolicy | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _flatten(cls, value: Any) -> Any:
-        """Copies the fields of ``default_queue_policy`` into the table."""
-        policy = value.get("default_queue_policy") if isinstance(value, dict) else None
-        if not isinstance(policy, dict):
-            return value
-        flat = dict(value)
-        for name in ("max_queue_size", "default_timeout_microseconds"):
-            if name in policy and flat.setdefault(name, policy[name]) != policy[name]:
-                raise ValueError(f"{name} is set twice, to different values")
-        return flat
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.default_priority_level > self.priority_levels:
-            raise ValueError(
-                f"default_priority_level {self.default_priority_level} is above priority_levels {self.priority_levels}"
-            )
-        if self.priority_levels and not self.default_priority_level:
-            raise ValueError(f"default_priority_level must be from 1 to {self.priority_levels}")
-        return self
-
-
-class InstanceGroup(Table):
-    """How many batches may run concurrently."""
-
-    name: Text = ""
-    kind: Literal["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
-    count: Annotated[Whole, Field(ge=1, le=64)] = 1
-    gpus: Annotated[tuple[int, ...], Field(max_length=0)] = ()
-    secondary_devices: Never = ()
-    profile: NoText = ()
-    passive: Literal[False] = False
-    host_policy: Literal[""] = ""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.kind == "KIND_GPU":
-            raise ValueError(
-                "KIND_GPU is not supported; use KIND_CPU or KIND_AUTO, "
-                "and the parameter execution_providers for devices"
-            )
-        return self
-
-
 # --- The rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -339,25 +305,6 @@ class Warmup(Table):
     inputs: Annotated[dict[Name, WarmupInput], Field(max_length=limits.MAX_INPUTS)] = {}
 
 
-class Graph(Table):
-    level: Annotated[int, BeforeValidator(_no_bool), Field(ge=-1, le=2)] = 0
-
-
-class PinnedMemory(Table):
-    enable: StrictBool = False
-
-
-class Optimization(Table):
-    """Only ``graph.level`` has an effect. Pinned memory has none on a CPU, as in Triton."""
-
-    graph: Graph = Graph()
-    priority: Literal["PRIORITY_DEFAULT"] = "PRIORITY_DEFAULT"
-    input_pinned_memory: PinnedMemory = PinnedMemory()
-    output_pinned_memory: PinnedMemory = PinnedMemory()
-    gather_kernel_buffer_threshold: Literal[0] = 0
-    eager_batching: Literal[False] = False
-
-
 class ModelOperations(Table):
     """Libraries of custom operators, as paths in the model's directory or in one that the server's options allow."""
 
@@ -373,7 +320,9 @@ class Transactions(Table):
 
 
 class ResponseCache(Table):
-    enable: Literal[False] = False
+    """Has no effect: answers are not cached."""
+
+    enable: StrictBool = False
 
 
 class ParameterValue(Table):

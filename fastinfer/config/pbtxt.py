@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from fastinfer.base.validation import suggestion
+from fastinfer.base.near import suggestion
 
 _PACKAGE = "fastinfer"
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -93,7 +93,7 @@ def _add_message(file: descriptor_pb2.FileDescriptorProto, schema: type[BaseMode
     message = file.message_type.add(name=schema.__name__)
     for number, (name, annotation) in enumerate(_fields(schema), 1):
         field = message.field.add(name=name, number=number, label=_Field.LABEL_OPTIONAL)
-        annotation = _bare(annotation)
+        annotation = bare(annotation)
         if get_origin(annotation) is dict:
             entry_name = f"{''.join(part.title() for part in name.split('_'))}Entry"
             entry = message.nested_type.add(name=entry_name)
@@ -117,7 +117,7 @@ def _set_type(
     annotation: Any,
     done: set[str],
 ) -> None:
-    annotation = _bare(annotation)
+    annotation = bare(annotation)
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if isinstance(choices[0], str) and choices[0]:
@@ -153,7 +153,7 @@ def names_of(name: str, field: FieldInfo) -> list[str]:
             return [str(alias)]
 
 
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
     """Strip ``Annotated`` and ``None`` from a type."""
     while True:
         if get_origin(annotation) is Annotated:

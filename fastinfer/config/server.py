@@ -21,7 +21,8 @@ from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, Pydant
 
 from fastinfer.base import limits
 from fastinfer.base.machine import memory_bytes, usable_cores
-from fastinfer.base.validation import place, reason, shown, suggestion
+from fastinfer.base.near import Near, as_question, suggestion
+from fastinfer.base.validation import place, reason, shown
 from fastinfer.config.model_paths import NAME, Layout, PathError, Root, read_roots, split_option
 
 ENV_PREFIX = "FASTINFER_"
@@ -30,6 +31,9 @@ _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 
 _UNITS |= {"gb": 10**9, "tb": 10**12, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.IGNORECASE)
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")  # Kubernetes sets FASTINFER_PORT so for a service called "fastinfer"
+_OF_SERVICE_LINKS = re.compile(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+_OTHER_VARIABLES = {"ORT_TELEMETRY", "DEBUG", "SANITIZE", "COVERAGE", "GUIDED"}  # the last four: of the build
+_MAX_VARIABLES = 16  # unknown ones that are named
 
 
 class OptionError(Exception):
@@ -167,7 +171,8 @@ class ServerConfig(BaseSettings):
     )
     load: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names), Field(min_length=1)] = _option(
         ("all",),
-        "The models to load at start: all, none, or some names.",
+        "The models to load at start: all, none, or some names. With --model-control poll, models that appear later "
+        "are loaded, too, unless names are given: then only these.",
         _MODELS,
         metavar="NAME",
     )
@@ -214,6 +219,12 @@ class ServerConfig(BaseSettings):
         _MODELS,
         shown_default="none",
         metavar="PATH",
+    )
+    allow_linked_weights: bool = _option(
+        False,
+        "Read the external data of models through links, also hard links, that lead out of the model repositories and "
+        "the directory of the model file.",
+        _MODELS,
     )
     batching: Literal["auto", "exact"] = _option(
         "auto",
@@ -544,6 +555,23 @@ def load_config(arguments: Mapping[str, Any] | None = None) -> ServerConfig:
             name = str(details["loc"][0])
             found.setdefault(name, f"{_source(name, given)}{place(details['loc'][1:])}: {reason(details)}")
         raise OptionError("\n".join(found.values())) from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable of an environment that looks like an option but is none."""
+    names = {name: name.upper().removeprefix(ENV_PREFIX) for name in environment if name.upper().startswith(ENV_PREFIX)}
+    options = {option.upper() for option in ServerConfig.model_fields}
+    unknown = [
+        (name, option)
+        for name, option in sorted(names.items())
+        if option not in options | _OTHER_VARIABLES and not _OF_SERVICE_LINKS.fullmatch(name.upper())
+    ]
+    near = Near(options)
+    return [
+        f"there is no option for the environment variable {name[:60]}"
+        + as_question(None if (meant := near.to(option)) is None else ENV_PREFIX + meant)
+        for name, option in unknown[:_MAX_VARIABLES]
+    ]
 
 
 def _source(name: str, given: Mapping[str, Any]) -> str:

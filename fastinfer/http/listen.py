@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Iterable
 from typing import Final
+
+from fastinfer.http.port_owner import find_owner
 
 BACKLOG: Final = 4096
 _SO_ATTACH_FILTER: Final = 26
@@ -63,6 +66,12 @@ def bind(host: str, port: int, count: int = 1) -> list[list[socket.socket]]:
         close(group for group in groups)
         raise
     return groups
+
+
+def why_not(error: OSError, host: str, port: int) -> str:
+    """Return why :func:`bind` has failed, as a sentence that names the process that has the port."""
+    owner = find_owner(port) if error.errno == errno.EADDRINUSE else ""
+    return f"cannot listen on {host}:{port}: {error.strerror or error}" + (f" by {owner}" if owner else "")
 
 
 def close(groups: Iterable[Iterable[socket.socket]]) -> None:

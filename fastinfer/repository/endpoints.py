@@ -16,6 +16,7 @@ import orjson
 
 from fastinfer.backends.parameters import Parameters
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import Near
 from fastinfer.schedule.model import Model
 
 MODEL, WORKER = "model", "worker"
@@ -85,6 +86,7 @@ class EndpointTable:
         # The model for a request, by the parts of its path: (name,) is the highest version, or (name, version).
         self.models: dict[tuple[str, ...], Model] = {}
         self._keys: dict[str, list[tuple[str, ...]]] = {}  # of ``models``, by endpoint
+        self._near: Near | None = None  # the names, for suggestions; None: they have changed
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._by_name.values())
@@ -102,6 +104,12 @@ class EndpointTable:
     def model(self, name: str, version: str | None) -> Model | None:
         """The model that serves requests for a name and a version (None: the highest)."""
         return self.models.get((name,) if version is None else (name, version))
+
+    def meant(self, wrong: str) -> str | None:
+        """The endpoint whose name is similar to an unknown one, or None."""
+        if self._near is None:
+            self._near = Near(self._by_name)
+        return self._near.to(wrong)
 
     def free_name(self, requested: Identity, reserved: Container[str] = ()) -> str:
         """The name that a new identity gets.
@@ -126,6 +134,8 @@ class EndpointTable:
 
     def publish(self, endpoint: Endpoint) -> None:
         """Makes an endpoint and its changes visible to requests, all at once."""
+        if endpoint.name not in self._by_name:
+            self._near = None
         self._by_name[endpoint.name] = endpoint
         self._by_identity[endpoint.identity] = endpoint
         self._forget_models(endpoint.name)
@@ -137,6 +147,7 @@ class EndpointTable:
 
     def remove(self, endpoint: Endpoint) -> None:
         del self._by_name[endpoint.name]
+        self._near = None
         del self._by_identity[endpoint.identity]
         self._forget_models(endpoint.name)
 

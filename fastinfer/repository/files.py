@@ -33,6 +33,7 @@ from fastinfer.backends.onnx.graph.external import external_files
 from fastinfer.backends.onnx.places import OUTPUT
 from fastinfer.base import disk, limits
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import suggestion
 from fastinfer.config import model as model_config
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.config.model_paths import NAME, RESERVED_NAMES, VERSION, ModelPath, Root
@@ -51,15 +52,16 @@ Stamp = tuple[StampEntry, ...]
 class UnknownModelError(ApiError):
     """No repository has a model of that name (status 400)."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(400, f"no model '{name}' in the repository")
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        super().__init__(400, f"no model '{name}' in the repository{suggestion(name, known)}")
 
 
 class NoVersionError(ApiError):
     """The model's directory has no version (status 400)."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(400, f"model '{name}' has no version: a directory named by a positive integer")
+    def __init__(self, name: str, file: str = "") -> None:
+        move = f"; move '{file[:60]}' into the directory '1'" if file else ""
+        super().__init__(400, f"model '{name}' has no version: a directory named by a positive integer{move}")
 
 
 class FilesChangedError(ApiError):
@@ -102,8 +104,10 @@ class ModelFiles:
         """The model's configuration; all defaults if it has none. ApiError 400 with the reason."""
         directory = self.place.directory
         try:
-            found = None if directory is None else model_config.load(directory, self.name)
-            return found or ModelConfig(name=self.name)
+            if directory is None:
+                return ModelConfig(name=self.name)
+            model_config.warn_of_other_spellings(directory, self.name)
+            return model_config.load(directory, self.name) or ModelConfig(name=self.name)
         except ConfigError as error:
             raise ApiError(400, f"model '{self.name}': {error}") from error
 
@@ -116,17 +120,19 @@ class ModelFiles:
 
         Args:
             version: the version.
-            named: the file's name; empty: the only one whose name matches ``pattern``.
+            named: the file's name; empty: the only one whose name matches ``pattern``, or ``model.onnx``.
             pattern: ``*.onnx``.
 
         Raises:
             ApiError: 400, there is not exactly one, or the directory cannot be listed.
         """
         found = self._files(version, lambda name: name == named if named else fnmatchcase(name, pattern))
+        if len(found) > 1:
+            found = [path for path in found if path.name == _INNER_FILE] or found
         if len(found) == 1:
             return found[0]
         what = pattern.removeprefix("*")
-        problem = f"several {what} files and no default_model_filename"
+        problem = f"several {what} files, none of them {_INNER_FILE}, and no default_model_filename"
         if not found:
             problem = f"no file '{named or pattern}'" if named or what == pattern else f"no {what} file"
         raise ApiError(400, f"model '{self.name}' version {version} has {problem}")
@@ -141,7 +147,8 @@ class ModelFiles:
                 entries = [self.place.file]
             else:  # the directory is listed even for a plain name: without a listing there is no stamp
                 entries = sorted(self._version_directory(version).iterdir())
-            files = [_inner_file(path) for path in entries if matches(path.name)]
+            # Finder and other programs leave hidden files that are called like others (._model.onnx).
+            files = [_inner_file(path) for path in entries if matches(path.name) and not path.name.startswith(".")]
             return [path for path in files if S_ISREG(_mode(path))]
         except (FileNotFoundError, NotADirectoryError):  # it was removed meanwhile
             return []
@@ -230,10 +237,28 @@ def _names_in(directory: Path, log_problems: bool) -> set[str]:
             found.add(entry.name)
         elif log_problems and not entry.name.startswith(".") and (_is_dir(entry) or entry.name.endswith(".onnx")):
             log.warning(
-                "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -",
+                "'%s' is not served: a model is NAME/1/model.onnx, NAME of letters, digits, _ . -; "
+                "other layouts are served by their path (fastinfer serve PATH)",
                 entry.name,
             )
+    if log_problems and (version := next((name for name in found if _is_version(directory / name)), None)):
+        log.warning(
+            "'%s' looks like a model's directory with the version %s, not like a repository: serve it as "
+            "'fastinfer serve %s', or give the directory above it",
+            directory, version, directory,
+        )  # fmt: skip
     return found
+
+
+def _is_version(directory: Path) -> bool:
+    """Whether a directory is that of a model's version, and not of a model."""
+    if not VERSION.fullmatch(directory.name):
+        return False
+    try:
+        entries = list(directory.iterdir())
+    except OSError:
+        return False
+    return any(each.suffix == ".onnx" for each in entries) and not any(VERSION.fullmatch(each.name) for each in entries)
 
 
 def find(roots: Sequence[Root], name: str) -> ModelFiles:
@@ -264,7 +289,7 @@ def find(roots: Sequence[Root], name: str) -> ModelFiles:
             raise ApiError(400, f"model '{name}' cannot be read: {error.strerror}") from error
         if problem is not None:  # a later repository may have the name, but must not take precedence
             raise ApiError(400, f"model '{name}' is not found: a model repository cannot be read: {problem}")
-    raise UnknownModelError(name)
+    raise UnknownModelError(name, names(roots))
 
 
 def _inner_file(path: Path) -> Path:
@@ -281,7 +306,7 @@ def _look_at(place: ModelPath, name: str) -> ModelFiles:
     stamps = {int(entry.name): walk.stamp(entry) for entry in sorted(versions)}
     if not versions:
         if not _is_ensemble(place.base, name):
-            raise NoVersionError(name)
+            raise NoVersionError(name, next((entry.name for entry in sorted(entries) if entry.suffix == ".onnx"), ""))
         stamps = {1: ()}  # it has no files besides its configuration, and some programs keep no empty directories
     shared = tuple(each for entry in sorted(entries) if _is_shared(entry) for each in walk.stamp(entry, entry.name))
     return _files(name, place, stamps, shared)

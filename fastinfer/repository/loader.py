@@ -7,7 +7,7 @@ inference. Objects of the loop (queue, statistics) are made on the loop's thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -19,14 +19,16 @@ from fastinfer.backends.builtin.item import WorkerContext
 from fastinfer.backends.builtin.workers import WorkerKind
 from fastinfer.backends.ensemble import wiring_of
 from fastinfer.backends.findings import Findings
-from fastinfer.backends.parameters import Parameters, parse
+from fastinfer.backends.parameters import Parameters, check_configured, parse, warn_of_misspelt
 from fastinfer.backends.registry import Backends
 from fastinfer.base import limits, waits
 from fastinfer.base.bounded import BoundedThreads
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
+from fastinfer.config import devices, queueing
 from fastinfer.config.ensemble import PLATFORM
 from fastinfer.config.model import ModelConfig
+from fastinfer.config.queueing import DynamicBatching
 from fastinfer.config.server import ServerConfig
 from fastinfer.native.executor import Executor
 from fastinfer.repository.crashes import Crashes
@@ -35,6 +37,7 @@ from fastinfer.repository.operation import Operation
 from fastinfer.schedule.ensemble import CONCURRENT_RUNS, Endpoints, Ensemble, EnsembleModel
 from fastinfer.schedule.model import Model, why_not_chained
 from fastinfer.schedule.policy import BatchingPolicy
+from fastinfer.schedule.queue import QueuePolicy
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.schedule.scheduler import Scheduler
 from fastinfer.schedule.wiring import Wiring
@@ -202,6 +205,8 @@ class Loader:
             if reason is not None:
                 raise ApiError(400, f"'{name}' cannot be followed by '{successor().name}': {reason}")
         batching = config.dynamic_batching
+        policies = queue_policies(batching, self._config.max_queue_size, self._config.request_timeout_s)
+        longest_us = max(policy.timeout_us for policy in policies.values())
         stats = self._counters.counters_for(name, str(version), number)
         scheduler = Scheduler(
             loaded.implementation.start,
@@ -213,8 +218,9 @@ class Loader:
             instances=loaded.instances,
             priority_levels=batching.priority_levels,
             default_priority=batching.default_priority_level,
-            max_queue_size=batching.max_queue_size or self._config.max_queue_size,
-            timeout_s=batching.default_timeout_microseconds * 1e-6 or self._config.request_timeout_s,
+            max_queue_size=policies[0].max_size,
+            timeout_s=longest_us * 1e-6,
+            policies=policies if _are_needed(policies) else None,
             stats=stats,
             loop=self._loop,
             notes=notes,
@@ -233,6 +239,33 @@ class Loader:
         """Closes the backends, and waits for the load threads to finish the sessions that they are making."""
         self._backends.close()
         self._threads.join()
+
+
+def queue_policies(batching: DynamicBatching, max_size: int, timeout_s: float) -> dict[int, QueuePolicy]:
+    """Make the policies of the priorities that have one, and under 0 that of all others.
+
+    Args:
+        batching: the model's configuration.
+        max_size, timeout_s: of the server, if the configuration does not say.
+    """
+
+    def policy(given: queueing.QueuePolicy) -> QueuePolicy:
+        timeout_us = given.default_timeout_microseconds
+        delays = given.timeout_action == "DELAY"
+        return QueuePolicy(
+            max_size=given.max_queue_size or max_size,
+            timeout_us=(0 if delays else timeout_us) or round(timeout_s * 1e6),
+            delay_us=timeout_us if delays else 0,
+            allow_override=given.allow_timeout_override,
+        )
+
+    levels = {0: batching.default_policy, **batching.priority_queue_policy}
+    return {level: policy(given) for level, given in levels.items()}
+
+
+def _are_needed(policies: Mapping[int, QueuePolicy]) -> bool:
+    """Whether the policies are more than one limit and one timeout for all requests, which need no look-up."""
+    return len(policies) > 1 or policies[0].delay_ns > 0 or not policies[0].allow_override
 
 
 async def try_version(backends: Backends, files: ModelFiles, version: int, config: ModelConfig) -> Loaded:
@@ -276,6 +309,12 @@ def _look(backends: Backends, files: ModelFiles, version: int, config: ModelConf
         backend = backends.choose(config, partial(files.has_file, version))
     except ApiError as error:
         raise ApiError(error.status, f"model '{files.name}': {error.message}") from error
+    try:
+        names = [name for name in config.worker_parameters if name not in devices.PARAMETERS]
+        check_configured(backend.parameters, names)
+    except ApiError as error:
+        raise ApiError(error.status, f"model '{files.name}': {error.message}") from error
+    warn_of_misspelt(backend.parameters, given.model_extra or (), f"model '{files.name}'")
     overrides = given.model_dump(exclude_unset=True)
     parameters = parse(backend.parameters, {**config.worker_parameters, **overrides})
     config = _with_parameters(config, parameters)

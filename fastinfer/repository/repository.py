@@ -24,6 +24,7 @@ from fastinfer.backends.onnx.options import OnnxParameters, check_given
 from fastinfer.backends.parameters import Parameters, parse
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import as_question
 from fastinfer.config.model import ConfigError, ModelConfig
 from fastinfer.config.model_paths import Root
 from fastinfer.repository import files as model_files
@@ -123,7 +124,8 @@ class Repository:
             return ApiError(503, f"not ready: {reason}", retry_after_s=1)
         if (unknown := self._readiness.why_unknown()) is not None:
             return ApiError(503, unknown, retry_after_s=1)
-        return ApiError(404, f"Request for unknown model: '{name}' is not found")
+        meant = as_question(self._table.meant(name))
+        return ApiError(404, f"Request for unknown model: '{name}' is not found{meant}")
 
     def check_read(self) -> None:
         """ApiError 503 if the repository has not been read yet, because its models are unknown then."""
@@ -660,6 +662,13 @@ def _selection(endpoint: Endpoint, version: int | None, files: ModelFiles, confi
 
 
 def _configuration(files: ModelFiles, override: object) -> ModelConfig:
+    config = _read_configuration(files, override)
+    if fields := config.without_effect:
+        log.warning("model '%s' runs on the CPU; these fields have no effect: %s", files.name, ", ".join(fields)[:400])
+    return config
+
+
+def _read_configuration(files: ModelFiles, override: object) -> ModelConfig:
     if override is None:
         return files.read_config()
     if not isinstance(override, str):

@@ -110,7 +110,14 @@ async def _load(models: Models, name: str) -> None:
         await models.refuse(name, "internal error")
 
 
-async def follow(models: Models, interval_s: float, at_start: Look, *, unload_all: bool = False) -> None:
+async def follow(
+    models: Models,
+    interval_s: float,
+    at_start: Look,
+    *,
+    unload_all: bool = False,
+    requested: Sequence[str] | None = None,
+) -> None:
     """Polls the disk forever: loads new and changed models, unloads models that are gone.
 
     A change takes effect when two looks in a row see the same, so that half-copied files are ignored. The disk is
@@ -123,6 +130,7 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
         interval_s: seconds between two looks.
         at_start: the models seen before.
         unload_all: unload the models even if several vanish at once and none is left.
+        requested: the only new models that are loaded; None or empty: all.
     """
     done = seen = _with_versions(at_start)
     refused: dict[str, str | None] = {}
@@ -149,7 +157,7 @@ async def follow(models: Models, interval_s: float, at_start: Look, *, unload_al
         loaded = models.loaded()
         for name in sorted(now.keys() | done.keys()):
             files = now.get(name)
-            known = name in done
+            known = name in done or bool(requested and name not in requested)
             if unreliable and files is None:
                 continue
             if files != loaded.get(name, done.get(name)):

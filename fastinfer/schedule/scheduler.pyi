@@ -1,7 +1,7 @@
 """The scheduler of one loaded model: queue, instances, deadlines. Loop's thread only."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastinfer.base.errors import ApiError
@@ -9,6 +9,7 @@ from fastinfer.native.job import Clock
 from fastinfer.schedule.backend import Run
 from fastinfer.schedule.lifetime import Deadlines
 from fastinfer.schedule.policy import Policy
+from fastinfer.schedule.queue import QueuePolicy
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.shared.counters import Counters
 from fastinfer.tensor.message import BatchResult, InferRequest
@@ -26,6 +27,8 @@ class Scheduler:
         max_queue_size: requests that may wait; one more is refused with 503.
         priority_levels: how many levels a request's ``priority`` may have, 1 the most urgent; 0: it is ignored.
         default_priority: of a request that has none.
+        policies: by priority, how its requests wait; 0: those of the others. None: ``max_queue_size`` and ``timeout_s``
+            are for all.
         timeout_s: seconds until a request without a ``timeout`` of its own is answered with 504; see ``deadlines``.
         stats: the model's counters; the scheduler counts batches, a request's end counts the request.
         notes: the crash record: suspect requests run alone, culprits are answered with 500, and requests to a
@@ -43,6 +46,7 @@ class Scheduler:
         timeout_s: float,
         priority_levels: int = 0,
         default_priority: int = 0,
+        policies: Mapping[int, QueuePolicy] | None = None,
         stats: Counters,
         loop: asyncio.AbstractEventLoop,
         notes: RunNotes | None = None,

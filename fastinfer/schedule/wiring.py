@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fastinfer.base.errors import ApiError
-from fastinfer.base.validation import suggestion
+from fastinfer.base.near import suggestion
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import TensorSpec
 

@@ -7,7 +7,8 @@ writes counters: one call per request, one call per batch. A report reads them o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import orjson
 
@@ -41,6 +42,7 @@ __all__ = [
     "total",
 ]
 
+_NO_TAGS: Mapping[str, str] = MappingProxyType({})
 LABELS, NAMES = 0, 1  # the texts of an entry: labels on the metrics page, members in JSON
 
 
@@ -58,10 +60,18 @@ class ModelStats(Counters):
         return self.batch_size.count
 
 
-def entry(name: str, version: str, counters: Counters | None = None, key: bytes = b"") -> Entry:
-    """A model's entry in reports: the texts that name it, its key and its counters."""
-    labels = f'model="{_escaped(name)}",version="{_escaped(version)}"'.encode()
+def entry(
+    name: str, version: str, counters: Counters | None = None, key: bytes = b"", tags: Mapping[str, str] = _NO_TAGS
+) -> Entry:
+    """A model's entry in reports: the texts that name it, its key and its counters; ``tags``: further labels."""
+    labels = ",".join(f'{label}="{_escaped(value)}"' for label, value in _labels(name, version, tags)).encode()
     return Entry((labels, orjson.dumps({"name": name, "version": version})[1:-1]), key, counters)
+
+
+def _labels(name: str, version: str, tags: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    yield "model", name
+    yield "version", version
+    yield from sorted(tags.items())
 
 
 def _escaped(label: str) -> str:

@@ -21,7 +21,7 @@ from fastinfer import __version__
 from fastinfer.base import limits, logs, signals, waits
 from fastinfer.base.bounded import BoundedThreads
 from fastinfer.base.errors import ApiError
-from fastinfer.config.server import OptionError, ServerConfig
+from fastinfer.config.server import OptionError, ServerConfig, unknown_variables
 from fastinfer.http import listen
 from fastinfer.repository import watcher
 from fastinfer.shared import layout
@@ -72,13 +72,15 @@ def supervise(
     """
     written = logs.start(config.log_level, config.log_format)
     try:
+        for sentence in unknown_variables(os.environ):
+            log.warning("%s", sentence)
         if reason := config.why_not_servable():
             log.error("%s", reason)
             return 1
         try:
             groups = listen.bind(config.host, config.port, config.processes)
         except OSError as error:
-            log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror or error)
+            log.error("%s", listen.why_not(error, config.host, config.port))
             return 1
         try:
             supervisor = Supervisor(config, read_config, groups, inherited or {})
@@ -194,7 +196,13 @@ class Supervisor:
             log.error("not ready: %s", reason)
         seen = await watcher.load_rest(self._operations, requested, seen)
         if config.model_control == "poll":
-            await watcher.follow(self._operations, config.poll_interval_s, seen, unload_all=config.poll_unload_all)
+            await watcher.follow(
+                self._operations,
+                config.poll_interval_s,
+                seen,
+                unload_all=config.poll_unload_all,
+                requested=config.load_names,
+            )
 
     async def _forget_old_blame(self) -> None:
         while True:

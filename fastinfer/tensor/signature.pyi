@@ -32,6 +32,7 @@ class Signature:
         score_matrices: names of the outputs whose rows are classified apart, even if the model is not batched.
         optional_inputs: those that a request may leave out. They have no batch dimension; a request that gives one
             runs alone.
+        max_request_rows: if ``max_batch_size_configured``: rows that a request may have; 0: ``max_batch_size``.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -40,6 +41,7 @@ class Signature:
     batched: bool
     max_batch_size: int
     max_batch_size_configured: bool
+    max_request_rows: int
     positional: bool
     accepts_anything: bool
     outputs_batched: bool
@@ -66,6 +68,7 @@ class Signature:
         labels: Mapping[str, Labels] | None = None,
         score_matrices: Collection[str] = (),
         optional_inputs: Sequence[TensorSpec] = (),
+        max_request_rows: int = 0,
     ) -> None: ...
     def __str__(self) -> str:
         """In words: ``INPUT0 INT32[-1,16] -> OUTPUT0 INT32[-1,16], batches of up to 64``."""

@@ -290,7 +290,10 @@ def test_a_raw_request_is_all_bytes() -> None:
 X = '"name":"x","shape":[2],"datatype":"UINT8"'
 
 SENTENCES = {
-    "": "byte 0: expected '{'",
+    "": "byte 0: expected '{'; the body is empty, and an inference request is JSON: "
+    '{"inputs":[{"name":...,"shape":...,"datatype":...,"data":...}]}',
+    '{"instances":[[1,2]]}': "'inputs' is missing: 'instances' is of the V1 protocol, and this is V2; an input has "
+    "name, shape, datatype and data",
     "[]": "byte 0: expected '{'",
     "{": "byte 1: expected a string as key",
     '{"inputs":[]': "byte 12: expected ',' or '}'",
@@ -338,12 +341,17 @@ SENTENCES = {
     '{"inputs":[{"shape":["1"]}]}': 'inputs[0].shape[0]: "1" is not an integer',
     '{"inputs":[{"shape":[16,1152921504606846978]}]}': "inputs[0].shape has more elements than 64 bits can count",
     '{"inputs":[{"datatype":"FP8"}]}': 'inputs[0].datatype: "FP8" is not a datatype',
-    '{"inputs":[{"datatype":"fp32"}]}': 'inputs[0].datatype: "fp32" is not a datatype',
+    '{"inputs":[{"datatype":"fp32"}]}': 'inputs[0].datatype: "fp32" is not a datatype; use FP32',
     '{"inputs":[{"datatype":" FP32 "}]}': 'inputs[0].datatype: " FP32 " is not a datatype',
     '{"inputs":[{"datatype":""}]}': 'inputs[0].datatype: "" is not a datatype',
     '{"inputs":[{"datatype":1}]}': "inputs[0].datatype must be a string",
     '{"inputs":[{"parameters":1}]}': "inputs[0].parameters must be an object",
-    '{"inputs":[{"data":5}]}': "inputs[0].data must be an array",
+    '{"inputs":[{"data":{}}]}': "inputs[0].data must be an array",
+    '{"inputs":[{"name":"A","datatype":"FP32","shape":[2],"data":5}]}': "inputs[0].data must be an array",
+    '{"inputs":[{"data":5,"name":"A","datatype":"FP32","shape":[2]}]}': "inputs[0].data must be an array",
+    '{"inputs":[{"name":"A","datatype":"INT8","shape":[],"data":128}]}': "inputs[0].data: 128 is out of range for INT8",
+    '{"inputs":[{"name":"A","datatype":"INT8","shape":[1],"data":"5"}]}': 'inputs[0].data: "5" is not an integer',
+    '{"inputs":[{"name":"A","datatype":"BYTES","shape":[1],"data":5}]}': "inputs[0].data: 5 is not a string",
     f'{{"inputs":[{{{X},"data":"ab"}}]}}': "inputs[0].data must be an array",
     f'{{"inputs":[{{{X},"data":[1,300]}}]}}': "inputs[0].data[1]: 300 is out of range for UINT8",
     f'{{"inputs":[{{{X},"data":[1.5,3]}}]}}': "inputs[0].data[0]: 1.5 is not an integer",

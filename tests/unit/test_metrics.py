@@ -29,7 +29,14 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def model(name: str, version: str = "1", stats: ModelStats | None = None, **scheduler: int) -> Any:
     state = {"queued": 0, "in_flight": 0, "running": 0, **scheduler}
     stats = stats or ModelStats()
-    return SimpleNamespace(name=name, version=version, number=1, stats=stats, scheduler=SimpleNamespace(**state))
+    return SimpleNamespace(
+        name=name,
+        version=version,
+        number=1,
+        stats=stats,
+        scheduler=SimpleNamespace(**state),
+        config=SimpleNamespace(metric_tags={}),
+    )
 
 
 def page(metrics: Metrics) -> str:

@@ -132,8 +132,16 @@ def test_requests_share_a_batch_only_when_their_rows_have_the_same_shape():
             "unexpected shape for input 'A' for model 'M'. Expected [2,-1], got [2]",
         ),
         (
-            SCALAR, request(tensor("A", (1,), "i8")),
-            "unexpected shape for input 'A' for model 'M'. Expected [], got [1]",
+            SCALAR, request(tensor("A", (2,), "i8")),
+            "unexpected shape for input 'A' for model 'M'. Expected [], got [2]",
+        ),
+        (
+            SCALAR, request(tensor("A", (1, 1), "i8")),
+            "unexpected shape for input 'A' for model 'M'. Expected [], got [1,1]",
+        ),
+        (
+            PAIR, request(tensor("A", (1, 4)), tensor("b", (1, 4))),
+            "unexpected inference input 'b' for model 'M'; did you mean 'B'?",
         ),
     ],
 )  # fmt: skip

@@ -90,7 +90,7 @@ class Poll:
         async def main() -> None:
             seen = await watcher.load_all(self.models, self.wanted)
             seen = await watcher.load_rest(self.models, self.wanted, seen)
-            await watcher.follow(self.models, 1, seen, unload_all=self.unload_all)
+            await watcher.follow(self.models, 1, seen, unload_all=self.unload_all, requested=self.wanted)
 
         self._task = asyncio.ensure_future(main())
         await self.turns(0)
@@ -136,6 +136,29 @@ def test_changes_are_followed(models: Models, monkeypatch: pytest.MonkeyPatch) -
         assert len(models.calls) == calls
 
     polled(test, lambda: Poll(models, monkeypatch))
+
+
+@pytest.mark.parametrize("requested", [["m", "late"], None, []])
+def test_only_what_was_requested_is_loaded_later(
+    models: Models, monkeypatch: pytest.MonkeyPatch, requested: list[str] | None
+) -> None:
+    async def test(poll: Poll) -> None:
+        models.disk |= {"late": "A", "stranger": "A"}
+        await poll.turns()
+        expected = (
+            {"m", "late"} if requested else {"late", "stranger"} | ({"m", "other"} if requested is None else set())
+        )
+        assert models.served.keys() == expected
+        models.served["stranger"] = "A"  # a client loads it: then it is followed
+        models.disk |= {"stranger": "B", "m": "B"}
+        await poll.turns()
+        assert models.served["stranger"] == "B"
+        assert models.served.get("m", "B") == "B"
+        del models.disk["stranger"]
+        await poll.turns()
+        assert "stranger" not in models.served
+
+    polled(test, lambda: Poll(models, monkeypatch, requested))
 
 
 @pytest.mark.parametrize("during", ["the start", "a poll"])

@@ -158,7 +158,7 @@ cdef class Inference(Life):
         # Polls a long decoding for the request's timeout, which may pass before the decoding ends.
         cdef Scheduler scheduler = self.model.scheduler
         cdef int64_t timeout_us = job.timeout_us()
-        if self.exchange is None or self.request is not None:
+        if self.exchange is None or self.request is not None or scheduler.has_policies():
             return
         if timeout_us > 0:
             self.learn_timeout(scheduler.deadlines, timeout_us)
@@ -184,6 +184,8 @@ cdef class Inference(Life):
         request.enqueued_ns = now
         self.request = request
         try:
+            if scheduler.has_policies():
+                scheduler.set_timeout(request)
             self.attach(scheduler.deadlines, request, now)
             request.complete = self
             self.place(request)

@@ -28,6 +28,7 @@ from fastinfer.codec.decoder cimport (
     fail,
     fail_quoting,
     fail_syntax,
+    skip,
 )
 from fastinfer.codec.json cimport Cursor, Text, peek, skip_brackets, take, take_string, unescape
 from fastinfer.native.job cimport yield_to_loop
@@ -89,8 +90,8 @@ cdef bint are_too_many_strings(Decoder* decoder, int64_t count) noexcept nogil:
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
-# Reads "data" at its opening bracket: flat, or nested like the shape. Memory is allocated for what the rest of the body
-# can hold at most, never for what the shape claims.
+# Reads "data" at its opening bracket (flat, or nested like the shape), or at a single value. Memory is allocated for
+# what the rest of the body can hold at most, never for what the shape claims.
 cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
     cdef const char* opening = cursor.at
@@ -100,6 +101,8 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef int64_t room
     cdef int64_t done = 0
     cdef Reader reader
+    if opening[0] != OPEN_ARRAY:
+        return read_single(decoder, tensor)
     if tensor.datatype_id == BYTES:
         if skip_brackets(cursor) < 0:
             return fail_syntax(decoder)
@@ -129,6 +132,33 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
         tensor.dims[0] = tensor.count = 1       # AMD's form: one string, and its length as shape
     if done != tensor.count:
         return fail(decoder, ".data", "", COUNT, -1, done, tensor.count)
+    return 0
+
+
+# Reads a value that is not in an array, which only a tensor of one element may have.
+cdef int read_single(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef const char* value = cursor.at
+    cdef Py_ssize_t itemsize = datatype_of(tensor.datatype_id).itemsize
+    cdef Reader reader
+    cdef NumberSpan span
+    if tensor.count != 1:
+        return fail(decoder, ".data", "must be an array")
+    if skip(decoder, 0) < 0:
+        return -1
+    if tensor.datatype_id == BYTES:
+        if take_block(decoder, tensor, cursor.at - value + 8) < 0:
+            return -1
+        cursor.at = value
+        return append_string(decoder, tensor, -1)
+    if take_block(decoder, tensor, itemsize) < 0:
+        return -1
+    open_reader(&reader, value, tensor.datatype_id, decoder.width, decoder.nullable)
+    span = read_span(&reader, value, cursor.at, tensor.block, 1, 1)
+    if span.count != 1 or span.error != OK:
+        cursor.at = value
+        return fail_element(decoder, tensor, span.error, -1)
+    tensor.nbytes = itemsize
     return 0
 
 
@@ -256,9 +286,6 @@ cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int6
     cdef Cursor* cursor = &decoder.cursor
     cdef int64_t start = done[0]
     cdef const char* piece = cursor.at
-    cdef Text text
-    cdef Py_ssize_t written
-    cdef uint32_t size
     while True:
         if done[0] - start >= limit:
             return fail_element(decoder, tensor, TOO_MANY, done[0])
@@ -266,20 +293,30 @@ cdef int read_strings(Decoder* decoder, ParsedInput* tensor, int64_t limit, int6
             piece = cursor.at
             if not yield_to_loop(decoder.interruption):
                 return fail(decoder, "", "", INTERRUPTED)
-        if peek(cursor) != QUOTE:
-            return fail_element(decoder, tensor, -1, done[0])
-        if take_string(cursor, &text) < 0:
-            return fail_syntax(decoder)
-        written = unescape(&text, tensor.block + tensor.nbytes + 4)
-        if written >> 32 != 0:
-            return fail(decoder, ".data", "is longer than 4 GiB", PLAIN, done[0])
-        size = <uint32_t>written
-        memcpy(tensor.block + tensor.nbytes, &size, 4)
-        tensor.nbytes += 4 + written
+        if append_string(decoder, tensor, done[0]) < 0:
+            return -1
         done[0] += 1
         if peek(cursor) != COMMA:
             return 0
         cursor.at += 1
+
+
+cdef inline int append_string(Decoder* decoder, ParsedInput* tensor, int64_t element) noexcept nogil:
+    cdef Cursor* cursor = &decoder.cursor
+    cdef Text text
+    cdef Py_ssize_t written
+    cdef uint32_t size
+    if peek(cursor) != QUOTE:
+        return fail_element(decoder, tensor, -1, element)
+    if take_string(cursor, &text) < 0:
+        return fail_syntax(decoder)
+    written = unescape(&text, tensor.block + tensor.nbytes + 4)
+    if written >> 32 != 0:
+        return fail(decoder, ".data", "is longer than 4 GiB", PLAIN, element)
+    size = <uint32_t>written
+    memcpy(tensor.block + tensor.nbytes, &size, 4)
+    tensor.nbytes += 4 + written
+    return 0
 
 
 # --- Base64 ----------------------------------------------------------------------------------------------------------

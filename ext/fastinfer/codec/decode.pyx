@@ -46,6 +46,7 @@ from fastinfer.tensor.message cimport InferRequest, RequestedOutput
 from fastinfer.tensor.tensor cimport Memory, Tensor, allocate_block, free_block
 
 from fastinfer.base.errors import ApiError
+from fastinfer.codec import hints
 
 cdef extern from *:
     int64_t load_word "__atomic_load_n" (int64_t* word, int order) noexcept nogil
@@ -55,6 +56,8 @@ cdef enum:
     WIDEST = 512                # bits of a register: no limit
     SMALL_BODY = 16 * 1024      # decoded without releasing the GIL: that costs more than such a body
 
+
+cdef bytes DATATYPE_FIELD = b".datatype"
 
 # The data pointer of a refused input.
 cdef char nothing = 0
@@ -201,7 +204,7 @@ cdef object to_api_error(const Decoder* decoder, str model):
     if failure.kind == INTERRUPTED:
         return ApiError(503, "the request was given up", retry_after_s=1)
     if failure.kind == SYNTAX:
-        return ApiError(400, f"byte {failure.at}: {failure.text.decode()}")
+        return ApiError(400, f"byte {failure.at}: {failure.text.decode()}{hint_of_start(decoder)}")
     if failure.kind == EXTRA:
         return ApiError(400, f"unexpected additional input data for model '{model}'")
     if failure.place == IN_INPUT:
@@ -230,10 +233,19 @@ cdef object to_api_error(const Decoder* decoder, str model):
                              f"asks for {failure.wanted}")
     text = failure.text.decode()
     if failure.quote != NULL:
-        text = f"{printable(failure.quote[:failure.quote_size])} {text}"
+        quote = printable(failure.quote[:failure.quote_size])
+        text = f"{quote} {text}{hints.for_datatype(quote) if failure.field == DATATYPE_FIELD else ''}"
     if place.endswith("'") or (failure.quote == NULL and place and _is_verb(text)):
         return ApiError(400, f"{place} {text}")
     return ApiError(400, f"{place}: {text}")
+
+
+# For a body that does not begin as JSON does.
+cdef str hint_of_start(const Decoder* decoder):
+    cdef const char* body = decoder.cursor.begin
+    cdef Py_ssize_t size = decoder.cursor.end - body
+    begin = body[:min(size, MAX_QUOTE)]
+    return hints.for_no_json(begin) if not begin[:decoder.failure.at].strip() else ""
 
 
 cdef bint _is_verb(str text):

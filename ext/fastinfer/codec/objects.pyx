@@ -72,6 +72,7 @@ cdef enum:
     SEEN_BINARY = 1 << 15
     SEEN_CLASSIFICATION = 1 << 16
     SEEN_CONTENT_TYPE = 1 << 17
+    SEEN_INSTANCES = 1 << 18
     DESCRIBED = SEEN_NAME | SEEN_SHAPE | SEEN_DATATYPE
 
     MOST_MEMBERS = 6
@@ -223,8 +224,19 @@ cdef int read_request(Decoder* decoder) noexcept nogil:
         cursor.fault = "expected nothing after the request"
         return fail_syntax(decoder)
     if not decoder.seen & SEEN_INPUTS:
+        if decoder.seen & SEEN_INSTANCES:
+            return fail(decoder, "'inputs'", V1_REQUEST)
         return fail(decoder, "'inputs'", "is missing")
     return read_binary(decoder)
+
+
+cdef const char* V1_REQUEST = (
+    "is missing: 'instances' is of the V1 protocol, and this is V2; an input has name, shape, datatype and data")
+
+
+# The only unknown member that is noted: requests of the V1 protocol have it.
+cdef int skip_instances(Decoder* decoder, void* of, const char* field) noexcept nogil:
+    return skip(decoder, REQUEST.depth)
 
 
 cdef int read_inputs(Decoder* decoder, void* of, const char* field) noexcept nogil:
@@ -418,13 +430,16 @@ cdef int read_shape(Decoder* decoder, void* of, const char* field) noexcept nogi
 # Decodes the data now if name, shape and datatype are known; else skips it, to return to it later.
 cdef int read_input_data(Decoder* decoder, void* of, const char* field) noexcept nogil:
     cdef ParsedInput* tensor = <ParsedInput*>of
-    if peek(&decoder.cursor) != OPEN_ARRAY:
+    cdef int c = peek(&decoder.cursor)
+    if c == OPEN_OBJECT:
         return fail(decoder, field, "must be an array")
     tensor.has_data = True
     if tensor.seen & DESCRIBED == DESCRIBED and not is_refused(decoder, tensor):
         return read_data(decoder, tensor)
     tensor.data_text = decoder.cursor.at
-    return fail_syntax(decoder) if skip_brackets(&decoder.cursor) < 0 else 0
+    if c == OPEN_ARRAY:
+        return fail_syntax(decoder) if skip_brackets(&decoder.cursor) < 0 else 0
+    return skip(decoder, INPUT.depth)
 
 
 cdef int read_input_parameters(Decoder* decoder, void* of, const char* field) noexcept nogil:
@@ -518,11 +533,12 @@ cdef int read_classification(Decoder* decoder, void* of, const char* field) noex
 cdef Object REQUEST, PARAMETERS, INPUT, INPUT_PARAMETERS, OUTPUT, OUTPUT_PARAMETERS
 
 REQUEST.depth = 1
-REQUEST.count = 4
+REQUEST.count = 5
 REQUEST.members[0] = member("id", SEEN_ID, "'id'", read_id)
 REQUEST.members[1] = member("inputs", SEEN_INPUTS, "'inputs'", read_inputs, True)
 REQUEST.members[2] = member("outputs", SEEN_OUTPUTS, "'outputs'", read_outputs)
 REQUEST.members[3] = member("parameters", SEEN_PARAMETERS, "'parameters'", read_parameters)
+REQUEST.members[4] = member("instances", SEEN_INSTANCES, "'instances'", skip_instances)
 
 PARAMETERS.field = "'parameters'"
 PARAMETERS.shared_field = "parameters"

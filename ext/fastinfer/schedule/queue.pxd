@@ -3,9 +3,19 @@ from libc.stdint cimport int64_t
 from fastinfer.tensor.message cimport InferRequest
 
 
+# How the requests of a priority wait, and how many do.
+cdef class QueuePolicy:
+    cdef readonly int64_t max_size      # requests that may wait
+    cdef readonly int64_t timeout_us    # of a request that has none of its own; > 0
+    cdef readonly int64_t delay_ns      # a request that has waited for so long lets others go first; 0: none does
+    cdef readonly bint allow_override   # the timeout that a request gives counts
+    cdef readonly int64_t waiting
+
+
 # Compatible requests that wait, oldest first.
 cdef class Group:
-    cdef int64_t priority
+    cdef int64_t rank           # of its priority, the most urgent one first; delayed requests follow the others
+    cdef QueuePolicy policy     # of its priority, or None
     cdef object key             # of Queue._groups; None for the plain group
     cdef list requests          # from `start` to `end`, the others are None; ended ones may be between those that wait
     cdef Py_ssize_t start
@@ -35,6 +45,7 @@ cdef class Queue:
     cdef dict _groups                   # (priority, shape_key) -> Group
     cdef int64_t _priority_levels
     cdef int64_t _default_priority
+    cdef dict policies                  # priority -> QueuePolicy, 0: of all others; None: there are none
     cdef int64_t _number
     cdef int64_t _ended                 # requests that have ended and still lie in a group
 
@@ -42,10 +53,16 @@ cdef class Queue:
     cdef list most_urgent(self, Py_ssize_t wanted)
     cdef InferRequest first(self, Group group)
     cdef void take_first(self, Group group) noexcept
+    # Lets the others of its priority go first.
+    cdef int delay_first(self, Group group) except -1
     cdef int settle(self, Group group) except -1
     # A request that waited has ended.
     cdef int has_ended(self, InferRequest request) except -1
 
+    # The policy of a request's priority; None without policies.
+    cdef QueuePolicy policy_of(self, InferRequest request)
+    cdef int64_t _priority_of(self, InferRequest request) noexcept
+    cdef Group _new_group(self, int64_t priority, key)
     cdef Group _group_of(self, InferRequest request)
     cdef tuple _key_of(self, InferRequest request)
     cdef void _set_rank(self, Group group) noexcept

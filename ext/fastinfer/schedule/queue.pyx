@@ -2,7 +2,8 @@
 # not: batch sizes (policy), runs. Loop's thread only; the queue keeps a request until it is taken or swept out.
 #
 # Compatible requests (equal priority and shape_key) wait in one group; the group whose oldest is the most urgent, or
-# came first, is served first. Requests that ended while they waited are skipped when their turn comes, or swept out
+# came first, is served first. Delayed requests, whose time in the queue has passed, wait in groups of their own, after
+# the others of their priority. Requests that ended while they waited are skipped when their turn comes, or swept out
 # when they become many. A group without waiting requests is removed at once: each group stores its place in the heap,
 # so a removal takes O(log n) steps.
 
@@ -14,6 +15,15 @@ from fastinfer.tensor.message cimport QUEUED, RUNNING
 
 cdef enum:
     FEW = 64    # places that may lie unused at the start of a group, or be taken by ended requests
+
+
+@cython.final
+cdef class QueuePolicy:
+    def __init__(self, *, int64_t max_size, int64_t timeout_us, int64_t delay_us=0, bint allow_override=True):
+        self.max_size = max_size
+        self.timeout_us = timeout_us
+        self.delay_ns = delay_us * 1000
+        self.allow_override = allow_override
 
 
 @cython.final
@@ -39,18 +49,9 @@ cdef class Group:
         return rows
 
 
-cdef Group new_group(int64_t priority, key):
-    cdef Group group = Group.__new__(Group)
-    group.priority = priority
-    group.key = key
-    group.requests = []
-    group.place = -1
-    return group
-
-
 cdef bint precedes(Group group, Group other) noexcept:
-    if group.priority != other.priority:
-        return group.priority < other.priority
+    if group.rank != other.rank:
+        return group.rank < other.rank
     if group.since_ns != other.since_ns:
         return group.since_ns < other.since_ns
     return group.number < other.number
@@ -58,10 +59,11 @@ cdef bint precedes(Group group, Group other) noexcept:
 
 @cython.final
 cdef class Queue:
-    def __init__(self, int64_t priority_levels, int64_t default_priority):
+    def __init__(self, int64_t priority_levels, int64_t default_priority, policies=None):
         self._priority_levels = priority_levels
         self._default_priority = default_priority
-        self._plain = new_group(0, None)
+        self.policies = dict(policies) if policies is not None else None
+        self._plain = self._new_group(0, None)
         self._groups = {}
         self.heap = []
 
@@ -70,13 +72,15 @@ cdef class Queue:
     cdef int add(self, InferRequest request) except -1:
         cdef Group group
         request.state = QUEUED
-        if self._priority_levels == 0 and request.shape_key is None:    # the common case
+        if self._priority_levels == 0 and request.shape_key is None and not request.delayed:    # the common case
             group = self._plain
         else:
             group = self._group_of(request)
         append(group.requests, group.end, request)
         group.end += 1
         group.live += 1
+        if group.policy is not None:
+            group.policy.waiting += 1
         if group.place < 0:
             self._push_group(group)
         self.size += 1
@@ -84,18 +88,36 @@ cdef class Queue:
             self._check()
         return 0
 
+    cdef int64_t _priority_of(self, InferRequest request) noexcept:
+        if self._priority_levels == 0:
+            return 0
+        return min(request.priority if request.priority != 0 else self._default_priority, self._priority_levels)
+
+    cdef QueuePolicy policy_of(self, InferRequest request):
+        if self.policies is None:
+            return None
+        policy = self.policies.get(self._priority_of(request))
+        return policy if policy is not None else self.policies[0]
+
     cdef tuple _key_of(self, InferRequest request):
-        cdef int64_t priority = 0
-        if self._priority_levels != 0:
-            priority = min(request.priority if request.priority != 0 else self._default_priority,
-                           self._priority_levels)
-        return (priority, request.shape_key)
+        return (self._priority_of(request), request.shape_key, request.delayed)
 
     cdef Group _group_of(self, InferRequest request):
         cdef tuple key = self._key_of(request)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = new_group(key[0], key)
+            group = self._groups[key] = self._new_group(key[0], key)
+            (<Group>group).rank += request.delayed
+            (<Group>group).policy = self.policy_of(request)
+        return group
+
+    cdef Group _new_group(self, int64_t priority, key):
+        cdef Group group = Group.__new__(Group)
+        group.rank = 2 * priority
+        group.policy = self.policies[0] if self.policies is not None else None
+        group.key = key
+        group.requests = []
+        group.place = -1
         return group
 
     # --- Out ----------------------------------------------------------------------------------------------------------
@@ -141,7 +163,16 @@ cdef class Queue:
         group.requests[group.start] = None
         group.start += 1
         group.live -= 1
+        if group.policy is not None:
+            group.policy.waiting -= 1
         self.size -= 1
+
+    cdef int delay_first(self, Group group) except -1:
+        # For the request that first() has returned.
+        cdef InferRequest request = <InferRequest>group.requests[group.start]
+        self.take_first(group)
+        request.delayed = True
+        return self.add(request)
 
     cdef int settle(self, Group group) except -1:
         # Moves a group to its new place after requests were taken from it.
@@ -160,13 +191,15 @@ cdef class Queue:
         # A group without waiting requests is dropped; ended requests between live ones are removed when they are many,
         # so that a stalled queue cannot hold their memory.
         cdef Group group
-        if self._priority_levels == 0 and request.shape_key is None:
+        if self._priority_levels == 0 and request.shape_key is None and not request.delayed:
             group = self._plain
         else:
             group = <Group?>self._groups[self._key_of(request)]
         self.size -= 1
         self._ended += 1
         group.live -= 1
+        if group.policy is not None:
+            group.policy.waiting -= 1
         if group.live == 0:
             self._drop(group)
         elif self._ended > FEW and self._ended > self.size:

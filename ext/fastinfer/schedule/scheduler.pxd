@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines
 from fastinfer.schedule.policy cimport Policy
-from fastinfer.schedule.queue cimport Group, Queue
+from fastinfer.schedule.queue cimport Group, Queue, QueuePolicy
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.counters cimport Counters
 from fastinfer.tensor.message cimport BatchResult, BatchRunner, InferRequest, Keeper
@@ -50,6 +50,9 @@ cdef class Scheduler(Keeper):
     cdef int _finishing
 
     cpdef int submit(self, InferRequest request) except -1
+    # Whether priorities have policies of their own; then `set_timeout` gives a request the timeout of its policy.
+    cdef bint has_policies(self) noexcept
+    cpdef int set_timeout(self, InferRequest request) except -1
     cpdef int cancel(self, InferRequest request) except -1
     cpdef int count_refusal(self, object error, int64_t arrived_ns=*) except -1
     # A parent calls `admit` before its first slice and `leave` at its end; between them slices are accepted even if the
@@ -67,6 +70,8 @@ cdef class Scheduler(Keeper):
     cdef int64_t _ask(self, Group group, int64_t now) except 0
     cdef list _take_from(self, Group group, Py_ssize_t limit, int64_t now)
     cdef int _refuse_late(self, Group group, int64_t now) except -1
+    cdef int _delay_late(self, Group group, int64_t now) except -1
+    cdef bint _is_full(self, InferRequest request) except? True
     cdef int _refuse_culprits(self, Group group) except -1
     cdef int _refuse_first(self, Group group, object error) except -1
     cdef int _finish(self, Batch batch, BatchResult result) except -1

@@ -16,7 +16,7 @@ from fastinfer.base.debug cimport invariant
 from fastinfer.native.job cimport Clock
 from fastinfer.schedule.lifetime cimport Deadlines, cause_of, drop, timeout_error, settle
 from fastinfer.schedule.policy cimport Policy
-from fastinfer.schedule.queue cimport Group, Queue
+from fastinfer.schedule.queue cimport Group, Queue, QueuePolicy
 from fastinfer.schedule.run_notes cimport RunNotes
 from fastinfer.shared.crash_record cimport IS_CULPRIT, IS_SUSPECT, IS_WITHDRAWN, NONE
 from fastinfer.shared.counters cimport CANCELLED, Counters
@@ -60,7 +60,7 @@ cdef class Batch:
 @cython.final
 cdef class Scheduler:
     def __init__(self, start, Policy policy not None, *, int64_t instances, int64_t max_queue_size, double timeout_s,
-                 int64_t priority_levels=0, int64_t default_priority=0, Counters stats not None, loop,
+                 int64_t priority_levels=0, int64_t default_priority=0, policies=None, Counters stats not None, loop,
                  RunNotes notes=None, Clock clock=None):
         self._start = start
         self._runner = start if isinstance(start, BatchRunner) else None
@@ -73,7 +73,7 @@ cdef class Scheduler:
         self.loop = loop
         self.clock = clock if clock is not None else Clock()
         self.deadlines = Deadlines(loop, timeout_s, self.clock)
-        self._queue = Queue(priority_levels, default_priority)
+        self._queue = Queue(priority_levels, default_priority, policies)
         self._free_instances = instances
         self._running = set()
 
@@ -96,7 +96,7 @@ cdef class Scheduler:
     # --- In -----------------------------------------------------------------------------------------------------------
 
     cpdef int submit(self, InferRequest request) except -1:
-        if self._queue.size >= self._max_queue_size:
+        if self._is_full(request):
             raise ApiError(503, "Exceeds maximum queue size", retry_after_s=1)
         if self._retiring and not request.part and request.step is None:
             self._refuse_more()
@@ -108,6 +108,22 @@ cdef class Scheduler:
         self._queue.add(request)
         if not self._dispatch_due:
             self._dispatch_soon()
+        return 0
+
+    cdef bint _is_full(self, InferRequest request) except? True:
+        cdef QueuePolicy policy
+        if self._queue.policies is None:        # the common case
+            return self._queue.size >= self._max_queue_size
+        policy = self._queue.policy_of(request)
+        return policy.waiting >= policy.max_size
+
+    cdef bint has_policies(self) noexcept:
+        return self._queue.policies is not None
+
+    cpdef int set_timeout(self, InferRequest request) except -1:
+        cdef QueuePolicy policy = self._queue.policy_of(request)
+        if policy is not None and (request.timeout_us == 0 or not policy.allow_override):
+            request.timeout_us = policy.timeout_us
         return 0
 
     cdef int _dispatch_soon(self) except -1:
@@ -276,6 +292,8 @@ cdef class Scheduler:
         cdef bint alone = False
         while live - group.live < limit and not alone:
             self._refuse_late(group, now)
+            if group.policy is not None and group.policy.delay_ns > 0:
+                self._delay_late(group, now)
             alone = armed and self._refuse_culprits(group) == IS_SUSPECT
             request = self._queue.first(group)
             if request is None or live - group.live >= limit or (alone and taken is not None):
@@ -294,6 +312,14 @@ cdef class Scheduler:
         cdef InferRequest request = self._queue.first(group)
         while request is not None and now >= request.deadline_ns:
             self._refuse_first(group, timeout_error())
+            request = self._queue.first(group)
+        return 0
+
+    cdef int _delay_late(self, Group group, int64_t now) except -1:
+        # Moves requests at the front that have waited for too long behind the others of their priority.
+        cdef InferRequest request = self._queue.first(group)
+        while request is not None and not request.delayed and now - request.arrived_ns >= group.policy.delay_ns:
+            self._queue.delay_first(group)
             request = self._queue.first(group)
         return 0
 

@@ -20,6 +20,9 @@ cdef struct Expected:
 cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_ssize_t name_size, int datatype_id,
                      int rank, const int64_t* dims) noexcept nogil
 
+# Whether two shapes of at most one dimension are of one element: [] and [1]. A dimension of -1 is wanted as 1, too.
+cdef bint is_same_scalar(int wanted_rank, const int64_t* wanted, int rank, const int64_t* dims) noexcept nogil
+
 
 # Owns the structs, and the specifications that they point into.
 cdef class Expectation:

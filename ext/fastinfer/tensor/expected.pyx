@@ -31,7 +31,13 @@ cdef bint cannot_fit(const Expected* expected, int index, const char* name, Py_s
         return differ(wanted.dims, dims, i) or differ(wanted.dims + i + 1, dims + i + 1, rank - i - 1)
     if rank == wanted.rank - 1 and wanted.item_form:
         return differ(wanted.dims, dims, i) or differ(wanted.dims + i + 1, dims + i, rank - i)
-    return True
+    return not is_same_scalar(wanted.rank, wanted.dims, rank, dims)
+
+
+cdef bint is_same_scalar(int wanted_rank, const int64_t* wanted, int rank, const int64_t* dims) noexcept nogil:
+    if wanted_rank > 1 or rank > 1 or (rank == 1 and dims[0] != 1):
+        return False
+    return wanted_rank == 0 or wanted[0] == 1 or wanted[0] == -1
 
 
 cdef bint differ(const int64_t* wanted, const int64_t* dims, int rank) noexcept nogil:

@@ -56,6 +56,7 @@ cdef class InferRequest:
     cdef public int64_t output_ns
     cdef public object complete         # a Waiter, or Callable[[InferRequest, list[Tensor] | ApiError], None]
     cdef Keeper keeper                  # its owner while it waits or runs, or None
+    cdef bint delayed                   # its queue's timeout has passed: those that have waited for less go first
     cdef public Counters stats          # where its end is counted; None: nowhere, or counted already
 
     # As the constructor, without a Python call.

@@ -12,6 +12,7 @@ cdef class Signature:
     cdef readonly bint batched              # one dimension of everything is the batch: TensorSpec.batch_axis
     cdef readonly int64_t max_batch_size    # rows; 0 if it is not batched
     cdef readonly bint max_batch_size_configured
+    cdef readonly int64_t max_request_rows  # of one request, if max_batch_size is configured
     cdef readonly bint positional           # inputs are taken by position, their names are free
     cdef readonly bint accepts_anything     # any inputs at all
     cdef readonly bint outputs_batched      # one dimension of every output is the batch
@@ -23,6 +24,8 @@ cdef class Signature:
     cdef readonly Expectation expectation   # the inputs, for the decoder; None: any
     cdef dict _input_index                  # name -> position; those of optional inputs follow the others'
     cdef dict _output_index
+    cdef object _near_inputs                # their names, for suggestions; None before the first one
+    cdef object _near_outputs
     cdef tuple _equal_dims                  # (input, axis, input, axis) of each two dimensions of one name
     cdef bint _one_batch                    # inputs must have the same number of rows: configured, or named alike
     cdef bint _static_rows                  # rows of every input have a fixed shape: all requests are compatible
@@ -35,6 +38,8 @@ cdef class Signature:
     cpdef InferResponse respond(self, InferRequest request, list outputs, str model, str version)
 
     cdef int _check(self, InferRequest request, str model) except -1
+    cdef str _meant_input(self, str name)
+    cdef str _meant_output(self, str name)
     cdef int _order_inputs(self, InferRequest request, str model) except -1
     cdef int _check_optional(self, list ordered, str model) except -1
     cdef object _missing(self, list given, list missing, str model)
@@ -45,4 +50,5 @@ cdef class Signature:
     cdef int _check_batched(self, InferRequest request, str model) except -1
     cdef int _check_elements(self, InferRequest request, str model) except -1
     cdef bint _is_item(self, InferRequest request) noexcept
+    cdef int _fit(self, InferRequest request, Py_ssize_t i, int first, str model) except -1
     cdef Tensor _raw_input(self, Tensor body, str model)

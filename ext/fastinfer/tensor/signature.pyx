@@ -8,12 +8,13 @@ cimport cython
 from libc.string cimport memcpy
 
 from fastinfer.tensor.datatype cimport BOOL, BYTES, name_of, datatype_of
-from fastinfer.tensor.expected cimport Expectation
+from fastinfer.tensor.expected cimport Expectation, is_same_scalar
 from fastinfer.tensor.message cimport InferRequest, InferResponse, RequestedOutput
 from fastinfer.tensor.tensor cimport MAX_RANK, Memory, Tensor, TensorSpec, are_bools, put_bools
 from fastinfer.tensor.top_k cimport Classification, check_rankable
 
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import Near, as_question
 
 
 # What exporters call the first dimension when it counts items: by the guides (`batch`, `batch_size`, `N`, `B`, `bs`),
@@ -35,13 +36,14 @@ cdef class Signature:
     def __init__(self, inputs, outputs, *, bint batched=False, int64_t max_batch_size=0,
                  bint max_batch_size_configured=False, bint positional=False, bint accepts_anything=False,
                  outputs_batched=None, item_form=None, bint takes_base64=False, str never_empty not None="",
-                 labels=None, score_matrices=(), optional_inputs=()):
+                 labels=None, score_matrices=(), optional_inputs=(), int64_t max_request_rows=0):
         self.inputs = tuple(inputs)
         self.optional_inputs = tuple(optional_inputs)
         self.outputs = tuple(outputs)
         self.batched = batched
         self.max_batch_size = max_batch_size
         self.max_batch_size_configured = max_batch_size_configured
+        self.max_request_rows = max_request_rows or max_batch_size
         self.positional = positional
         self.accepts_anything = accepts_anything
         self.outputs_batched = batched if outputs_batched is None else outputs_batched
@@ -100,11 +102,21 @@ cdef class Signature:
         request.rows = 1
         if not self.accepts_anything:
             for i in range(len(self.inputs)):
-                spec = <TensorSpec>self.inputs[i]
-                tensor = <Tensor>request.inputs[i]
-                if not _fits(tensor, spec, -1):
-                    raise _unexpected_shape(tensor, spec, model)
+                self._fit(request, i, -1, model)
         return self._check_elements(request, model) if self.never_empty else 0
+
+    cdef int _fit(self, InferRequest request, Py_ssize_t i, int axis, str model) except -1:
+        # Checks the shape of an input, except for the dimension `axis`. Shapes [] and [1] are the same single element.
+        cdef TensorSpec spec = <TensorSpec>self.inputs[i]
+        cdef Tensor tensor = <Tensor>request.inputs[i]
+        cdef int64_t one = 1
+        if _fits(tensor, spec, axis):
+            return 0
+        if spec.open_rank or not is_same_scalar(spec.rank, spec.dims, tensor.rank, tensor.dims):
+            raise _unexpected_shape(tensor, spec, model)
+        request.inputs[i] = Tensor.wrap(tensor.name, tensor.datatype_id, spec.rank, &one, tensor.data, tensor.nbytes,
+                                        tensor.owner)
+        return 0
 
     cdef int _order_inputs(self, InferRequest request, str model) except -1:
         cdef list given = request.inputs
@@ -129,7 +141,8 @@ cdef class Signature:
         for tensor in given:
             index = self._input_index.get(tensor.name)
             if index is None:
-                raise ApiError(400, f"unexpected inference input '{tensor.name}' for model '{model}'")
+                raise ApiError(400, f"unexpected inference input '{tensor.name}' for model '{model}'"
+                                    f"{self._meant_input(tensor.name)}")
             if ordered[index] is not None:
                 raise ApiError(400, f"input '{tensor.name}' is given twice")
             ordered[index] = tensor
@@ -151,7 +164,7 @@ cdef class Signature:
                 continue
             if tensor.datatype_id != spec.datatype_id:
                 raise _unexpected_datatype(tensor, spec, model)
-            if not _fits(tensor, spec, 0):
+            if not _fits(tensor, spec, -1):
                 raise _unexpected_shape(tensor, spec, model)
         return 0
 
@@ -162,6 +175,15 @@ cdef class Signature:
         return ApiError(400, f"{expected} but got {len(given)} inputs for model '{model}'. Got input(s) "
                              f"[{_quoted([(<Tensor>tensor).name for tensor in given])}], but missing required "
                              f"input(s) [{_quoted(missing)}]. Please provide all required input(s).")
+    cdef str _meant_input(self, str name):
+        if self._near_inputs is None:
+            self._near_inputs = Near(self._input_index)
+        return as_question(self._near_inputs.to(name))
+
+    cdef str _meant_output(self, str name):
+        if self._near_outputs is None:
+            self._near_outputs = Near(self._output_index)
+        return as_question(self._near_outputs.to(name))
 
     cdef Tensor _raw_input(self, Tensor body, str model):
         # The whole body is the only input's bytes, one row of it; at most one dimension may be open.
@@ -204,7 +226,8 @@ cdef class Signature:
         for requested in request.outputs:
             index = known.get(requested.name)
             if index is None:
-                raise ApiError(400, f"unexpected inference output '{requested.name}' for model '{model}'")
+                raise ApiError(400, f"unexpected inference output '{requested.name}' for model '{model}'"
+                                    f"{self._meant_output(requested.name)}")
             if requested.classification > 0:
                 i = index
                 check_rankable(requested.name, (<Tensor>request.inputs[i]).datatype_id if self.accepts_anything
@@ -214,7 +237,6 @@ cdef class Signature:
     cdef int _check_batched(self, InferRequest request, str model) except -1:
         cdef Py_ssize_t count = len(self.inputs)
         cdef Py_ssize_t i
-        cdef TensorSpec spec
         cdef Tensor tensor
         cdef bint empty = False
         cdef bint apart = False     # rows of inputs do not belong together
@@ -226,11 +248,9 @@ cdef class Signature:
                 request.inputs[i] = _with_batch(<Tensor>request.inputs[i], axis)
         request.rows = -1
         for i in range(count):
-            spec = <TensorSpec>self.inputs[i]
+            axis = (<TensorSpec>self.inputs[i]).batch_axis
+            self._fit(request, i, axis, model)
             tensor = <Tensor>request.inputs[i]
-            axis = spec.batch_axis
-            if not _fits(tensor, spec, axis):
-                raise _unexpected_shape(tensor, spec, model)
             empty = empty or tensor.nbytes == 0
             if axis < 0:
                 continue
@@ -249,8 +269,8 @@ cdef class Signature:
                 most = EMPTY_BATCHES * self.max_batch_size
                 raise ApiError(400, f"inference request batch-size must be <= {most} for '{model}'")
             apart = True
-        if request.rows > self.max_batch_size and self.max_batch_size_configured and request.step is None:
-            raise ApiError(400, f"inference request batch-size must be <= {self.max_batch_size} for '{model}'")
+        if request.rows > self.max_request_rows and self.max_batch_size_configured and request.step is None:
+            raise ApiError(400, f"inference request batch-size must be <= {self.max_request_rows} for '{model}'")
         if request.whole and request.rows == 0 and not apart:
             request.whole = False           # it is not run, so nothing needs the optional inputs
             del request.inputs[count:]

@@ -17,12 +17,16 @@ from urllib.parse import unquote_to_bytes
 
 from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
+from fastinfer.base.near import Near
 from fastinfer.http.exchange import Exchange
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
+_SHOWN = 128  # characters of a part of a path, ...
+_MAX_SHOWN_PARTS = 8  # ... and parts, in a suggestion
+_WORDS = {"predict": "infer", "invocations": "infer"}  # of other servers
 _MAX_CACHED = 1024  # paths; the cache is emptied when it is full, so that hostile paths cannot fill memory
 
 
@@ -146,27 +150,58 @@ class Router:
             parts.pop()
         node = self._root
         arguments: list[str] = []
-        for part in parts:
+        for place, part in enumerate(parts):
             decoded = unquote_to_bytes(part) if b"%" in part else part
             following = node.literal.get(decoded)
             if following is None:
                 if node.captured is None:
-                    raise _not_found()
+                    raise _not_found(_meant(node, parts, place))
                 kind, following = node.captured
                 arguments.append(_checked(kind, decoded))
             node = following
         route = node.methods.get(method)
         if route is None:
             if not node.methods:
-                raise _not_found()
+                raise _not_found(_meant(node, parts, len(parts)))
             allowed = ", ".join(sorted(node.methods)).encode()
             raise ApiError(405, f"method {method} is not allowed here", headers=((b"Allow", allowed),))
         max_body_bytes = route.max_body_bytes or self._max_control_body_bytes
         return Match(route.handler, max_body_bytes, tuple(arguments), route.compress_from)
 
 
-def _not_found() -> ApiError:
-    return ApiError(404, "no such path")
+def _not_found(hint: str = "") -> ApiError:
+    return ApiError(404, f"no such path{hint}")
+
+
+def _meant(node: _Node, parts: Sequence[bytes], place: int) -> str:
+    """Return which path was meant, as the end of a sentence.
+
+    Args:
+        node: the last node that was found.
+        parts: the path.
+        place: of the part that the node does not have.
+    """
+    names = [part[:_SHOWN].decode("ascii", "replace") for part in parts[:_MAX_SHOWN_PARTS]]
+    if names[:1] == ["v1"]:
+        model = names[2].partition(":")[0] if names[1:2] == ["models"] and names[2:] else "NAME"
+        return f": this server speaks the V2 protocol, POST /v2/models/{model}/infer"
+    if place >= len(names):
+        return ""
+    word = Near([name.decode() for name in node.literal]).to(_WORDS.get(names[place], names[place]))
+    corrected = [*names[:place], word or "", *names[place + 1 :]]
+    if word is None or not _leads_to_a_route(node, corrected[place:]):
+        if place or not _leads_to_a_route(node, ["v2", *names]):
+            return ""
+        corrected = ["v2", *names]
+    return f"; did you mean '/{'/'.join(corrected)}'?"
+
+
+def _leads_to_a_route(node: _Node | None, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if node is None:
+            return False
+        node = node.literal.get(part.encode()) or (node.captured[1] if node.captured is not None else None)
+    return node is not None and bool(node.methods)
 
 
 def _checked(kind: str, part: bytes) -> str:

@@ -17,7 +17,7 @@ from fastinfer.backends.builtin.echo import Echo, EchoMulti
 from fastinfer.backends.builtin.fake import Delay, FakeWorker
 from fastinfer.backends.builtin.image import Base64Decode, Base64Encode, InvertImage
 from fastinfer.backends.builtin.item import Computation, ItemWorker, WorkerContext
-from fastinfer.backends.parameters import Integer, Number, Parameters, parse
+from fastinfer.backends.parameters import Integer, Number, Parameters, parse, warn_of_misspelt
 from fastinfer.base.budget import Budget
 from fastinfer.base.errors import ApiError
 from fastinfer.base.machine import usable_cores
@@ -117,4 +117,5 @@ def resolve(worker: str, parameters: Mapping[str, object]) -> tuple[WorkerKind, 
     kind = KINDS.get(name)
     if kind is None:
         raise ApiError(400, f"unknown worker '{name}': it is none of {', '.join(sorted([*KINDS, ALIAS, 'onnx']))}")
+    warn_of_misspelt(kind.parameters, parameters, f"worker '{name}'")
     return kind, parse(kind.parameters, parameters)

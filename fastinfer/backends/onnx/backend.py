@@ -14,9 +14,11 @@ from fastinfer.backends.onnx.load import LoadedModel, Shared
 from fastinfer.backends.onnx.options import OnnxParameters, session_settings
 from fastinfer.backends.onnx.ort import Session
 from fastinfer.backends.onnx.places import Places
+from fastinfer.backends.reshape import ReshapedModel
 from fastinfer.backends.runner import Runner
 from fastinfer.backends.watchdog import Watchdog
 from fastinfer.native.executor import Executor
+from fastinfer.schedule.backend import Implementation
 from fastinfer.schedule.run_notes import RunNotes
 from fastinfer.tensor.signature import Signature
 
@@ -83,7 +85,9 @@ class OnnxBackend:
         signature = loaded.signature
         loaded.session.budget = self._context.budget
         inline_us = config.inline_run_us if loaded.steady else 0
-        model = OnnxModel(loaded.session, signature, executor, inline_us, source.notes, self._watchdog)
+        model: Implementation = OnnxModel(loaded.session, signature, executor, inline_us, source.notes, self._watchdog)
+        if source.config.reshapes:
+            model = ReshapedModel(model, source.config)
         rows = signature.max_batch_size if loaded.combines else 1
         # One native thread is always left for other models.
         instances = min(source.parameters.instances or source.config.instances, max(1, executor.threads - 1))

@@ -17,7 +17,9 @@ from fastinfer.backends.findings import Findings
 from fastinfer.backends.labels import labels_of, labels_of_classes
 from fastinfer.backends.onnx import ort
 from fastinfer.backends.onnx.batch_axes import Axes, guesses, may_be_common, why_no_rows
+from fastinfer.backends.onnx.content import why_no_model
 from fastinfer.backends.onnx.graph.classifier import read_classifier
+from fastinfer.backends.onnx.graph.external import relocated
 from fastinfer.backends.onnx.graph.facts import MAX_INLINED, Facts
 from fastinfer.backends.onnx.graph.outline import Graphs, outline
 from fastinfer.backends.onnx.graph.rows import Proof
@@ -27,6 +29,7 @@ from fastinfer.backends.onnx.places import is_extensions, stamps
 from fastinfer.backends.onnx.refusals import explained
 from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.backends.onnx.trial import TOO_LONG, Runs, Trial, TrialRuns
+from fastinfer.backends.onnx.weights import find_weights
 from fastinfer.backends.warm_up import warm_ups
 from fastinfer.base.errors import ApiError, without_paths
 from fastinfer.config.model import ConfigError, ModelConfig
@@ -34,7 +37,7 @@ from fastinfer.config.model_schema import TensorConfig
 from fastinfer.config.server import ServerConfig
 from fastinfer.tensor.rows import BatchAxes
 from fastinfer.tensor.signature import Signature
-from fastinfer.tensor.tensor import TensorSpec
+from fastinfer.tensor.tensor import Tensor, TensorSpec
 from fastinfer.tensor.top_k import Labels
 
 log = logging.getLogger(__name__)
@@ -116,6 +119,8 @@ def load(
             raise OrtError("it is in ONNX Runtime's own format (.ort); give the .onnx file that it was made from")
         configured_labels = labels_of(directory, config)
         exact = (config.batching or server.batching) == "exact"
+        if (reason := why_no_model(content)) is not None:
+            raise OrtError(reason)
         with collector.paused():
             classifier = read_classifier(content)
             served = classifier.model
@@ -126,7 +131,7 @@ def load(
             raise OrtError(f"the calls of its functions expand to more than {MAX_INLINED} operators")
         if facts.unserved is not None:
             raise OrtError(facts.unserved)
-        session = Session(path, model=served, settings=settings)
+        session = _session(path, content, served, settings, server)
         for reason in session.refused_inputs:
             log.info("model '%s' runs without an optional input: %s", name, reason)
         opaque = bool(settings.operator_libraries)  # operators of a library may have any names, also of known ones
@@ -147,7 +152,7 @@ def load(
         loaded = loading.model(config, labels, classifier.classes)
         session.axes = BatchAxes.of(loaded.signature.inputs, loaded.signature.outputs)
         for tensors in warm_ups(name, loaded.signature, config, directory):
-            runs.run_tensors(tensors)
+            runs.run_tensors(_in_graphs_shapes(tensors, loaded.signature.batched, config))
     except ConfigError as error:
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
@@ -176,6 +181,44 @@ _Prove = Callable[[Axes], Proof]
 
 def _prove_nothing(_: Axes) -> Proof:
     return Proof(_OPAQUE)
+
+
+def _session(
+    path: Path, content: bytes, served: bytes | memoryview, settings: SessionSettings, server: ServerConfig
+) -> Session:
+    """Makes the session of the graph that is served, with the external data that the file names. OrtError."""
+    if settings.external_data is not None:  # the configuration says where it is
+        return Session(path, model=served, settings=settings)
+    roots = [
+        place
+        for root in server.roots
+        for place in ([root] if isinstance(root, Path) else [m.base for m in root.values()])
+    ]
+    try:
+        weights = find_weights(content, path, roots, allow_links=server.allow_linked_weights)
+    except OSError as error:
+        raise OrtError(f"its external data cannot be read: {error.strerror}") from error
+    if weights is None:
+        return Session(path, model=served, settings=settings)
+    model = relocated(served, weights.names) if weights.names else served
+    return Session(path, model=model, weights_folder=str(weights.folder), settings=settings)
+
+
+def _in_graphs_shapes(tensors: Sequence[Tensor], batched: bool, config: ModelConfig) -> list[Tensor]:
+    """Return warm-up inputs in the graph's shapes, if the configuration reshapes them. ConfigError."""
+    reshapes = {given.name: given.inner_dims for given in config.inputs if given.reshape is not None}
+
+    def inner(tensor: Tensor) -> Tensor:
+        if tensor.name not in reshapes:
+            return tensor
+        array = tensor.numpy()
+        array = array.reshape((*array.shape[: int(batched)], *reshapes[tensor.name]))
+        return Tensor.from_numpy(tensor.name, array, tensor.datatype)
+
+    try:
+        return [inner(tensor) for tensor in tensors]
+    except ValueError:
+        raise ConfigError("a warm-up does not have the dims of the inputs") from None
 
 
 class _Loading:
@@ -218,8 +261,13 @@ class _Loading:
         if configured == 0:
             self._check_tensors(config, session.inputs, session.outputs)
             return self._loaded(make(session.inputs, session.outputs), False, "max_batch_size is 0")
+        if configured is not None and self._takes_one_row():
+            self._check_tensors(config, session.inputs, session.outputs)
+            return self._row_by_row(configured, make)
         rows = self._rows(config)
         self._check_tensors(config, rows.inputs, rows.outputs)
+        if config.reshapes and any(spec.batch_axis != 0 for spec in (*rows.inputs, *rows.outputs)):
+            raise self._refusal("a reshape needs the rows of all inputs and outputs along the first dimension")
         if configured is not None:
             self._check_batch_dimensions(rows)
             reason = rows.couples or self._why_rows_depend(rows)
@@ -307,12 +355,32 @@ class _Loading:
             raise self._refusal(f"{what} '{tensor.name}' is {spec.datatype}, but configured as {tensor.datatype}")
         if spec.open_rank:
             return
-        whole, row = spec.shape, spec.row_shape
+        whole, row, dims = spec.shape, spec.row_shape, tensor.inner_dims
         allowed = [row] if configured else [whole] if configured == 0 else [whole, row]
-        if not any(_fits(tensor.dims, shape) for shape in allowed):
+        if not any(_fits(dims, shape) for shape in allowed):
             raise self._refusal(
-                f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(tensor.dims)}"
+                f"{what} '{tensor.name}' has the shape {list(allowed[0])}, but is configured as {list(dims)}"
             )
+
+    def _takes_one_row(self) -> bool:
+        """Whether the graph fixes the batch to one row."""
+        specs = (*self.session.inputs, *self.session.outputs)
+        return all(not spec.open_rank and spec.shape[:1] == (1,) for spec in specs)
+
+    def _row_by_row(self, rows: int, make: Callable[..., Signature]) -> LoadedModel:
+        """Serve requests of up to ``rows`` rows, each of which runs alone."""
+        signature = make(
+            [_of_rows(spec) for spec in self.session.inputs],
+            [_of_rows(spec) for spec in self.session.outputs],
+            batched=True,
+            max_batch_size=1,
+            max_batch_size_configured=True,
+            max_request_rows=rows,
+        )
+        reason = "its graph takes one row at a time"
+        if rows > 1:
+            log.warning("model '%s': max_batch_size is %d, but %s", self.name, rows, reason)
+        return self._loaded(signature, False, reason if rows > 1 else None)
 
     def _check_batch_dimensions(self, rows: _Rows) -> None:
         for name in self.session.sequence_outputs:

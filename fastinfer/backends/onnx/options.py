@@ -20,7 +20,7 @@ from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.backends.parameters import Integer, Name, Parameters
 from fastinfer.base.errors import ApiError
 from fastinfer.base.machine import usable_cores
-from fastinfer.base.validation import suggestion
+from fastinfer.base.near import suggestion
 
 _PROVIDER, _PROVIDER_LIBRARY = "provider.", "provider_library."
 _CPU, _SUFFIX = "CPUExecutionProvider", "ExecutionProvider"
@@ -79,6 +79,11 @@ class OnnxParameters(Parameters):
     enable_mem_arena: bool | None = None
     enable_mem_pattern: bool | None = None
     extensions: bool = False
+
+    @classmethod
+    def known(cls, name: str) -> bool:
+        """Whether a parameter has an effect, or another check refuses it with more to say."""
+        return super().known(name) or is_parameter(name) or name.startswith(PREFIXES)
 
     @model_validator(mode="before")
     @classmethod
@@ -197,11 +202,9 @@ def _entry(name: str) -> Entry | None:
 
 def is_parameter(name: str) -> bool:
     """Whether the name of a parameter means something to this backend."""
+    fields = OnnxParameters.model_fields
     return (
-        name in OnnxParameters.model_fields
-        or name in ALIASES
-        or _entry(name) is not None
-        or name.startswith((_PROVIDER, _PROVIDER_LIBRARY))
+        name in fields or name in ALIASES or _entry(name) is not None or name.startswith((_PROVIDER, _PROVIDER_LIBRARY))
     )
 
 

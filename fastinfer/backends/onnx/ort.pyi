@@ -57,6 +57,8 @@ class Session:
         path: the model's file. Its external data must be in the same directory, not linked from elsewhere.
         model: the model's bytes; ``path`` then only gives the place of its external data (None: it must have none).
         settings: everything else, as an object ...
+        weights_folder: where external data is, whose files the caller has checked; None: beside the model, where links
+            are refused.
         **options: ... or as keyword arguments: the attributes of :class:`SessionSettings`.
 
     Raises:
@@ -83,6 +85,7 @@ class Session:
         *,
         model: Buffer | None = None,
         settings: SessionSettings | None = None,
+        weights_folder: str | None = None,
         **options: Any,
     ) -> None: ...
     def run(self, inputs: list[Tensor], outputs: Sequence[str] | None = None) -> list[Tensor]:

@@ -39,6 +39,10 @@ class PythonParameters(Parameters):
     run_timeout_s: Annotated[Number, Field(gt=0, le=86_400)] | None = None
     instances: Annotated[Integer, Field(ge=1, le=_MAX_PROCESSES)] | None = None
 
+    @classmethod
+    def known(cls, name: str) -> bool:  # noqa: ARG003 - the class of the model gets them all
+        return True
+
 
 class PythonBackend:
     """Loads ``model.py`` files; a :class:`fastinfer.backends.backend.Backend`."""

@@ -144,7 +144,7 @@ def available_providers():
 
 @cython.final
 cdef class Session:
-    def __init__(self, path=None, *, model=None, settings=None, **options):
+    def __init__(self, path=None, *, model=None, settings=None, weights_folder=None, **options):
         if self.handle.session != NULL:
             raise RuntimeError("a session is created once")
         given = settings or SessionSettings(**options)
@@ -161,7 +161,9 @@ cdef class Session:
         folder = given.external_data
         if folder is None:
             folder = os.path.dirname(os.path.abspath(path)) if path is not None else "/dev/null"
-        if folder != "/dev/null":
+        if weights_folder is not None:      # the caller has checked the files in it
+            folder = weights_folder
+        elif folder != "/dev/null":
             _check_external_data(model, os.fsdecode(folder))
         cdef OrtSessionOptions* session_options = NULL
         check(ort_create_session_options(&session_options))

@@ -1,11 +1,11 @@
-"""Finds the files with a model's external data, which lie beside the model file."""
+"""Finds and changes the names of the files with a model's external data, which lie beside the model file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from fastinfer.backends.onnx.graph.proto import Graph, Model, Node, ProtoError, Tensor
+from fastinfer.backends.onnx.graph.proto import Attribute, Graph, Model, Node, ProtoError, Tensor
 from fastinfer.backends.onnx.graph.visits import TooLargeError, Visits
 
 _LOCATION = "location"  # the key of the file's path
@@ -56,3 +56,86 @@ def _is_inside(path: str) -> bool:
     """Whether a path stays in the model file's directory; the runtime refuses any other."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and "\0" not in path
+
+
+# --- Other names ------------------------------------------------------------------------------------------------------
+
+
+def relocated(model: bytes | memoryview, names: Mapping[str, str]) -> bytes:
+    """Return a model whose external data is in files of other names.
+
+    Args:
+        model: the model, which :func:`external_files` could read.
+        names: the new relative paths, by the old ones.
+    """
+    made, visits = Model(model), Visits()
+    graph = made.graph
+    if graph is not None and _rename_in_graph(graph, names, visits):
+        made.graph = graph
+    functions = made.functions
+    changed = False
+    for function in functions:
+        nodes = function.node
+        if _rename_in_nodes(nodes, names, visits):
+            function.node, changed = nodes, True
+    if changed:
+        made.functions = functions
+    return made.to_bytes()
+
+
+def _rename_in_graph(graph: Graph, names: Mapping[str, str], visits: Visits) -> bool:
+    """Rename in a graph; returns whether it has changed. A nested message that has changed is assigned again."""
+    tensors, sparse, nodes = graph.initializer, graph.sparse_initializer, graph.node
+    changed = [_rename(tensor, names) for tensor in tensors]
+    if any(changed):
+        graph.initializer = tensors
+    for each in sparse:
+        values = each.values
+        if values is not None and _rename(values, names):
+            each.values = values
+            changed.append(True)
+    if sparse:
+        graph.sparse_initializer = sparse
+    if _rename_in_nodes(nodes, names, visits):
+        graph.node = nodes
+        changed.append(True)
+    return any(changed)
+
+
+def _rename_in_nodes(nodes: list[Node], names: Mapping[str, str], visits: Visits) -> bool:
+    changed = False
+    for node in nodes:
+        visits.next()
+        attributes = node.attribute
+        renamed = [_rename_in_attribute(attribute, names, visits) for attribute in attributes]
+        if any(renamed):
+            node.attribute, changed = attributes, True
+    return changed
+
+
+def _rename_in_attribute(attribute: Attribute, names: Mapping[str, str], visits: Visits) -> bool:
+    if attribute.type == _TENSOR and (tensor := attribute.t) is not None and _rename(tensor, names):
+        attribute.t = tensor
+        return True
+    if attribute.type in (_GRAPH, _GRAPHS):
+        if (graph := attribute.g) is not None:
+            if _rename_in_graph(graph, names, visits):
+                attribute.g = graph
+                return True
+            return False
+        graphs = attribute.graphs
+        renamed = [_rename_in_graph(graph, names, visits) for graph in graphs]
+        if any(renamed):
+            attribute.graphs = graphs
+            return True
+    return False
+
+
+def _rename(tensor: Tensor, names: Mapping[str, str]) -> bool:
+    entries = tensor.external_data
+    found = [entry for entry in entries if entry.key == _LOCATION and entry.value in names]
+    for entry in found:
+        entry.value = names[entry.value]
+    if found:
+        tensor.external_data = entries
+    return bool(found)
