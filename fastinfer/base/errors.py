@@ -80,9 +80,9 @@ def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
 
 
 def without_paths(message: str) -> str:
-    """``message`` with every file path reduced to its last part, and without source locations.
+    """``message`` with every file path reduced to its last part, and without source locations and a line break at the end.
 
-    ONNX Runtime puts both into its error texts, with C++ around them: ``/src/op_kernel.cc:87 virtual OrtValue*
+    ONNX Runtime puts these into its error texts, with C++ around them: ``/src/op_kernel.cc:87 virtual OrtValue*
     Context::Output(int) …``, ``matmul_helper.h:59 Compute …``.
     """
     message = _NODE.sub(_operator, _STATUS.sub("", message[:_MAX_READ]))
@@ -94,7 +94,7 @@ def without_paths(message: str) -> str:
         parts.append(before.removesuffix(name))
         at = _after_function(message, source.end(), "/" in name)
     message = "".join([*parts, message[at:]])
-    return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message)
+    return _PATH.sub(lambda found: found.group().rstrip("/").rsplit("/", 1)[-1], message).rstrip()
 
 
 def _operator(found: re.Match[str]) -> str:

@@ -42,7 +42,7 @@ AT = "/onnxruntime_src/onnxruntime/core/a.h:87 "
         ("Message: a.cc:703 operator() Integer division by zero", "Message: Integer division by zero"),
         ("concatbase.h:135 ns::Base::Prepare Non concat axis (1) must match", "Non concat axis (1) must match"),
         (AT + "void ns::Iterator::Init(ptrdiff_t, ptrdiff_t) Cannot broadcast. 3 by 5", "Cannot broadcast. 3 by 5"),
-        (AT + "void ns::f(int) axis == 1 || axis == n was false. Not 1 (but 3).\n", "Not 1 (but 3).\n"),
+        (AT + "void ns::f(int) axis == 1 || axis == n was false. Not 1 (but 3).\n", "Not 1 (but 3)."),
         (AT + "void ns::f(int) axis == 1 was false.", "axis == 1 was false."),
         (AT + "ns::A<B>::A(const C&, D (*)(int)) const Wrong.", "Wrong."),
         (AT + "ns::f()::<lambda(ptrdiff_t)> const Wrong.", "Wrong."),
