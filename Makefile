@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-long clients test-clients lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick chaos bench bench-quick bench-peers bench-micro models clean
+.PHONY: help serve test test-long clients test-clients test-models lint format debug sanitize sanitized-test coverage covered-test coverage-python fuzz fuzz-guided guided-run fault fault-quick chaos bench bench-quick bench-peers bench-micro models clean
 
 PYTHON ?= $(firstword $(foreach each,python3.11 python3 python3.12 python3.13,$(shell \
 	$(each) -c 'import sys; sys.version_info >= (3, 11) and print("$(each)")' 2>/dev/null)))
@@ -32,7 +32,7 @@ serve: $(BUILT)  ## serve the bundled models on 127.0.0.1:8000
 	@exec $(BIN)/fastinfer serve --model-repository model-repository $(ARGS)
 
 test: $(BUILT) $(DONE)/dev  ## run the tests, but the long ones
-	@$(BIN)/python -m pytest $(SPREAD) -m "not long" $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) -m "not long and not models" $(ARGS)
 
 test-long: $(BUILT) $(DONE)/dev  ## run the long ones: bad disks, releases, hanging loads, proofs over many graphs, instructions
 	@$(BIN)/python -m pytest $(SPREAD) -m long $(ARGS)
@@ -42,6 +42,9 @@ clients: $(BUILT) $(DONE)/dev  ## install stock clients (940 MB)
 
 test-clients: clients  ## run the tests that drive them
 	@REQUIRE_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
+
+test-models: $(BUILT) $(DONE)/dev  ## run all lines of docs/models.md: frameworks are installed first (7 GB); ARGS="-k PyTorch" runs one
+	@$(BIN)/python -m pytest tests/models -m models $(ARGS)
 
 lint: $(BUILT) $(DONE)/dev  ## check style and types
 	@$(BIN)/ruff check
@@ -78,7 +81,7 @@ covered-test: $(BUILT) $(DONE)/dev
 # Instructions would be those of the tracing too. What a process has counted that is killed is lost.
 coverage-python: $(BUILT) $(DONE)/dev  ## the same of fastinfer/ alone, in the build that there is: little longer than test
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@$(BIN)/python -m coverage run -m pytest --timeout=600 --ignore=tests/test_instructions.py $(ARGS)
+	@$(BIN)/python -m coverage run -m pytest --timeout=600 --ignore=tests/test_instructions.py -m "not models" $(ARGS)
 	@$(BIN)/python -m coverage combine -q
 	@$(BIN)/python -m coverage report
 

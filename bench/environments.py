@@ -30,11 +30,13 @@ class VirtualEnvironment:
         home: its folder.
         requirements: its packages, as pip takes them; another list installs it anew.
         verb: the command that installs it, for the reason why it is not there.
+        constraints: a file with versions that pip keeps to, whichever packages it needs; other ones install it anew.
     """
 
     home: Path
     requirements: tuple[str, ...]
     verb: str
+    constraints: Path | None = None
 
     @property
     def python(self) -> Path:
@@ -53,6 +55,8 @@ class VirtualEnvironment:
             return
         shutil.rmtree(self.home, ignore_errors=True)
         words = [self.python, "-m", "pip", "--disable-pip-version-check", "-q", "install", *self.requirements]
+        if self.constraints:
+            words += ["--constraint", self.constraints]
         try:
             for command in ([sys.executable, "-m", "venv", self.home], words):
                 subprocess.run(command, check=True, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True)
@@ -62,7 +66,7 @@ class VirtualEnvironment:
             self._fail((lines or ["it cannot be installed"])[-1])
         except (subprocess.TimeoutExpired, OSError, AbsentError) as error:
             self._fail(str(error))
-        self._stamp.write_text("\n".join(self.requirements))
+        self._stamp.write_text(self._wanted)
 
     def require(self) -> None:
         """Raises AbsentError unless it is installed."""
@@ -75,8 +79,13 @@ class VirtualEnvironment:
         return self.home / "installed"
 
     @property
+    def _wanted(self) -> str:
+        """What the stamp of an environment says that has what is asked for."""
+        return "\n".join(self.requirements) + (f"\n{self.constraints.read_text()}" if self.constraints else "")
+
+    @property
     def _is_installed(self) -> bool:
-        return self._stamp.exists() and self._stamp.read_text() == "\n".join(self.requirements)
+        return self._stamp.exists() and self._stamp.read_text() == self._wanted
 
     def _fail(self, reason: str) -> None:
         self.home.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def clip(message: str, limit: int = MAX_MESSAGE_BYTES) -> str:
 
 
 def without_paths(message: str) -> str:
-    """``message`` with every file path reduced to its last part, and without source locations and a line break at the end.
+    """``message`` with every file path reduced to its last part, without source locations and a line break at its end.
 
     ONNX Runtime puts these into its error texts, with C++ around them: ``/src/op_kernel.cc:87 virtual OrtValue*
     Context::Output(int) …``, ``matmul_helper.h:59 Compute …``.
