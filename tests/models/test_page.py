@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from models.document import CHECKED, SECTIONS, Section
-from models.reader import without_numbers
+from models.reader import without_measures
 from onnx import helper, numpy_helper
 from onnx_models import identity, model, value
 
@@ -100,7 +100,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def comparable(line: str) -> str:
-    return " ".join(without_numbers(line).split())
+    return " ".join(without_measures(line).split())
 
 
 @pytest.mark.parametrize("make", ATTENTION)
