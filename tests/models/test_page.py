@@ -38,8 +38,8 @@ def test_a_section_ends_with_a_request_and_its_answer(section: Section) -> None:
     assert section.blocks[-1].language == "json"
 
 
-def one_row(path: Path) -> None:
-    path.write_bytes(identity("FP32", [1, 4]))
+def two_rows(path: Path) -> None:
+    path.write_bytes(identity("FP32", [2, 4]))
 
 
 def too_new(path: Path) -> None:
@@ -84,7 +84,7 @@ def zipped(path: Path) -> None:
     path.write_bytes(made.SerializeToString())
 
 
-ATTENTION: tuple[Callable[[Path], None], ...] = (one_row, zipped, no_weights, too_large, too_new)
+ATTENTION: tuple[Callable[[Path], None], ...] = (two_rows, zipped, no_weights, too_large, too_new)
 
 
 @pytest.fixture(scope="module")
