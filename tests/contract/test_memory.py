@@ -48,9 +48,9 @@ def anonymous_bytes(server: Server) -> int:
 
 
 REFUSED: dict[str, tuple[bytes, dict[str, Any]]] = {
-    "a configuration that does not fit": (heavy(), {"config": '{"max_batch_size":8}'}),
+    "a configuration that does not fit": (heavy(), {"config": '{"input":[{"name":"x","data_type":"TYPE_BOOL"}]}'}),
     "a configuration of another input": (heavy(), {"config": '{"input":[{"name":"z","data_type":"TYPE_FP32"}]}'}),
-    "a parameter that is wrong": (heavy(), {"batch_size": 4}),
+    "a parameter that is wrong": (heavy(), {"execution_providers": "NoSuchProvider"}),
     "an operator that does not exist": (heavy("NoSuchOperator"), {}),
     "a sequence as output of a batched model": (
         heavy("SequenceConstruct", helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, [1])),

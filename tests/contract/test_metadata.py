@@ -58,7 +58,7 @@ def test_versions(server):
         ("/v2/models/nope/versions/1", "Request for unknown model: 'nope' is not found"),
         ("/v2/models/simple/versions/7", "Request for unknown model: 'simple' version 7 is not found"),
         ("/v2/models/simple/versions/7/ready", "Request for unknown model: 'simple' version 7 is not found"),
-        ("/v2/models/Simple", "Request for unknown model: 'Simple' is not found"),
+        ("/v2/models/Simple", "Request for unknown model: 'Simple' is not found; did you mean 'simple'?"),
     ],
 )
 def test_unknown_models(server, path, sentence):

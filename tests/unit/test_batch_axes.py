@@ -6,6 +6,7 @@ import pytest
 
 from fastinfer.backends.onnx.batch_axes import NO_ROWS, guesses, why_no_rows
 from fastinfer.backends.onnx.load import load
+from fastinfer.backends.onnx.settings import SessionSettings
 from fastinfer.base.errors import ApiError
 from fastinfer.config.model import ModelConfig
 from fastinfer.config.server import ServerConfig
@@ -158,4 +159,4 @@ def test_a_batch_needs_an_input_with_rows(tmp_path):
     fixed = onnx_models.identity("FP32", (2, 3))
     path = tmp_path / "m" / "1" / "model.onnx"
     with pytest.raises(ApiError, match=r"needs an open first dimension, but input 'x' has the shape \[2, 3\]"):
-        load(path, fixed, ModelConfig(name="m", max_batch_size=4), "m", {}, ServerConfig())
+        load(path, fixed, ModelConfig(name="m", max_batch_size=4), "m", SessionSettings(), ServerConfig())

@@ -473,7 +473,6 @@ class Loaded(NamedTuple):
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
     batched: bool
-    max_batch_size: int
     max_request_rows: int
     optional_inputs: tuple[Spec, ...] = ()
 

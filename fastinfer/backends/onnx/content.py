@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _BEGIN = 512  # bytes that are looked at
+_MAX_FIELDS = 20_000  # of a model; functions and metadata are the ones that are repeated
 _BEGINNINGS = {
     b"\x08": None,  # an ONNX file nearly always begins so: its ir_version
     b"PK\x03\x04": "a zip archive (PyTorch saves models so); export it to ONNX, or unpack it",
@@ -47,9 +48,13 @@ def why_no_model(content: bytes) -> str | None:
 def _missing_bytes(content: bytes) -> int:
     """Return how many bytes the last field of a message lacks; 0 if it is whole, or if it is no message."""
     at = 0
-    while at < len(content):
+    for _ in range(_MAX_FIELDS):
+        if at >= len(content):
+            break
         tag, at = _varint(content, at)
         wire = tag & 7
+        if not tag >> 3:  # no field has the number 0
+            return 0
         if wire == _VARINT:
             _, at = _varint(content, at)
         elif wire == _BYTES:
@@ -59,7 +64,7 @@ def _missing_bytes(content: bytes) -> int:
             at += _SIZES[wire]
         else:
             return 0
-    return min(at - len(content), 1 << 40)
+    return min(max(0, at - len(content)), 1 << 40)
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:

@@ -339,7 +339,7 @@ class _Loading:
         for each in config.inputs:
             if each.name in optional:
                 self._check_tensor("input", each, optional[each.name], None)
-            elif each.optional:
+            elif each.optional and each.name in {spec.name for spec in inputs}:
                 raise self._refusal(f"input '{each.name}' is configured as optional, but the graph needs it")
         required = [each for each in config.inputs if each.name not in optional]
         for what, given, specs in (("input", required, inputs), ("output", config.outputs, outputs)):
