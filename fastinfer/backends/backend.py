@@ -89,6 +89,7 @@ class Loaded:
         instances: batches that may run at once.
         remark: what an operator should know, as a clause for ``fastinfer check``: ``because ...``; empty: nothing.
         form: the version of the model's file format, for ``fastinfer check``: ``opset 17``; empty: it has none.
+        notes: what the log says when the model is ready, each without its subject: ``is not batched: ...``.
     """
 
     implementation: Implementation
@@ -96,6 +97,7 @@ class Loaded:
     instances: int = 1
     remark: str = ""
     form: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Backend(Protocol[P]):

@@ -229,7 +229,7 @@ class Loader:
         implementation, text = loaded.implementation, str(version)
         if isinstance(implementation, Ensemble):
             return EnsembleModel(name, text, implementation, scheduler, stats, shown, successor, number, content)
-        return Model(name, text, implementation, scheduler, stats, shown, successor, number, content)
+        return Model(name, text, implementation, scheduler, stats, shown, successor, number, content, loaded.notes)
 
     def released(self, model: Model) -> None:
         """Takes back the counters of a model that is gone."""

@@ -499,6 +499,8 @@ class Repository:
         level = self._news_level(endpoint.name)
         for model in sorted(after - before, key=lambda model: int(model.version)):
             log.log(level, "'%s' version %s: %s", model.name, model.version, model.signature)
+            for note in model.notes:
+                log.log(level, "model '%s' %s", model.name, note)
 
     # --- Chains -------------------------------------------------------------------------------------------------------
 

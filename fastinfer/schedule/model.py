@@ -41,6 +41,7 @@ class Model(Target):
         successor: the model that gets the outputs, or None.
         stats: its counters.
         content: a digest of its model file and configuration; empty for a worker.
+        notes: what the log says when it is published, each without its subject.
         number: of the load; distinguishes loads of the same name, and is the same in all processes.
     """
 
@@ -55,6 +56,7 @@ class Model(Target):
         successor: Callable[[], Model] | None = None,
         number: int = 0,
         content: str = "",
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(name, version, implementation.signature, scheduler, successor)
         self.platform = implementation.platform
@@ -62,6 +64,7 @@ class Model(Target):
         self.stats = stats
         self.number = number
         self.content = content
+        self.notes = notes
         self._implementation = implementation
         self._last: Signature | None = None  # the last stage's signature from which _shown was made
         self._shown = self.own_signature

@@ -24,10 +24,14 @@ SERVER = ServerConfig(load_run_timeout_s=1)
 
 
 def load(tmp_path, model, server=SERVER, **config):
+    return loaded(tmp_path, model, server, **config).signature
+
+
+def loaded(tmp_path, model, server=SERVER, **config):
     path = tmp_path / "1" / "model.onnx"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(model)
-    return onnx_load.load(path, model, ModelConfig(name="m", **config), "m", SessionSettings(), server).signature
+    return onnx_load.load(path, model, ModelConfig(name="m", **config), "m", SessionSettings(), server)
 
 
 def node_model(op, shape=("batch", 4), out=None, datatype="FP32", **attributes):
@@ -92,10 +96,10 @@ def minus_mean():
 )
 def test_rows_that_may_not_be_independent_are_not_batched_and_the_log_says_why(tmp_path, caplog, model, reason):
     caplog.set_level(logging.INFO)
-    signature = load(tmp_path, model)
-    assert not signature.batched
-    assert caplog.records
-    assert re.search(reason, caplog.records[-1].getMessage())
+    found = loaded(tmp_path, model)
+    assert not found.signature.batched
+    said = [record.getMessage() for record in caplog.records] + [f"model 'm' {note}" for note in found.notes]
+    assert re.search(f"model 'm' is not batched: .*{reason}", said[-1])
 
 
 def test_a_configured_batch_size_is_the_operators_word_and_only_warns(tmp_path, caplog):
@@ -187,13 +191,10 @@ CLIPPED = coupled_by(
 
 
 @pytest.mark.parametrize("model", [LARGEST, CLIPPED, minus_mean()], ids=["largest", "clipped", "mean"])
-def test_the_trial_finds_by_itself_what_the_graph_shows(tmp_path, caplog, monkeypatch, model):
-    caplog.set_level(logging.INFO)
-    assert not load(tmp_path, model).batched
-    assert "operator" in caplog.text
+def test_the_trial_finds_by_itself_what_the_graph_shows(tmp_path, monkeypatch, model):
+    assert "operator" in loaded(tmp_path, model).why_alone
     monkeypatch.setattr(outline, "prove", lambda *_, **__: Proof(None))
-    assert not load(tmp_path, model).batched
-    assert "output 'y' of a row depends on" in caplog.text
+    assert "output 'y' of a row depends on" in loaded(tmp_path, model).why_alone
 
 
 def test_ids_stay_in_their_table_and_are_tried_up_to_its_end(tmp_path, monkeypatch):
@@ -207,12 +208,12 @@ def test_ids_stay_in_their_table_and_are_tried_up_to_its_end(tmp_path, monkeypat
     assert max(int(array.max()) for array in seen) == 19
 
 
-def test_exact_batching_wants_the_same_bits_by_proof(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_exact_batching_wants_the_same_bits_by_proof(tmp_path):
     exact = SERVER.model_copy(update={"batching": "exact"})
     assert load(tmp_path, onnx_models.simple(), exact).batched
-    assert not load(tmp_path, onnx_models.mlp(), exact).batched
-    assert "'MatMul' may round a row otherwise in a batch" in caplog.text or "'Gemm' may round" in caplog.text
+    alone = loaded(tmp_path, onnx_models.mlp(), exact)
+    assert not alone.signature.batched
+    assert re.search("'(MatMul|Gemm)' may round a row otherwise in a batch", alone.why_alone)
     assert load(tmp_path, onnx_models.mlp(), exact, batching="auto").batched
     assert not load(tmp_path, onnx_models.mlp(), batching="exact").batched
 

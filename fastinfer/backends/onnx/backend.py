@@ -92,7 +92,7 @@ class OnnxBackend:
         # One native thread is always left for other models.
         instances = min(source.parameters.instances or source.config.instances, max(1, executor.threads - 1))
         remark = f"{'although' if signature.batched else 'because'} {loaded.why_alone}" if loaded.why_alone else ""
-        return Loaded(model, rows, instances, remark, _form(loaded.opsets))
+        return Loaded(model, rows, instances, remark, _form(loaded.opsets), loaded.notes)
 
     def close(self) -> None:
         self._shared.trials.end()

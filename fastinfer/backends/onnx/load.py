@@ -76,6 +76,7 @@ class LoadedModel:
         combines: whether requests may share a batch.
         why_alone: why they should not, as a clause; None: they may.
         opsets: the versions of the operator sets that it imports, by domain.
+        notes: see :attr:`fastinfer.backends.backend.Loaded.notes`.
     """
 
     session: Session
@@ -84,6 +85,7 @@ class LoadedModel:
     combines: bool
     why_alone: str | None
     opsets: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -132,13 +134,12 @@ def load(
         if facts.unserved is not None:
             raise OrtError(facts.unserved)
         session = _session(path, content, served, settings, server)
-        for reason in session.refused_inputs:
-            log.info("model '%s' runs without an optional input: %s", name, reason)
+        notes = [f"runs without an optional input: {reason}" for reason in session.refused_inputs]
         opaque = bool(settings.operator_libraries)  # operators of a library may have any names, also of known ones
         if opaque or settings.run_config:  # runs on the loop's thread share their options
             facts = replace(facts, sized_by_values=_OPAQUE if opaque else "it has options for each run")
         if facts.sized_by_values is not None:
-            log.info("model '%s' never runs on the event loop's thread: %s", name, facts.sized_by_values)
+            notes.append(f"never runs on the event loop's thread: {facts.sized_by_values}")
         runs = Runs(session, server.load_run_timeout_s, shared.trials)
         prove: _Prove = partial(shared.graphs.proof, known_as, served)
         if opaque:
@@ -157,7 +158,7 @@ def load(
         raise ApiError(400, f"model '{name}': {error}") from error
     except OrtError as error:
         raise ApiError(400, f"model '{name}' does not load: {_reason(error, settings.operator_libraries)}") from error
-    return loaded
+    return replace(loaded, notes=(*notes, *loaded.notes))
 
 
 def _reason(error: OrtError, libraries: Sequence[str]) -> str:
@@ -280,9 +281,11 @@ class _Loading:
             return self._loaded(batched, reason is None or not self._exact, reason)
         reason = self._why_not_batched(rows) or rows.couples or self._why_rows_depend(rows)
         if reason is not None:
-            level = logging.WARNING if reason.startswith(TOO_LONG) else logging.INFO
-            log.log(level, "model '%s' is not batched: %s", self.name, reason)
-            return self._loaded(make(session.inputs, session.outputs), False, reason)
+            alone = self._loaded(make(session.inputs, session.outputs), False, reason)
+            if not reason.startswith(TOO_LONG):
+                return replace(alone, notes=(f"is not batched: {reason}",))
+            log.warning("model '%s' is not batched: %s", self.name, reason)
+            return alone
         # Some exporters declare one output row although there is one for each input row; the proof shows it.
         outputs = [_of_rows(spec) for spec in rows.outputs]
         batched = make(rows.inputs, outputs, batched=True, max_batch_size=self._default_rows)
