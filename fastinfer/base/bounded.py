@@ -4,7 +4,7 @@ A thread that waits for a disk, or runs inside a foreign library, cannot be ende
 fails for the caller, and another thread takes its place. The thread itself is *stuck* until the call returns; the
 result is then dropped. The number of stuck threads has a limit; while it is reached, further calls are refused.
 
-A thread takes one call after another, and ends when there has been none for a second.
+A thread takes one call after another, and ends when there has been none for half a second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_IDLE_S = 1.0  # an idle thread ends after this time
+_IDLE_S = 0.5  # an idle thread ends after this time
 
 
 class _Call:
@@ -51,7 +51,7 @@ class _Thread:
     Args:
         name: the thread's name.
         ended: called on the thread with each call, its result and its error.
-        idle: called on the thread after each second without a call.
+        idle: called on the thread after each half second without a call.
     """
 
     def __init__(

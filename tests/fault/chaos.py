@@ -349,8 +349,9 @@ def _status(server: Chaos, path: str, patience_s: float) -> int:
 
 
 def _loads(server: Chaos) -> int:
-    """How often a process has logged that it serves one of the models that are always there."""
-    return server.whole_log().count("'simple' version 1: ")
+    """How often a process has logged that it loads or serves the models that are always there."""
+    log = server.whole_log()
+    return log.count("'simple' version 1: ") + log.count(" models change;")
 
 
 def _serves(server: Chaos, old: set[int], count: int) -> bool:

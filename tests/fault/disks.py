@@ -126,7 +126,7 @@ def large_configurations(trial: Trial) -> None:
         before = rss(server.pid)
         with neighbours(server.port, RATE) as beside:
             for number in range(loads):
-                config = json.dumps({"max_batch_size": 4, "parameters": {"number": str(number)}}) + " " * 900_000
+                config = json.dumps({"max_batch_size": 4, "metric_tags": {"number": str(number)}}) + " " * 900_000
                 given = {"parameters": {"config": config, "number": number}}
                 wrong += server.post("/v2/models/simple/load", given).status != 200
             for body in ('{"a":[' + "[]," * 340_000 + "1]}", "{" + '"a":1,' * 140_000 + '"b":1}'):

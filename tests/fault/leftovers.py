@@ -12,7 +12,11 @@ from tests.fault.trial import MIB, Trial
 from tests.support import inference, tensor
 
 WEIGHTS = 64 * MIB
-REFUSED = ('{"max_batch_size":8}', '{"input":[{"name":"z","data_type":"TYPE_FP32"}]}', '{"platform":"tensorflow"}')
+REFUSED = (
+    '{"input":[{"name":"x","data_type":"TYPE_BOOL"}]}',
+    '{"input":[{"name":"z","data_type":"TYPE_FP32"}]}',
+    '{"platform":"tensorflow"}',
+)
 BUDGET = 256 * MIB
 
 

@@ -37,6 +37,7 @@ TOO_LONG = "a trial run took longer than"
 _OPEN_DIMENSIONS = (8, 1, 3, 16, 32, 224)  # sizes that are tried for open dimensions, in this order
 _TOLERANCE = {"FP16": 2e-3, "BF16": 2e-2, "FP32": 1e-5, "FP64": 1e-10}  # relative to the row's largest magnitude
 _ROWS = 3
+_LOOKS_S = 0.5  # between two looks at the runs
 
 
 class TooLongError(OrtError):
@@ -55,7 +56,7 @@ class _Running:
 class TrialRuns:
     """Terminates the runs at load, from any load thread, that take too long or outlive the server.
 
-    One thread waits for the first deadline. It ends when there is no run at that time.
+    One thread waits for the first deadline. It ends when it looks and there is no run.
     """
 
     def __init__(self) -> None:
@@ -87,7 +88,8 @@ class TrialRuns:
         with self._changed:
             while True:
                 now = time.monotonic()
-                self._wakes_at = self._end_overdue(now)
+                deadline = self._end_overdue(now)
+                self._wakes_at = None if deadline is None else min(deadline, now + _LOOKS_S)
                 if self._wakes_at is None:
                     return
                 self._changed.wait(self._wakes_at - now)
