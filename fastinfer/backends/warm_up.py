@@ -60,13 +60,17 @@ def _values(spec: TensorSpec, given: WarmupInput, shape: list[int], directory: P
     """Make one input. ValueError: it does not fit."""
     if given.datatype != spec.datatype:
         raise ValueError(f"input '{spec.name}' is {spec.datatype}, its warm-up {given.datatype}")
-    if not given.input_data_file:
-        values = ordinary_values(spec.datatype, shape, np.random.default_rng(0))
-        return values if given.random_data else _zeros_like(values)
+    dtype = np.dtype(numpy_dtype(spec.datatype))
+    if math.prod(shape) * dtype.itemsize > limits.MAX_BODY_BYTES:
+        raise ValueError(f"the warm-up of input '{spec.name}' is larger than {limits.MAX_BODY_BYTES >> 20} MiB")
+    if given.zero_data:
+        return np.full(shape, b"", dtype=object) if spec.datatype == "BYTES" else np.zeros(shape, dtype)
+    if given.random_data:
+        return ordinary_values(spec.datatype, shape, np.random.default_rng(0))
     try:
         most_bytes = limits.MAX_BODY_BYTES
         if spec.datatype != "BYTES":
-            most_bytes = math.prod(shape) * np.dtype(numpy_dtype(spec.datatype)).itemsize
+            most_bytes = math.prod(shape) * dtype.itemsize
         data = disk.read(directory / given.input_data_file, most_bytes)
         if len(data) > most_bytes:
             raise ValueError("it is too large")
@@ -75,7 +79,3 @@ def _values(spec: TensorSpec, given: WarmupInput, shape: list[int], directory: P
         return np.frombuffer(data, numpy_dtype(spec.datatype)).reshape(shape)
     except (OSError, ValueError):
         raise ValueError(f"the warm-up file '{given.input_data_file}' does not fit input '{spec.name}'") from None
-
-
-def _zeros_like(values: NDArray[Any]) -> NDArray[Any]:
-    return np.full(values.shape, b"", dtype=object) if values.dtype == object else np.zeros_like(values)

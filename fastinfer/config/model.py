@@ -178,6 +178,8 @@ class ModelConfig(Table):
                 raise ValueError(f"an ensemble must list its {what}")
             if any(tensor.reshape is not None for tensor in tensors):
                 raise ValueError("an ensemble has no reshape of its own; set it for the models of its steps")
+        if self.batch_axes:
+            raise ValueError("an ensemble has no batch_axis: its rows are along the first dimension")
         for field in ensemble.REFUSED_FIELDS:
             if field in self.model_fields_set and getattr(self, field) not in ((), "", None):
                 raise ValueError(f"an ensemble has no {field} of its own; set it for the models of its steps")

@@ -20,9 +20,9 @@ from fastinfer.base import limits
 from fastinfer.base.errors import ApiError
 from fastinfer.native.job import Clock
 from fastinfer.schedule.lifetime import Parent
-from fastinfer.schedule.model import Model
+from fastinfer.schedule.model import Model, without_batch
 from fastinfer.schedule.wiring import Step, StepPlan, Wiring
-from fastinfer.tensor.message import BatchResult, InferRequest
+from fastinfer.tensor.message import BatchResult, InferRequest, RequestedOutput
 from fastinfer.tensor.signature import Signature
 from fastinfer.tensor.tensor import Tensor, TensorSpec
 
@@ -186,15 +186,19 @@ class Ensemble:
         return model
 
     def _take_labels(self, stages: Sequence[_Stage]) -> None:
-        """Labels the outputs without labels of their own as the steps' models do."""
+        """Labels the outputs without labels of their own as the steps' models do; so for matrices of scores."""
         labels = self.signature.labels
         labels.clear()
+        scores: set[str] = set()
         for stage in stages:
             outputs = stage.signature.outputs  # none if it gives its inputs back
             for place, tensor in stage.plan.outputs if outputs else ():
                 if (known := stage.signature.labels.get(outputs[place].name)) is not None:
                     labels[tensor] = known
+                if outputs[place].name in stage.signature.score_matrices:
+                    scores.add(tensor)
         labels.update(self._own_labels)
+        self.signature.score_matrices = frozenset(scores)
 
 
 class EnsembleModel(Model):
@@ -276,8 +280,8 @@ class _Run(Parent):
         stage = self._running.pop(child)
         times = (child.input_ns, child.infer_ns, child.output_ns)
         self._times_ns = [sum(each) for each in zip(self._times_ns, times, strict=True)]
-        if child.implicit_batch and stage.plan.batched:  # the tensors between steps are as the step before made them
-            outputs = [tensor.reshaped(tensor.shape[1:]) for tensor in outputs]
+        if child.implicit_batch and stage.plan.axes:  # the tensors between steps are as the step before made them
+            outputs = [without_batch(tensor, axis) for tensor, axis in zip(outputs, stage.plan.axes, strict=True)]
         self._add({tensor: outputs[place] for place, tensor in stage.plan.outputs})
         if not self._running:
             self.finish([self._output(spec) for spec in self._wiring.signature.outputs])
@@ -318,9 +322,12 @@ class _Run(Parent):
 
     def _begin_step(self, held: _Held) -> None:
         stage = held.stage
-        child = InferRequest(
-            [self._take(tensor).renamed(name) for name, tensor in stage.plan.inputs], priority=self.request.priority
-        )
+        inputs = [self._take(tensor).renamed(name) for name, tensor in stage.plan.inputs]
+        made = stage.signature.outputs
+        # The others may be absent, which would fail the step.
+        some = len(stage.plan.outputs) < len(made)
+        wanted = [RequestedOutput(made[place].name) for place, _ in stage.plan.outputs] if some else None
+        child = InferRequest(inputs, wanted, priority=self.request.priority)
         child.stats = stage.model.stats
         child.step = held.inner
         try:

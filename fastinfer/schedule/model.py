@@ -289,7 +289,7 @@ class _Chain(Parent):
             self.request.implicit_batch = False  # the outputs have no batch dimension to remove
         elif stage.implicit_batch:
             axes = [spec.batch_axis for spec in last.outputs] or [0] * len(outputs)
-            outputs = [_without_batch(tensor, axis) for tensor, axis in zip(outputs, axes, strict=True)]
+            outputs = [without_batch(tensor, axis) for tensor, axis in zip(outputs, axes, strict=True)]
         self.finish(outputs)
 
 
@@ -314,6 +314,8 @@ def _chained(first: Signature, last: Signature) -> Signature:
         item_form=first.item_form,
         never_empty=first.never_empty,
         labels=last.labels,
+        score_matrices=last.score_matrices,
+        max_request_rows=first.max_request_rows,
         optional_inputs=first.optional_inputs,
     )
 
@@ -343,7 +345,7 @@ def why_not_chained(first: Signature, following: Signature) -> str | None:
     return None
 
 
-def _without_batch(tensor: Tensor, axis: int) -> Tensor:
+def without_batch(tensor: Tensor, axis: int) -> Tensor:
     """The tensor without its batch dimension, unless an optional input has given it another shape."""
     shape = tensor.shape
     return tensor.reshaped(shape[:axis] + shape[axis + 1 :]) if shape[axis : axis + 1] == (1,) else tensor

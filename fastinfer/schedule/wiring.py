@@ -49,12 +49,12 @@ class StepPlan:
     Attributes:
         inputs: the name of each input, in the model's order, and the tensor that it takes.
         outputs: the place of an output in the model's order, and the tensor that it makes.
-        batched: whether all outputs have the batch dimension in front.
+        axes: the batch dimension of each output that the model makes; empty: its outputs are not batched.
     """
 
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[int, str], ...]
-    batched: bool
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +163,38 @@ class Wiring:
                 if spec.name not in step.inputs:
                     raise ApiError(400, f"input '{spec.name}' of {step} is not in its input_map")
                 tensor = step.inputs[spec.name]
-                _check_fit(tensor, tensors[tensor], spec, f"input '{spec.name}' of {step}")
+                self._check_fit(tensor, tensors[tensor], spec, f"input '{spec.name}' of {step}")
+            self._check_rows(step, signature)
             made = [(place, step.outputs[spec.name]) for place, spec in enumerate(outputs) if spec.name in step.outputs]
             tensors |= {tensor: _Origin(outputs[place], f"made by {step}") for place, tensor in made}
             taken = tuple((spec.name, step.inputs[spec.name]) for spec in inputs)
-            plans[step.number] = StepPlan(taken, tuple(made), signature.outputs_batched)
+            axes = tuple(spec.batch_axis for spec in outputs) if signature.outputs_batched else ()
+            plans[step.number] = StepPlan(taken, tuple(made), axes)
         for spec in self.signature.outputs:
-            _check_fit(spec.name, tensors[spec.name], spec, f"the ensemble's output '{spec.name}'")
+            self._check_fit(spec.name, tensors[spec.name], spec, f"the ensemble's output '{spec.name}'")
         return tuple(plans[step.number] for step in self.steps)
+
+    def _check_fit(self, tensor: str, origin: _Origin, taken: TensorSpec, by: str) -> None:
+        given = origin.spec
+        if given.datatype != taken.datatype:
+            problem = f"is {given.datatype}, but {by} is {taken.datatype}"
+        # The first dimension of all tensors of a batched ensemble is the batch; a step must not take it for another.
+        elif not shapes_fit(given, taken, same_rank=self.signature.batched):
+            problem = f"has the shape {list(given.shape)}, but {by} has {list(taken.shape)}"
+        else:
+            return
+        raise ApiError(400, f"tensor '{tensor}', {origin.maker}, {problem}")
+
+    def _check_rows(self, step: Step, signature: Signature) -> None:
+        """ApiError 400 if the rows of a batched ensemble are not where the step has them."""
+        if not (self.signature.batched and signature.batched):
+            return
+        for spec in (*signature.inputs, *signature.outputs):
+            if spec.batch_axis != 0:
+                raise ApiError(
+                    400,
+                    f"'{spec.name}' of {step} has no rows along its first dimension, as an ensemble with batches needs",
+                )
 
 
 def _suggestion(wrong: str, known: Collection[str]) -> str:
@@ -189,23 +213,14 @@ def _check_names(step: Step, what: str, mapped: Iterable[str], known: Sequence[T
         raise ApiError(400, f"{step} has no {what} '{unknown}'; the model has {listed or 'none'}")
 
 
-def _check_fit(tensor: str, origin: _Origin, taken: TensorSpec, by: str) -> None:
-    given = origin.spec
-    if given.datatype != taken.datatype:
-        problem = f"is {given.datatype}, but {by} is {taken.datatype}"
-    elif not shapes_fit(given, taken):
-        problem = f"has the shape {list(given.shape)}, but {by} has {list(taken.shape)}"
-    else:
-        return
-    raise ApiError(400, f"tensor '{tensor}', {origin.maker}, {problem}")
-
-
-def shapes_fit(given: TensorSpec, taken: TensorSpec) -> bool:
+def shapes_fit(given: TensorSpec, taken: TensorSpec, *, same_rank: bool = False) -> bool:
     """Whether a tensor declared as ``given`` may be taken for ``taken``.
 
-    Dimensions are compared from the last one, because one side may have a batch dimension in front.
+    Dimensions are compared from the last one, because one side may have a batch dimension in front, unless both must
+    have the ``same_rank``.
     """
     if given.open_rank or taken.open_rank:
         return True
     ends = zip(reversed(given.shape), reversed(taken.shape), strict=False)
-    return abs(len(given.shape) - len(taken.shape)) <= 1 and all(a == b or -1 in (a, b) for a, b in ends)
+    ranks = abs(len(given.shape) - len(taken.shape))
+    return ranks <= (0 if same_rank else 1) and all(a == b or -1 in (a, b) for a, b in ends)

@@ -94,6 +94,7 @@ cdef bint are_too_many_strings(Decoder* decoder, int64_t count) noexcept nogil:
 # what the rest of the body can hold at most, never for what the shape claims.
 cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Cursor* cursor = &decoder.cursor
+    cdef int first = peek(cursor)       # the text may end here
     cdef const char* opening = cursor.at
     cdef const char* end = cursor.end
     cdef Py_ssize_t itemsize = datatype_of(tensor.datatype_id).itemsize
@@ -101,7 +102,7 @@ cdef int read_data(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef int64_t room
     cdef int64_t done = 0
     cdef Reader reader
-    if opening[0] != OPEN_ARRAY:
+    if first != OPEN_ARRAY:
         return read_single(decoder, tensor)
     if tensor.datatype_id == BYTES:
         if skip_brackets(cursor) < 0:
@@ -142,10 +143,10 @@ cdef int read_single(Decoder* decoder, ParsedInput* tensor) noexcept nogil:
     cdef Py_ssize_t itemsize = datatype_of(tensor.datatype_id).itemsize
     cdef Reader reader
     cdef NumberSpan span
-    if tensor.count != 1:
-        return fail(decoder, ".data", "must be an array")
     if skip(decoder, 0) < 0:
         return -1
+    if tensor.count != 1:
+        return fail(decoder, ".data", "must be an array")
     if tensor.datatype_id == BYTES:
         if take_block(decoder, tensor, cursor.at - value + 8) < 0:
             return -1

@@ -20,7 +20,7 @@ cdef class Signature:
     cdef readonly bint takes_base64         # the model reads base64 text itself: it is not decoded before
     cdef readonly str never_empty           # operators that cannot run on inputs without elements; "": none is known
     cdef readonly dict labels               # Labels of the classes of outputs that have them, by the output's name
-    cdef readonly frozenset score_matrices  # outputs with a row of scores for each input row, batched or not
+    cdef public frozenset score_matrices  # outputs with a row of scores for each input row, batched or not
     cdef readonly Expectation expectation   # the inputs, for the decoder; None: any
     cdef dict _input_index                  # name -> position; those of optional inputs follow the others'
     cdef dict _output_index

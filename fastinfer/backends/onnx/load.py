@@ -257,6 +257,8 @@ class _Loading:
             never_empty=self._never_empty,
             optional_inputs=session.optional_inputs,
         )
+        if config.reshapes and config.max_batch_size is None:  # Triton's default, which says where the dims begin
+            config = config.model_copy(update={"max_batch_size": 0})
         configured = config.max_batch_size
         self._check_axes(config)
         if configured == 0:
@@ -340,6 +342,8 @@ class _Loading:
         """
         optional = {spec.name: spec for spec in self.session.optional_inputs}
         for each in config.inputs:
+            if each.name in optional and each.reshape is not None:
+                raise self._refusal(f"the optional input '{each.name}' cannot be reshaped")
             if each.name in optional:
                 self._check_tensor("input", each, optional[each.name], None)
             elif each.optional and each.name in {spec.name for spec in inputs}:
