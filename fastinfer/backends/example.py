@@ -80,7 +80,7 @@ async def find_example(implementation: Implementation, limit_s: float) -> Exampl
             continue
         rows = min(_MANY_ROWS, signature.max_batch_size)
         if signature.batched and rows > 1:
-            with suppress(ApiError):  # so many rows may be too large
+            with suppress(ApiError):  # this many rows may be too large
                 run_s[rows] = await _time(implementation, _tensors(signature, rows, size), limit_s)
         inputs = [(spec.name, spec.datatype, _shape(signature, spec, 1, size)) for spec in signature.inputs]
         return Example(inputs, run_s)

@@ -11,7 +11,7 @@ import pytest
 from ensembles import ensemble, step, tensors, write_ensemble, write_model
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import value
-from support import Server, inference, serving, tensor, wait_for
+from support import Server, inference, serving, tensor
 
 
 def state() -> bytes:
@@ -147,4 +147,3 @@ def test_a_warm_up_is_bounded(server: Server, dims: str, data: str) -> None:
         {"parameters": {"config": f'{{"max_batch_size":0,"model_warmup":[{sample}]}}'}},
     )
     assert answer.status == 400
-    wait_for(lambda: "Traceback" not in server.log)

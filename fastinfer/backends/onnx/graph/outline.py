@@ -23,7 +23,7 @@ from fastinfer.backends.onnx.graph.rows import Proof, prove
 T = TypeVar("T")
 
 _MAX_KEPT = 512  # facts and proofs
-_MIN_BYTES = 16 * MAX_ELEMENTS + 1  # the proof does not read the elements of a constant with so many bytes
+_MIN_BYTES = 16 * MAX_ELEMENTS + 1  # the proof reads the elements of smaller constants only
 _FLOATING = frozenset({1, 10, 11, 16})  # TensorProto.DataType: FLOAT, FLOAT16, DOUBLE, BFLOAT16
 _ELEMENTS = (Tensor.float_data.number, Tensor.raw_data.number, 10)  # 10: double_data
 
